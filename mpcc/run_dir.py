@@ -1,0 +1,221 @@
+"""What one trial leaves on disk, and how it is written: whole or not at all.
+
+    config.json      every field of its Config
+    provenance.json  code version, libraries, machine, device, data fingerprint
+    metrics.jsonl    one line per evaluation
+    checkpoint.pt    the state of training; checkpoint-previous.pt is the one before
+    result.json      how it ended: done, diverged or failed; absent while it has not
+    *.png            pictures
+
+The record here is the truth about a trial; MLflow and the tables are views of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mpcc.config import Config, from_dict, value_text
+
+CONFIG = "config.json"
+PROVENANCE = "provenance.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
+RESULT = "result.json"
+
+DONE, DIVERGED, FAILED = "done", "diverged", "failed"
+ENDED = (DONE, DIVERGED, FAILED)
+"""States that a result records. A trial without a result is planned, running or stopped."""
+
+_MAGIC = b"mpcc checkpoint 1\n"
+
+
+class RunDirError(ValueError):
+    """A file of a run directory is not what it should be; the message names it and what to do."""
+
+
+def open_run(path: Path, config: Config) -> Path:
+    """The directory for this trial, made where it is missing.
+
+    Raises RunDirError when it holds a trial of another configuration, and names the difference.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RunDirError(f"{path} is a file; choose another --out")
+    saved = read_config(path)
+    if saved is None:
+        if path.exists() and any(path.iterdir()):
+            raise RunDirError(f"{path} holds other files and no {CONFIG}; choose another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / CONFIG, config.to_dict())
+    elif saved != config:
+        was, now = saved.to_dict(), config.to_dict()
+        name = next(n for n in was if was[n] != now[n])
+        raise RunDirError(
+            f"{path} holds a run with {name}={value_text(was[name])}, now {value_text(now[name])}: "
+            "go on with its own settings or choose another --out"
+        )
+    return path
+
+
+def read_config(path: Path) -> Config | None:
+    """The configuration of the trial in this directory, None where there is none."""
+    values = read_json(Path(path) / CONFIG)
+    if values is None:
+        return None
+    try:
+        return from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise RunDirError(f"{Path(path) / CONFIG} does not fit this version: {error}") from None
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """How the trial ended (`state`, `cause`, `iteration`, `metrics`, ...), None while it has not."""
+    result = read_json(Path(path) / RESULT)
+    if result is not None and result.get("state") not in ENDED:
+        raise RunDirError(f"{Path(path) / RESULT} has no state that is known; delete it to run again")
+    return result
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The evaluations so far, by rising iteration; a torn last line is left out."""
+    try:
+        lines = (Path(path) / METRICS).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows[row["iteration"]] = row
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise RunDirError(
+                    f"{Path(path) / METRICS}, line {number} is not a row of metrics; "
+                    "delete the run directory to run the trial again"
+                ) from None
+    return [rows[iteration] for iteration in sorted(rows)]
+
+
+def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one evaluation."""
+    with (Path(path) / METRICS).open("ab") as file:
+        file.write(_dumps(row, indent=None).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_metrics_after(path: Path, iteration: int) -> None:
+    """Forget evaluations later than the checkpoint that training goes on from."""
+    rows = read_metrics(path)
+    text = "".join(_dumps(r, indent=None) + "\n" for r in rows if r["iteration"] <= iteration)
+    if rows:
+        write_bytes(Path(path) / METRICS, text.encode())
+
+
+def write_checkpoint(path: Path, payload: bytes) -> None:
+    """Replace the checkpoint; the one before stays as a fallback."""
+    path = Path(path)
+    current = path / CHECKPOINT
+    header = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+    staged = path / (CHECKPOINT + ".new")
+    write_bytes(staged, header + payload)
+    if current.exists():
+        os.replace(current, path / PREVIOUS_CHECKPOINT)
+    os.replace(staged, current)
+
+
+def read_checkpoints(path: Path) -> tuple[list[bytes], list[str]]:
+    """The payloads of the intact checkpoints, newest first, and a line for each that is not."""
+    payloads, problems = [], []
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
+        file = Path(path) / name
+        if not file.exists():
+            continue
+        data = file.read_bytes()
+        header_size = len(_MAGIC) + 65
+        payload = data[header_size:]
+        digest = hashlib.sha256(payload).hexdigest().encode()
+        if not data.startswith(_MAGIC):
+            problems.append(f"{file} is not a checkpoint of this program")
+        elif data[len(_MAGIC) : header_size - 1] != digest:
+            problems.append(f"{file} is damaged ({len(data)} bytes, wrong hash)")
+        else:
+            payloads.append(payload)
+    return payloads, problems
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in this file, None where there is no file."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise RunDirError(f"{path} is not JSON; delete it to run again") from None
+    if not isinstance(value, dict):
+        raise RunDirError(f"{path} holds no JSON object; delete it to run again")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON, atomically. Infinite and undefined numbers become strings."""
+    write_bytes(path, (_dumps(value, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole."""
+    path = Path(path)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with staged.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, f"no room on the disk for {path}") from None
+        raise
+
+
+@cache
+def code_version() -> str:
+    """The git commit of this code, with `+changes` where the working tree differs; or `unknown`."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return "unknown"
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", "mpcc", "tune")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _dumps(value: Mapping[str, Any], indent: int | None) -> str:
+    return json.dumps(_finite(value), indent=indent, sort_keys=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
