@@ -1,0 +1,172 @@
+"""Which files a data set is read from, and whether they are there and sound.
+
+Standard library only, so that a missing file is reported at once, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA_DIR_VARIABLE = "MPCC_DATA_DIR"
+MODIFIED = "MODIFIED.txt"
+"""A file of this name beside data files says, in its first line, in what way they differ from the
+official ones. It is the only way to have them read; the line goes with every result."""
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or not what its name says; one line, with what to do."""
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """The files of a data set in the layout that torchvision uses."""
+
+    folder: str
+    checksums: Mapping[str, str]
+    """Official MD5 sum of each file by its name, training files before test files."""
+    url: str
+    """Where each file, or the archive of all of them, can be had."""
+    archive: tuple[str, str] | None = None
+    """Name and MD5 sum of the archive that holds `folder`, where the files come in one."""
+
+
+FILES = {
+    "mnist": FileSet(
+        "MNIST/raw",
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    "fmnist": FileSet(
+        "FashionMNIST/raw",
+        {
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+    "cifar10": FileSet(
+        "cifar-10-batches-py",
+        {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+        },
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
+    ),
+    "cifar20": FileSet(
+        "cifar-100-python",
+        {
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        },
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        ("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
+    ),
+}
+
+UNPACKED_MNIST = {
+    # torchvision checks the .gz files alone; these are the MD5 sums of what is in them.
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
+    """The folder of data files: as given, or by the environment variable MPCC_DATA_DIR, or None."""
+    given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    return Path(given).expanduser() if given else None
+
+
+def required_dir(dataset: str, data_dir: Path | str | None) -> Path:
+    """The folder of data files, which must be given and exist."""
+    root = resolve_data_dir(data_dir)
+    if root is None:
+        raise DataError(
+            f"data set {dataset} is read from files: name their folder with --data-dir "
+            f"or {DATA_DIR_VARIABLE}, or add --download"
+        )
+    if not root.is_dir():
+        raise DataError(f"data folder {root} does not exist; correct --data-dir or add --download")
+    return root
+
+
+def check_available(dataset: str, data_dir: Path | str | None) -> None:
+    """Return if every file of this data set is there; raise DataError that names those missing."""
+    if dataset in FILES:
+        missing_or_found(dataset, data_dir)
+
+
+def missing_or_found(dataset: str, data_dir: Path | str | None) -> list[Path]:
+    """The files to read, in the order of `FileSet.checksums`, packed or unpacked as they lie there.
+
+    Raises DataError with one line that names each missing file and where to put it.
+    """
+    root, files = required_dir(dataset, data_dir), FILES[dataset]
+    found, missing = [], []
+    for name in files.checksums:
+        packed = root / files.folder / name
+        choices = [packed, packed.with_suffix("")] if name.endswith(".gz") else [packed]
+        here = next((c for c in choices if c.is_file()), None)
+        if here is None:
+            missing.append(name)
+        else:
+            found.append(here)
+    if missing:
+        what = f"from {files.url}" if files.archive is None else f"out of the archive {files.url}"
+        raise DataError(
+            f"{dataset}: {', '.join(missing)} not found in {root / files.folder}; "
+            f"put {'it' if len(missing) == 1 else 'them'} there ({what}) or add --download"
+        )
+    return found
+
+
+def read_checked(path: Path, checksum: str | None) -> bytes:
+    """The content of a file, unpacked if it is a .gz, after its MD5 sum is found right.
+
+    No sum, or the folder's MODIFIED.txt, leaves soundness to the format's own checks.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if checksum is not None and modification(path.parent) is None:
+        actual = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if actual != checksum:
+            raise DataError(
+                f"{path} is damaged or not the official file: {len(data):,} bytes with MD5 {actual}, "
+                f"expected {checksum}; get it again, or say in {path.parent / MODIFIED} what differs"
+            )
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}); get it again") from None
+
+
+def modification(folder: Path) -> str | None:
+    """The first line of the folder's MODIFIED.txt; None where the files claim to be official."""
+    try:
+        lines = (folder / MODIFIED).read_text(encoding="utf-8").strip().splitlines()
+    except FileNotFoundError:
+        return None
+    return lines[0] if lines else "changed, without a word on how"
