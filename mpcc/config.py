@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -280,7 +281,7 @@ def parse_value(name: str, text: str) -> Any:
             return float(text)
         if typing.get_origin(kind) is tuple:
             return tuple(float(part) for part in text.split("/"))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise ValueError(f"{name} must be {_kind_text(hint)}, got '{text}'") from None
     return text
 
@@ -312,7 +313,7 @@ def value_text(value: Any) -> str:
     """A value as people write it: 0.0006 -> 6e-4, True -> true."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         mantissa, _, exponent = f"{value:.6e}".partition("e")
         mantissa = mantissa.rstrip("0").rstrip(".")
         plain = f"{value:.6g}"
