@@ -1,13 +1,28 @@
-"""Named data sets as one uint8 tensor each, resized, with labels and a fingerprint.
+"""Named data sets as one uint8 tensor each, at the size asked for, with labels and a fingerprint.
 
-digits    scikit-learn's 1,797 handwritten digits, 8x8, part of that library
-mnist     70,000 digits, 28x28; `train` is the first 60,000
+    digits    scikit-learn's 1,797 handwritten digits, 8x8, part of that library
+    mnist     70,000 digits, 28x28                    fmnist    70,000 pictures of clothes, 28x28
+    omniglot  100 characters x 20 drawings x 20 distorted copies, 105x105
+    cifar10   60,000 colour pictures, 32x32           cifar20   CIFAR-100 by its 20 superclasses
+    folder    images of one's own, subfolders as labels
+
+`split="train"` leaves out the official test images, or every fifth image (for Omniglot, drawing)
+where there is no official split.
+
+A data set is read, resized and checked once per machine: the result lies in the cache folder and
+is mapped into memory, so that all trials on a machine share one copy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpcc import data_files
+from mpcc import data_download, data_files, data_readers
 from mpcc.config import Config
 from mpcc.data_files import DataError
 
 __all__ = ["DataError", "ImageSet", "check_available", "load", "to_float", "to_uint8"]
 
-N_DIGITS_TRAIN = 1437
-"""The digits have no official split: `train` is the first four fifths."""
+_CACHE_VERSION = 1
+"""Raise it when a reader gives other pixels from the same files."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class ImageSet:
     """Images in the order of their source, with labels where there are any."""
 
     images: Tensor
-    """uint8 (N, C, H, W)."""
+    """uint8 (N, C, H, W). May be mapped from a file: writing to it changes this process's copy."""
     labels: Tensor | None
     """int64 (N,), from 0; None where the data has none."""
     label_names: tuple[str, ...]
@@ -43,30 +58,35 @@ class ImageSet:
         return len(self.images)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set at its own size, before it is resized."""
-
-    images: np.ndarray
-    """uint8 (N, C, H, W)."""
-    labels: np.ndarray | None
-    label_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
 def load(config: Config, data_dir: Path | None = None, *, download: bool = False) -> ImageSet:
     """The data set that the configuration names, its split, at `image_size`.
 
     Raises DataError, one line, for files that are missing, damaged or mislabelled.
     """
-    source = READERS[config.dataset](config, data_files.resolve_data_dir(data_dir))
-    images = resize(torch.from_numpy(source.images), config.image_size)
-    labels = None if source.labels is None else torch.from_numpy(source.labels.astype(np.int64))
-    return ImageSet(images, labels, source.label_names, fingerprint(images, labels), source.notes)
+    if download:
+        data_dir = data_download.download(config.dataset, data_dir)
+    place = data_files.cache_dir() / "prepared" / _cache_key(config, data_dir)
+    cached = _read_cached(place)
+    if cached is not None:
+        return cached
+    with _locked(place):
+        cached = _read_cached(place)  # another trial may have written it meanwhile
+        if cached is not None:
+            return cached
+        source = data_readers.read(config, data_dir)
+        images = torch.from_numpy(data_readers.resize(source.images, config.image_size).copy())
+        labels = None if source.labels is None else torch.from_numpy(source.labels)
+        image_set = ImageSet(
+            images, labels, source.label_names, fingerprint(images, labels), source.notes
+        )
+        return _read_cached(_write_cached(place, image_set)) or image_set
 
 
 def check_available(config: Config, data_dir: Path | None = None) -> None:
-    """Return if the data can be read, as far as that is seen without reading it; else DataError."""
+    """Return if the data's files are there with the right sums; else DataError.
+
+    The same without importing torch: `data_files.check_available(dataset, data_dir)`.
+    """
     data_files.check_available(config.dataset, data_dir)
 
 
@@ -80,106 +100,89 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def resize(images: Tensor, size: int, chunk: int = 4096) -> Tensor:
-    """Images uint8 (N, C, H, W) at size x size, by antialiased bilinear interpolation.
-
-    The weights are whole multiples of 2^-14, so that every sum is exact in float64 and the result
-    is the same to the bit on every machine, whatever the order of the additions.
-    """
-    if images.shape[-2:] == (size, size):
-        return images
-    rows = torch.from_numpy(_interpolation(images.shape[-2], size))
-    columns = torch.from_numpy(_interpolation(images.shape[-1], size))
-    resized = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
-    for start in range(0, len(images), chunk):
-        exact = rows @ images[start : start + chunk].to(torch.float64) @ columns.T
-        resized[start : start + chunk] = torch.floor(exact / 2**28 + 0.5).to(torch.uint8)
-    return resized
-
-
 def fingerprint(images: Tensor, labels: Tensor | None) -> str:
     """Twelve hexadecimal digits that name this content."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    digest.update(np.ascontiguousarray(images.numpy()))
+    digest.update(np.ascontiguousarray(images.numpy()).data)
     if labels is not None:
-        digest.update(labels.numpy().astype("<i8"))
+        digest.update(labels.numpy().astype("<i8").data)
     return digest.hexdigest()[:12]
 
 
-def _interpolation(size_in: int, size_out: int) -> np.ndarray:
-    """Weights (size_out, size_in) of a triangle filter, whole numbers that sum to 2^14 by row."""
-    scale = size_in / size_out
-    support = max(scale, 1.0)
-    centres = (np.arange(size_out) + 0.5) * scale
-    distance = np.abs(np.arange(size_in) + 0.5 - centres[:, None]) / support
-    weights = np.clip(1 - distance, 0, None)
-    whole = np.rint(weights / weights.sum(1, keepdims=True) * 2**14)
-    peak = whole.argmax(1)
-    whole[np.arange(size_out), peak] += 2**14 - whole.sum(1)
-    return whole
+def _cache_key(config: Config, data_dir: Path | None) -> str:
+    """Names what the prepared arrays depend on: the settings, and each file's size and time."""
+    files: list[tuple[str, str | int, int]] = []
+    for path in data_files.source_files(config.dataset, data_dir):
+        about = path.stat()
+        files.append((str(path.resolve()), about.st_size, about.st_mtime_ns))
+    if config.dataset == "digits":
+        files.append(("scikit-learn", importlib.metadata.version("scikit-learn"), 0))
+    what = [_CACHE_VERSION, config.dataset, config.split, config.image_size, files]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    return f"{config.dataset}-{config.split}-{config.image_size}-{digest}"
 
 
-def _read_digits(config: Config, data_dir: Path | None) -> Source:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = (digits.images.astype(np.int64) * 255 + 8) // 16  # 0..16, rounded to the nearest
-    n = len(pixels) if config.split == "all" else N_DIGITS_TRAIN
-    names = tuple(str(name) for name in digits.target_names)
-    return Source(pixels[:n, None].astype(np.uint8), digits.target[:n], names)
-
-
-def _read_mnist(config: Config, data_dir: Path | None) -> Source:
-    paths = data_files.missing_or_found(config.dataset, data_dir)
-    known = dict(data_files.FILES[config.dataset].checksums)
-    if config.dataset == "mnist":
-        known |= data_files.UNPACKED_MNIST
-    parts = [_read_idx(path, known.get(path.name)) for path in paths]
-    images, labels = [], []
-    for i in range(0, 2 if config.split == "train" else 4, 2):
-        _check_pair(paths[i], parts[i], paths[i + 1], parts[i + 1])
-        images.append(parts[i])
-        labels.append(parts[i + 1])
-    note = data_files.modification(paths[0].parent)
-    return Source(
-        np.concatenate(images)[:, None],
-        np.concatenate(labels),
-        LABEL_NAMES[config.dataset],
-        () if note is None else (f"{config.dataset}: files differ from the official ones: {note}",),
+def _read_cached(place: Path) -> ImageSet | None:
+    """The prepared data in this folder, mapped into memory; None where it is not there whole."""
+    try:
+        about = json.loads((place / "about.json").read_bytes())
+        n_values, n_labels = math.prod(about["shape"]), about["n_labels"]
+        whole = (place / "images.bin").stat().st_size == n_values
+        if n_labels is not None:
+            whole &= (place / "labels.bin").stat().st_size == n_labels * 8
+        if not whole:
+            return None
+        # from_file maps the file privately: pages are shared until, against our use, one is written
+        images = torch.from_file(str(place / "images.bin"), False, n_values, dtype=torch.uint8)
+        labels = None
+        if n_labels is not None:
+            labels = torch.from_file(str(place / "labels.bin"), False, n_labels, dtype=torch.int64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ImageSet(
+        images.view(about["shape"]),
+        labels,
+        tuple(about["label_names"]),
+        about["fingerprint"],
+        tuple(about["notes"]),
     )
 
 
-def _read_idx(path: Path, checksum: str | None) -> np.ndarray:
-    """The array of an idx file of unsigned bytes, packed or not."""
-    data = data_files.read_checked(path, checksum)
-    n_axes = data[3] if len(data) > 3 else 0
-    shape = tuple(np.frombuffer(data[4 : 4 + 4 * n_axes], ">u4").tolist())
-    if data[:3] != b"\0\0\x08" or n_axes not in (1, 3) or len(shape) != n_axes:
-        raise DataError(f"{path} is not an idx file of bytes; get it again")
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * n_axes)
-    if values.size != np.prod(shape):
-        raise DataError(
-            f"{path} holds {values.size:,} values where its head says "
-            f"{' x '.join(map(str, shape))}; it is truncated: get it again"
-        )
-    return values.reshape(shape)
+def _write_cached(place: Path, image_set: ImageSet) -> Path:
+    """Write the prepared data, whole or not at all. A cache that cannot be written is no fault."""
+    staged = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    about = {
+        "shape": list(image_set.images.shape),
+        "n_labels": None if image_set.labels is None else len(image_set.labels),
+        "label_names": image_set.label_names,
+        "fingerprint": image_set.fingerprint,
+        "notes": image_set.notes,
+    }
+    with contextlib.suppress(OSError):
+        try:
+            staged.mkdir(parents=True)
+            image_set.images.numpy().tofile(staged / "images.bin")
+            if image_set.labels is not None:
+                image_set.labels.numpy().tofile(staged / "labels.bin")
+            (staged / "about.json").write_text(json.dumps(about))
+            shutil.rmtree(place, ignore_errors=True)
+            staged.rename(place)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return place
 
 
-def _check_pair(image_path: Path, images: np.ndarray, label_path: Path, labels: np.ndarray) -> None:
-    if images.ndim != 3:
-        raise DataError(f"{image_path} holds no images; get it again")
-    if labels.shape != (len(images),):
-        raise DataError(
-            f"{label_path} holds {labels.size:,} labels for the {len(images):,} images "
-            f"of {image_path.name}; get both again"
-        )
-    if labels.max(initial=0) > 9:
-        raise DataError(f"{label_path} holds label {labels.max()}, beyond 9; get it again")
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Let one process at a time prepare this data; without a writable cache, each for itself."""
+    try:
+        import fcntl
 
-
-LABEL_NAMES = {"mnist": tuple("0123456789")}
-
-READERS: dict[str, Callable[[Config, Path | None], Source]] = {
-    "digits": _read_digits,
-    "mnist": _read_mnist,
-}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = place.with_name(place.name + ".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

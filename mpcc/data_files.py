@@ -8,12 +8,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 DATA_DIR_VARIABLE = "MPCC_DATA_DIR"
+CACHE_DIR_VARIABLE = "MPCC_CACHE_DIR"
 MODIFIED = "MODIFIED.txt"
 """A file of this name beside data files says, in its first line, in what way they differ from the
 official ones. It is the only way to have them read; the line goes with every result."""
@@ -90,29 +92,80 @@ UNPACKED_MNIST = {
 }
 
 
+OMNIGLOT_CHARACTERS = 100
+OMNIGLOT_ARCHIVE = "images_background.zip"
+OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+OMNIGLOT_MD5 = "68d2efa1b9178cc56df9314c21c6e718"
+OMNIGLOT_FOLDERS = ("Omniglot", "omniglot-py", ".")
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def cache_dir() -> Path:
+    """Where prepared data and reference statistics lie: MPCC_CACHE_DIR or the user's cache."""
+    given = os.environ.get(CACHE_DIR_VARIABLE)
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpcc"
+
+
 def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
-    """The folder of data files: as given, or by the environment variable MPCC_DATA_DIR, or None."""
+    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them."""
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    return Path(given).expanduser() if given else None
+    if given:
+        return Path(given).expanduser()
+    downloaded = cache_dir() / "data"
+    return downloaded if downloaded.is_dir() else None
 
 
 def required_dir(dataset: str, data_dir: Path | str | None) -> Path:
     """The folder of data files, which must be given and exist."""
     root = resolve_data_dir(data_dir)
+    hint = "" if dataset == "folder" else ", or add --download"
     if root is None:
         raise DataError(
             f"data set {dataset} is read from files: name their folder with --data-dir "
-            f"or {DATA_DIR_VARIABLE}, or add --download"
+            f"or {DATA_DIR_VARIABLE}{hint}"
         )
     if not root.is_dir():
-        raise DataError(f"data folder {root} does not exist; correct --data-dir or add --download")
+        raise DataError(f"data folder {root} does not exist; correct --data-dir{hint}")
     return root
 
 
-def check_available(dataset: str, data_dir: Path | str | None) -> None:
-    """Return if every file of this data set is there; raise DataError that names those missing."""
-    if dataset in FILES:
-        missing_or_found(dataset, data_dir)
+def check_available(dataset: str, data_dir: Path | str | None = None) -> None:
+    """Return if every file of this data set is there with the right sum; else raise DataError.
+
+    Quick enough to be asked before anything is started: no image is decoded.
+    """
+    if dataset == "omniglot":
+        find_omniglot(data_dir)
+    elif dataset == "folder":
+        find_images(data_dir)
+    elif dataset in FILES:
+        for path in missing_or_found(dataset, data_dir):
+            read_checked(path, checksum(dataset, path), unpack=False)
+
+
+def checksum(dataset: str, path: Path) -> str | None:
+    """The MD5 sum that this file must have; None where none is known (unpacked Fashion-MNIST)."""
+    return FILES[dataset].checksums.get(path.name) or UNPACKED_MNIST.get(
+        path.name if dataset == "mnist" else ""
+    )
+
+
+def source_files(dataset: str, data_dir: Path | str | None) -> list[Path]:
+    """All files that this data set is read from, the notes of modification included."""
+    if dataset == "digits":
+        return []
+    if dataset == "folder":
+        return [path for path, _ in find_images(data_dir)]
+    if dataset == "omniglot":
+        place = find_omniglot(data_dir)
+        files = [place] if place.is_file() else sorted(place.glob("*/*/*.png"))
+        return files
+    files = missing_or_found(dataset, data_dir)
+    note = files[0].parent / MODIFIED
+    return [*files, note] if note.is_file() else files
 
 
 def missing_or_found(dataset: str, data_dir: Path | str | None) -> list[Path]:
@@ -139,8 +192,69 @@ def missing_or_found(dataset: str, data_dir: Path | str | None) -> list[Path]:
     return found
 
 
-def read_checked(path: Path, checksum: str | None) -> bytes:
-    """The content of a file, unpacked if it is a .gz, after its MD5 sum is found right.
+def find_omniglot(data_dir: Path | str | None) -> Path:
+    """The folder `images_background`, or the archive that holds it, with 100 characters or more.
+
+    Of several archives the one with exactly 100 characters is taken, else the first by name.
+    """
+    root = required_dir("omniglot", data_dir)
+    counts: dict[Path, int] = {}
+    for folder in (root / name for name in OMNIGLOT_FOLDERS):
+        drawings = folder / "images_background"
+        if drawings.is_dir():
+            counts[drawings] = len({p.parent for p in drawings.glob("*/*/*.png")})
+        pattern = OMNIGLOT_ARCHIVE if folder == root / "." else "*.zip"
+        for archive in sorted(folder.glob(pattern)):
+            counts[archive] = len({name.rpartition("/")[0] for name in omniglot_names(archive)})
+    if not counts:
+        raise DataError(
+            f"omniglot: {OMNIGLOT_ARCHIVE} not found in {root / OMNIGLOT_FOLDERS[0]}; put it, or "
+            f"the folder images_background/<alphabet>/<character>/*.png, there "
+            f"(from {OMNIGLOT_URL}) or add --download"
+        )
+    enough = [place for place, n in counts.items() if n >= OMNIGLOT_CHARACTERS]
+    if not enough:
+        place, n = max(counts.items(), key=lambda item: item[1])
+        raise DataError(
+            f"{place} holds {n} characters, {OMNIGLOT_CHARACTERS} are needed; get it again"
+        )
+    return next((p for p in enough if counts[p] == OMNIGLOT_CHARACTERS), enough[0])
+
+
+def omniglot_names(archive: Path) -> list[str]:
+    """Names of the drawings in an archive, `.../images_background/alphabet/character/x.png`."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = opened.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive} is not a sound zip archive ({error}); get it again") from None
+    return sorted(n for n in names if n.endswith(".png") and "images_background/" in n)
+
+
+def find_images(data_dir: Path | str | None) -> list[tuple[Path, str]]:
+    """Images of one's own by name, each with its subfolder's name, '' where there is none.
+
+    Images lie either all in the folder itself, and have no labels, or all in subfolders.
+    """
+    root = required_dir("folder", data_dir)
+    found = [
+        (path, path.relative_to(root).parts[0] if path.parent != root else "")
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    ]
+    if not found:
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise DataError(f"no images ({kinds}) in {root}; name another folder with --data-dir")
+    if any(not label for _, label in found) and any(label for _, label in found):
+        raise DataError(
+            f"{root} holds images both beside and inside subfolders; move them all into subfolders "
+            "named by label, or all into one folder"
+        )
+    return found
+
+
+def read_checked(path: Path, checksum: str | None, *, unpack: bool = True) -> bytes:
+    """The content of a file, a .gz unpacked, after its MD5 sum is found right.
 
     No sum, or the folder's MODIFIED.txt, leaves soundness to the format's own checks.
     """
@@ -152,10 +266,11 @@ def read_checked(path: Path, checksum: str | None) -> bytes:
         actual = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if actual != checksum:
             raise DataError(
-                f"{path} is damaged or not the official file: {len(data):,} bytes with MD5 {actual}, "
-                f"expected {checksum}; get it again, or say in {path.parent / MODIFIED} what differs"
+                f"{path} is damaged or not the official file: {len(data):,} bytes with MD5 "
+                f"{actual}, expected {checksum}; get it again, or say in a file {MODIFIED} beside "
+                "it in what way it differs"
             )
-    if path.suffix != ".gz":
+    if not unpack or path.suffix != ".gz":
         return data
     try:
         return gzip.decompress(data)

@@ -1,7 +1,8 @@
 """Numbers that say how good a model is, from plain arrays, and what each of them means.
 
 METRICS is the one place that knows each number's label, direction and protocol. Importing this
-module is quick: scipy and scikit-learn are imported where they are used.
+module is quick: scipy and scikit-learn are imported where they are used, and scikit-learn, slow to
+import, by the baseline alone, so that no trial waits for it.
 """
 
 from __future__ import annotations
@@ -150,15 +151,39 @@ def acc_hungarian(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> fl
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / counts.sum())
 
 
+def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
+    """Mutual information of clusters and labels over the mean of their entropies, 0..1.
+
+    1 where both are a single group, as scikit-learn has it.
+    """
+    joint = contingency(labels, clusters, n_clusters).astype(np.float64)
+    joint /= joint.sum()
+    h_joint, h_clusters, h_labels = (_entropy(p) for p in (joint, joint.sum(1), joint.sum(0)))
+    if h_clusters + h_labels == 0:
+        return 1.0
+    return float(max(0.0, h_clusters + h_labels - h_joint) / ((h_clusters + h_labels) / 2))
+
+
+def ari(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
+    """Adjusted Rand index: agreement over pairs of images, 0 by chance, 1 at best."""
+    counts = contingency(labels, clusters, n_clusters)
+    both, same_cluster, same_label, pairs = (
+        float((c * (c - 1) / 2).sum())
+        for c in (counts, counts.sum(1), counts.sum(0), counts.sum(keepdims=True))
+    )
+    if pairs == 0 or same_cluster == same_label == both:
+        return 1.0
+    by_chance = same_cluster * same_label / pairs
+    return (both - by_chance) / ((same_cluster + same_label) / 2 - by_chance)
+
+
 def clustering(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> dict[str, float]:
     """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels."""
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
     return {
         "acc_majority": acc_majority(labels, clusters, n_clusters),
         "acc_hungarian": acc_hungarian(labels, clusters, n_clusters),
-        "nmi": float(normalized_mutual_info_score(labels, clusters)),
-        "ari": float(adjusted_rand_score(labels, clusters)),
+        "nmi": nmi(labels, clusters, n_clusters),
+        "ari": ari(labels, clusters, n_clusters),
         "n_clusters_used": n_clusters_used(clusters),
     }
 
@@ -251,7 +276,7 @@ def degeneration(
     n_clusters: int,
     min_diversity: float,
 ) -> dict[str, float]:
-    """The two failures of Appendix D in numbers: saturation, diversity_min, n_clusters_collapsed."""
+    """The failures of Appendix D: `saturation`, `diversity_min`, `n_clusters_collapsed`."""
     by_cluster = diversity(samples, sample_clusters, images, image_clusters, n_clusters)
     empty = np.bincount(np.asarray(image_clusters, np.int64), minlength=n_clusters) == 0
     return {
@@ -271,12 +296,18 @@ def failures(metrics: dict[str, Any], max_saturation: float) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _entropy(p: NDArray[np.float64]) -> float:
+    """In nats."""
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+
+
 def _differences(images: ArrayLike, reconstructions: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(images, np.float64) - np.asarray(reconstructions, np.float64)
 
 
 def _spreads(images: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
-    """Root of the mean variance of a pixel by cluster; nan where there are fewer than two images."""
+    """Root of a pixel's mean variance by cluster; nan where there are fewer than two images."""
     images, clusters = np.asarray(images), np.asarray(clusters)
     spreads = np.full(n_clusters, np.nan)
     for k in range(n_clusters):

@@ -1,0 +1,164 @@
+"""Metrics against scikit-learn, points counted by hand, and what must not change them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from mpcc import metrics
+
+LABELS = [0, 0, 0, 1, 1, 2]
+CLUSTERS = [0, 0, 1, 1, 2, 1]
+
+
+def random_assignment(seed, n=500, n_labels=7, n_clusters=9):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(n_labels, size=n)
+    clusters = np.where(rng.random(n) < 0.6, labels, rng.integers(n_clusters, size=n))
+    return labels, clusters, n_clusters
+
+
+def test_six_points_counted_by_hand():
+    # cluster 0: labels 0 0; cluster 1: labels 0 1 2; cluster 2: label 1
+    scores = metrics.clustering(LABELS, CLUSTERS, 4)
+    assert scores["acc_majority"] == pytest.approx(4 / 6)  # 2 + 1 + 1
+    assert scores["acc_hungarian"] == pytest.approx(4 / 6)  # 0-0 twice, 1-2 once, 2-1 once
+    assert scores["n_clusters_used"] == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nmi_and_ari_equal_scikit_learns(seed):
+    labels, clusters, k = random_assignment(seed)
+    assert metrics.nmi(labels, clusters, k) == pytest.approx(
+        normalized_mutual_info_score(labels, clusters), abs=1e-12
+    )
+    assert metrics.ari(labels, clusters, k) == pytest.approx(
+        adjusted_rand_score(labels, clusters), abs=1e-12
+    )
+
+
+def test_nmi_and_ari_of_single_groups_equal_scikit_learns():
+    for labels, clusters in (
+        ([0, 0, 0], [1, 1, 1]),
+        ([0, 1, 2], [0, 0, 0]),
+        ([0, 1, 2], [2, 0, 1]),
+    ):
+        assert metrics.nmi(labels, clusters, 3) == pytest.approx(
+            normalized_mutual_info_score(labels, clusters)
+        )
+        assert metrics.ari(labels, clusters, 3) == pytest.approx(
+            adjusted_rand_score(labels, clusters)
+        )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_majority_accuracy_is_never_below_hungarian(seed):
+    scores = metrics.clustering(*random_assignment(seed))
+    assert scores["acc_majority"] >= scores["acc_hungarian"]
+
+
+def test_renaming_clusters_changes_no_score():
+    labels, clusters, k = random_assignment(1)
+    renamed = np.random.default_rng(0).permutation(k)[clusters]
+    assert metrics.clustering(labels, renamed, k) == pytest.approx(
+        metrics.clustering(labels, clusters, k)
+    )
+
+
+def test_perfect_clustering_scores_one():
+    labels = np.arange(30) % 3
+    scores = metrics.clustering(labels, (labels + 1) % 3, 3)
+    assert {scores[n] for n in ("acc_majority", "acc_hungarian", "nmi", "ari")} == {1.0}
+
+
+def test_labels_and_clusters_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="one length"):
+        metrics.clustering([0, 1], [0, 1, 1], 2)
+    with pytest.raises(ValueError, match="clusters must lie in"):
+        metrics.clustering([0, 1], [0, 2], 2)
+
+
+def test_kmeans_on_separated_points_finds_them():
+    labels = np.arange(40) % 4
+    images = np.zeros((40, 1, 2, 2), np.uint8)
+    images.reshape(40, 4)[np.arange(40), labels] = 255
+    assert metrics.kmeans_acc_majority(images, labels, 4, seed=0) == 1.0
+
+
+def test_published_mse_is_the_square_of_the_mean_and_the_true_one_is_not():
+    images = np.zeros((4, 1, 1, 2))
+    reconstructions = np.array([1, -1, 1, 1, 0, 0, 1, 0], float).reshape(4, 1, 1, 2)
+    assert metrics.mse(images, reconstructions) == pytest.approx(5 / 8)
+    # batches of two images: means -1/2 and -1/4
+    assert metrics.mse_squared_mean(images, reconstructions, 2) == pytest.approx(
+        (1 / 4 + 1 / 16) / 2
+    )
+
+
+def test_reconstruction_by_batches_equals_whole_arrays():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 7, 3, 4, 4)).astype(np.float32)
+    batches = [(x[i : i + 3], y[i : i + 3]) for i in range(0, 7, 3)]
+    assert metrics.reconstruction(batches) == pytest.approx(
+        {"mse": metrics.mse(x, y), "mse_squared_mean": metrics.mse_squared_mean(x, y, 3)}
+    )
+
+
+def images_in_clusters(seed, n=200, k=4):
+    """Noise about one mean per cluster, far from the ends of the range."""
+    rng = np.random.default_rng(seed)
+    clusters = np.arange(n) % k
+    means = rng.uniform(60, 200, size=(k, 1, 8, 8))
+    images = means[clusters] + rng.normal(scale=20, size=(n, 1, 8, 8))
+    return images.clip(5, 250).astype(np.uint8), clusters
+
+
+def judge(samples, clusters, max_saturation=0.15, min_diversity=0.25):
+    images, image_clusters = images_in_clusters(0)
+    row = metrics.degeneration(samples, clusters, images, image_clusters, 4, min_diversity)
+    return row, metrics.failures(row, max_saturation)
+
+
+def test_healthy_model_is_not_flagged():
+    row, names = judge(*images_in_clusters(1))
+    assert names == ()
+    assert row["diversity_min"] == pytest.approx(1, abs=0.2) and abs(row["saturation"]) < 0.01
+
+
+def test_saturated_model_is_flagged_and_the_datas_own_black_is_not():
+    samples, clusters = images_in_clusters(1)
+    assert judge(np.where(samples > 128, 255, 0).astype(np.uint8), clusters)[1] == ("saturated",)
+    black = np.zeros((10, 1, 8, 8), np.uint8)
+    assert metrics.saturation(black, black) == 0
+
+
+def test_collapsed_cluster_is_flagged():
+    samples, clusters = images_in_clusters(1)
+    samples[clusters == 2] = samples[2]
+    row, names = judge(samples, clusters)
+    assert names == ("collapsed",) and row["n_clusters_collapsed"] == 1
+    assert row["diversity_min"] == 0
+
+
+def test_cluster_that_nothing_is_assigned_to_counts_as_collapsed():
+    samples, clusters = images_in_clusters(1)
+    images, assigned = images_in_clusters(0)
+    row = metrics.degeneration(samples, clusters, images, np.minimum(assigned, 2), 4, 0.25)
+    assert row["n_clusters_collapsed"] == 1 and row["diversity_min"] > 0.25
+
+
+def test_thresholds_decide():
+    samples, clusters = images_in_clusters(1)
+    assert judge(samples, clusters, min_diversity=1.0)[1] == ("collapsed",)
+    half = np.where(samples > 200, 255, samples).astype(np.uint8)
+    assert judge(half, clusters, max_saturation=0.0)[1] == ("saturated",)
+    assert judge(half, clusters, max_saturation=1.0)[1] == ()
+
+
+def test_import_needs_neither_torch_nor_scipy_nor_scikit_learn():
+    heavy = "('torch', 'scipy', 'sklearn')"
+    code = f"import sys, mpcc.metrics; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
