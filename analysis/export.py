@@ -1,0 +1,109 @@
+"""Groups of trials to CSV and to the companion file that says where every number comes from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from analysis import stats
+from analysis.cells import Group, tally
+from analysis.load import STATES, Records
+from mpcc.config import DEFAULTS, value_text
+
+_TRIAL_META = ("cell_key", "trial_key", "sweep", "variant")
+_TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
+
+
+def trials_csv(records: Records, groups: Sequence[Group]) -> str:
+    """One row per trial: keys, swept settings by their full names, seed, state, every metric."""
+    axes = [axis for axis in records.axes if axis != "seed"]
+    measured = [name for name in records.trials if name.startswith("baseline/")]
+    names = [*records.metrics, *measured]
+    header = [*_TRIAL_META, *axes, "seed", "state", "cause", "iteration", *names, *_TRIAL_END]
+    rows = [[_plain(t[name]) for name in header] for group in groups for t in group.trials]
+    return _csv(header, rows)
+
+
+def cells_csv(records: Records, groups: Sequence[Group]) -> str:
+    """One row per cell and metric, in recorded units, with the raw value of every seed."""
+    axes = [axis for axis in records.axes if axis != "seed"]
+    states = [f"n_{state}" for state in STATES]
+    header = ["cell_key", "part", "variant", *axes, "metric", "n_cell", *states, "n", "mean"]
+    header += ["std_ddof1", "t95_low", "t95_high", "median", "min", "max", "n_not_finite", "values"]
+    rows = []
+    for group in groups:
+        head = [group.cell_key, group.part, group.variant, *(group.settings[a] for a in axes)]
+        counts = [group.counts.get(state, 0) for state in STATES]
+        for metric in records.metrics:
+            s = group.summary(metric)
+            least, median, greatest = s.quantiles()
+            values = ";".join(f"{seed}:{value!r}" for seed, value in s.values)
+            row = [*head, metric, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
+            row += [s.mean.low, s.mean.high, median, least, greatest, len(s.not_finite), values]
+            rows.append([_plain(value) for value in row])
+    return _csv(header, rows)
+
+
+def provenance_json(
+    records: Records, groups: Sequence[Group], name: str, analysis: dict[str, Any]
+) -> str:
+    """What the table rests on: settings, code, images, the digest of every trial's records."""
+    sweeps = [
+        {"name": s.name, "axes": list(s.axes), "grids": list(s.grids), "base": dict(s.base)}
+        for s in records.sweeps
+    ]
+    trials = {
+        trial["trial_key"]: {
+            "cell": group.cell_key,
+            "seed": trial["seed"],
+            "state": trial["state"],
+            "records": trial["digest"] if isinstance(trial["digest"], str) else None,
+            "code": trial["code"],
+            "mlflow_run": trial["mlflow_run"],
+        }
+        for group in groups
+        for trial in group.trials
+    }
+    content = {
+        "table": name,
+        "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
+        "selection": "last iteration (@last)",
+        "trials_by_state": tally(groups),
+        "sweeps": sweeps,
+        "notes": list(records.notes),
+        "trials": trials,
+    }
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """None and not-a-number as an empty field, numbers at full precision."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool | tuple):
+        return value_text(value)
+    if isinstance(value, float):
+        return repr(value)
+    return value
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def unswept(groups: Sequence[Group]) -> dict[str, Any]:
+    """The settings that all these cells share."""
+    first = groups[0].settings
+    return {
+        name: first[name]
+        for name in DEFAULTS
+        if name != "seed" and all(g.settings[name] == first[name] for g in groups)
+    }

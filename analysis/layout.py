@@ -1,0 +1,58 @@
+"""A table as plain data, before any format: columns, rows of cells, numbered notes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place. `text` uses ±, ×, –; each format writes them its own way."""
+
+    text: str
+    notes: tuple[int, ...] = ()
+    best: bool = False
+    tied: bool = False
+    """Cannot be told from the best."""
+    sort: float | str | None = None
+    """What a sortable table sorts by."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column; `spread` columns hold numbers and are set right."""
+
+    text: str
+    numeric: bool = True
+    notes: tuple[int, ...] = ()
+
+
+OURS, PAPER, REFERENCE = "ours", "paper", "reference"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line. `paper` rows are published figures and set in grey, unless the protocol agrees."""
+
+    cells: tuple[Cell, ...]
+    kind: str = OURS
+    grey: bool = False
+
+
+@dataclass
+class Table:
+    """A finished table: name of its files, title, body, notes by number, lines below."""
+
+    name: str
+    title: str
+    headings: list[Heading] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    """What every reader needs, unnumbered: what ± is, the test, the family."""
+
+    def note(self, text: str) -> int:
+        """The number of this note; the same text keeps its number."""
+        if text not in self.notes:
+            self.notes.append(text)
+        return self.notes.index(text) + 1

@@ -1,0 +1,386 @@
+"""Sweep folders on disk as one tidy frame: a row per trial, planned or run.
+
+A trial that was planned and left no record is a row too, with state `planned`, so that a table can
+say what is missing. Nothing here trains, opens torch or talks to a server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mpcc.config import DEFAULTS, SHORT, Config, from_dict
+from mpcc.run_dir import (
+    CONFIG,
+    DIVERGED,
+    DONE,
+    FAILED,
+    METRICS,
+    PROVENANCE,
+    RESULT,
+    RunDirError,
+    read_json,
+    read_metrics,
+    read_result,
+)
+from tune.ledger import PLANNED, RUNNING, STOPPED
+from tune.lock import running_keys
+
+SWEEP = "sweep.json"
+MLFLOW = "mlflow.json"
+
+DAMAGED, CONFLICT = "damaged", "conflicting"
+STATES = (DONE, DIVERGED, FAILED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
+"""`conflicting`: several records of one trial that disagree; none of them is used."""
+
+META = (
+    "sweep",
+    "trial_key",
+    "cell_key",
+    "variant",
+    "planned",
+    "state",
+    "cause",
+    "iteration",
+    "seconds_train",
+    "code",
+    "code_id",
+    "device",
+    "fingerprint",
+    "n_images",
+    "run_dir",
+    "mlflow_run",
+    "digest",
+    "undefined",
+)
+"""Columns of the frame that are neither settings nor metrics. `code_id` is the hash of the modules
+that can change a number where a trial recorded it, else `code`. `run_dir` is relative to the sweep;
+`undefined` names the metrics that were recorded as not a number."""
+
+BASELINE = "baseline/"
+"""Prefix of a trial's reference figures (k-means on the same images)."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was planned in one folder."""
+
+    path: Path
+    name: str
+    axes: tuple[str, ...]
+    """Swept fields, full names, in the order they were asked for."""
+    grids: tuple[str, ...]
+    base: Mapping[str, Any]
+    plan: Mapping[str, Any] | None
+    """sweep.json as it is; None for run directories without a plan."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """One or more sweeps, loaded."""
+
+    trials: pd.DataFrame
+    """A row per trial: META, every field of Config, every metric of the last evaluation."""
+    sweeps: tuple[Sweep, ...]
+    notes: tuple[str, ...] = ()
+    """What was wrong or merged while loading; tables print it."""
+    metrics: tuple[str, ...] = ()
+    evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per trial and evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The swept fields of all sweeps, in order."""
+        return tuple(dict.fromkeys(axis for sweep in self.sweeps for axis in sweep.axes))
+
+
+class LoadError(ValueError):
+    """There is nothing to make a table of; the message says what was looked for and where."""
+
+
+def latest_sweep(root: Path) -> Path:
+    """The sweep folder below `root`/runs in which something happened last."""
+    folders = [path.parent for path in sorted((Path(root) / "runs").glob(f"*/{SWEEP}"))]
+    if not folders:
+        raise LoadError(
+            f"no sweep under {Path(root) / 'runs'}: run `python tune/ablation.py` first, "
+            "or name a folder with --runs DIR"
+        )
+    return max(folders, key=_last_change)
+
+
+def _last_change(folder: Path) -> float:
+    places = [folder / SWEEP, folder / "trials"]
+    return max(place.stat().st_mtime for place in places if place.exists())
+
+
+def load(folders: Sequence[Path], *, evaluations: bool = False) -> Records:
+    """The records of these folders: sweeps, or single run directories, or folders of those."""
+    sweeps, rows, curves, notes = [], [], [], []
+    for folder in folders:
+        sweep, sweep_rows, sweep_curves, sweep_notes = _load_folder(Path(folder), evaluations)
+        sweeps.append(sweep)
+        rows += sweep_rows
+        curves += sweep_curves
+        notes += sweep_notes
+    rows, merged = merge_duplicates(rows)
+    return records(rows, sweeps, [*notes, *merged], curves)
+
+
+def records(
+    rows: list[dict[str, Any]],
+    sweeps: Sequence[Sweep],
+    notes: Sequence[str] = (),
+    curves: Sequence[dict[str, Any]] = (),
+) -> Records:
+    """Rows as a checked frame, sorted by settings and seed, never by when they ran."""
+    named = set(META) | set(DEFAULTS)
+    extra = sorted({name for row in rows for name in row} - named)
+    metrics = tuple(name for name in extra if not name.startswith(BASELINE))
+    frame = pd.DataFrame(rows, columns=[*META, *DEFAULTS, *extra])
+    for name in [*metrics, *(n for n in extra if n.startswith(BASELINE))]:
+        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    axes = tuple(dict.fromkeys(axis for sweep in sweeps for axis in sweep.axes))
+    order = [*axes, "cell_key", "seed", "sweep"]
+    frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
+    check(frame)
+    return Records(frame, tuple(sweeps), tuple(notes), metrics, pd.DataFrame(list(curves)))
+
+
+def check(frame: pd.DataFrame) -> None:
+    """Raise ValueError where the frame is not what the tables rely on."""
+    missing = [name for name in (*META, *DEFAULTS) if name not in frame]
+    if missing:
+        raise ValueError(f"the frame of trials has no column {', '.join(missing)}")
+    unknown = sorted(set(frame["state"]) - set(STATES))
+    if unknown:
+        raise ValueError(f"unknown state {', '.join(map(str, unknown))}")
+    if frame["trial_key"].duplicated().any():
+        raise ValueError("a trial has more than one row")
+
+
+def number(value: Any) -> float:
+    """A recorded number; records hold those that are not finite as strings."""
+    if isinstance(value, bool) or value is None:
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row per trial, and a line for each trial that had several records.
+
+    A record with an end stands for one without. Ends that agree count once; ends that disagree make
+    the trial `conflicting`: choosing one of them would be choosing a number.
+    """
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_key.setdefault(row["trial_key"], []).append(row)
+    merged, notes = [], []
+    for key, same in by_key.items():
+        best = min(same, key=lambda row: STATES.index(row["state"]))
+        if len(same) > 1:
+            ended = [row for row in same if row["state"] in (DONE, DIVERGED, FAILED)]
+            done = [row for row in ended if row["state"] == DONE]
+            distinct = {_outcome(row) for row in (done or ended)}
+            if len(distinct) > 1:
+                best = best | {"state": CONFLICT, "cause": "records of this trial disagree"}
+                notes.append(f"trial {key} has {len(same)} records that disagree: none is used")
+            elif len([r for r in same if r["state"] != PLANNED]) > 1:
+                notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
+            best = best | {"planned": any(row["planned"] for row in same)}
+        merged.append(best)
+    return merged, sorted(notes)
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    named = set(META) | set(DEFAULTS)
+    values = {k: repr(v) for k, v in row.items() if k not in named}
+    return json.dumps([row["state"], row["iteration"], sorted(values.items())])
+
+
+def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
+    if not folder.is_dir():
+        raise LoadError(f"{folder} is not a folder; --runs takes the folder of a sweep")
+    plan = read_json(folder / SWEEP)
+    if plan is None:
+        return _load_loose(folder, curves)
+    if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
+        raise LoadError(f"{folder / SWEEP} is not a plan that this version reads (schema 1)")
+    name = str(plan.get("preset") or folder.name)
+    rows: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
+    running = running_keys(folder)
+    for config, variant in planned_trials(plan):
+        row = _blank(config, name, variant=variant, planned=True)
+        path = folder / "trials" / config.trial_key
+        if path.is_dir():
+            row |= _read_trial(path, folder, running)
+            if curves:
+                evaluations += _curve(path, config.trial_key)
+        rows.append(row)
+    known = {row["trial_key"] for row in rows}
+    extra_rows, extra_curves, notes = _unplanned(folder, name, known, running, curves)
+    return (_sweep(folder, name, plan), rows + extra_rows, evaluations + extra_curves, notes)
+
+
+def planned_trials(plan: Mapping[str, Any]) -> Iterator[tuple[Config, str | None]]:
+    """Every planned trial's configuration and the name of its variant, if it has one."""
+    for cell in plan["cells"]:
+        for seed in cell["seeds"]:
+            try:
+                config = from_dict({**plan["base"], **cell["changes"], "seed": seed})
+            except (ValueError, TypeError) as error:
+                raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
+            yield config, cell.get("variant")
+
+
+def _sweep(folder: Path, name: str, plan: Mapping[str, Any]) -> Sweep:
+    axes = tuple(dict.fromkeys(axis for cell in plan["cells"] for axis in cell["changes"]))
+    grids = tuple(dict.fromkeys(g for cell in plan["cells"] for g in cell.get("grids", [])))
+    return Sweep(folder, name, axes, grids, plan["base"], plan)
+
+
+def _unplanned(
+    folder: Path, name: str, known: set[str], running: Collection[str], curves: bool
+) -> tuple[list, list, list]:
+    rows, evaluations, notes = [], [], []
+    for path in sorted((folder / "trials").glob(f"*/{CONFIG}")):
+        if path.parent.name in known:
+            continue
+        row = _read_loose_trial(path.parent, folder, name, running)
+        rows.append(row)
+        notes.append(f"trial {row['trial_key']} is not in the plan of {folder.name}")
+        if curves:
+            evaluations += _curve(path.parent, row["trial_key"])
+    return rows, evaluations, notes
+
+
+def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
+    """Run directories without a plan: what is there is what was planned."""
+    paths = [folder] if (folder / CONFIG).exists() else []
+    paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
+    paths += sorted(p.parent for p in folder.glob(f"trials/*/{CONFIG}"))
+    if not paths:
+        raise LoadError(f"{folder} holds no {SWEEP} and no run directory")
+    rows = [_read_loose_trial(path, folder, folder.name, ()) for path in paths]
+    evaluations = [
+        row for path, r in zip(paths, rows, strict=True) for row in _curve(path, r["trial_key"])
+    ]
+    note = f"{folder.name} has no plan ({SWEEP}): trials that are missing cannot be known"
+    axes = varying(rows)
+    base = {n: rows[0][n] for n in DEFAULTS if n != "seed" and n not in axes}
+    return (Sweep(folder, folder.name, axes, (), base, None), rows, evaluations * curves, [note])
+
+
+def varying(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Fields of Config, other than the seed, that differ between these rows."""
+    rows = list(rows)
+    return tuple(
+        name for name in DEFAULTS if name != "seed" and len({repr(row[name]) for row in rows}) > 1
+    )
+
+
+def _blank(config: Config, sweep: str, *, variant: str | None, planned: bool) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(META)
+    row |= config.to_dict()
+    row |= {"sweep": sweep, "trial_key": config.trial_key, "cell_key": config.cell_key}
+    return row | {"variant": variant, "planned": planned, "state": PLANNED, "iteration": 0}
+
+
+def _read_loose_trial(
+    path: Path, folder: Path, sweep: str, running: Collection[str]
+) -> dict[str, Any]:
+    try:
+        config = from_dict(read_json(path / CONFIG) or {})
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
+    row = _blank(config, sweep, variant=None, planned=False)
+    return row | _read_trial(path, folder, running)
+
+
+def _read_trial(path: Path, folder: Path, running: Collection[str]) -> dict[str, Any]:
+    """State, metrics and provenance of one run directory."""
+    row: dict[str, Any] = {"run_dir": path.relative_to(folder).as_posix(), "digest": digest(path)}
+    try:
+        result = read_result(path)
+        provenance = read_json(path / PROVENANCE) or {}
+        mlflow = read_json(path / MLFLOW) or {}
+        if result is None:
+            evaluations = read_metrics(path)
+            last = dict(evaluations[-1]) if evaluations else {}
+            state = RUNNING if path.name in running else STOPPED
+            row |= {"state": state, "iteration": last.pop("iteration", 0)}
+            metrics = last
+        else:
+            row |= {name: result.get(name) for name in ("state", "cause", "iteration")}
+            row["seconds_train"] = (result.get("seconds") or {}).get("train")
+            metrics = result.get("metrics") or {}
+    except (RunDirError, OSError) as error:
+        return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
+    row |= from_provenance(provenance)
+    row["mlflow_run"] = mlflow.get("run_id")
+    row |= measured(metrics)
+    baseline = (result or {}).get("baseline") or {}
+    return row | {BASELINE + k: number(v) for k, v in baseline.items()}
+
+
+def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation as numbers, and the names of those that are not a number."""
+    values = {k: number(v) for k, v in metrics.items() if k not in ("iteration", "seconds")}
+    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
+    return values | {"undefined": " ".join(sorted(undefined))}
+
+
+def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that say which code, machine and images made a number."""
+    data = provenance.get("data") or {}
+    files = provenance.get("code_files")
+    code = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+    return {
+        "code": provenance.get("code"),
+        "code_id": code if files else provenance.get("code"),
+        "device": provenance.get("device"),
+        "fingerprint": data.get("fingerprint"),
+        "n_images": data.get("n_images"),
+    }
+
+
+def digest(path: Path) -> str:
+    """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
+    content = hashlib.sha256()
+    for name in (CONFIG, METRICS, RESULT):
+        file = path / name
+        data = file.read_bytes() if file.exists() else b""
+        content.update(f"{name} {len(data)}\n".encode() + data)
+    return content.hexdigest()[:12]
+
+
+def _curve(path: Path, key: str) -> list[dict[str, Any]]:
+    try:
+        rows = read_metrics(path)
+    except RunDirError:
+        return []
+    return [{"trial_key": key} | {k: number(v) for k, v in row.items()} for row in rows]
+
+
+def _sortable(column: pd.Series) -> pd.Series:
+    """Numbers by size, everything else by its text; `nothing` first."""
+    numeric = pd.to_numeric(column, errors="coerce")
+    if numeric.notna().all() and not column.map(lambda v: isinstance(v, bool)).any():
+        return numeric
+    return column.map(lambda v: "" if v is None else str(v))
+
+
+def short(name: str) -> str:
+    """The heading of a setting: its short name where it has one."""
+    return SHORT.get(name, name)

@@ -1,0 +1,127 @@
+"""Records made by hand: sweep folders as a sweep leaves them, without training anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpcc.config import Config, preset
+from mpcc.run_dir import write_json
+
+TABLE1_ROWS = ((1, 1e-3), (2, 1e-3), (4, 1e-3), (4, 2e-3), (4, 5e-3))
+TABLE1_MEANS = (0.61, 0.64, 0.66, 0.74, 0.83)
+ITERATIONS = 1500
+
+
+def table1_changes(rows: Sequence[tuple[int, float]] = TABLE1_ROWS) -> list[dict[str, Any]]:
+    """The five cells of Table 1 at the scale of `digits`."""
+    return [{"n_encoder_steps": steps, "prior_lr": rate} for steps, rate in rows]
+
+
+class SweepBuilder:
+    """A sweep folder that grows trial by trial."""
+
+    def __init__(self, path: Path, name: str = "digits", **base: Any) -> None:
+        self.path = path
+        self.name = name
+        self.base = preset(name).override(**({"iterations": ITERATIONS} | base))
+        self.cells: list[dict[str, Any]] = []
+
+    def plan(
+        self,
+        changes: Iterable[Mapping[str, Any]],
+        seeds: Sequence[int] = (0, 1, 2),
+        grid: str = "esteps,eta_p",
+        variant: str | None = None,
+    ) -> SweepBuilder:
+        """Add cells to the plan and write it."""
+        for change in changes:
+            key = self.config(change, 0).cell_key
+            cell = {"key": key, "changes": dict(change), "variant": variant}
+            self.cells.append(cell | {"grids": [grid], "seeds": list(seeds)})
+        return self.write_plan()
+
+    def write_plan(self) -> SweepBuilder:
+        """sweep.json."""
+        base = {k: v for k, v in self.base.to_dict().items() if k != "seed"}
+        self.path.mkdir(parents=True, exist_ok=True)
+        plan = {"schema": 1, "id": "abc", "preset": self.name, "base": base, "cells": self.cells}
+        write_json(self.path / "sweep.json", plan | {"code": "c0de"})
+        return self
+
+    def config(self, changes: Mapping[str, Any], seed: int) -> Config:
+        """The trial's configuration."""
+        return self.base.override(**changes, seed=seed)
+
+    def folder(self, changes: Mapping[str, Any], seed: int) -> Path:
+        """Where the trial's records are."""
+        return self.path / "trials" / self.config(changes, seed).trial_key
+
+    def trial(
+        self,
+        changes: Mapping[str, Any],
+        seed: int,
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        state: str | None = "done",
+        cause: str | None = None,
+        iteration: int | None = None,
+        code: str = "c0de",
+        fingerprint: str = "f00d",
+        n_images: int = 1797,
+        kmeans: float | None = 0.79,
+        curve: Sequence[Mapping[str, Any]] = (),
+        run_id: str | None = None,
+    ) -> Path:
+        """One run directory; `state` None leaves it without a result."""
+        config = self.config(changes, seed)
+        path = self.folder(changes, seed)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "config.json", config.to_dict())
+        data = {"dataset": config.dataset, "fingerprint": fingerprint, "n_images": n_images}
+        write_json(path / "provenance.json", {"code": code, "device": "cpu", "data": data})
+        reached = config.iterations if iteration is None else iteration
+        rows = [*curve] or ([{"iteration": reached, **metrics}] if metrics else [])
+        text = "".join(json.dumps(_strings(row)) + "\n" for row in rows)
+        (path / "metrics.jsonl").write_text(text)
+        if state is not None:
+            result = {"state": state, "cause": cause, "iteration": reached}
+            result |= {"trial_key": config.trial_key, "metrics": dict(metrics or {})}
+            if kmeans is not None:
+                result["baseline"] = {"kmeans_acc_majority": kmeans}
+            write_json(path / "result.json", result | {"seconds": {"train": 12.5}})
+        if run_id:
+            write_json(path / "mlflow.json", {"run_id": run_id, "tracking_uri": "sqlite:////x"})
+        return path
+
+
+def _strings(row: Mapping[str, Any]) -> dict[str, Any]:
+    odd = (float("inf"), float("-inf"))
+    return {k: str(v) if v in odd or v != v else v for k, v in row.items()}
+
+
+def metrics_of(accuracy: float, rng: np.random.Generator) -> dict[str, float]:
+    """A plausible evaluation."""
+    return {
+        "acc_majority": accuracy,
+        "acc_hungarian": accuracy - 0.04,
+        "nmi": 0.9 * accuracy,
+        "mse": 0.11 + 0.01 * float(rng.standard_normal()),
+        "mse_squared_mean": 3e-4 + 5e-5 * float(rng.standard_normal()),
+        "saturation": 0.01,
+    }
+
+
+def table1_sweep(path: Path, seeds: Sequence[int] = (0, 1, 2), **base: Any) -> SweepBuilder:
+    """Table 1's five rows on `digits`, all trials done."""
+    rng = np.random.default_rng(7)
+    sweep = SweepBuilder(path, **base).plan(table1_changes(), seeds)
+    for change, centre in zip(table1_changes(), TABLE1_MEANS, strict=True):
+        for seed in seeds:
+            accuracy = centre + 0.02 * float(rng.standard_normal())
+            sweep.trial(change, seed, metrics_of(accuracy, rng))
+    return sweep

@@ -1,0 +1,159 @@
+"""`python analysis/make_tables.py` from any folder: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis import make_tables
+from tests.records import SweepBuilder, table1_changes, table1_sweep
+
+SCRIPT = Path(make_tables.__file__)
+
+
+def call(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_prints_table_1_and_writes_every_format_from_any_folder(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    done = call("--runs", sweep.path, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Table 1 on digits: 15 of 15 trials done")
+    assert "Written to digits/tables" in done.stdout
+    assert set(contents(sweep.path / "tables")) == {
+        "table1.md",
+        "table1.csv",
+        "table1-trials.csv",
+        "table1.tex",
+        "table1-provenance.json",
+    }
+    assert "\x1b" not in done.stdout
+
+
+def test_latest_sweep_under_runs_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table1_sweep(tmp_path / "runs" / "digits")
+    monkeypatch.setattr(make_tables, "ROOT", tmp_path)
+    assert make_tables.main([]) == 0
+    assert capsys.readouterr().out.startswith("Table 1 on digits")
+
+
+def test_second_run_writes_the_same_bytes_and_check_agrees(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    assert make_tables.main(["--runs", str(sweep.path)]) == 0
+    first = contents(sweep.path / "tables")
+    assert make_tables.main(["--runs", str(sweep.path)]) == 0
+    assert contents(sweep.path / "tables") == first
+    assert make_tables.main(["--runs", str(sweep.path), "--check"]) == 0
+
+
+def test_copy_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
+    folders = [table1_sweep(tmp_path / place / "digits").path for place in ("here", "there")]
+    for folder in folders:
+        assert make_tables.main(["--runs", str(folder)]) == 0
+    assert contents(folders[0] / "tables") == contents(folders[1] / "tables")
+
+
+def test_check_fails_when_any_record_changes(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    command = ["--runs", str(sweep.path)]
+    assert make_tables.main(command) == 0
+    before = contents(sweep.path / "tables")
+    metrics = sweep.folder(table1_changes()[0], 0) / "metrics.jsonl"
+    metrics.write_text('{"iteration": 250, "acc_majority": 0.1}\n' + metrics.read_text())
+    assert make_tables.main([*command, "--check"]) == 1
+    assert contents(sweep.path / "tables") == before
+
+
+def test_cells_of_another_grid_are_printed_as_a_grid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan([{"prior_entropy_weight": 0.0}], grid="lambda_p")
+    sweep.trial({"prior_entropy_weight": 0.0}, 0, {"acc_majority": 0.7})
+    assert make_tables.main(["--runs", str(sweep.path)]) == 0
+    assert "lambda_p: 1 of 3 trials done (2 planned)" in capsys.readouterr().out
+
+
+def test_companion_file_names_test_code_and_records_of_every_trial(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    make_tables.main(["--runs", str(sweep.path), "--format", "md"])
+    companion = json.loads((sweep.path / "tables" / "table1-provenance.json").read_text())
+    assert companion["statistics"]["ddof"] == 1 and companion["statistics"]["test"] == "welch"
+    assert len(companion["trials"]) == 15
+    assert all(len(trial["records"]) == 12 for trial in companion["trials"].values())
+    assert str(tmp_path) not in json.dumps(companion)
+
+
+BAD = {
+    "unknown option": ["--tabel", "1"],
+    "unknown table": ["--table", "9"],
+    "unknown format": ["--format", "mdd"],
+    "empty format": ["--format", ","],
+    "no such folder": ["--runs", "nowhere"],
+    "empty folder": ["--runs", "."],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
+def test_usage_error_is_one_line_and_writes_nothing(arguments: list[str], tmp_path: Path) -> None:
+    done = call(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("make_tables: ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_table_1_of_other_cells_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan(table1_changes()[:3])
+    assert make_tables.main(["--runs", str(sweep.path), "--table", "1"]) == 2
+    assert "--table grid" in capsys.readouterr().err
+    assert not (sweep.path / "tables").exists()
+
+
+def test_help_and_usage_errors_import_no_pandas(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['make_tables.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "assert not {'pandas', 'numpy', 'torch', 'ray'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
+def test_table_1_imports_neither_torch_nor_ray_nor_mlflow(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    heavy = {"torch", "ray", "mlflow", "matplotlib", "statsmodels"}
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parents[1])!r})\n"
+        "from analysis import make_tables\n"
+        f"assert make_tables.main(['--runs', {str(sweep.path)!r}]) == 0\n"
+        f"found = {heavy!r} & sys.modules.keys()\n"
+        "assert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_table_of_a_small_sweep_takes_at_most_three_seconds(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    seconds = []
+    for _ in range(2):  # The better of two: the machine may be busy with other tests.
+        start = time.perf_counter()
+        assert call("--runs", sweep.path, cwd=tmp_path).returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) <= 3

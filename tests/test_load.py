@@ -1,0 +1,166 @@
+"""Sweep folders on disk become one row per planned trial, nothing lost or invented."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.load import CONFLICT, DAMAGED, LoadError, latest_sweep, load
+from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
+from tune.ledger import PLANNED, RUNNING, STOPPED
+from tune.lock import Lock
+
+CHANGE = {"prior_lr": 1e-3}
+
+
+def one_cell(path: Path, seeds: tuple[int, ...] = (0, 1)) -> SweepBuilder:
+    return SweepBuilder(path).plan([CHANGE], seeds, grid="eta_p=1e-3")
+
+
+def metrics(accuracy: float = 0.7) -> dict[str, float]:
+    return metrics_of(accuracy, np.random.default_rng(0))
+
+
+def test_every_planned_trial_is_a_row_with_its_settings_and_metrics(tmp_path: Path) -> None:
+    table1_sweep(tmp_path / "digits")
+    records = load([tmp_path / "digits"])
+    assert len(records.trials) == 15
+    assert set(records.trials["state"]) == {"done"}
+    assert records.axes == ("n_encoder_steps", "prior_lr")
+    assert records.trials["n_encoder_steps"].tolist() == [1] * 3 + [2] * 3 + [4] * 9
+    assert "acc_majority" in records.metrics and "iteration" not in records.metrics
+
+
+def test_planned_trial_without_records_is_a_row(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s")
+    sweep.trial(CHANGE, 0, metrics())
+    assert load([sweep.path]).trials["state"].tolist() == ["done", PLANNED]
+
+
+def test_trial_without_a_result_is_running_only_while_a_driver_has_it(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s")
+    curve = [{"iteration": 250, "acc_majority": 0.3}]
+    path = sweep.trial(CHANGE, 0, metrics(), state=None, curve=curve)
+    row = load([sweep.path]).trials.iloc[0]
+    assert (row["state"], row["iteration"], row["acc_majority"]) == (STOPPED, 250, 0.3)
+    lock = Lock(sweep.path)
+    try:
+        lock.renew([path.name])
+        assert load([sweep.path]).trials.iloc[0]["state"] == RUNNING
+    finally:
+        lock.release()
+
+
+def test_diverged_and_failed_trials_keep_their_cause(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s")
+    sweep.trial(CHANGE, 0, {}, state="diverged", cause="loss/encoder is not finite", iteration=3)
+    sweep.trial(CHANGE, 1, {}, state="failed", cause="out of memory: 2 GB", iteration=0)
+    frame = load([sweep.path]).trials
+    assert frame["state"].tolist() == ["diverged", "failed"]
+    assert frame["cause"].tolist() == ["loss/encoder is not finite", "out of memory: 2 GB"]
+
+
+def test_damaged_record_is_named_and_has_no_value(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s", (0,))
+    path = sweep.trial(CHANGE, 0, metrics())
+    (path / "result.json").write_text('{"state": "do')
+    row = load([sweep.path]).trials.iloc[0]
+    assert row["state"] == DAMAGED
+    assert "result.json" in row["cause"] and str(tmp_path) not in row["cause"]
+
+
+def test_infinite_and_undefined_values_are_kept_apart(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s", (0,))
+    sweep.trial(CHANGE, 0, {"fid": float("inf"), "mse": float("nan"), "acc_majority": 0.5})
+    row = load([sweep.path]).trials.iloc[0]
+    assert row["fid"] == math.inf and math.isnan(row["mse"]) and row["undefined"] == "mse"
+
+
+def test_copied_folder_gives_the_same_frame(tmp_path: Path) -> None:
+    table1_sweep(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "elsewhere" / "b")
+    first, second = load([tmp_path / "a"]), load([tmp_path / "elsewhere" / "b"])
+    assert first.trials.equals(second.trials)
+
+
+def test_one_trial_in_two_folders_counts_once_if_the_records_agree(tmp_path: Path) -> None:
+    table1_sweep(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    records = load([tmp_path / "a", tmp_path / "b"])
+    assert len(records.trials) == 15
+    assert len(records.notes) == 15 and "counts once" in records.notes[0]
+
+
+def test_one_trial_with_two_different_results_is_used_by_neither(tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.7), ("b", 0.8)):
+        one_cell(tmp_path / name, (0,)).trial(CHANGE, 0, metrics(accuracy))
+    records = load([tmp_path / "a", tmp_path / "b"])
+    assert records.trials["state"].tolist() == [CONFLICT]
+    assert "disagree" in records.notes[0]
+
+
+def test_done_record_stands_for_the_same_trial_that_is_only_planned_elsewhere(
+    tmp_path: Path,
+) -> None:
+    one_cell(tmp_path / "a")
+    one_cell(tmp_path / "b").trial(CHANGE, 0, metrics())
+    records = load([tmp_path / "a", tmp_path / "b"])
+    assert records.trials["state"].tolist() == ["done", PLANNED]
+    assert records.notes == ()
+
+
+def test_run_directories_without_a_plan_are_loaded_with_a_note(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s")
+    for seed in (0, 1):
+        sweep.trial(CHANGE, seed, metrics())
+    (sweep.path / "sweep.json").unlink()
+    records = load([sweep.path])
+    assert records.trials["seed"].tolist() == [0, 1]
+    assert "no plan" in records.notes[0]
+
+
+def test_trial_outside_the_plan_is_shown_and_noted(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s", (0,))
+    sweep.trial(CHANGE, 0, metrics())
+    sweep.trial(CHANGE, 5, metrics())
+    records = load([sweep.path])
+    assert records.trials["seed"].tolist() == [0, 5]
+    assert "not in the plan" in records.notes[0]
+
+
+def test_evaluations_are_a_row_each(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s", (0,))
+    curve = [{"iteration": i, "acc_majority": i / 1000} for i in (250, 500)]
+    sweep.trial(CHANGE, 0, metrics(), curve=curve)
+    frame = load([sweep.path], evaluations=True).evaluations
+    assert frame["iteration"].tolist() == [250, 500]
+
+
+def test_latest_sweep_is_where_something_happened_last(tmp_path: Path) -> None:
+    import os
+
+    for age, name in enumerate(("new", "old")):
+        sweep = one_cell(tmp_path / "runs" / name, (0,))
+        os.utime(sweep.path / "sweep.json", (1e9 - age, 1e9 - age))
+    assert latest_sweep(tmp_path).name == "new"
+    with pytest.raises(LoadError, match="no sweep under"):
+        latest_sweep(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"schema": 7, "cells": []}'])
+def test_plan_that_is_not_ours_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(ValueError) as error:
+        load([tmp_path])
+    assert "sweep.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rows_are_ordered_by_settings_and_seed_not_by_plan(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan(reversed(table1_changes()), (2, 0, 1))
+    frame = load([sweep.path]).trials
+    assert frame["prior_lr"].iloc[-1] == 5e-3
+    assert frame["seed"].tolist() == [0, 1, 2] * 5

@@ -1,0 +1,210 @@
+"""Tables say what is there, what is missing, and never average unlike things."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.cells import groups
+from analysis.columns import column
+from analysis.layout import PAPER, REFERENCE, Table
+from analysis.load import Records, load
+from analysis.protocol import differences, published, published_rows, table1_settings
+from analysis.render import latex, markdown, text
+from analysis.tables import table1, table1_groups
+from mpcc.metrics import METRICS
+from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
+
+
+def table_of(records: Records, **options: bool) -> Table:
+    pairs = table1_groups(groups(records, **options))
+    assert pairs
+    return table1(records, pairs, "welch")
+
+
+def ours(table: Table, heading: str) -> list[str]:
+    place = [h.text for h in table.headings].index(heading)
+    return [row.cells[place].text for row in table.rows if row.kind == "ours"]
+
+
+def note_of(table: Table, row: int, heading: str) -> str:
+    place = [h.text for h in table.headings].index(heading)
+    cells = [r for r in table.rows if r.kind == "ours"][row].cells[place]
+    return " ".join(table.notes[number - 1] for number in cells.notes)
+
+
+def test_cell_is_mean_and_std_with_ddof_one(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan(table1_changes())
+    for change in table1_changes():
+        for seed, accuracy in enumerate((0.60, 0.62, 0.67)):
+            sweep.trial(change, seed, {"acc_majority": accuracy})
+    assert ours(table_of(load([sweep.path])), "Acc, %") == ["63.0 ± 3.6"] * 5
+
+
+def test_rows_are_the_papers_with_the_published_row_below_in_grey(tmp_path: Path) -> None:
+    table = table_of(load([table1_sweep(tmp_path / "s").path]))
+    assert [row.kind for row in table.rows[:-1]] == ["ours", PAPER] * 5
+    assert table.rows[-1].kind == REFERENCE
+    paper = [row for row in table.rows if row.kind == PAPER]
+    assert all(row.grey for row in paper)
+    assert [row.cells[2].text for row in paper][-1] == "61.99 ± 4.96"
+    assert paper[2].cells[5].text == "0.33 ± 0.09"
+    assert "another protocol (dataset digits (paper cifar10)" in " ".join(table.notes)
+
+
+def test_generation_scores_say_why_they_are_absent(tmp_path: Path) -> None:
+    table = table_of(load([table1_sweep(tmp_path / "s").path]))
+    assert ours(table, "IS") == ours(table, "FID") == ["n/a"] * 5
+    assert "n_generated" in note_of(table, 0, "FID")
+    full = table_of(load([table1_sweep(tmp_path / "t", n_generated=1000).path]))
+    assert "Inception weights missing" in note_of(full, 0, "FID")
+
+
+def test_kmeans_on_the_same_pixels_stands_under_ours(tmp_path: Path) -> None:
+    table = table_of(load([table1_sweep(tmp_path / "s").path]))
+    assert table.rows[-1].cells[2].text == "79.0"
+
+
+def test_missing_and_diverged_trials_are_counted_in_the_cell_and_explained(tmp_path: Path) -> None:
+    sweep, changes = table1_sweep(tmp_path / "s"), table1_changes()
+    sweep.trial(changes[1], 2, {}, state="diverged", cause="loss/encoder is not finite")
+    (sweep.folder(changes[3], 1) / "result.json").unlink()
+    table = table_of(load([sweep.path]))
+    accuracy = ours(table, "Acc, %")
+    assert [value.endswith("(2/3)") for value in accuracy] == [False, True, False, True, False]
+    assert "seed 2 diverged (loss/encoder is not finite)" in note_of(table, 1, "Acc, %")
+    assert "seed 1 stopped at iteration 1,500" in note_of(table, 3, "Acc, %")
+    assert "13 of 15 trials done (1 diverged, 1 stopped)" in table.title
+
+
+def test_cell_in_which_all_seeds_diverged_says_so(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[0]
+    for seed in range(3):
+        sweep.trial(change, seed, {}, state="diverged", cause="x")
+    assert ours(table_of(load([sweep.path])), "Acc, %")[0] == "diverged (0/3)"
+
+
+def test_one_seed_has_no_spread(tmp_path: Path) -> None:
+    table = table_of(load([table1_sweep(tmp_path / "s", seeds=(0,)).path]))
+    assert all(re.fullmatch(r"\d\d\.\d", value) for value in ours(table, "Acc, %"))
+    assert all(r.cells[2].best or r.cells[2].tied for r in table.rows if r.kind == "ours")
+
+
+def test_zero_spread_is_said(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[0]
+    for seed in range(3):
+        sweep.trial(change, seed, {"acc_majority": 0.5})
+    table = table_of(load([sweep.path]))
+    assert ours(table, "Acc, %")[0] == "50.0 ± 0.0"
+    assert "spread of zero" in note_of(table, 0, "Acc, %")
+
+
+def test_infinite_value_is_counted_out_and_said(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[0]
+    sweep.trial(change, 1, {"acc_majority": 0.6, "mse": float("inf")})
+    table = table_of(load([sweep.path]))
+    assert ours(table, "MSE")[0].endswith("(2/3)")
+    assert "Infinite or undefined for seed 1" in note_of(table, 0, "MSE")
+
+
+@pytest.mark.parametrize(
+    "defect",
+    [{"fingerprint": "beef"}, {"n_images": 1000}, {"code": "other"}, {"iteration": 1000}],
+    ids=["images", "sample count", "code", "iterations"],
+)
+def test_unlike_trials_of_a_cell_are_never_averaged(tmp_path: Path, defect: dict) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[0]
+    sweep.trial(change, 2, metrics_of(0.99, np.random.default_rng(0)), **defect)
+    table = table_of(load([sweep.path]))
+    assert [value[-5:] for value in ours(table, "Acc, %")[:2]] == ["(2/3)", "(1/3)"]
+    assert ours(table, "Acc, %")[1] == "99.0 (1/3)"
+    assert "not alike" in note_of(table, 0, "Acc, %")
+
+
+def test_code_versions_are_averaged_only_on_request(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[0]
+    sweep.trial(change, 2, metrics_of(0.6, np.random.default_rng(0)), code="other")
+    table = table_of(load([sweep.path]), pool_code=True)
+    assert len(ours(table, "Acc, %")) == 5
+    assert "code c0de and other" in " ".join(table.lines)
+
+
+def test_best_is_marked_and_what_cannot_be_told_from_it_is_tied(tmp_path: Path) -> None:
+    table = table_of(load([table1_sweep(tmp_path / "s", seeds=range(5)).path]))
+    rows = [row.cells[2] for row in table.rows if row.kind == "ours"]
+    assert [cell.best for cell in rows] == [False] * 4 + [True]
+    assert not any(cell.tied for cell in rows)
+
+
+def test_cells_whose_seeds_overlap_are_tied_with_the_best(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan(table1_changes())
+    for i, change in enumerate(table1_changes()):
+        for seed in range(3):
+            sweep.trial(change, seed, {"acc_majority": 0.6 + 0.05 * seed + 0.001 * i})
+    cells = [r.cells[2] for r in table_of(load([sweep.path])).rows if r.kind == "ours"]
+    assert [cell.tied for cell in cells] == [True] * 4 + [False] and cells[4].best
+
+
+def test_cells_of_another_shape_are_not_table_1(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan(table1_changes()[:4])
+    assert table1_groups(groups(load([sweep.path]))) == []
+
+
+def test_published_rows_are_matched_by_order_of_settings(tmp_path: Path) -> None:
+    pairs = table1_groups(groups(load([table1_sweep(tmp_path / "s").path])))
+    assert [row["eta_p"] for _, row in pairs] == ["2e-4", "2e-4", "2e-4", "4e-4", "6e-4"]
+
+
+def test_same_protocol_gives_a_difference_and_no_grey(tmp_path: Path) -> None:
+    rows = [(1, 2e-4), (2, 2e-4), (4, 2e-4), (4, 4e-4), (4, 6e-4)]
+    settings = {"split": "train", "n_generated": 50_000, "iterations": 75_000}
+    changes = table1_changes(rows)
+    sweep = SweepBuilder(tmp_path / "s", "cifar10", **settings).plan(changes)
+    for change in changes:
+        for seed in range(3):
+            sweep.trial(change, seed, {"acc_majority": 0.61 + seed / 100, "fid": 7.0})
+    table = table_of(load([sweep.path]))
+    paper = [row for row in table.rows if row.kind == PAPER]
+    assert not any(row.grey for row in paper)
+    note = table.notes[paper[-1].cells[0].notes[0] - 1]
+    assert "Acc +0.0, within their spread" in note
+    assert "FID +0.41, within their spread" in note
+
+
+def test_protocol_names_each_setting_that_differs() -> None:
+    theirs = table1_settings(published_rows("table1")[4])
+    assert differences(theirs.to_dict(), theirs, "fid") == []
+    fewer = theirs.override(n_generated=10_000)
+    assert differences(fewer.to_dict(), theirs, "fid") == ["n_generated"]
+    assert differences(fewer.to_dict(), theirs, "acc_majority") == []
+
+
+def test_published_figures_are_those_of_the_paper() -> None:
+    row = published_rows("table1")[4]
+    accuracy, error = published(row, "acc_majority"), published(row, "mse_squared_mean")
+    assert accuracy is not None and error is not None
+    assert (accuracy.mean, accuracy.std) == pytest.approx((0.6199, 0.0496))
+    assert error.text("mse_squared_mean") == "1.04 ± 1.03"
+    assert published(published_rows("table2")[0], "acc_majority") is None
+
+
+def test_directions_are_those_of_the_metrics() -> None:
+    assert column("fid").better == "lower" and column("acc_majority").better == "higher"
+    assert all(column(m).heading.startswith(METRICS[m].label) for m in METRICS)
+    assert column("my_own").better == "neither"
+
+
+def test_formats_hold_the_same_values(tmp_path: Path) -> None:
+    table = table_of(load([table1_sweep(tmp_path / "s").path]))
+    values = ours(table, "Acc, %")
+    plain, md, tex = text(table), markdown(table), latex(table)
+    assert all(value in plain and value in md for value in values)
+    assert all(value.replace("±", r"$\pm$") in tex for value in values)
+
+
+def test_latex_escapes_what_would_break_it() -> None:
+    table = Table("t", "50 % of a_b & c # {x} ~ \\y 漢")
+    assert r"50 \% of a\_b \& c \# \{x\} $\sim$ \textbackslash{}y ?" in latex(table)
