@@ -1,0 +1,162 @@
+"""`python -m mpcc`: train one run in one directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mpcc.config import PRESETS, Config, parse_assignment, preset
+from mpcc.data_files import DataError, check_available
+from mpcc.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
+
+EXAMPLES = """examples:
+  python -m mpcc --preset digits --set seed=1 --out runs/one
+  python -m mpcc --preset mnist --data-dir DIR --set image_size=16 width=8 --out runs/mnist16
+  python -m mpcc --preset cifar10 --dry-run
+
+The same command again goes on where it stopped. Progress goes to stderr, the result to stdout.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m mpcc",
+        description="Train MPCC once: cluster images without labels and draw new ones.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--preset", default="digits", help=f"one of {', '.join(sorted(PRESETS))}")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="assignments",
+        help="change any field of the configuration (--dry-run prints them all)",
+    )
+    p.add_argument("--out", type=Path, help="run directory (default: runs/PRESET-seedN)")
+    p.add_argument("--data-dir", type=Path, help="where the data sets lie (or MPCC_DATA_DIR)")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    p.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="time between checkpoints (default: 60)",
+    )
+    p.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 diverged, 2 bad input, 130 or 143 stopped by a signal."""
+    options = parser().parse_args(argv)
+    try:
+        changes = dict(parse_assignment(text) for text in options.assignments)
+        config = preset(options.preset).override(**changes)
+        if options.checkpoint_seconds < 0:
+            raise ValueError(
+                f"--checkpoint-seconds must be at least 0, got {options.checkpoint_seconds:g}"
+            )
+        out = options.out or Path("runs") / f"{options.preset}-seed{config.seed}"
+        if options.dry_run:
+            print(json.dumps(config.to_dict(), indent=1))
+            return 0
+    except ValueError as error:
+        return refuse(error)
+    try:
+        return run(config, out.resolve(), options)
+    except (DataError, RunDirError) as error:
+        return refuse(error)
+
+
+def run(config: Config, out: Path, options: argparse.Namespace) -> int:
+    """Train and say how it went."""
+    refuse_other_run(config, out)
+    check_available(config.dataset, options.data_dir)
+    # Before torch loads: its threads read these once.
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    from mpcc.trainer import resolve_device, train
+
+    try:
+        resolve_device(options.device)
+    except (ValueError, RuntimeError) as error:
+        return refuse(error)
+    stopped: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if stopped:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        stopped.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    progress = train(
+        config,
+        out,
+        data_dir=options.data_dir,
+        device=options.device,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    start, first = time.monotonic(), None
+    for now in progress:
+        first = now.iteration if first is None else first
+        if now.metrics is not None or now.state != "running":
+            say(now.iteration, now.iterations, now.metrics, remaining(now, first, start))
+        if stopped and now.state == "running":
+            progress.close()
+            print(f"stopped; the same command goes on. Run directory: {out}", file=sys.stderr)
+            return 128 + stopped[0]
+    result = read_result(out)
+    assert result is not None
+    if result["state"] == "diverged":
+        print(f"diverged: {result['cause']}. Run directory: {out}", file=sys.stderr)
+        return 1
+    print(json.dumps({"out": str(out)} | result["metrics"]))
+    print(f"done; pictures and records: {out}", file=sys.stderr)
+    return 0
+
+
+def refuse_other_run(config: Config, out: Path) -> None:
+    """Raise RunDirError, before torch is loaded, where `out` holds something else."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        open_run(out, config)
+        if read_config(out) is not None and read_result(out) is None:
+            read_metrics(out)
+
+
+def remaining(now: object, first: int, start: float) -> str:
+    """Time left at the rate of this attempt, in words."""
+    done = now.iteration - first  # type: ignore[attr-defined]
+    left = now.iterations - now.iteration  # type: ignore[attr-defined]
+    if done <= 0 or left <= 0:
+        return ""
+    seconds = (time.monotonic() - start) / done * left
+    return f"  {seconds / 60:.0f} min left" if seconds > 90 else f"  {seconds:.0f} s left"
+
+
+def say(iteration: int, iterations: int, row: dict | None, left: str) -> None:
+    """One line of progress on stderr."""
+    shown = ("acc_majority", "acc_hungarian", "mse", "loss/discriminator", "loss/encoder")
+    values = "  ".join(f"{n} {row[n]:.3g}" for n in shown if row and n in row)
+    print(f"{iteration:>7}/{iterations}  {values}{left}", file=sys.stderr, flush=True)
+
+
+def refuse(error: Exception) -> int:
+    """One line for bad input."""
+    print(f"python -m mpcc: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""Generator, discriminator and encoder (Appendix C, Tables 5-7, figures 4 and 5).
+
+Every convolution and linear layer is spectrally normalised. A layer keeps the raw weight that the
+optimiser moves; the forward pass sees it divided by its largest singular value, estimated by one
+power iteration for each change of the weight (`mpcc.weights` does that for all layers at once).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpcc.config import Config
+
+N_POWER_ITERATIONS_AT_START = 15
+BATCH_NORM_EPS = 1e-5
+
+
+class Spectral(nn.Module):
+    """A weight and its division by its largest singular value; subclasses apply it."""
+
+    def __init__(self, shape: tuple[int, ...], *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape).normal_(0, 0.02))
+        self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
+        self.register_buffer("u", F.normalize(torch.randn(shape[0]), dim=0))
+        self.register_buffer("v", torch.zeros(self.weight[0].numel()))
+        self.normalised: Tensor | None = None
+        """Set while `mpcc.weights` keeps the normalised weight; None: computed at each use."""
+        self.power_iterate(N_POWER_ITERATIONS_AT_START)
+
+    @torch.no_grad()
+    def power_iterate(self, n: int = 1) -> None:
+        """Improve the estimates u (rows,) and v (columns,) of the first singular vectors."""
+        matrix = self.weight.flatten(1)
+        for _ in range(n):
+            self.v.copy_(F.normalize(matrix.T @ self.u, dim=0, eps=1e-12))
+            self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
+
+    def used_weight(self) -> Tensor:
+        """The weight that the forward pass sees; u and v count as constants in its gradient."""
+        if self.normalised is not None:
+            return self.normalised
+        return self.weight / (self.u @ (self.weight.flatten(1) @ self.v))
+
+
+class Linear(Spectral):
+    """(B, n_in) -> (B, n_out)."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
+        super().__init__((n_out, n_in), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.used_weight(), self.bias)
+
+
+class Conv(Spectral):
+    """Size-preserving convolution, 3×3 padded by 1 or 1×1."""
+
+    def __init__(self, n_in: int, n_out: int, kernel_size: int) -> None:
+        super().__init__((n_out, n_in, kernel_size, kernel_size), bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.used_weight()
+        return F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
+
+    def then_pool(self, x: Tensor) -> Tensor:
+        """This convolution, then a mean over 2×2 pixels.
+
+        With weights kept by `mpcc.weights` both are one 4×4 convolution of stride 2, whose kernel
+        is the mean of the 3×3 kernel's four shifts: 16 products for a pixel instead of 36.
+        """
+        if self.normalised is None:
+            return F.avg_pool2d(self(x), 2)
+        w = self.normalised
+        shifts = [F.pad(w, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
+        kernel = (shifts[0] + shifts[1] + shifts[2] + shifts[3]) * 0.25
+        return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+class SpectralEmbedding(Spectral):
+    """Rows of a spectrally normalised table; D's Embed(y) (Table 6)."""
+
+    def __init__(self, n_labels: int, size: int) -> None:
+        super().__init__((n_labels, size), bias=False)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return F.embedding(y, self.used_weight())
+
+
+def embedding(n: int, size: int) -> nn.Embedding:
+    """A plain table with weights N(0, 0.02)."""
+    table = nn.Embedding(n, size)
+    nn.init.normal_(table.weight, 0, 0.02)
+    return table
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose gain and bias follow from the condition (figure 4a).
+
+    The condition is y (B,) where `n_clusters` is given, a vector (B, n_condition) where that is,
+    and absent otherwise: then gain and bias are plain parameters.
+    """
+
+    def __init__(
+        self, n_channels: int, *, n_clusters: int | None = None, n_condition: int | None = None
+    ) -> None:
+        super().__init__()
+        if n_clusters is not None:
+            self.gain, self.shift = embedding(n_clusters, n_channels), embedding(
+                n_clusters, n_channels
+            )
+        elif n_condition is not None:
+            self.gain = Linear(n_condition, n_channels, bias=False)
+            self.shift = Linear(n_condition, n_channels, bias=False)
+        else:
+            self.weight = nn.Parameter(torch.ones(n_channels))
+            self.bias = nn.Parameter(torch.zeros(n_channels))
+        self.statistics = StandingStatistics()
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is None:
+            return self.statistics.normalise(x, self.weight, self.bias)
+        gain, shift = self.gain(condition), self.shift(condition)
+        x = self.statistics.normalise(x)
+        return torch.addcmul(shift[:, :, None, None], x, (1 + gain)[:, :, None, None])
+
+
+class StandingStatistics:
+    """Mean and variance of a batch in training; of several averaged passes in evaluation."""
+
+    def __init__(self) -> None:
+        self.state = "batch"
+        self.n_passes = 0
+        self.mean: Tensor | None = None
+        self.var: Tensor | None = None
+
+    def normalise(
+        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """x (B, C, H, W) less its mean by its standard deviation, for each channel."""
+        if self.state == "standing":
+            return F.batch_norm(x, self.mean, self.var, weight, bias, False, 0.0, BATCH_NORM_EPS)
+        if self.state == "collecting":
+            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+            self.n_passes += 1
+            if self.mean is None or self.var is None:
+                self.mean, self.var = mean, var
+            else:
+                self.mean = self.mean + (mean - self.mean) / self.n_passes
+                self.var = self.var + (var - self.var) / self.n_passes
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, BATCH_NORM_EPS)
+
+
+class GeneratorBlock(nn.Module):
+    """Residual block that doubles height and width (figure 4a)."""
+
+    def __init__(self, n_channels: int, upsampling: str, **condition: int | None) -> None:
+        super().__init__()
+        self.upsampling = upsampling
+        self.norm1 = ConditionalBatchNorm(n_channels, **condition)
+        self.conv1 = Conv(n_channels, n_channels, 3)
+        self.norm2 = ConditionalBatchNorm(n_channels, **condition)
+        self.conv2 = Conv(n_channels, n_channels, 3)
+        self.shortcut = Conv(n_channels, n_channels, 1)
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        h = self.conv1(self._double(F.relu(self.norm1(x, condition))))
+        h = self.conv2(F.relu(self.norm2(h, condition)))
+        # A 1×1 convolution and an up-sampling whose weights sum to 1 commute; this order is 4×
+        # cheaper than figure 4's and gives the same numbers.
+        return h + self._double(self.shortcut(x))
+
+    def _double(self, x: Tensor) -> Tensor:
+        if self.upsampling == "nearest":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class Generator(nn.Module):
+    """z (B, J) and y (B,) or None -> images (B, C, H, W) in [-1, 1] (Table 5)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        n_channels = 4 * config.width
+        self.latent_mode = config.latent_mode
+        self.n_places = config.n_latent_places
+        chunk = config.latent_size
+        if config.latent_mode == "split":
+            chunk //= self.n_places
+        has_y = config.prior != "normal"
+        condition: dict[str, int | None] = {}
+        self.embed: nn.Embedding | None = None
+        if config.latent_mode != "plain":
+            condition["n_condition"] = chunk + (config.latent_size if has_y else 0)
+            self.embed = embedding(config.n_clusters, config.latent_size) if has_y else None
+        elif has_y:
+            condition["n_clusters"] = config.n_clusters
+        self.first = Linear(chunk, 16 * n_channels)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(n_channels, config.upsampling, **condition)
+            for _ in range(config.n_generator_blocks)
+        )
+        self.norm = ConditionalBatchNorm(n_channels)
+        self.last = Conv(n_channels, config.n_channels, 3)
+
+    def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
+        entry, conditions = self._deliver(z, y)
+        # The linear layer's outputs are read as 4×4 pixels of channels, in memory order.
+        h = self.first(entry).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
+        for block, condition in zip(self.blocks, conditions, strict=True):
+            h = block(h, condition)
+        return torch.tanh(self.last(F.relu(self.norm(h))))
+
+    def _deliver(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        """What the first layer and each block get of z and y (`latent_mode`)."""
+        if self.latent_mode == "plain":
+            return z, [y] * len(self.blocks)
+        parts = z.chunk(self.n_places, 1) if self.latent_mode == "split" else [z] * self.n_places
+        if self.embed is None:
+            return parts[0], list(parts[1:])
+        shared = self.embed(y)
+        return parts[0], [torch.cat((shared, part), 1) for part in parts[1:]]
+
+    def statistics(self) -> list[StandingStatistics]:
+        """The statistics of every batch norm."""
+        return [m.statistics for m in self.modules() if isinstance(m, ConditionalBatchNorm)]
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block of discriminator and encoder (figure 4b).
+
+    down: halve height and width; only then, or where channels change, has the shortcut a layer.
+    first: the block on the image itself, without the first ReLU.
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, down: bool, first: bool = False) -> None:
+        super().__init__()
+        self.down, self.first = down, first
+        self.conv1 = Conv(n_in, n_out, 3)
+        self.conv2 = Conv(n_out, n_out, 3)
+        self.shortcut = Conv(n_in, n_out, 1) if down or n_in != n_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.conv1(x if self.first else F.relu(x)))
+        h = self.conv2.then_pool(h) if self.down else self.conv2(h)
+        # Pooling and a 1×1 convolution commute: the first block's order (figure 4b) serves all.
+        skip = F.avg_pool2d(x, 2) if self.down else x
+        return h + (skip if self.shortcut is None else self.shortcut(skip))
+
+
+def trunk(config: Config) -> nn.Sequential:
+    """The blocks that D and E share: all of D's but its last (Table 6; at 32×32 three of four)."""
+    n_channels = 4 * config.width
+    n_down = {8: 1, 16: 2, 32: 2, 64: 3}[config.image_size]
+    first = DiscriminatorBlock(config.n_channels, n_channels, down=True, first=True)
+    more = [DiscriminatorBlock(n_channels, n_channels, down=True) for _ in range(n_down - 1)]
+    return nn.Sequential(first, *more, DiscriminatorBlock(n_channels, n_channels, down=False))
+
+
+class Discriminator(nn.Module):
+    """images (B, C, H, W) and, if conditional, labels (B,) -> scores (B,) (Table 6)."""
+
+    def __init__(self, config: Config, trunk: nn.Sequential) -> None:
+        super().__init__()
+        n_channels = 4 * config.width
+        self.trunk = trunk
+        self.block = DiscriminatorBlock(n_channels, n_channels, down=False)
+        self.score = Linear(n_channels, 1)
+        self.embed = SpectralEmbedding(config.n_clusters, n_channels) if config.conditional else None
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = F.relu(self.block(self.trunk(x))).sum((2, 3))
+        score = self.score(h).squeeze(1)
+        return score if self.embed is None else score + (self.embed(y) * h).sum(1)
+
+
+class Encoder(nn.Module):
+    """images (B, C, H, W) -> mean and log-variance of q(z|x), (B, J) each (Table 7)."""
+
+    def __init__(self, config: Config, trunk: nn.Sequential) -> None:
+        super().__init__()
+        n_channels = 4 * config.width
+        self.trunk = trunk
+        size = config.image_size // 2 ** sum(block.down for block in trunk)
+        blocks = [DiscriminatorBlock(n_channels, n_channels, down=False)]
+        while size > 2:
+            blocks.append(DiscriminatorBlock(n_channels, n_channels, down=True))
+            size //= 2
+        self.blocks = nn.Sequential(*blocks)
+        n_features = size * size * n_channels
+        self.mean = nn.Sequential(
+            Linear(n_features, n_features // 2), nn.ReLU(), Linear(n_features // 2, config.latent_size)
+        )
+        self.log_var = nn.Sequential(
+            Linear(n_features, n_features // 2), nn.ReLU(), Linear(n_features // 2, config.latent_size)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # Flattened pixel by pixel, which is the order in memory.
+        h = self.blocks(self.trunk(x)).permute(0, 2, 3, 1).flatten(1)
+        return self.mean(h), self.log_var(h)
+
+
+def build_networks(config: Config) -> tuple[Generator, Discriminator, Encoder]:
+    """The three networks on the CPU in float32, E on D's trunk if the configuration shares it.
+
+    The weights come from torch's global random state: seed it first.
+    """
+    generator = Generator(config)
+    shared = trunk(config)
+    discriminator = Discriminator(config, shared)
+    own = shared if config.encoder_shares_discriminator else trunk(config)
+    return generator, discriminator, Encoder(config, own)
+
+
+def n_parameters(module: nn.Module) -> int:
+    """Trained values in a network."""
+    return sum(p.numel() for p in module.parameters())

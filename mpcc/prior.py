@@ -1,0 +1,153 @@
+"""The prior p(y) p(z|y): learnable parameters in, samples, memberships and entropies out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import LowRankMultivariateNormal
+
+FAMILIES = ("gaussian_mixture", "laplace_mixture", "low_rank_mixture", "normal")
+
+
+class Prior(nn.Module):
+    """A mixture of K components over z in R^J with learnable means and scales (section 3.3).
+
+    family: `gaussian_mixture` (the paper), `laplace_mixture`, `low_rank_mixture` (a Gaussian whose
+      covariance adds `rank` shared directions to the diagonal), or `normal`: a fixed standard
+      normal without clusters, the AIM baseline.
+    min_std: floor of the standard deviation, var = exp(log_var) + min_std².
+    published_floor: sample with std = exp(log_var / 2) + min_std instead, as the published code
+      does, while memberships keep the formula above.
+    published_entropy: take the entropy of Loss III from log_var alone, without the floor.
+    weights: φ, K positive numbers scaled to sum to 1; None: 1/K. `learn_weights` lets φ learn.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int,
+        latent_size: int,
+        *,
+        family: str = "gaussian_mixture",
+        init_log_var: float = 1.0,
+        min_std: float = 0.5,
+        published_floor: bool = False,
+        published_entropy: bool = False,
+        rank: int = 2,
+        weights: Sequence[float] | None = None,
+        learn_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        if family not in FAMILIES:
+            raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got '{family}'")
+        self.family = family
+        self.n_clusters, self.latent_size = n_clusters, latent_size
+        self.min_std = min_std
+        self.published_floor, self.published_entropy = published_floor, published_entropy
+        self.uniform = weights is None and not learn_weights
+        phi = torch.ones(n_clusters) if weights is None else torch.tensor(list(weights))
+        logits = (phi / phi.sum()).log()
+        if family == "normal":
+            self.register_buffer("weight_logits", logits)
+            self.register_buffer("device_marker", torch.zeros(()))
+            return
+        self.mean = nn.Parameter(torch.empty(n_clusters, latent_size))
+        nn.init.orthogonal_(self.mean)
+        self.log_var = nn.Parameter(torch.full((n_clusters, latent_size), init_log_var))
+        if family == "low_rank_mixture":
+            self.directions = nn.Parameter(0.1 * torch.randn(n_clusters, latent_size, rank))
+        if learn_weights:
+            self.weight_logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("weight_logits", logits)
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether there is a y: false for the `normal` family alone."""
+        return self.family != "normal"
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log φ, (K,)."""
+        return self.weight_logits.log_softmax(0)
+
+    @property
+    def var(self) -> Tensor:
+        """Variance of each component and dimension apart from shared directions, (K, J)."""
+        return self.log_var.exp() + self.min_std**2
+
+    @property
+    def sampling_std(self) -> Tensor:
+        """Standard deviation that samples have, (K, J)."""
+        if self.published_floor:
+            return (self.log_var / 2).exp() + self.min_std
+        return self.var.sqrt()
+
+    def sample_y(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """n clusters from p(y), (n,) int64; None without clusters."""
+        if not self.has_clusters:
+            return None
+        if self.uniform:
+            return torch.randint(
+                self.n_clusters, (n,), generator=rng, device=self.weight_logits.device
+            )
+        weights = self.log_weights.detach().exp()
+        return torch.multinomial(weights, n, replacement=True, generator=rng)
+
+    def sample_z(self, y: Tensor | None, n: int, rng: torch.Generator) -> Tensor:
+        """z ~ p(z|y) by reparameterisation, (n, J): its gradient reaches means and scales."""
+        if y is None:
+            marker = self.device_marker
+            return torch.randn(
+                (n, self.latent_size), generator=rng, device=marker.device, dtype=marker.dtype
+            )
+        mean, std = self.mean[y], self.sampling_std[y]
+        kind = {"device": mean.device, "dtype": mean.dtype, "generator": rng}
+        if self.family == "laplace_mixture":
+            # Inverse of the distribution function; unit variance needs scale 1/sqrt(2).
+            u = torch.rand(mean.shape, **kind).sub_(0.5)
+            noise = -u.sign() * torch.log1p(-2 * u.abs().clamp(max=0.5 - 1e-7)) / math.sqrt(2)
+        else:
+            noise = torch.randn(mean.shape, **kind)
+        z = torch.addcmul(mean, std, noise)
+        if self.family == "low_rank_mixture":
+            shared = torch.randn((n, self.directions.shape[2], 1), **kind)
+            z = z + (self.directions[y] @ shared).squeeze(2)
+        return z
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """n fresh (z, y): (n, J) and (n,)."""
+        y = self.sample_y(n, rng)
+        return self.sample_z(y, n, rng), y
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log p(z|y=k) in nats for every component; z (B, J), the result (B, K)."""
+        if self.family == "low_rank_mixture":
+            return self._low_rank().log_prob(z[:, None])
+        difference = z[:, None] - self.mean
+        if self.family == "laplace_mixture":
+            scale = (self.var / 2).sqrt()
+            return -(difference.abs() / scale).sum(2) - (2 * scale).log().sum(1)
+        squares = (difference.square() / self.var).sum(2)
+        constant = self.latent_size * math.log(2 * math.pi) + self.var.log().sum(1)
+        return -0.5 * (squares + constant)
+
+    def log_memberships(self, z: Tensor) -> Tensor:
+        """log q(y|z), eq. 9 with the weights φ (equal in the paper, where they cancel); (B, K)."""
+        return (self.log_density(z) + self.log_weights).log_softmax(1)
+
+    def entropies(self) -> Tensor:
+        """Entropy of each p(z|y) in nats, closed form, (K,)."""
+        var = self.log_var.exp() if self.published_entropy else self.sampling_std.square()
+        if self.family == "low_rank_mixture":
+            return self._low_rank(var).entropy()
+        if self.family == "laplace_mixture":
+            return (1 + 0.5 * (2 * var).log()).sum(1)
+        return 0.5 * (1 + math.log(2 * math.pi) + var.log()).sum(1)
+
+    def _low_rank(self, var: Tensor | None = None) -> LowRankMultivariateNormal:
+        return LowRankMultivariateNormal(
+            self.mean, self.directions, self.var if var is None else var, validate_args=False
+        )
