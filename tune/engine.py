@@ -1,0 +1,198 @@
+"""Ray, kept quiet and out of the way: start it, run a list of trials through Tune, end it.
+
+Nothing that Ray stores is needed again: the plan and the run directories are the record, so its
+folders are temporary and `Tuner.restore` stays unused.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before Ray is imported: it reads these once.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    "TUNE_WARN_THRESHOLD_S": "30",
+}
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune import Callback  # noqa: E402
+
+from tune.trainable import TrialRunner, cause_of, is_out_of_memory  # noqa: E402
+
+MAX_FAILURES = 2
+"""Times a trial whose process died, or whose machine failed it, is taken up again from its
+checkpoint."""
+
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Hardly used; Ray's default takes a third of the memory."""
+
+TEMP_PREFIX = "mpcc-ray-"
+
+
+class Reporter(Callback):
+    """Hands Tune's events on, as keys and plain values."""
+
+    def __init__(
+        self,
+        started: Callable[[str], None],
+        reported: Callable[[dict[str, Any]], None],
+        failed: Callable[[str, str | None, str], None],
+    ) -> None:
+        self._started, self._reported, self._failed = started, reported, failed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune keeps a pickle of its callbacks, which nobody reads: one that does nothing."""
+        return Callback, ()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._started(trial.config["trial"]["key"])
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        self._reported(result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cause, text = _cause(trial)
+        self._failed(trial.config["trial"]["key"], cause, text)
+
+
+def start(
+    address: str,
+    n_trials: int,
+    cpus: float,
+    temp_dir: Path,
+    environment: Mapping[str, str],
+) -> None:
+    """Start Ray on this machine (`local`), with room for so many trials, or join a cluster."""
+    runtime = {"env_vars": dict(environment)}
+    if address != "local":
+        ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    os.environ.update(environment)
+    here = ray._private.utils.get_num_cpus()
+    room = max(math.ceil(cpus), min(here, math.ceil(n_trials * cpus)))
+    ray.init(
+        "local",
+        num_cpus=room,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=False,
+        _temp_dir=str(temp_dir),
+    )
+
+
+def n_gpus() -> float:
+    """GPUs that Ray has."""
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def fit(
+    specs: Sequence[dict[str, Any]],
+    resources: Mapping[str, float],
+    max_concurrent: int | None,
+    storage: Path,
+    reporter: Reporter,
+) -> None:
+    """Run the trials, in this order as far as there is room; returns when all have ended."""
+    tuner = tune.Tuner(
+        tune.with_resources(TrialRunner, dict(resources)),
+        param_space={"trial": tune.grid_search(list(specs))},
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            max_concurrent_trials=max_concurrent,
+            trial_dirname_creator=lambda trial: trial.config["trial"]["key"],
+        ),
+        run_config=tune.RunConfig(
+            name=f"sweep-{os.getpid()}-{len(os.listdir(storage))}",
+            storage_path=str(storage),
+            verbose=0,
+            callbacks=[reporter],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    tuner.fit()
+
+
+def dead_processes() -> list[str]:
+    """Names of the parts of a local Ray that have ended without being asked to."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return []
+    dead = [str(kind) for kind, _ in node.dead_processes()]
+    return [kind for kind in dead if kind in ("raylet", "gcs_server")]
+
+
+def kill() -> None:
+    """End a local Ray at once."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def shutdown() -> None:
+    ray.shutdown()
+
+
+def make_temp_dir() -> Path:
+    """A short path of our own for Ray's sockets and logs; those of dead drivers are removed."""
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent)) > 40:
+        parent = Path("/tmp")  # A socket's path may have about 100 characters.
+    for old in parent.glob(f"{TEMP_PREFIX}*-*"):
+        pid = old.name.removeprefix(TEMP_PREFIX).split("-")[0]
+        if pid.isdigit() and not _lives(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=parent))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _cause(trial: Any) -> tuple[str | None, str]:
+    """The cause of a trial that Ray gave up, None for a machine's fault; and the error's text."""
+    try:
+        error = trial.get_pickled_error()
+    except Exception:  # Ray's record may be torn by a full disk; any cause is then unknown
+        error = None
+    if error is None:
+        return None, "unknown error"
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return cause_of(cause), " ".join(str(cause).split())
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if is_out_of_memory(error):
+        return f"out of memory: {text}", text
+    return f"killed: its process died {MAX_FAILURES + 1} times", text

@@ -1,0 +1,349 @@
+"""What a sweep has planned and what has become of it.
+
+    sweep.json           the plan: base settings, cells, seeds; it grows and never shrinks
+    trials/<trial_key>/  one run directory per trial (`mpcc.run_dir`): the truth about it
+
+A trial's state is read from its run directory each time, so there is nothing to fall out of step.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpcc import run_dir
+from mpcc.config import SHORT, Config, from_dict, value_text
+from tune.grid import Cell
+
+PLAN, TRIALS = "sweep.json", "trials"
+SCHEMA = 1
+
+PLANNED, RUNNING, STOPPED = "planned", "running", "stopped"
+DONE, DIVERGED, FAILED = run_dir.DONE, run_dir.DIVERGED, run_dir.FAILED
+STATES = (PLANNED, RUNNING, DONE, DIVERGED, FAILED, STOPPED)
+
+OTHER_CODE = re.compile(r"__\w+__|config|run_dir|pictures|data_\w+")
+"""Modules of mpcc that cannot change a number, or whose word is checked otherwise: what `config`
+says is in every key, what the data files hold in their fingerprint."""
+
+
+class LedgerError(ValueError):
+    """The output folder does not fit what is asked for; the message is one line."""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of the plan with all the seeds that were ever asked for."""
+
+    cell: Cell
+    grids: tuple[str, ...]
+    seeds: tuple[int, ...]
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cell and a seed."""
+
+    cell: Cell
+    seed: int
+    config: Config
+    key: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.cell.text}, seed={self.seed}"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What has become of a trial: one word, the cause where there is one, how far it came."""
+
+    state: str
+    cause: str | None = None
+    iteration: int = 0
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The content of sweep.json."""
+
+    preset: str
+    base: Config
+    cells: tuple[PlannedCell, ...]
+    id: str
+    code: str
+    code_files: Mapping[str, str]
+    data: Mapping[str, Any] | None = None
+
+    def grow(self, cells: Iterable[Cell], seeds: Iterable[int], grid: str) -> Plan:
+        """This plan and these cells with these seeds; what was planned before stays."""
+        seeds = tuple(seeds)
+        known = {planned.cell.key: planned for planned in self.cells}
+        for cell in cells:
+            old = known.get(cell.key)
+            if old is None:
+                known[cell.key] = PlannedCell(cell, (grid,), tuple(sorted(seeds)))
+            else:
+                changes = old.cell.changes | cell.changes
+                known[cell.key] = dataclasses.replace(
+                    old,
+                    cell=dataclasses.replace(old.cell, changes=changes),
+                    grids=tuple(dict.fromkeys((*old.grids, grid))),
+                    seeds=tuple(sorted({*old.seeds, *seeds})),
+                )
+        return dataclasses.replace(self, cells=tuple(known.values()))
+
+    def trials(self) -> list[Trial]:
+        """Every planned trial, cell by cell."""
+        return [trial for planned in self.cells for trial in trials(planned.cell, planned.seeds)]
+
+    def to_dict(self) -> dict[str, Any]:
+        base = {name: value for name, value in self.base.to_dict().items() if name != "seed"}
+        values: dict[str, Any] = {
+            "schema": SCHEMA,
+            "id": self.id,
+            "preset": self.preset,
+            "base": base,
+            "cells": [
+                {
+                    "key": planned.cell.key,
+                    "changes": planned.cell.changes,
+                    "variant": planned.variant,
+                    "grids": list(planned.grids),
+                    "seeds": list(planned.seeds),
+                }
+                for planned in self.cells
+            ],
+            "code": self.code,
+            "code_files": dict(self.code_files),
+        }
+        return values | ({"data": dict(self.data)} if self.data else {})
+
+
+def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
+    """The trials of one cell."""
+    configs = [(seed, cell.config.override(seed=seed)) for seed in seeds]
+    return [Trial(cell, seed, config, config.trial_key) for seed, config in configs]
+
+
+def new_plan(preset: str, base: Config) -> Plan:
+    """A plan without cells."""
+    files = code_fingerprints()
+    return Plan(
+        preset, base.override(seed=0), (), secrets.token_hex(6), run_dir.code_version(), files
+    )
+
+
+def read_plan(out: Path) -> Plan | None:
+    """The plan of this output folder, None where there is none. LedgerError where it is damaged."""
+    path = Path(out) / PLAN
+    try:
+        values = run_dir.read_json(path)
+    except (run_dir.RunDirError, OSError) as error:
+        raise LedgerError(
+            f"{path} cannot be read ({_reason(error)}); choose another --out"
+        ) from None
+    if values is None:
+        return None
+    if values.get("schema") != SCHEMA:
+        raise LedgerError(
+            f"{path} has schema {values.get('schema')!r}, this version reads {SCHEMA}; "
+            "choose another --out"
+        )
+    try:
+        return _plan(values)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise LedgerError(f"{path} is damaged ({_reason(error)}); choose another --out") from None
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Write sweep.json, whole or not at all; nothing where it says the same already."""
+    path = Path(out) / PLAN
+    values = plan.to_dict()
+    if run_dir.read_json(path) != json.loads(json.dumps(values)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run_dir.write_json(path, values)
+
+
+def check_same_base(out: Path, plan: Plan, base: Config) -> None:
+    """LedgerError that names each setting in which the folder's base settings differ from these."""
+    was, now = plan.base.to_dict(), base.override(seed=0).to_dict()
+    differing = [name for name in was if was[name] != now[name]]
+    if differing:
+        text = ", ".join(
+            f"{SHORT.get(name, name)}={value_text(was[name])}, now {value_text(now[name])}"
+            for name in differing
+        )
+        raise LedgerError(
+            f"{out} was written under other base settings: {text}; "
+            "give the same settings or choose another --out"
+        )
+
+
+def check_same_code(out: Path, plan: Plan) -> None:
+    """LedgerError that names the modules whose code, comments aside, is not the plan's."""
+    now = code_fingerprints()
+    changed = [name for name in now if plan.code_files.get(name) != now[name]]
+    changed += [name for name in plan.code_files if name not in now]
+    if changed:
+        raise LedgerError(
+            f"{out} was written by other code: {', '.join(sorted(changed))} changed since; "
+            "choose another --out, or mix old and new results knowingly with --accept-changed-code"
+        )
+
+
+def code_fingerprints() -> dict[str, str]:
+    """Module -> hash of its code without comments, docstrings and layout."""
+    prints = {}
+    for file in sorted(Path(run_dir.__file__).parent.glob("*.py")):
+        if not OTHER_CODE.fullmatch(file.stem):
+            tree = _without_docstrings(ast.parse(file.read_bytes()))
+            prints[f"mpcc/{file.name}"] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+    return prints
+
+
+def trial_dir(out: Path, key: str) -> Path:
+    """The run directory of a trial."""
+    return Path(out) / TRIALS / key
+
+
+def status(out: Path, trial: Trial, running: Collection[str] = ()) -> Status:
+    """What has become of a trial; `running` are the keys that a living driver has in hand.
+
+    A result or a table of metrics that cannot be read counts as `stopped`: the trial runs again.
+    """
+    path = trial_dir(out, trial.key)
+    if not path.is_dir():
+        return Status(RUNNING if trial.key in running else PLANNED)
+    try:
+        result = run_dir.read_result(path)
+        rows = run_dir.read_metrics(path)
+        if result and result["state"] == DONE and result.get("iteration") != _last(rows):
+            raise run_dir.RunDirError(f"{path / run_dir.METRICS} misses the last evaluation")
+    except (run_dir.RunDirError, OSError) as error:
+        return Status(RUNNING if trial.key in running else STOPPED, str(error))
+    last = rows[-1] if rows else {}
+    if result is None:
+        return Status(RUNNING if trial.key in running else STOPPED, None, _last(rows), last)
+    metrics = result.get("metrics") or last
+    return Status(result["state"], result.get("cause"), int(result.get("iteration") or 0), metrics)
+
+
+def mend(out: Path, trial: Trial) -> str | None:
+    """Set aside what cannot be read in a run directory, so that the trial can run; says what."""
+    path = trial_dir(out, trial.key)
+    if not path.is_dir():
+        return None
+    damaged = []
+    for name, read in (
+        (run_dir.CONFIG, run_dir.read_config),
+        (run_dir.RESULT, run_dir.read_result),
+        (run_dir.METRICS, run_dir.read_metrics),
+    ):
+        try:
+            read(path)
+        except run_dir.RunDirError:
+            os.replace(path / name, path / f"{name}.damaged")
+            damaged.append(name)
+    rows = [] if run_dir.METRICS in damaged else run_dir.read_metrics(path)
+    result = None if run_dir.RESULT in damaged else run_dir.read_result(path)
+    incomplete = result and result["state"] == DONE and result.get("iteration") != _last(rows)
+    if run_dir.METRICS in damaged or incomplete:
+        # Evaluations before the checkpoint are gone: only a fresh start gives them again.
+        for name in (run_dir.RESULT, run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT):
+            (path / name).unlink(missing_ok=True)
+        damaged = damaged or [run_dir.METRICS]
+    if not (path / run_dir.CONFIG).exists():
+        run_dir.write_json(path / run_dir.CONFIG, trial.config.to_dict())
+    return f"{path}: {', '.join(damaged)} damaged, runs again" if damaged else None
+
+
+def forget(out: Path, trial: Trial, state: str) -> None:
+    """Make an ended trial run again: a failed one from its checkpoint, a diverged one afresh."""
+    path = trial_dir(out, trial.key)
+    names = [run_dir.RESULT]
+    if state == DIVERGED:
+        names += [run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT, run_dir.METRICS]
+    for name in names:
+        (path / name).unlink(missing_ok=True)
+
+
+def record_failed(path: Path, config: Config, cause: str) -> None:
+    """Write the result of a trial that ended by an error, where it has no result yet."""
+    path.mkdir(parents=True, exist_ok=True)
+    if run_dir.read_result(path) is not None:
+        return
+    if not (path / run_dir.CONFIG).exists():
+        run_dir.write_json(path / run_dir.CONFIG, config.to_dict())
+    rows = run_dir.read_metrics(path)
+    result = {
+        "state": FAILED,
+        "cause": cause,
+        "iteration": _last(rows),
+        "trial_key": config.trial_key,
+        "metrics": rows[-1] if rows else {},
+        "weights_sha256": None,
+    }
+    run_dir.write_json(path / run_dir.RESULT, result)
+
+
+def _plan(values: Mapping[str, Any]) -> Plan:
+    base = from_dict(values["base"])
+    cells = []
+    for saved in values["cells"]:
+        changes = {name: _untuple(value) for name, value in saved["changes"].items()}
+        cell = Cell(base.override(**changes), changes)
+        if cell.key != saved["key"]:
+            raise ValueError(f"cell {saved['key']} has other settings")
+        seeds = tuple(sorted(int(seed) for seed in saved["seeds"]))
+        cells.append(PlannedCell(cell, tuple(saved["grids"]), seeds, saved.get("variant")))
+    return Plan(
+        str(values["preset"]),
+        base,
+        tuple(cells),
+        str(values["id"]),
+        str(values.get("code", "unknown")),
+        dict(values.get("code_files", {})),
+        values.get("data"),
+    )
+
+
+def _untuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _last(rows: list[dict[str, Any]]) -> int:
+    return int(rows[-1]["iteration"]) if rows else 0
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree without bare strings: docstrings, and what is written under a field."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [s for s in body if not (_is_bare_string(s))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_bare_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

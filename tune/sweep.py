@@ -1,0 +1,400 @@
+"""Missing trials -> Ray Tune -> run directories: one sweep from its first trial to its last.
+
+The plan is made afresh from the run directories each time (`tune.ledger`); Ray only runs what is
+missing. The main thread watches: the display, signals, Ray's health; Tune has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from mpcc import data_files, run_dir
+from tune import ledger, tracking
+from tune.grid import checkpoint_bytes, cost
+from tune.ledger import Plan, Status, Trial
+from tune.lock import Lock
+from tune.progress import Board, Display
+
+ROOT = Path(__file__).resolve().parents[1]
+STOP = "driver.stop"
+STOP_SECONDS = 12.0
+"""How long trials have to write their checkpoints after a signal."""
+DELIVERY_SECONDS = 60.0
+OTHER_BYTES = 2**20
+"""Pictures, metrics and MLflow's copies of one trial."""
+
+
+class SweepError(ValueError):
+    """Something that must be put right before the sweep can start; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how trials run: none of it can change a number."""
+
+    out: Path
+    uri: str
+    data_dir: Path | None = None
+    address: str = "local"
+    cpus: float | None = None
+    gpus: float | None = None
+    max_concurrent: int | None = None
+    checkpoint_seconds: float = 60.0
+
+
+class Signals:
+    """Remembers the first SIGINT or SIGTERM; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.engine: ModuleType | None = None
+
+    def install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            if self.engine is not None:
+                self.engine.kill()
+            os._exit(128 + number)
+        self.number = number
+
+
+def preflight(todo: Sequence[Trial], settings: Settings) -> None:
+    """SweepError, or the data's own error, for what would stop the sweep: data, room, rights."""
+    if settings.data_dir is not None and not settings.data_dir.is_dir():
+        raise SweepError(f"--data-dir {settings.data_dir} is no folder")
+    for dataset in sorted({trial.config.dataset for trial in todo}):
+        data_files.check_available(dataset, settings.data_dir)
+    there = settings.out
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise SweepError(f"{there} cannot be written to; choose another --out")
+    need, free = disk_need(todo), shutil.disk_usage(there).free
+    if need > free:
+        raise SweepError(
+            f"{len(todo)} trials need about {size_text(need)} on the disk of {settings.out}, "
+            f"{size_text(free)} are free; make room or choose another --out"
+        )
+
+
+def disk_need(todo: Sequence[Trial]) -> int:
+    """About how much room these trials take: two checkpoints each while they run, and pictures."""
+    return sum(2 * checkpoint_bytes(trial.config) + OTHER_BYTES for trial in todo)
+
+
+def size_text(n_bytes: float) -> str:
+    """`3.1 MB`, `14 GB`."""
+    for unit in ("kB", "MB", "GB"):
+        n_bytes /= 1000
+        if n_bytes < 1000:
+            return f"{n_bytes:.2g} {unit}" if n_bytes < 100 else f"{n_bytes:.0f} {unit}"
+    return f"{n_bytes / 1000:.3g} TB"
+
+
+def statuses(out: Path, trials: Sequence[Trial], live: Collection[str] = ()) -> dict[str, Status]:
+    """What has become of each trial, by key."""
+    return {trial.key: ledger.status(out, trial, live) for trial in trials}
+
+
+def missing(trials: Sequence[Trial], now: Mapping[str, Status]) -> list[Trial]:
+    """The trials without a result, the longest first, so that none is alone at the end.
+
+    Among equals every cell has its first seed before any has its second.
+    """
+    open_ = [trial for trial in trials if now[trial.key].state not in run_dir.ENDED]
+    return sorted(open_, key=lambda trial: (-cost(trial.config), trial.seed))
+
+
+def run(plan: Plan, trials: Sequence[Trial], settings: Settings, lock: Lock) -> int:
+    """Run what is missing of these trials and deliver everything; returns the exit code.
+
+    0: every one of them is done. 3: not every one. 130, 143: ended by SIGINT, SIGTERM.
+    """
+    signals = Signals()
+    signals.install()
+    for trial in trials:
+        mended = ledger.mend(settings.out, trial)
+        if mended:
+            print(mended, file=sys.stderr)
+    board = Board(trials, statuses(settings.out, trials))
+    tracker = tracking.Background(settings.out, settings.uri, plan, board.running)
+    todo = missing(trials, statuses(settings.out, trials))
+    session = _Session(plan, settings, lock, signals, board, tracker)
+    whole = session.train(todo) if todo else True
+    plan = _with_data(plan, settings.out, trials)
+    ledger.write_plan(settings.out, plan)
+    states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
+    quick = signals.number is not None or not whole
+    problem = tracker.finish(tracking.sweep_state(states), 4.0 if quick else DELIVERY_SECONDS)
+    if problem:
+        print(
+            f"MLflow lacks some results ({problem}); nothing is lost: run the same command with "
+            "--sync when it is back",
+            file=sys.stderr,
+        )
+    code = exit_code(settings.out, trials, signals.number)
+    if not whole:
+        # Tune's thread may wait for ever for a Ray that is gone.
+        summary(settings, trials)
+        lock.release()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def exit_code(out: Path, trials: Sequence[Trial], signal_number: int | None = None) -> int:
+    """0 only if every trial is done."""
+    if all(ledger.status(out, trial).state == ledger.DONE for trial in trials):
+        return 0
+    return 3 if signal_number is None else 128 + signal_number
+
+
+def summary(settings: Settings, trials: Sequence[Trial]) -> None:
+    """The last lines: what is not done and why, where the results are, what to do next."""
+    now = statuses(settings.out, trials)
+    open_ = [trial for trial in trials if now[trial.key].state != ledger.DONE]
+    for trial in open_:
+        status = now[trial.key]
+        cause = f" ({status.cause})" if status.cause else ""
+        print(f"{status.state}: {trial.text}{cause}")
+    print(f"{len(trials) - len(open_)} of {len(trials)} trials done: {settings.out}")
+    ended = sorted({now[t.key].state for t in open_} & {ledger.FAILED, ledger.DIVERGED})
+    if any(now[trial.key].state not in run_dir.ENDED for trial in open_):
+        print("Go on:   the same command again")
+    if ended:
+        print(f"Retry:   the same command with --retry {','.join(ended)}")
+    print(f"Tables:  python {_shown(ROOT / 'analysis' / 'make_tables.py')} --runs {settings.out}")
+    print(f"MLflow:  {tracking.ui_command(settings.uri)}")
+
+
+def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> dict[str, Any]:
+    """What a Ray worker needs to know of a trial, as plain data."""
+    plain = all(
+        getattr(trial.config, name) == getattr(plan.base, name)
+        for name in ("dataset", "split", "image_size")
+    )
+    expected = plan.data["fingerprint"] if plan.data and plain else None
+    return {
+        "key": trial.key,
+        "config": trial.config.to_dict(),
+        "run_dir": str(ledger.trial_dir(settings.out, trial.key)),
+        "data_dir": str(settings.data_dir) if settings.data_dir else None,
+        "device": "auto",
+        "checkpoint_seconds": settings.checkpoint_seconds,
+        "stop_file": str(settings.out / STOP),
+        "fingerprint": expected,
+        "session": session,
+        "alone": False,
+    }
+
+
+class _Session:
+    """One start of Ray, and the rounds of trials that run in it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Settings,
+        lock: Lock,
+        signals: Signals,
+        board: Board,
+        tracker: tracking.Background,
+    ) -> None:
+        self._plan, self._settings, self._lock = plan, settings, lock
+        self._signals, self._board, self._tracker = signals, board, tracker
+        self._id = secrets.token_hex(4)
+        self._stopping = False
+        self._alone: list[str] = []
+        self._told_tracking = False
+        self._error: BaseException | None = None
+
+    def train(self, todo: list[Trial]) -> bool:
+        """Run these trials. False where Ray was left behind: stopped by a signal, or dead."""
+        stop_file = self._settings.out / STOP
+        stop_file.unlink(missing_ok=True)
+        with Display(self._board) as display:
+            display.say(f"{len(todo)} of {len(self._board)} trials to run; starting Ray …")
+            from tune import engine
+
+            temp_dir = engine.make_temp_dir()
+            try:
+                self._start(engine, temp_dir, todo)
+                self._signals.engine = engine
+                self._signals.install()  # Ray has put its own handler for SIGTERM in place.
+                whole = self._rounds(engine, temp_dir, todo, display)
+                if whole:
+                    engine.shutdown()
+                else:
+                    engine.kill()
+                self._signals.engine = None
+            finally:
+                stop_file.unlink(missing_ok=True)
+                shutil.rmtree(temp_dir, ignore_errors=True)
+        if self._error is not None:
+            print(f"Ray: {tracking.one_line(self._error)}", file=sys.stderr)
+        return whole
+
+    def _start(self, engine: ModuleType, temp_dir: Path, todo: Sequence[Trial]) -> None:
+        threads = max(trial.config.cpu_threads for trial in todo)
+        self._cpus = self._settings.cpus or threads
+        inherited = os.environ.get("PYTHONPATH")
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *([inherited] if inherited else [])]),
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
+        room = min(len(todo), self._settings.max_concurrent or len(todo))
+        engine.start(self._settings.address, room, self._cpus, temp_dir, environment)
+        self._gpus = self._settings.gpus
+        if self._gpus is None:
+            self._gpus = 0.25 if engine.n_gpus() else 0.0
+
+    def _rounds(
+        self, engine: ModuleType, temp_dir: Path, todo: list[Trial], display: Display
+    ) -> bool:
+        """All trials; then, one at a time, those that found too little memory beside others."""
+        specs = [trial_spec(t, self._plan, self._settings, self._id) for t in todo]
+        if not self._round(engine, temp_dir, specs, self._gpus or 0.0, display):
+            return False
+        alone = [spec | {"alone": True} for spec in specs if spec["key"] in self._alone]
+        if not alone:
+            return True
+        display.say(f"{len(alone)} trials ran out of memory; each once more, alone …")
+        whole_gpu = 1.0 if self._gpus else 0.0
+        return self._round(engine, temp_dir, alone, whole_gpu, display, max_concurrent=1)
+
+    def _round(
+        self,
+        engine: ModuleType,
+        temp_dir: Path,
+        specs: list[dict[str, Any]],
+        gpus: float,
+        display: Display,
+        max_concurrent: int | None = None,
+    ) -> bool:
+        if not gpus:
+            specs = [spec | {"device": "cpu"} for spec in specs]
+        storage = temp_dir / "results"
+        storage.mkdir(exist_ok=True)
+        reporter = engine.Reporter(self._started, self._reported, self._failed)
+        resources = {"cpu": self._cpus} | ({"gpu": gpus} if gpus else {})
+        limit = max_concurrent or self._settings.max_concurrent
+
+        def fit() -> None:
+            try:
+                engine.fit(specs, resources, limit, storage, reporter)
+            except BaseException as error:  # told by the main thread
+                self._error = error
+
+        thread = threading.Thread(target=fit, name="tune", daemon=True)
+        thread.start()
+        return self._watch(engine, thread, display)
+
+    def _watch(self, engine: ModuleType, thread: threading.Thread, display: Display) -> bool:
+        """Wait for the end, a signal, or Ray's death; only the first leaves Ray whole."""
+        deadline = 0.0
+        while thread.is_alive():
+            thread.join(0.2)
+            display.update()
+            self._lock.renew(self._board.running())
+            if self._tracker.problem and not self._told_tracking:
+                self._told_tracking = True
+                display.say(f"MLflow does not answer ({self._tracker.problem}); training goes on")
+            dead = engine.dead_processes()
+            if dead and thread.is_alive():
+                display.say(f"Ray has died ({', '.join(dead)} ended); run the same command again")
+                self._forget_running()
+                return False
+            if self._signals.number is None:
+                continue
+            if not self._stopping:
+                self._stopping = True
+                deadline = time.monotonic() + STOP_SECONDS
+                name = signal.Signals(self._signals.number).name
+                display.say(f"{name}: writing checkpoints …")
+                _touch(self._settings.out / STOP)
+            if not self._board.running() or time.monotonic() > deadline:
+                self._forget_running()
+                return False
+        return self._signals.number is None
+
+    def _forget_running(self) -> None:
+        for key in self._board.running():
+            self._board.set(key, ledger.STOPPED)
+
+    def _started(self, key: str) -> None:
+        if not self._stopping:
+            self._board.set(key, ledger.RUNNING)
+
+    def _reported(self, report: Mapping[str, Any]) -> None:
+        key, state = str(report["trial_key"]), str(report["state"])
+        if state not in ledger.STATES:  # out of memory: not over yet
+            self._alone.append(key)
+            state = ledger.PLANNED
+        self._board.set(key, state, report["iteration"], report["accuracy"])
+        if report["evaluated"] or report["done"]:
+            self._tracker.poke()
+
+    def _failed(self, key: str, cause: str | None, text: str) -> None:
+        """Ray gave a trial up: failed where the cause is its own, else stopped, to run again."""
+        row = next(trial for trial in self._plan.trials() if trial.key == key)
+        if cause is None:
+            self._board.set(key, ledger.STOPPED)
+            print(f"stopped: {row.text} ({text})", file=sys.stderr)
+            return
+        try:
+            ledger.record_failed(ledger.trial_dir(self._settings.out, key), row.config, cause)
+            self._board.set(key, ledger.FAILED)
+        except (OSError, run_dir.RunDirError):
+            self._board.set(key, ledger.STOPPED)
+        self._tracker.poke()
+
+
+def _with_data(plan: Plan, out: Path, trials: Sequence[Trial]) -> Plan:
+    """The plan with the data's fingerprint, once a trial on the base's images has read them."""
+    if plan.data:
+        return plan
+    for trial in trials:
+        if trial.config.dataset == plan.base.dataset:
+            try:
+                provenance = run_dir.read_json(
+                    ledger.trial_dir(out, trial.key) / run_dir.PROVENANCE
+                )
+            except run_dir.RunDirError:
+                continue
+            data = (provenance or {}).get("data")
+            if isinstance(data, dict) and "fingerprint" in data:
+                return dataclasses.replace(plan, data=data)
+    return plan
+
+
+def _touch(file: Path) -> None:
+    try:
+        file.touch()
+    except OSError:
+        pass  # A full disk: the deadline ends the trials.
+
+
+def _shown(path: Path) -> str:
+    """A path relative to the current directory where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,179 @@
+"""One trial under Ray Tune: a dict in, a run directory out.
+
+The run directory is the record; what `step` returns to Ray only moves the display. Ray starts a
+trial again when its process dies, and the trainer goes on from its own checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from mpcc import run_dir
+from mpcc.config import Config, from_dict
+from tune import ledger
+
+OUT_OF_MEMORY = "out of memory"
+ATTEMPTS = "attempts"
+
+
+class TrialRunner(tune.Trainable):
+    """Runs a trial of the parameter `trial`, see `tune.sweep.trial_spec`. Workers are used again."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._spec: dict[str, Any] = config["trial"]
+        self._config: Config = from_dict(self._spec["config"])
+        self._path = Path(self._spec["run_dir"])
+        self._progress: Iterator[Any] | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._close()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train for about a second; the returned `state` is running, stopped or how it ended."""
+        if self._stop_asked():
+            self._close()
+            return self._report(ledger.STOPPED)
+        try:
+            if self._progress is None:
+                run_dir.open_run(self._path, self._config)
+                self._back_off()
+                self._progress = self._start()
+            progress = next(self._progress)
+            self._check_data()
+        except Exception as error:  # the boundary of a trial: recorded, or given to Ray to retry
+            self._close()
+            return self._fault(error)
+        report = self._report(progress.state, progress.iteration, progress.metrics)
+        if report["done"]:
+            self._close()
+            (self._path / ATTEMPTS).unlink(missing_ok=True)
+            (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
+        return report
+
+    def cleanup(self) -> None:
+        self._close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the trainer's checkpoint in the run directory is the only one."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, for the same reason."""
+
+    def _start(self) -> Iterator[Any]:
+        import torch
+
+        from mpcc.trainer import train
+
+        torch.set_num_threads(self._config.cpu_threads)
+        data_dir = self._spec["data_dir"]
+        return train(
+            self._config,
+            self._path,
+            data_dir=Path(data_dir) if data_dir else None,
+            device=self._spec["device"],
+            checkpoint_seconds=self._spec["checkpoint_seconds"],
+        )
+
+    def _close(self) -> None:
+        """End the training in hand; the trainer then writes a checkpoint."""
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close()  # type: ignore[attr-defined]
+
+    def _report(
+        self, state: str, iteration: int | None = None, metrics: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return {
+            "trial_key": self._spec["key"],
+            "state": state,
+            "iteration": iteration,
+            "accuracy": (metrics or {}).get("acc_majority"),
+            "evaluated": metrics is not None,
+            "done": state != ledger.RUNNING,
+        }
+
+    def _fault(self, error: Exception) -> dict[str, Any]:
+        """Record the trial's own fault; raise what another try can mend, so that Ray tries again."""
+        cause = cause_of(error)
+        if cause is None:
+            raise error
+        if cause.startswith(OUT_OF_MEMORY) and not self._spec["alone"]:
+            return self._report(OUT_OF_MEMORY)
+        ledger.record_failed(self._path, self._config, cause)
+        return self._report(ledger.FAILED)
+
+    def _check_data(self) -> None:
+        """The data must be those of the sweep's other trials."""
+        expected = self._spec["fingerprint"]
+        provenance = self._path / run_dir.PROVENANCE
+        if expected and provenance.exists():
+            self._spec["fingerprint"] = None
+            data = (run_dir.read_json(provenance) or {}).get("data") or {}
+            found = data.get("fingerprint", expected)
+            if found != expected:
+                raise run_dir.RunDirError(
+                    f"the images have fingerprint {found}, the sweep's other trials {expected}"
+                )
+
+    def _stop_asked(self) -> bool:
+        return Path(self._spec["stop_file"]).exists()
+
+    def _back_off(self) -> None:
+        """Wait before another try in the same sweep: 2, 4, 8 … seconds, and no longer than 30."""
+        session = self._spec["session"]
+        try:
+            with (self._path / ATTEMPTS).open("a+") as attempts:
+                attempts.seek(0)
+                tries = attempts.read().split().count(session)
+                attempts.write(f"{session}\n")
+        except (OSError, UnicodeError):
+            return
+        until = time.monotonic() + (min(30.0, 2.0**tries) if tries else 0.0)
+        while time.monotonic() < until and not self._stop_asked():
+            time.sleep(0.1)
+
+
+def cause_of(error: BaseException) -> str | None:
+    """Why a trial failed, beginning with one of the ledger's words; None for a fault of the machine.
+
+    A full disk or a broken connection is not the trial's fault: another try may succeed.
+    """
+    text = " ".join(str(error).split())[:500] or type(error).__name__
+    if is_out_of_memory(error):
+        return f"{OUT_OF_MEMORY}: {text}"
+    if type(error).__name__ == "DataError" or isinstance(error, run_dir.RunDirError):
+        return f"data: {text}"
+    if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR, None):
+        return None
+    where = _where(error)
+    return f"code: {type(error).__name__}: {text}{where}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a GPU; known without importing torch."""
+    text = str(error).lower()
+    phrases = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, (RuntimeError, OSError)) and any(p in text for p in phrases))
+    )
+
+
+def _where(error: BaseException) -> str:
+    """` (file.py:12)`: where the error came from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})"
