@@ -92,7 +92,7 @@ def start(
         return
     os.environ.update(environment)
     here = ray._private.utils.get_num_cpus()
-    room = max(math.ceil(cpus), min(here, math.ceil(n_trials * cpus)))
+    room = math.ceil(max(cpus, min(here, n_trials * cpus)))
     ray.init(
         "local",
         num_cpus=room,

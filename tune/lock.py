@@ -41,7 +41,8 @@ class Lock:
             os.close(self._file)
             since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner.get("started", 0)))
             raise LockError(
-                f"{out} is in use by process {owner.get('pid')} on {owner.get('host')} since {since}; "
+                f"{out} is in use by process {owner.get('pid')} on {owner.get('host')} "
+                f"since {since}; "
                 "wait for it, stop it, or choose another --out"
             )
         self._started = time.time()
@@ -96,7 +97,7 @@ def running_keys(out: Path) -> frozenset[str]:
 
 
 def _held(file: int, owner: Mapping[str, Any], kind: int) -> bool:
-    """Whether another driver holds the lock; where none does it is ours now, until `file` closes."""
+    """Whether another driver holds the lock; if none does it is ours now, until `file` closes."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def default_uri(out: Path) -> str:
 
 
 def checked_uri(uri: str) -> str:
-    """The URI as it is used, a relative SQLite path made absolute. TrackingError for other kinds."""
+    """The URI as it is used, a SQLite path made absolute. TrackingError for other kinds."""
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///")).expanduser()
         if path.is_dir() or not path.name:
@@ -73,7 +73,7 @@ def ui_command(uri: str) -> str:
 
 
 def waiting(out: Path, plan: Plan, uri: str, live: Collection[str] = ()) -> list[Trial]:
-    """The trials of which MLflow lacks something, by what is on disk: no MLflow is needed to know."""
+    """The trials of which MLflow lacks something, known from what is on disk alone."""
     lost = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
     late = []
     for trial in plan.trials():
@@ -87,7 +87,7 @@ def waiting(out: Path, plan: Plan, uri: str, live: Collection[str] = ()) -> list
 
 
 def in_step(out: Path, plan: Plan, uri: str) -> bool:
-    """Whether MLflow lacks nothing of this sweep, by what is on disk, while no driver works on it."""
+    """Whether MLflow lacks nothing of this sweep, while no driver works on it."""
     states = [ledger.status(out, trial).state for trial in plan.trials()]
     parent = _parent_digest(plan, sweep_state(set(states)), states)
     return _record(out, uri).get("delivered") == parent and not waiting(out, plan, uri)
@@ -119,7 +119,7 @@ class Delivery:
             raise
 
     def _open(self, plan: Plan) -> None:
-        """Connect, make data base and experiment where they are missing, and list the sweep's runs."""
+        """Connect, make data base and experiment where missing, and list the sweep's runs."""
         if self._client is None:
             client, name = _client(self.uri), f"mpcc-{plan.preset}"
             experiment = client.get_experiment_by_name(name)
@@ -286,7 +286,7 @@ class Background:
         self._wake.set()
 
     def finish(self, state: str, seconds: float) -> str | None:
-        """Deliver the rest within this time; what hinders it as one line, None where nothing does."""
+        """Deliver the rest within this time; what hinders it as one line, None if nothing."""
         self._state = state
         self._end.set()
         self._wake.set()
@@ -320,7 +320,7 @@ def sync(out: Path, uri: str, plan: Plan, live: Collection[str] = ()) -> int:
     return Delivery(out, uri).deliver(plan, live, ledger.RUNNING if live else sweep_state(states))
 
 
-def sweep_state(states: Collection[str]) -> str:
+def sweep_state(states: Set[str]) -> str:
     """The state of the whole sweep by those of its trials, when no driver works on it."""
     if states <= {ledger.DONE}:
         return ledger.DONE

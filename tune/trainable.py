@@ -24,7 +24,7 @@ ATTEMPTS = "attempts"
 
 
 class TrialRunner(tune.Trainable):
-    """Runs a trial of the parameter `trial`, see `tune.sweep.trial_spec`. Workers are used again."""
+    """Runs the trial of the parameter `trial`, see `tune.sweep.trial_spec`; used again."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._spec: dict[str, Any] = config["trial"]
@@ -102,7 +102,7 @@ class TrialRunner(tune.Trainable):
         }
 
     def _fault(self, error: Exception) -> dict[str, Any]:
-        """Record the trial's own fault; raise what another try can mend, so that Ray tries again."""
+        """Record the trial's own fault; raise what another try can mend, for Ray to retry."""
         cause = cause_of(error)
         if cause is None:
             raise error
@@ -143,7 +143,7 @@ class TrialRunner(tune.Trainable):
 
 
 def cause_of(error: BaseException) -> str | None:
-    """Why a trial failed, beginning with one of the ledger's words; None for a fault of the machine.
+    """Why a trial failed, beginning with one of the ledger's words; None for a machine's fault.
 
     A full disk or a broken connection is not the trial's fault: another try may succeed.
     """
