@@ -1,0 +1,36 @@
+"""Shared by all tests: one thread, real digits, real data where MPCC_DATA_DIR says."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+
+from mpcc.config import PRESETS, Config  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data; skips, saying so, where there is none."""
+    folder = os.environ.get("MPCC_DATA_DIR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real data: set MPCC_DATA_DIR to a folder that holds it")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's digits at 8×8, as the tiny preset reads them."""
+    import torch
+
+    from mpcc.data import load
+
+    torch.set_num_threads(1)
+    return load(PRESETS["tiny"])
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """The smallest preset: 1,797 digits, four iterations."""
+    return PRESETS["tiny"]
