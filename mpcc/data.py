@@ -22,7 +22,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from mpcc import data_download, data_files, data_readers
+from mpcc.cache import locked
 from mpcc.config import Config
 from mpcc.data_files import DataError
 
@@ -69,7 +69,7 @@ def load(config: Config, data_dir: Path | None = None, *, download: bool = False
     cached = _read_cached(place)
     if cached is not None:
         return cached
-    with _locked(place):
+    with locked(place):
         cached = _read_cached(place)  # another trial may have written it meanwhile
         if cached is not None:
             return cached
@@ -170,19 +170,3 @@ def _write_cached(place: Path, image_set: ImageSet) -> Path:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
     return place
-
-
-@contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Let one process at a time prepare this data; without a writable cache, each for itself."""
-    try:
-        import fcntl
-
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = place.with_name(place.name + ".lock").open("w")
-    except (ImportError, OSError):
-        yield
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
