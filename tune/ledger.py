@@ -208,9 +208,14 @@ def code_fingerprints() -> dict[str, str]:
     prints = {}
     for file in sorted(Path(run_dir.__file__).parent.glob("*.py")):
         if not OTHER_CODE.fullmatch(file.stem):
-            tree = _without_docstrings(ast.parse(file.read_bytes()))
-            prints[f"mpcc/{file.name}"] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+            prints[f"mpcc/{file.name}"] = code_hash(file.read_text())
     return prints
+
+
+def code_hash(source: str) -> str:
+    """Twelve hexadecimal digits of the code itself: comments and docstrings do not count."""
+    dump = ast.dump(_without_docstrings(ast.parse(source)))
+    return hashlib.sha256(dump.encode()).hexdigest()[:12]
 
 
 def trial_dir(out: Path, key: str) -> Path:
