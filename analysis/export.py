@@ -11,8 +11,10 @@ from typing import Any
 
 from analysis import stats
 from analysis.cells import Group, tally
+from analysis.compare import Line
+from analysis.designs import Effect
 from analysis.load import STATES, Records
-from mpcc.config import DEFAULTS, value_text
+from mpcc.config import value_text
 
 _TRIAL_META = ("cell_key", "trial_key", "sweep", "variant")
 _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
@@ -46,6 +48,33 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
             row += [s.mean.low, s.mean.high, median, least, greatest, len(s.not_finite), values]
             rows.append([_plain(value) for value in row])
     return _csv(header, rows)
+
+
+def differences_csv(records: Records, lines: Sequence[Line]) -> str:
+    """One row per comparison, in recorded units."""
+    axes = [axis for axis in records.axes if axis != "seed"]
+    header = ["metric", "cell_key", "part", *axes, "baseline_key", "n_pair", "difference"]
+    header += ["ci95_low", "ci95_high", "hedges_g", "test", "df", "p", "p_holm", "seeds_needed"]
+    header += ["verdict"]
+    rows = []
+    for line in lines:
+        group, result = line.group, line.result
+        row = [line.metric, group.cell_key, group.part, *(group.settings[a] for a in axes)]
+        row += [line.baseline.cell_key, result.difference.n, result.difference.estimate]
+        row += [result.difference.low, result.difference.high, result.g, result.test, result.df]
+        row += [result.p, line.holm, line.seeds_needed, line.verdict]
+        rows.append([_plain(value) for value in row])
+    return _csv(header, rows)
+
+
+def effects_csv(measured: dict[str, tuple[list[Effect], str]]) -> str:
+    """One row per metric and effect."""
+    rows = [
+        [_plain(value) for value in (m, e.name, e.df, e.f, e.p, e.eta2, remark)]
+        for m, (found, remark) in measured.items()
+        for e in found
+    ]
+    return _csv(["metric", "effect", "df", "F", "p", "eta2", "remark"], rows)
 
 
 def provenance_json(
@@ -97,13 +126,3 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return file.getvalue()
-
-
-def unswept(groups: Sequence[Group]) -> dict[str, Any]:
-    """The settings that all these cells share."""
-    first = groups[0].settings
-    return {
-        name: first[name]
-        for name in DEFAULTS
-        if name != "seed" and all(g.settings[name] == first[name] for g in groups)
-    }

@@ -1,11 +1,25 @@
-"""The table of any ablation: a row per cell, a column per metric."""
+"""The tables of any ablation: values of every cell, differences from a baseline, effects."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from analysis import designs, stats
 from analysis.cells import Group
 from analysis.columns import GRID, column
+from analysis.compare import (
+    TEST_WORDS,
+    Line,
+    default_baseline,
+    effects,
+    find_group,
+    lines,
+    p_text,
+    seed_correlation,
+    spread,
+)
 from analysis.layout import Cell, Heading, Row, Table
 from analysis.load import Records, short
 from analysis.tables import (
@@ -20,29 +34,202 @@ from analysis.tables import (
 from mpcc.config import value_text
 
 
-def grid_table(records: Records, groups: Sequence[Group], test: str) -> Table:
+def swept(records: Records) -> list[str]:
+    """The axes of a table: what was swept, but the seed, which is averaged over."""
+    return [axis for axis in records.axes if axis != "seed"]
+
+
+def shown_metrics(groups: Sequence[Group]) -> list[str]:
+    """The metrics of the grid's tables that any finished trial has."""
+    return [m for m in GRID if any(g.summary(m).n for g in groups)] or ["acc_majority"]
+
+
+def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> Group:
+    """The named baseline, else the cell with the base settings, else the first with values."""
+    if name:
+        return find_group(groups, name, swept(records))
+    return default_baseline(groups, dict(records.sweeps[0].base))
+
+
+def labels(table: Table, group: Group, axes: Sequence[str], variants: bool) -> list[Cell]:
+    """The first cells of a row: the variant where there are any, then the swept settings."""
+    cells = [Cell(group.variant or "–")] if variants else []
+    for axis in axes:
+        value = group.settings[axis]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        cells.append(Cell(value_text(value), sort=value if number else value_text(value)))
+    cells = cells or [Cell("base settings")]
+    if group.part:
+        cells[0] = Cell(cells[0].text, (table.note(f"Only {group.part}."),), sort=cells[0].sort)
+    return cells
+
+
+def label_headings(groups: Sequence[Group], axes: Sequence[str], variants: bool) -> list[Heading]:
+    """The headings over `labels`."""
+    heads = [Heading("variant", numeric=False)] if variants else []
+    return [*heads, *(Heading(short(axis)) for axis in axes)] or [Heading("cell", numeric=False)]
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """The tables of a grid and the comparisons and effects in them, as numbers."""
+
+    tables: list[Table]
+    lines: list[Line]
+    effects: dict[str, tuple[list[designs.Effect], str]]
+
+
+def grid_tables(
+    records: Records, groups: Sequence[Group], test: str, baseline: Group
+) -> GridResult:
+    """Values, differences and effects, those that the grid has."""
+    metrics = shown_metrics(groups)
+    found = {m: lines(groups, baseline, m, test) for m in metrics}
+    measured = {m: effects(groups, swept(records), m) for m in metrics}
+    tables = [values_table(records, groups, metrics, test)]
+    if any(found.values()):
+        tables.append(differences_table(records, groups, baseline, found, test))
+    effect_table = effects_table(measured)
+    if effect_table:
+        tables.append(effect_table)
+    return GridResult(tables, [line for many in found.values() for line in many], measured)
+
+
+def values_table(
+    records: Records, groups: Sequence[Group], metrics: Sequence[str], test: str
+) -> Table:
     """Every cell with its swept settings and metrics."""
-    axes = [axis for axis in records.axes if axis != "seed"]
-    table = Table("grid", f"{' × '.join(map(short, axes)) or 'seeds'}: {progress(groups)}")
-    metrics = [m for m in GRID if any(g.summary(m).n for g in groups)] or ["acc_majority"]
-    first = axes or [""]
-    table.headings = [Heading(short(axis), numeric=bool(axis)) for axis in first]
+    axes, variants = swept(records), any(g.variant for g in groups)
+    name = " × ".join(map(short, axes)) or "seeds"
+    dataset = " and ".join(sorted({g.settings["dataset"] for g in groups}))
+    table = Table("grid", f"{name} on {dataset}: {progress(groups)}")
+    table.headings = label_headings(groups, axes, variants)
     table.headings += [Heading(column(metric).heading) for metric in metrics]
     columns = [
         with_best(groups, [value_cell(table, g, metric) for g in groups], metric, test)
         for metric in metrics
     ]
     for i, group in enumerate(groups):
-        label = [Cell(value_text(group.settings[a]), sort=group.settings[a]) for a in axes]
-        label = label or [Cell(group.label(axes))]
-        if group.part:
-            label[0] = Cell(label[0].text, (table.note(f"Only {group.part}."),))
+        label = labels(table, group, axes, variants)
         table.rows.append(Row((*label, *(cells[i] for cells in columns))))
-    reference = kmeans_row(table, groups, len(first), metrics)
+    reference = kmeans_row(table, groups, len(table.headings) - len(metrics), metrics)
     table.rows += [reference] if reference else []
     table.lines = [
         *spread_lines(groups, metrics, test),
         provenance_line(groups),
         *record_lines(records),
+    ]
+    return table
+
+
+def differences_table(
+    records: Records,
+    groups: Sequence[Group],
+    baseline: Group,
+    found: dict[str, list[Line]],
+    test: str,
+) -> Table:
+    """Every cell minus the baseline: difference with interval, g, p, Holm's p, a word."""
+    axes, variants = swept(records), any(g.variant for g in groups)
+    table = Table("grid-differences", f"Differences from {baseline.label(axes)}")
+    table.headings = [Heading("metric", numeric=False), *label_headings(groups, axes, variants)]
+    table.headings += [Heading("difference"), Heading("95 % interval"), Heading("g")]
+    table.headings += [Heading("p"), Heading("p (Holm)"), Heading("seeds needed")]
+    table.headings += [Heading("", numeric=False)]
+    for metric, compared in found.items():
+        for line in compared:
+            label = labels(table, line.group, axes, variants)
+            head = Cell(column(metric).heading)
+            table.rows.append(Row((head, *label, *_difference_cells(line))))
+    table.lines = [
+        f"Cell minus baseline, tested by {TEST_WORDS[test]}, chosen before looking; Holm over the "
+        f"comparisons of one metric in this table, 5 %. g is Hedges' g. `Not told apart` is not "
+        "`no effect`. Seeds needed: per cell, to find a difference as large as the one seen with "
+        "80 % power.",
+        *(design_line(groups, metric) for metric, compared in found.items() if compared),
+    ]
+    return table
+
+
+def _difference_cells(line: Line) -> list[Cell]:
+    spec, result = column(line.metric), line.result
+    estimate = result.difference
+
+    def signed(value: float) -> str:
+        return ("−" if value < 0 else "+") + spec.shown(abs(value))
+
+    interval = "–"
+    if not line.refused.startswith("not compared") and math.isfinite(estimate.low):
+        interval = f"{signed(estimate.low)} to {signed(estimate.high)}"
+    compared = not line.refused.startswith("not compared")
+    difference = signed(estimate.estimate) if compared else "–"
+    g = f"{result.g:.2f}".replace("-", "−") if compared and math.isfinite(result.g) else "–"
+    many = f"> {designs.MAX_SEEDS:,}" if math.isfinite(result.g) else "–"
+    needed = str(line.seeds_needed) if line.seeds_needed else many
+    return [
+        Cell(difference, sort=estimate.estimate),
+        Cell(interval),
+        Cell(g, sort=result.g),
+        Cell(p_text(result.p), sort=result.p),
+        Cell(p_text(line.holm), sort=line.holm),
+        Cell(needed if compared else "–", sort=line.seeds_needed),
+        Cell(line.verdict),
+    ]
+
+
+def design_line(groups: Sequence[Group], metric: str) -> str:
+    """What this design can find in one metric, whether pooling is fair, what seeds share."""
+    spec, pool = column(metric), spread(groups, metric)
+    counts = sorted({g.summary(metric).n for g in groups if g.summary(metric).n})
+    label = spec.heading.split(",")[0]
+    parts = []
+    if counts and counts[0] > 1 and pool.std > 0:
+        least = designs.detectable(counts[0]) * pool.std
+        parts.append(
+            f"{counts[0]} seeds find a difference of {spec.shown(least)} with 80 % power "
+            f"(pooled SD {spec.shown(pool.std)})"
+        )
+    pooling = pool.refusal.replace("pooled SD refused: ", "") or (
+        f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
+        "--test pooled is possible"
+    )
+    parts.append(pooling if not pool.refusal else f"no pooled SD: {pooling}")
+    shared = seed_correlation(groups, metric)
+    if math.isfinite(shared):
+        advice = (
+            "--test paired would be stronger" if shared >= 0.2 else "Welch is the stronger test"
+        )
+        parts.append(
+            f"correlation of seeds over cells {shared:.2f}: {advice}".replace("-0.", "−0.")
+        )
+    return f"{label}: {'; '.join(parts)}."
+
+
+def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Table | None:
+    """Main effects and interactions of a grid of two or more axes; None for fewer."""
+    table = Table("grid-effects", "Effects of the axes")
+    table.headings = [Heading("metric", numeric=False), Heading("effect", numeric=False)]
+    table.headings += [Heading("df"), Heading("F"), Heading("p"), Heading("η²")]
+    for metric, (found, remark) in measured.items():
+        notes = (table.note(remark),) if remark else ()
+        for effect in found:
+            name = "seed (block)" if effect.name == "seed" else effect.name
+            table.rows.append(
+                Row(
+                    (
+                        Cell(column(metric).heading, notes),
+                        Cell(name),
+                        Cell(str(effect.df), sort=effect.df),
+                        Cell(f"{effect.f:,.2f}", sort=effect.f),
+                        Cell(p_text(effect.p), sort=effect.p),
+                        Cell(f"{effect.eta2:.3f}", sort=effect.eta2),
+                    )
+                )
+            )
+    if not table.rows and not table.notes:
+        return None
+    table.lines = [
+        "Analysis of variance, type II, with the seed as block; η² is the share of the total sum "
+        f"of squares. p is not adjusted over effects. α = {stats.ALPHA:g}."
     ]
     return table

@@ -93,7 +93,7 @@ class Records:
     """What was wrong or merged while loading; tables print it."""
     metrics: tuple[str, ...] = ()
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """A row per trial and evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+    """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -107,13 +107,18 @@ class LoadError(ValueError):
 
 def latest_sweep(root: Path) -> Path:
     """The sweep folder below `root`/runs in which something happened last."""
+    return max(sweeps_below(root), key=_last_change)
+
+
+def sweeps_below(root: Path) -> list[Path]:
+    """Every sweep folder below `root`/runs, by name."""
     folders = [path.parent for path in sorted((Path(root) / "runs").glob(f"*/{SWEEP}"))]
     if not folders:
         raise LoadError(
             f"no sweep under {Path(root) / 'runs'}: run `python tune/ablation.py` first, "
             "or name a folder with --runs DIR"
         )
-    return max(folders, key=_last_change)
+    return folders
 
 
 def _last_change(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""`python analysis/make_tables.py`: the records of a sweep as tables, and where they were written."""
+"""`python analysis/make_tables.py`: the records of a sweep as tables, printed and written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,9 +16,8 @@ sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 if TYPE_CHECKING:
     from analysis.cells import Group
     from analysis.layout import Table
-    from analysis.load import Records
 
-TABLES = ("1", "grid")
+TABLES = ("1", "2", "3a", "3b", "4", "grid", "all")
 FORMATS = ("md", "csv", "tex")
 
 
@@ -39,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--runs", nargs="+", type=Path, metavar="DIR", help="sweep folders (default: the latest)"
     )
-    p.add_argument("--table", choices=TABLES, help="which table (default: what the sweep fits)")
+    p.add_argument(
+        "--table", choices=TABLES, help="which table (default: 1 where it fits, else grid)"
+    )
     p.add_argument(
         "--format",
         default=",".join(FORMATS),
@@ -52,9 +53,17 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--test",
-        choices=("welch", "paired"),
+        choices=("welch", "paired", "pooled", "permutation"),
         default="welch",
         help="test of differences, to be chosen before looking (default: %(default)s)",
+    )
+    p.add_argument(
+        "--baseline",
+        metavar="CELL",
+        help="cell to compare with: settings, variant or key (default: the base settings)",
+    )
+    p.add_argument(
+        "--explain", metavar="CELL", help='print every trial behind a cell, "esteps=4,eta_p=6e-4"'
     )
     p.add_argument(
         "--pool-code", action="store_true", help="average trials of different code versions"
@@ -90,75 +99,33 @@ def _formats(text: str) -> list[str]:
 
 
 def _run(options: argparse.Namespace, formats: list[str]) -> int:
-    from analysis.load import latest_sweep, load
-
-    folders = options.runs or [latest_sweep(ROOT)]
-    records = load(folders)
-    out = options.out or folders[0] / "tables"
-    files: dict[str, str] = {}
-    printed = []
-    for table, groups in build(records, options):
-        printed.append(table)
-        files |= render(records, table, groups, formats, options)
-    if options.check:
-        return _check(out, files)
-    write(out, files)
-    _report(printed, out, files, folders)
-    return 0
-
-
-def build(records: Records, options: argparse.Namespace) -> list[tuple[Table, list[Group]]]:
-    """The tables that were asked for, each with the groups in it."""
+    from analysis.build import Choices, files, products
     from analysis.cells import groups
-    from analysis.grid import grid_table
-    from analysis.tables import table1, table1_groups
+    from analysis.load import latest_sweep, load, sweeps_below
 
-    found = groups(records, pool_code=options.pool_code)
-    if not found:
-        raise ValueError("the sweep has no trials; plan some with tune/ablation.py --grid")
-    asked = [g for g in found if _in_grid(records, g, "esteps,eta_p")] or found
-    pairs = table1_groups(asked) if options.table != "grid" else []
-    if pairs:
-        return [(table1(records, pairs, options.test), [group for group, _ in pairs])]
-    if options.table == "1":
-        raise ValueError(
-            "these cells are not Table 1's five rows (three esteps at the lowest eta_p, then two "
-            "higher eta_p); use --table grid, or sweep --grid esteps,eta_p"
-        )
-    return [(grid_table(records, found, options.test), found)]
+    if options.runs:
+        folders = options.runs
+    else:
+        folders = sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
+    records = load(folders)
+    choices = Choices(options.table, tuple(formats), options.test, options.baseline)
+    cells = groups(records, pool_code=options.pool_code)
+    if options.explain:
+        from analysis.explain import explain
 
-
-def _in_grid(records: Records, group: Group, grid: str) -> bool:
-    """Whether the plan has this cell because of this grid."""
-    cells = [cell for sweep in records.sweeps if sweep.plan for cell in sweep.plan["cells"]]
-    return any(c["key"] == group.cell_key and grid in c.get("grids", ()) for c in cells)
-
-
-def render(
-    records: Records,
-    table: Table,
-    groups: Sequence[Group],
-    formats: Sequence[str],
-    options: argparse.Namespace,
-) -> dict[str, str]:
-    """File name -> content. The companion file goes with every format."""
-    from analysis import export
-    from analysis.render import latex, markdown
-
-    makers: dict[str, Callable[[], dict[str, str]]] = {
-        "md": lambda: {f"{table.name}.md": markdown(table)},
-        "csv": lambda: {
-            f"{table.name}.csv": export.cells_csv(records, groups),
-            f"{table.name}-trials.csv": export.trials_csv(records, groups),
-        },
-        "tex": lambda: {f"{table.name}.tex": latex(table)},
-    }
-    files: dict[str, str] = {}
-    for name in formats:
-        files |= makers[name]()
-    analysis = {"test": options.test, "family": "comparisons of one table and metric, Holm"}
-    companion = export.provenance_json(records, groups, table.name, analysis)
-    return files | {f"{table.name}-provenance.json": companion}
+        print(explain(records, cells, options.explain))
+        return 0
+    found = products(records, cells, choices)
+    out = options.out or folders[0] / "tables"
+    contents: dict[str, str] = {}
+    for product in found:
+        contents |= files(records, product, choices)
+    if options.check:
+        return _check(out, contents)
+    write(out, contents)
+    tables = [table for product in found for table in product.tables]
+    _report(tables, out, contents, options, _example(cells[0], records.axes))
+    return 0
 
 
 def write(out: Path, files: dict[str, str]) -> None:
@@ -185,15 +152,34 @@ def _check(out: Path, files: dict[str, str]) -> int:
     return 0
 
 
-def _report(tables: Sequence[Table], out: Path, files: dict[str, str], folders: list[Path]) -> None:
+def _report(
+    tables: Sequence[Table],
+    out: Path,
+    files: dict[str, str],
+    options: argparse.Namespace,
+    example: str,
+) -> None:
     from analysis.render import text
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for table in tables:
         print(text(table, colour=colour))
     print(f"Written to {_near(out)}: {', '.join(sorted(files))}")
-    runs = " ".join(shlex.quote(str(_near(folder))) for folder in folders)
-    print(f"Next: python analysis/make_tables.py --runs {runs} --table grid   (differences, tests)")
+    runs = "".join(f" {shlex.quote(str(_near(folder)))}" for folder in options.runs or ())
+    again = "python analysis/make_tables.py" + (f" --runs{runs}" if runs else "")
+    if options.table in ("grid", "all"):
+        print(f'Next: {again} --explain CELL   (every trial behind a cell: "{example}")')
+    else:
+        print(f"Next: {again} --table grid   (differences with intervals, tests, effects)")
+
+
+def _example(group: Group, axes: Sequence[str]) -> str:
+    """The first cell as --explain takes it."""
+    from analysis.load import short
+    from mpcc.config import value_text
+
+    settings = [f"{short(a)}={value_text(group.settings[a])}" for a in axes if a != "seed"]
+    return ",".join(settings) or group.cell_key
 
 
 def _near(path: Path) -> Path:

@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,12 @@ _FIRST = ("dataset", "split", "image_size", "iterations")
 
 @dataclass(frozen=True)
 class Published:
-    """One published figure, in the unit of the records, with the spread as the paper prints it."""
+    """One published figure, in the unit of the records, and as the paper prints it."""
 
     mean: float
     std: float
     """NaN where none was printed."""
-
-    def text(self, metric: str) -> str:
-        """As the paper prints it, in the table's unit."""
-        scale = 1e3 if metric == "mse_squared_mean" else 100 if metric == "acc_majority" else 1
-        decimals = 2
-        mean = f"{self.mean * scale:.{decimals}f}"
-        return mean if math.isnan(self.std) else f"{mean} ± {self.std * scale:.{decimals}f}"
+    text: str
 
 
 @cache
@@ -56,12 +51,18 @@ def published_rows(name: str) -> tuple[dict[str, str], ...]:
 def published(row: Mapping[str, str], metric: str) -> Published | None:
     """One figure of a published row; None where the table has none."""
     prefix = _PREFIX.get(metric)
-    text = row.get(f"{prefix}_mean", "") if prefix else ""
-    if not text:
+    mean = row.get(f"{prefix}_mean", "") if prefix else ""
+    if not mean:
         return None
+    std = row.get(f"{prefix}_std", "")
     unit = 0.01 if prefix == "acc" else 1.0
-    spread = row.get(f"{prefix}_std", "")
-    return Published(float(text) * unit, float(spread) * unit if spread else math.nan)
+    text = _printed(mean, prefix) + (f" ± {_printed(std, prefix)}" if std else "")
+    return Published(float(mean) * unit, float(std) * unit if std else math.nan, text)
+
+
+def _printed(number: str, prefix: str | None) -> str:
+    """With the digits of the paper, which prints its errors ×10⁻³."""
+    return f"{Decimal(number).scaleb(3):f}" if prefix == "mse" else number
 
 
 def table1_settings(row: Mapping[str, str]) -> Config:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis import stats
-from analysis.cells import Group, Summary, tally, unlike
+from analysis.cells import Group, Summary, tally
 from analysis.columns import TABLE1, Column, column
+from analysis.compare import TEST_WORDS, best_and_tied
 from analysis.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
 from analysis.load import BASELINE, Records, short
 from analysis.protocol import (
+    Published,
     differences,
     differences_text,
     published,
@@ -58,7 +60,7 @@ def _gap_notes(table: Table, group: Group, summary: Summary) -> tuple[int, ...]:
     notes = []
     missing = group.missing()
     if missing:
-        notes.append(table.note(_sentence("Without a value: " + "; ".join(missing))))
+        notes.append(table.note(sentence("Without a value: " + "; ".join(missing))))
     if group.part:
         total = sum(group.counts.values())
         notes.append(
@@ -75,7 +77,8 @@ def _gap_notes(table: Table, group: Group, summary: Summary) -> tuple[int, ...]:
     return tuple(notes)
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """The text with a full stop."""
     return text if text.endswith(".") else text + "."
 
 
@@ -96,35 +99,12 @@ def absent_reason(group: Group, spec: Column) -> str:
     return f"{label} n/a: no finished trial recorded it."
 
 
-def with_best(
-    groups: Sequence[Group], cells: Sequence[Cell], metric: str, test: str = "welch"
-) -> list[Cell]:
-    """The cells with the best mean marked, and every one that cannot be told from it as tied.
-
-    The tie is Holm-adjusted over the comparisons with the best; a cell of one seed is always tied.
-    """
-    spec = column(metric)
-    ranked = [i for i, group in enumerate(groups) if group.summary(metric).n]
-    if spec.better == "neither" or len(ranked) < 2:
-        return list(cells)
-    sign = 1 if spec.better == "higher" else -1
-    best = max(ranked, key=lambda i: sign * groups[i].summary(metric).mean.estimate)
-    others = [i for i in ranked if i != best and not unlike(groups[i], groups[best], metric)]
-    adjusted = stats.holm([compare(groups[i], groups[best], metric, test).p for i in others])
-    tied = {i for i, p in zip(others, adjusted, strict=True) if not p < stats.ALPHA}
+def with_best(groups: Sequence[Group], cells: Sequence[Cell], metric: str, test: str) -> list[Cell]:
+    """The cells with the best mean marked, and every one that cannot be told from it as tied."""
+    best, tied = best_and_tied(groups, metric, column(metric).better, test)
     return [
         Cell(cell.text, cell.notes, i == best, i in tied, cell.sort) for i, cell in enumerate(cells)
     ]
-
-
-def compare(a: Group, b: Group, metric: str, test: str) -> stats.Comparison:
-    """The first group against the second; the paired test uses the seeds that both have."""
-    x, y = a.summary(metric), b.summary(metric)
-    if test != "paired":
-        return stats.welch(x.array, y.array)
-    left, right = dict(x.values), dict(y.values)
-    seeds = sorted(left.keys() & right.keys())
-    return stats.paired([left[s] for s in seeds], [right[s] for s in seeds])
 
 
 def kmeans_row(
@@ -134,8 +114,8 @@ def kmeans_row(
     cells, found = [], False
     for metric in metrics:
         name = f"{BASELINE}kmeans_{metric}"
-        values = {t.get(name, math.nan) for group in groups for t in group.done}
-        values = sorted(v for v in values if math.isfinite(v))
+        recorded = {t.get(name, math.nan) for group in groups for t in group.done}
+        values = sorted(v for v in recorded if math.isfinite(v))
         spec = column(metric)
         text = ""
         if values:
@@ -151,15 +131,17 @@ def kmeans_row(
     return Row((*label, *cells), REFERENCE)
 
 
-def spread_lines(groups: Sequence[Group], metrics: Sequence[str], test: str) -> list[str]:
+def spread_lines(groups: Sequence[Group], metrics: Sequence[str], test: str | None) -> list[str]:
     """What ± is, which evaluation counts, and what the marks mean."""
-    tested = "Welch's t test" if test == "welch" else "a paired t test over common seeds"
     lines = [
         "± is the standard deviation over seeds (ddof 1); a cell shows (n/planned) where a planned "
-        "trial has no value. Values are those of the last iteration (@last); labels chose nothing.",
-        f"Best mean of a column in bold (*); ~ marks what cannot be told from it by {tested}, "
-        "Holm-adjusted over the column, 5 %.",
+        "trial has no value. Values are those of the last iteration (@last); labels chose nothing."
     ]
+    if test:
+        lines.append(
+            "Best mean of a column in bold (*); ~ marks what cannot be told from it by "
+            f"{TEST_WORDS[test]}, Holm-adjusted over the column, 5 %."
+        )
     protocols = [column(m).protocol for m in metrics if any(g.summary(m).n for g in groups)]
     return [*lines, "; ".join(p for p in protocols if p) + "."] if protocols else lines
 
@@ -201,7 +183,7 @@ def record_lines(records: Records) -> list[str]:
     shown = list(records.notes[:8])
     if len(records.notes) > len(shown):
         shown.append(f"and {len(records.notes) - len(shown)} more such records")
-    return [_sentence("Records: " + "; ".join(shown))] if shown else []
+    return [sentence("Records: " + "; ".join(shown))] if shown else []
 
 
 # -- Table 1 ---------------------------------------------------------------------------------------
@@ -250,7 +232,7 @@ def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test
     for i, (group, row) in enumerate(pairs):
         label = [Cell(value_text(group.settings[a]), sort=group.settings[a]) for a in TABLE1_AXES]
         if group.part:
-            label[0] = Cell(label[0].text, (table.note(_sentence(f"Only {group.part}")),))
+            label[0] = Cell(label[0].text, (table.note(sentence(f"Only {group.part}")),))
         table.rows.append(Row((*label, *(columns[metric][i] for metric in TABLE1))))
         if i + 1 == len(pairs) or pairs[i + 1][1] is not row:
             table.rows.append(_paper_row(table, group, row))
@@ -279,24 +261,25 @@ def _paper_row(table: Table, group: Group, row: dict[str, str]) -> Row:
             ),
         )
     elif any(group.summary(m).n for m in shown):
-        notes = (table.note(_within(group, row, shown)),)
+        notes = (table.note(within(group, {m: published(row, m) for m in shown})),)
     cells = [Cell("paper", notes), Cell(value_text(theirs.prior_lr))]
     for metric in TABLE1:
         figure = published(row, metric)
-        cells.append(Cell(figure.text(metric) if figure else ""))
+        cells.append(Cell(figure.text if figure else ""))
     return Row(tuple(cells), PAPER, grey=bool(differing))
 
 
-def _within(group: Group, row: dict[str, str], metrics: Sequence[str]) -> str:
+def within(group: Group, figures: Mapping[str, Published | None]) -> str:
     """Ours minus theirs under the same protocol, and whether ours lies within their spread."""
     parts = []
-    for metric in metrics:
-        figure, summary, spec = (published(row, metric), group.summary(metric), column(metric))
+    for metric, figure in figures.items():
+        summary, spec = group.summary(metric), column(metric)
         if figure is None or not summary.n:
             continue
         difference = summary.mean.estimate - figure.mean
         inside = "within" if abs(difference) <= figure.std else "outside"
+        spread = "no published spread" if math.isnan(figure.std) else f"{inside} their spread"
         sign = "+" if difference >= 0 else "−"
         label = spec.heading.split(",")[0]
-        parts.append(f"{label} {sign}{spec.shown(abs(difference))}, {inside} their spread")
+        parts.append(f"{label} {sign}{spec.shown(abs(difference))}, {spread}")
     return "Same protocol as published; ours minus theirs: " + "; ".join(parts) + "."

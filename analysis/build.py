@@ -1,0 +1,121 @@
+"""Which tables were asked for, and all their files: records in, file contents out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from analysis import export
+from analysis.cells import Group
+from analysis.grid import GridResult, baseline_of, grid_tables
+from analysis.layout import Table
+from analysis.load import Records
+from analysis.paper_tables import DATASETS, table2, table3, table4
+from analysis.render import latex, markdown
+from analysis.tables import table1, table1_groups
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the command line chose."""
+
+    table: str | None = None
+    formats: tuple[str, ...] = ("md", "csv", "tex")
+    test: str = "welch"
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """One named result: its tables, the groups they rest on, CSV of its own."""
+
+    name: str
+    tables: list[Table]
+    groups: list[Group]
+    raw: dict[str, str] = field(default_factory=dict)
+    result: GridResult | None = None
+
+
+def products(records: Records, groups: Sequence[Group], choices: Choices) -> list[Product]:
+    """The tables asked for; ValueError, in one line, where the cells do not fit the one named."""
+    if not groups:
+        raise ValueError("the sweep has no trials; plan some with tune/ablation.py --grid")
+    in_grid = _keys_of_grid(records, "esteps,eta_p")
+    pairs = table1_groups([g for g in groups if g.cell_key in in_grid] or groups)
+    made: dict[str, Callable[[], Product]] = {
+        "1": lambda: Product(
+            "table1", [table1(records, pairs, choices.test)], [group for group, _ in pairs]
+        ),
+        "2": lambda: _paper(*table2(records, groups)),
+        "3a": lambda: _paper(*table3(records, groups, conditional=False)),
+        "3b": lambda: _paper(*table3(records, groups, conditional=True)),
+        "4": lambda: _paper(*table4(records, groups)),
+        "grid": lambda: _grid(records, groups, choices),
+    }
+    if choices.table == "all":
+        names = [name for name in made if _fits(name, bool(pairs), groups)]
+    else:
+        names = [choices.table or ("1" if pairs else "grid")]
+    if names == ["1"] and not pairs:
+        raise ValueError(
+            "these cells are not Table 1's five rows (three esteps at the lowest eta_p, then two "
+            "higher eta_p); use --table grid, or sweep --grid esteps,eta_p"
+        )
+    return [made[name]() for name in names]
+
+
+def _paper(table: Table, groups: list[Group]) -> Product:
+    return Product(table.name, [table], groups)
+
+
+def _grid(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
+    baseline = baseline_of(records, groups, choices.baseline)
+    result = grid_tables(records, groups, choices.test, baseline)
+    raw = {"grid-differences.csv": export.differences_csv(records, result.lines)}
+    raw["grid-effects.csv"] = export.effects_csv(result.effects)
+    return Product("grid", result.tables, list(groups), raw, result)
+
+
+def _fits(name: str, is_table1: bool, groups: Sequence[Group]) -> bool:
+    """Whether these cells have anything to say in a table, for `--table all`."""
+
+    def some(choice: Callable[[dict[str, Any]], bool]) -> bool:
+        return any(choice(group.settings) for group in groups)
+
+    answers = {
+        "1": is_table1,
+        "2": some(lambda s: s["prior"] == "normal" or not s["encoder_shares_discriminator"]),
+        "3a": some(lambda s: s["n_generated"] is not None and not s["conditional"]),
+        "3b": some(lambda s: s["conditional"]),
+        "4": some(lambda s: s["dataset"] in DATASETS),
+        "grid": True,
+    }
+    return answers[name]
+
+
+def _keys_of_grid(records: Records, grid: str) -> set[str]:
+    """The cells that the plans have because of this grid."""
+    return {
+        cell["key"]
+        for sweep in records.sweeps
+        if sweep.plan
+        for cell in sweep.plan["cells"]
+        if grid in cell.get("grids", ())
+    }
+
+
+def files(records: Records, product: Product, choices: Choices) -> dict[str, str]:
+    """File name -> content. The companion file goes with every format."""
+    made: dict[str, str] = {}
+    if "md" in choices.formats:
+        made |= {f"{table.name}.md": markdown(table) for table in product.tables}
+    if "csv" in choices.formats:
+        made[f"{product.name}.csv"] = export.cells_csv(records, product.groups)
+        made[f"{product.name}-trials.csv"] = export.trials_csv(records, product.groups)
+        made |= product.raw
+    if "tex" in choices.formats:
+        made |= {f"{table.name}.tex": latex(table) for table in product.tables}
+    statistics = {"test": choices.test, "family": "comparisons of one table and metric, Holm"}
+    companion = export.provenance_json(records, product.groups, product.name, statistics)
+    return made | {f"{product.name}-provenance.json": companion}

@@ -1,0 +1,68 @@
+"""Every trial behind one cell of a table: how it ended, its values, and where its records are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.cells import Group
+from analysis.columns import column
+from analysis.compare import find_group
+from analysis.grid import shown_metrics, swept
+from analysis.layout import Cell, Heading, Row, Table
+from analysis.load import Records
+from analysis.render import text
+from mpcc.config import value_text
+from mpcc.run_dir import DONE
+
+
+def explain(records: Records, groups: Sequence[Group], name: str) -> str:
+    """The report; ValueError, in one line, where `name` is no cell or several."""
+    axes = swept(records)
+    key = find_group(groups, name, axes).cell_key
+    parts = [group for group in groups if group.cell_key == key]
+    folders = {sweep.name: sweep.path for sweep in records.sweeps}
+    return "\n".join([*_head(parts[0], axes), *(_part(part, folders) for part in parts)])
+
+
+def _head(group: Group, axes: Sequence[str]) -> list[str]:
+    settings = ", ".join(f"{k}={value_text(v)}" for k, v in group.settings.items())
+    return [f"{_name(group, axes)}: cell {group.cell_key}", "", f"settings: {settings}", ""]
+
+
+def _name(group: Group, axes: Sequence[str]) -> str:
+    return group.label(axes).split(" [")[0]
+
+
+def _part(group: Group, folders: dict[str, Path]) -> str:
+    metrics = shown_metrics([group])
+    title = group.part or f"{len(group.done)} of {group.n_planned} trials done"
+    table = Table("explain", title)
+    table.headings = [Heading("seed"), Heading("state", numeric=False), Heading("iteration")]
+    table.headings += [Heading(column(m).heading) for m in metrics]
+    table.headings += [Heading(h, numeric=False) for h in ("code", "device", "data")]
+    for trial in group.trials:
+        done = trial["state"] == DONE
+        values = [_value(trial, metric) if done else "" for metric in metrics]
+        origin = [str(trial[name] or "–") for name in ("code", "device", "fingerprint")]
+        items = [str(trial["seed"]), trial["state"], f"{trial['iteration']:,}", *values, *origin]
+        table.rows.append(Row(tuple(Cell(item) for item in items)))
+    lines = [line for trial in group.trials for line in _places(trial, folders)]
+    return text(table) + "\n" + "\n".join(lines) + "\n"
+
+
+def _value(trial: dict[str, Any], metric: str) -> str:
+    value = trial.get(metric, math.nan)
+    return column(metric).shown(value) if not math.isnan(value) else "–"
+
+
+def _places(trial: dict[str, Any], folders: dict[str, Path]) -> list[str]:
+    where = "no records"
+    if trial["run_dir"]:
+        where = str(folders[trial["sweep"]].resolve() / trial["run_dir"])
+    lines = [f"seed {trial['seed']}: {where}; MLflow run {trial['mlflow_run'] or 'none'}"]
+    if trial["cause"]:
+        lines.append(f"  {trial['state']}: {trial['cause']}")
+    return lines

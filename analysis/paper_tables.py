@@ -1,0 +1,272 @@
+"""The paper's tables 2, 3a, 3b and 4: ours among the published rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import stats
+from analysis.cells import Group
+from analysis.columns import TABLE2, TABLE3, column
+from analysis.layout import OURS, PAPER, Cell, Heading, Row, Table
+from analysis.load import Records
+from analysis.protocol import (
+    Published,
+    differences,
+    differences_text,
+    paper_settings,
+    published,
+    published_rows,
+)
+from analysis.tables import (
+    progress,
+    provenance_line,
+    record_lines,
+    sentence,
+    spread_lines,
+    value_cell,
+    within,
+)
+from mpcc.config import PRESETS, Config, from_dict
+
+DATASETS = ("mnist", "omniglot", "fmnist", "cifar10", "cifar20")
+"""Columns of Table 4, in the paper's order."""
+
+Choice = Callable[[Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of Table 2: its name in the paper and the cells that are it."""
+
+    name: str
+    shares: bool
+    prior: str
+
+    def is_it(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a cell with these settings is this model."""
+        same = settings["encoder_shares_discriminator"] == self.shares
+        return same and settings["prior"] == self.family and not settings["conditional"]
+
+    @property
+    def family(self) -> str:
+        """The prior by the name that Config has for it."""
+        return "normal" if self.prior == "normal" else "gaussian_mixture"
+
+
+def table2_models() -> list[Model]:
+    """Table 2's rows as published."""
+    return [
+        Model(r["model"], r["encoder_shares_discriminator"] == "true", r["prior"])
+        for r in published_rows("table2")
+    ]
+
+
+def choose(records: Records, groups: Sequence[Group], fits: Choice) -> tuple[list[Group], str]:
+    """The parts of the one cell that fits, and a line where the choice was not free of doubt.
+
+    Among several, the cell with its sweep's base settings is meant: no result takes part in it.
+    """
+    fitting = [g for g in groups if fits(g.settings)]
+    keys = {g.cell_key for g in fitting}
+    if len(keys) <= 1:
+        return fitting, ""
+    bases = {from_dict({**sweep.base, "seed": 0}).cell_key for sweep in records.sweeps}
+    own = [g for g in fitting if g.cell_key in bases]
+    if len({g.cell_key for g in own}) == 1:
+        return own, f"Of {len(keys)} cells that fit, the one with the base settings."
+    return [], f"{len(keys)} cells fit and none has the base settings alone; see the grid."
+
+
+def _published_row(
+    table: Table,
+    label: str,
+    row: Mapping[str, str],
+    metrics: Sequence[str],
+    group: Group | None,
+    theirs: Config,
+) -> Row:
+    shown = [m for m in metrics if published(row, m)]
+    differing = [m for m in shown if group and differences(group.settings, theirs, m)]
+    notes: tuple[int, ...] = ()
+    if group and differing:
+        what = differences_text(group.settings, theirs, differing)
+        notes = (table.note(f"Published, another protocol ({what}); not subtracted."),)
+    elif group and any(group.summary(m).n for m in shown):
+        figures = {m: published(row, m) for m in shown}
+        notes = (table.note(within(group, figures)),)
+    grey = group is None or bool(differing)
+    return Row((Cell(label, notes), *_figures(row, metrics)), PAPER, grey)
+
+
+def _figures(row: Mapping[str, str], metrics: Sequence[str]) -> list[Cell]:
+    figures = [published(row, metric) for metric in metrics]
+    return [Cell(figure.text if figure else "") for figure in figures]
+
+
+def _ours(
+    table: Table, label: str, parts: Sequence[Group], why: str, metrics: Sequence[str]
+) -> list[Row]:
+    notes = (table.note(why),) if why else ()
+    if not parts:
+        return [Row((Cell(label, notes), *[Cell("not run")] * len(metrics)), OURS)]
+    rows = []
+    for group in parts:
+        part = (table.note(sentence(f"Only {group.part}")),) if group.part else ()
+        cells = [_value_or_empty(table, group, metric) for metric in metrics]
+        rows.append(Row((Cell(label, notes + part), *cells), OURS))
+    return rows
+
+
+def _value_or_empty(table: Table, group: Group, metric: str) -> Cell:
+    clusters = group.settings["prior"] != "normal" and not group.settings["conditional"]
+    if metric.startswith("acc") and not clusters:
+        return Cell("–", (table.note("This model does not cluster: no accuracy."),))
+    return value_cell(table, group, metric)
+
+
+def _finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:
+    table.title += f": {progress(used)}" if used else ": nothing of it was run yet"
+    if used:
+        lines = spread_lines(used, metrics, None)
+        table.lines += [*lines, provenance_line(used), *record_lines(records)]
+    return table
+
+
+def table2(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group]]:
+    """Table 2: with and without clusters in the prior and shared layers in the encoder."""
+    table, used = Table("table2", "Table 2"), []
+    table.headings = [Heading("model", numeric=False)]
+    table.headings += [Heading(column(m).heading) for m in TABLE2]
+    theirs = paper_settings("cifar10")
+    for model, row in zip(table2_models(), published_rows("table2"), strict=True):
+        parts, why = choose(records, groups, model.is_it)
+        used += parts
+        table.rows += _ours(table, model.name, parts, why, TABLE2)
+        settings = theirs.override(
+            encoder_shares_discriminator=model.shares,
+            prior=model.family,
+        )
+        table.rows.append(
+            _published_row(table, "paper", row, TABLE2, parts[0] if parts else None, settings)
+        )
+    return _finish(table, records, used, TABLE2), used
+
+
+def table3(
+    records: Records, groups: Sequence[Group], *, conditional: bool
+) -> tuple[Table, list[Group]]:
+    """Table 3a (unconditional) or 3b (conditional): IS and FID among the published methods."""
+    setting = "conditional" if conditional else "unconditional"
+    table = Table("table3b" if conditional else "table3a", f"Table 3{'ab'[conditional]}, {setting}")
+    table.headings = [Heading("model", numeric=False)]
+    table.headings += [
+        *(Heading(column(m).heading) for m in TABLE3),
+        Heading("runs", numeric=False),
+    ]
+
+    def fits(settings: Mapping[str, Any]) -> bool:
+        return settings["conditional"] == conditional and settings["prior"] == "gaussian_mixture"
+
+    parts, why = choose(records, groups, fits)
+    theirs = paper_settings("cifar10", conditional=conditional)
+    for row in published_rows("table3"):
+        if row["setting"] != setting:
+            continue
+        ours = row["model"] == "MPCC" and parts
+        name = f"{row['model']}, published"
+        line = _published_row(table, name, row, TABLE3, parts[0] if ours else None, theirs)
+        table.rows.append(Row((*line.cells, Cell(row["runs"])), PAPER, line.grey))
+    for row_ours in _ours(table, "MPCC, ours", parts, why, TABLE3):
+        n = max((len(g.done) for g in parts), default=0)
+        table.rows.append(Row((*row_ours.cells, Cell(f"average of {n}" if n else "")), OURS))
+    table.lines = [
+        "Published rows on CIFAR-10, as the paper quotes them, each with its own counts."
+    ]
+    return _finish(table, records, parts, TABLE3), list(parts)
+
+
+def table4(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group]]:
+    """Table 4: clustering accuracy per data set, the published methods first."""
+    names = list(DATASETS)
+    names += sorted({g.settings["dataset"] for g in groups} - set(names))
+    table = Table("table4", "Table 4, accuracy in %")
+    table.headings = [Heading("model", numeric=False), *(Heading(name) for name in names)]
+    rows = published_rows("table4")
+    for model in dict.fromkeys(row["model"] for row in rows):
+        of_model = {row["dataset"]: row for row in rows if row["model"] == model}
+        table.rows.append(Row((Cell(model), *_table4_cells(table, of_model, names)), PAPER, True))
+    chosen = {name: choose(records, groups, _clusters(name)) for name in names}
+    used = [group for parts, _ in chosen.values() for group in parts]
+    for metric in ("acc_majority", "acc_hungarian"):
+        cells = [_table4_ours(table, *chosen[name], metric) for name in names]
+        label = f"ours, {column(metric).heading.split(',')[0]}"
+        table.rows.append(Row((Cell(label), *cells), OURS))
+    best = [_best_three(parts) for parts, _ in chosen.values()]
+    if any(best):
+        note = table.note(
+            "Chosen by the labels, as the paper's row is: not an estimate for new runs."
+        )
+        cells = [Cell(text) for text in best]
+        table.rows.append(Row((Cell("ours, Acc, best three of five", (note,)), *cells), OURS))
+    for name in names:
+        _table4_protocol(table, name, chosen[name][0])
+    return _finish(table, records, used, ("acc_majority", "acc_hungarian")), used
+
+
+def _clusters(dataset: str) -> Choice:
+    def fits(settings: Mapping[str, Any]) -> bool:
+        mixture = settings["prior"] == "gaussian_mixture" and not settings["conditional"]
+        return mixture and settings["dataset"] == dataset
+
+    return fits
+
+
+def _table4_cells(
+    table: Table, rows: Mapping[str, Mapping[str, str]], names: Sequence[str]
+) -> list[Cell]:
+    cells = []
+    for name in names:
+        figure = published(rows[name], "acc_majority") if name in rows else None
+        notes = (table.note(sentence(f"Published: {rows[name]['runs']}")),) if figure else ()
+        cells.append(Cell(figure.text if figure else "", notes))
+    return cells
+
+
+def _table4_ours(table: Table, parts: Sequence[Group], why: str, metric: str) -> Cell:
+    if len(parts) > 1:
+        note = table.note("The trials of this cell are not alike; see the grid.")
+        return Cell("not averaged", (note,))
+    if not parts:
+        return Cell("–", (table.note(why),) if why else ())
+    cell = value_cell(table, parts[0], metric)
+    notes = cell.notes + ((table.note(why),) if why else ())
+    return Cell(cell.text, notes, sort=cell.sort)
+
+
+def _best_three(parts: Sequence[Group]) -> str:
+    if len(parts) != 1 or parts[0].n_planned != 5 or parts[0].summary("acc_majority").n < 3:
+        return ""
+    values = sorted(parts[0].summary("acc_majority").array)[-3:]
+    spec = column("acc_majority")
+    return f"{spec.shown(float(sum(values)) / 3)} ± {spec.shown(stats.std(values))}"
+
+
+def _table4_protocol(table: Table, name: str, parts: Sequence[Group]) -> None:
+    """A line on ours against the published five runs, where there are both."""
+    if name not in DATASETS or len(parts) != 1:
+        return
+    group, theirs = parts[0], PRESETS[name]
+    row = next(
+        r
+        for r in published_rows("table4")
+        if r["model"] == "MPCC (five runs)" and r["dataset"] == name
+    )
+    figure: Published | None = published(row, "acc_majority")
+    if differences(group.settings, theirs, "acc_majority"):
+        what = differences_text(group.settings, theirs, ["acc_majority"])
+        table.lines.append(f"{name}: another protocol than published ({what}); not subtracted.")
+    elif figure and not math.isnan(figure.mean) and group.summary("acc_majority").n:
+        table.lines.append(f"{name}: {within(group, {'acc_majority': figure})}")

@@ -1,0 +1,227 @@
+"""Statistics against sources of their own: R, statsmodels, closed forms, and published examples.
+
+Values marked R were computed with R 4.2.2 on data sets that come with R; the command stands beside.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis import designs, stats
+
+# R's data set `sleep`: Cushny and Peebles 1905, the example of Student 1908.
+SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+SLEEP_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+
+# R's data set `npk`: Venables and Ripley, Modern Applied Statistics with S, 2002, section 6.7.
+NPK_YIELD = [49.5, 62.8, 46.8, 57.0, 59.8, 58.5, 55.5, 56.0, 62.8, 55.8, 69.5, 55.0]
+NPK_YIELD += [62.0, 48.8, 45.5, 44.2, 52.0, 51.5, 49.8, 48.8, 57.2, 59.0, 53.2, 56.0]
+NPK_N = [0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1, 1, 0, 0]
+NPK_P = [1, 1, 0, 0, 0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0]
+NPK_K = [1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1, 0, 1, 0]
+NPK_BLOCK = [block for block in range(6) for _ in range(4)]
+
+INSECTS = [  # R's `InsectSprays`: Beall 1942.
+    [10, 7, 20, 14, 14, 12, 10, 23, 17, 20, 14, 13],
+    [11, 17, 21, 11, 16, 14, 17, 17, 19, 21, 7, 13],
+    [0, 1, 7, 2, 3, 1, 2, 1, 3, 0, 1, 4],
+    [3, 5, 12, 6, 4, 3, 5, 5, 5, 5, 2, 4],
+    [3, 5, 3, 5, 3, 6, 1, 1, 3, 2, 6, 4],
+    [11, 9, 15, 22, 15, 16, 13, 10, 26, 26, 24, 13],
+]
+
+
+def test_welch_equals_r() -> None:
+    """R: t.test(extra ~ group, data = sleep)."""
+    result = stats.welch(SLEEP_1, SLEEP_2)
+    assert result.df == pytest.approx(17.7764735161785, abs=1e-8)
+    assert result.p == pytest.approx(0.0793941401873582, abs=1e-8)
+    assert result.difference.low == pytest.approx(-3.36548323071171, abs=1e-8)
+    assert result.difference.high == pytest.approx(0.20548323071171, abs=1e-8)
+
+
+def test_paired_equals_r() -> None:
+    """R: t.test(x, y, paired = TRUE)."""
+    result = stats.paired(SLEEP_1, SLEEP_2)
+    assert (result.df, result.difference.n) == (9, 10)
+    assert result.p == pytest.approx(0.00283289019738427, abs=1e-8)
+    assert result.difference.low == pytest.approx(-2.45988576327698, abs=1e-8)
+    assert result.difference.high == pytest.approx(-0.700114236723018, abs=1e-8)
+
+
+def test_holm_equals_r() -> None:
+    """R: p.adjust(p, "holm")."""
+    p = [0.01, 0.02, 0.03, 0.04, 0.05, 0.001, 0.2]
+    expected = [0.06, 0.1, 0.12, 0.12, 0.12, 0.007, 0.2]
+    assert stats.holm(p) == pytest.approx(expected, abs=1e-12)
+
+
+def test_holm_equals_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 9, 40):
+        p = rng.random(n) ** 3
+        assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
+
+
+def test_holm_counts_only_what_was_tested() -> None:
+    adjusted = stats.holm([0.02, math.nan, 0.04])
+    assert adjusted[[0, 2]] == pytest.approx([0.04, 0.04]) and math.isnan(adjusted[1])
+
+
+def test_hedges_g_equals_r() -> None:
+    """R: (mean(x) - mean(y)) / sp * gamma(9) / (3 * gamma(8.5))."""
+    assert stats.hedges_g(SLEEP_1, SLEEP_2) == pytest.approx(-0.796935239191121, abs=1e-8)
+
+
+def test_hedges_correction_makes_d_unbiased() -> None:
+    """E[d] = δ / J: the mean of the noncentral t (SciPy) gives J by another road."""
+    from scipy.stats import nct
+
+    for df in (4, 8, 18, 98):
+        expected = 1.0 / float(nct.mean(df, 1.0))
+        assert stats.hedges_correction(df) == pytest.approx(expected, abs=1e-8)
+
+
+def test_hedges_g_of_a_published_example() -> None:
+    """Borenstein et al. 2009, Introduction to Meta-Analysis, pp. 26-28: d = 0.5970, g = 0.5924."""
+    n = 50
+
+    def sample(mean: float, spread: float) -> np.ndarray:
+        x = np.linspace(-1, 1, n)
+        return mean + spread * x / x.std(ddof=1)
+
+    g = stats.hedges_g(sample(103, 5.5), sample(100, 4.5))
+    assert g == pytest.approx(0.5924, abs=5e-5)
+
+
+def test_mean_has_students_interval() -> None:
+    """R: t.test(sleep$extra[1:10])$conf.int, from scipy.stats.t as its oracle."""
+    from scipy.stats import sem, t
+
+    result = stats.mean(SLEEP_1)
+    expected = t.interval(0.95, 9, np.mean(SLEEP_1), sem(SLEEP_1))
+    assert (result.low, result.high) == pytest.approx(expected, abs=1e-12)
+    assert result.n == 10
+
+
+def test_one_value_has_neither_spread_nor_interval() -> None:
+    result = stats.mean([3.0])
+    assert (result.estimate, result.n) == (3.0, 1)
+    assert math.isnan(result.low) and math.isnan(stats.std([3.0]))
+    assert math.isnan(stats.mean([]).estimate)
+
+
+@pytest.mark.parametrize("test", [stats.welch, stats.permutation])
+def test_comparison_without_enough_seeds_or_spread_has_no_p(test) -> None:
+    assert math.isnan(test([1.0], [2.0, 3.0]).p)
+    assert math.isnan(stats.welch([1.0, 1.0], [2.0, 2.0]).p)
+    assert stats.welch([1.0, 1.0], [2.0, 2.0]).difference.estimate == -1.0
+
+
+def test_pairs_need_equal_counts() -> None:
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        stats.paired([1, 2], [1, 2, 3])
+
+
+def test_pooled_comparison_of_two_groups_is_students_t_test() -> None:
+    from scipy.stats import ttest_ind
+
+    spread = stats.pooled_std([SLEEP_1, SLEEP_2])
+    result = stats.pooled(SLEEP_1, SLEEP_2, spread, 18)
+    expected = ttest_ind(SLEEP_1, SLEEP_2)
+    interval = expected.confidence_interval()
+    assert result.p == pytest.approx(expected.pvalue, abs=1e-12)
+    assert (result.difference.low, result.difference.high) == pytest.approx(interval, abs=1e-12)
+    assert result.g == pytest.approx(stats.hedges_g(SLEEP_1, SLEEP_2), abs=1e-12)
+
+
+def test_permutation_p_is_counted_by_hand() -> None:
+    """1, 2, 3 against 7, 8, 9: of 20 arrangements 2 are as extreme."""
+    assert stats.permutation([1, 2, 3], [7, 8, 9]).p == pytest.approx(0.1)
+    assert stats.smallest_p("permutation", 3, 3) == pytest.approx(0.1)
+    assert stats.smallest_p("permutation", 5, 5) == pytest.approx(2 / 252)
+    assert stats.smallest_p("welch", 3, 3) == 0 and stats.smallest_p("welch", 1, 3) == 1
+
+
+def test_brown_forsythe_equals_r() -> None:
+    """R: anova(lm(abs(y - ave(y, g, FUN = median)) ~ g)) on InsectSprays."""
+    agree, p, ratio = designs.spreads_agree(INSECTS)
+    assert p == pytest.approx(0.00422279113899214, abs=1e-8)
+    spreads = [np.std(group, ddof=1) for group in INSECTS]
+    assert not agree and ratio == pytest.approx(max(spreads) / min(spreads))
+
+
+def test_a_cell_without_spread_refuses_pooling() -> None:
+    assert designs.spreads_agree([[1, 2, 3], [4, 4, 4]])[0] is False
+    assert designs.spreads_agree([[1, 2, 3], [4, 5.5, 6]])[0] is True
+
+
+def test_anova_with_block_equals_r() -> None:
+    """R: summary(aov(yield ~ block + N * P + N * K + P * K, npk))."""
+    factors = {"N": NPK_N, "P": NPK_P, "K": NPK_K}
+    effects = {e.name: e for e in designs.anova(NPK_YIELD, factors, NPK_BLOCK)}
+    p = {
+        "seed": 0.01593879020819393,
+        "N": 0.00437181182579939,
+        "P": 0.47490409267443645,
+        "K": 0.02879505350023277,
+        "N × P": 0.26316528287716734,
+        "N × K": 0.16864787850049232,
+        "P × K": 0.86275208568540784,
+    }
+    assert {name: e.p for name, e in effects.items()} == pytest.approx(p, abs=1e-8)
+    assert effects["N"].f == pytest.approx(12.2587342136508965, abs=1e-8)
+    total = 343.295 + 189.28166666666667 + 8.4016666666666 + 95.2016666666665
+    total += 21.2816666666667 + 33.135 + 0.481666666666665 + 185.286666666666861
+    assert effects["N"].eta2 == pytest.approx(189.28166666666650 / total, abs=1e-8)
+
+
+def test_anova_refuses_what_the_design_does_not_allow() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        designs.anova([1.0, 2.0], {"a": [0, 1]})
+    with pytest.raises(ValueError, match="equal"):
+        designs.anova([1.0] * 6, {"a": [0, 0, 0, 1, 1, 1]})
+
+
+def test_power_and_seeds_equal_r() -> None:
+    """R: power.t.test(..., strict = TRUE), sd = 1."""
+    assert designs.power(1.5, 3) == pytest.approx(0.293194700305873, abs=1e-8)
+    assert designs.detectable(5) == pytest.approx(2.02443437094771, abs=1e-4)
+    assert designs.seeds_needed(0.7) == math.ceil(33.0245832918179)
+
+
+def test_power_equals_statsmodels() -> None:
+    from statsmodels.stats.power import TTestIndPower
+
+    oracle = TTestIndPower()
+    for effect in (0.0, 0.3, 1.5, 4.0):
+        for n in (2, 3, 5, 30):
+            expected = oracle.power(effect, n, 0.05)
+            assert designs.power(effect, n) == pytest.approx(expected, abs=1e-6)
+
+
+def test_seeds_needed_reach_the_power_and_one_less_does_not() -> None:
+    for effect in (0.2, 0.8, 1.5, 3.0, 9.0):
+        n = designs.seeds_needed(effect)
+        assert n is not None and designs.power(effect, n) >= 0.8
+        assert n == 2 or designs.power(effect, n - 1) < 0.8
+    assert designs.seeds_needed(1e-6) is None and designs.seeds_needed(math.nan) is None
+
+
+def test_seed_correlation_is_one_for_common_shifts_and_about_zero_for_noise() -> None:
+    seeds = np.array([0.0, 1.0, 5.0])
+    assert designs.seed_correlation(seeds + np.array([[0.0], [3.0]])) == pytest.approx(1)
+    noise = np.random.default_rng(0).standard_normal((6, 2000))
+    assert abs(designs.seed_correlation(noise)) < 0.03
+    assert math.isnan(designs.seed_correlation([[1.0, 2.0]]))
+
+
+def test_seed_correlation_of_a_published_example() -> None:
+    """Shrout and Fleiss 1979, table 4: six targets, four judges, ICC(3,1) = 0.71."""
+    targets = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    assert designs.seed_correlation(np.array(targets).T) == pytest.approx(0.715, abs=5e-4)
