@@ -1,0 +1,264 @@
+"""`python tune/ablation.py`: what it answers before anything is trained."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpcc import run_dir
+from tune import ablation, ledger, lock, tracking
+from tune.tracking import in_step
+
+ROOT = Path(ablation.__file__).resolve().parents[1]
+TINY = ["--preset", "tiny"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = ablation.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def write_plan(out: Path, *argv: str) -> ledger.Plan:
+    """Plan without running, as the driver does before it trains."""
+    args = ablation._parser().parse_args([*TINY, "--out", str(out), *argv])
+    plan, _ = ablation._planned(args, "tiny", out, ledger.read_plan(out))
+    ledger.write_plan(out, plan)
+    return plan
+
+
+def finish(out: Path, trial: ledger.Trial, state: str = "done", cause: str | None = None) -> None:
+    path = run_dir.open_run(ledger.trial_dir(out, trial.key), trial.config)
+    run_dir.append_metrics(path, {"iteration": 4, "seconds": 1.0, "acc_majority": 0.75})
+    result = {"state": state, "cause": cause, "iteration": 4, "metrics": {"acc_majority": 0.75}}
+    run_dir.write_json(path / run_dir.RESULT, result)
+
+
+BAD = [
+    (["--grid", "esteps,eta_q"], "unknown field 'eta_q'; did you mean 'eta_p'?"),
+    (["--grid", ""], "the grid is empty"),
+    (["--grid"], "argument --grid: expected at least one argument"),
+    (["--grid", "esteps="], "axis esteps has no values"),
+    (["--grid", "width"], "axis width needs values"),
+    (["--grid", "esteps=1", "esteps=2"], "axis esteps is given twice"),
+    (["--grid", "esteps=0"], "n_encoder_steps must be between 1 and 1000, got 0"),
+    (["--grid", "eta_p=fast"], "eta_p must be a finite number, got 'fast'"),
+    (["--grid", "esteps", "--preset", "digit"], "did you mean 'digits'?"),
+    (["--grid", "esteps", "--dataset", "omniglt"], "did you mean 'omniglot'?"),
+    (["--grid", "esteps", "--set", "widht=3"], "did you mean 'width'?"),
+    (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),
+    (["--grid", "esteps", "--set", "width=many"], "width must be a whole number, got 'many'"),
+    (["--grid", "esteps", "--set", "width=0"], "width must be between 1 and 1024, got 0"),
+    (["--grid", "esteps", "--set", "C=3", "--set", "width=3"], "width is given twice"),
+    (["--grid", "esteps", "--set", "esteps=3"], "esteps is both set and varied"),
+    (["--grid", "esteps", "--set", "seed=3"], "give the seeds as --seeds 3,"),
+    (["--grid", "esteps", "--seeds", "0"], "--seeds must be between 1 and"),
+    (["--grid", "esteps", "--seeds", "a"], "--seeds must be a count or a list like 0,3,7"),
+    (["--grid", "seed=1,2", "--seeds", "2"], "the seeds are given by both"),
+    (["--grid", "esteps", "--iterations", "none"], "iterations must be a whole number"),
+    (["--grid", "esteps", "--iterations", "-5"], "iterations must be at least 1, got -5"),
+    (["--grid", "esteps", "--iterations", "5", "--set", "iterations=5"], "by both --iterations"),
+    (["--grid", "esteps", "--only", "esteps=3"], "no cell is 'esteps=3'; there are: esteps=1"),
+    (["--grid", "esteps=1", "--skip", "esteps=1"], "leave no cell"),
+    (["--grid", "esteps", "--retry", "planned"], "--retry must be failed, diverged or both"),
+    (["--grid", "esteps", "--max-concurrent", "1.5"], "--max-concurrent must be a whole number"),
+    (["--grid", "esteps", "--cpus-per-trial", "nan"], "--cpus-per-trial must be between"),
+    (["--grid", "esteps", "--checkpoint-seconds", "-1"], "--checkpoint-seconds must be between"),
+    (["--grid", "esteps", "--tracking-uri", "runs"], "--tracking-uri must start with sqlite:///"),
+    (["--grid", "esteps", "--data-dir", "no/such"], "no/such is no folder"),
+    (["--grid", "esteps", "--status", "--dry-run"], "exclude each other"),
+    (["--grd", "esteps"], "unrecognized arguments: --grd esteps"),
+    ([], "nothing is planned in"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv)[:40] for argv, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = [] if "--preset" in argv or "--dataset" in argv else TINY
+    code, out, err = call(capsys, *preset, "--out", str(tmp_path / "sweep"), *argv)
+    assert code == 2
+    assert err.startswith("ablation.py: ") and err.count("\n") == 1
+    assert message in err
+    assert out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_are_told_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
+    code, _, err = call(
+        capsys, "--dataset", "mnist", "--grid", "esteps", "--out", str(tmp_path / "sweep")
+    )
+    assert code == 2 and err.count("\n") == 1 and "mnist" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_on_the_disk_is_told_with_both_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "sweep")
+    code, _, err = call(capsys, *TINY, "--set", "width=1024", "--grid", "seed", "--seeds", "300",
+                        "--out", out)  # fmt: skip
+    assert code == 2 and "TB on the disk" in err and "are free" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_is_not_ours_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "is a file" in call(capsys, *TINY, "--grid", "esteps", "--out", str(file))[2]
+    assert "holds other files" in call(capsys, *TINY, "--grid", "esteps", "--out", str(tmp_path))[2]
+    (tmp_path / "sweep.json").write_text("{")
+    code, _, err = call(capsys, *TINY, "--grid", "esteps", "--out", str(tmp_path))
+    assert code == 2 and "sweep.json" in err and err.count("\n") == 1
+
+
+def test_a_dry_run_prints_every_cell_trial_and_key_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    code, text, err = call(
+        capsys, *TINY, "--grid", "esteps,eta_p", "--seeds", "0,3", "--out", str(out), "--dry-run"
+    )
+    assert code == 0 and err == "" and not out.exists()
+    assert "5 cells, 10 trials, 10 to run" in text
+    assert text.count("  trial ") == 10 and text.count("seed 3") == 5
+    assert "per checkpoint" in text and "on the disk" in text
+
+
+def test_a_dry_run_says_what_is_done_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    finish(tmp_path, plan.trials()[0])
+    code, text, _ = call(
+        capsys, *TINY, "--grid", "esteps=1,2,4", "--seeds", "2", "--out", str(tmp_path), "--dry-run"
+    )
+    assert code == 0 and "3 cells, 6 trials, 5 to run" in text
+    assert text.count("done") == 1
+
+
+def test_status_shows_every_state_with_its_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    done, diverged, failed, _ = plan.trials()
+    finish(tmp_path, done)
+    finish(tmp_path, diverged, "diverged", "loss/encoder is not finite at iteration 3")
+    finish(tmp_path, failed, "failed", "out of memory: 3 GB")
+    code, text, err = call(capsys, "--out", str(tmp_path), "--status")
+    assert code == 3 and err == ""
+    assert "4 trials: 1 planned, 1 done, 1 diverged, 1 failed" in text
+    assert "loss/encoder is not finite at iteration 3" in text and "out of memory: 3 GB" in text
+
+
+def test_other_base_settings_are_refused_and_a_larger_grid_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    same = [*TINY, "--out", str(tmp_path), "--dry-run"]
+    code, _, err = call(capsys, *same, "--grid", "esteps=1,2", "--set", "eta=1e-3")
+    assert code == 2 and "eta=5e-4, now 1e-3" in err and err.count("\n") == 1
+    code, _, err = call(capsys, *same, "--grid", "esteps=1,2", "--iterations", "9")
+    assert code == 2 and "iterations=4, now 9" in err
+    assert call(capsys, *same, "--grid", "lambda_p", "--seeds", "5")[0] == 0
+    assert "2 cells, 4 trials" in call(capsys, *same)[1]
+    assert "2 cells, 10 trials" in call(capsys, *same, "--seeds", "5")[1]
+
+
+def test_other_code_is_refused_by_file_unless_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1,2")
+    saved = json.loads((tmp_path / "sweep.json").read_text())
+    saved["code_files"]["mpcc/losses.py"] = "older"
+    (tmp_path / "sweep.json").write_text(json.dumps(saved))
+    same = ["--out", str(tmp_path), "--dry-run"]
+    code, _, err = call(capsys, *same)
+    assert code == 2 and "mpcc/losses.py changed since" in err and err.count("\n") == 1
+    assert call(capsys, *same, "--accept-changed-code")[0] == 0
+
+
+def test_only_and_skip_choose_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]
+    assert "3 cells, 9 trials" in call(capsys, *same, "--only", "esteps=4")[1]
+    assert "2 cells, 6 trials" in call(capsys, *same, "--skip", "esteps=4")[1]
+    assert "1 cells, 3 trials" in call(capsys, *same, "--only", "esteps=4,eta_p=5e-3")[1]
+
+
+def test_a_second_driver_is_refused_with_the_owners_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1")
+    held = lock.Lock(tmp_path)
+    try:
+        code, _, err = call(capsys, "--out", str(tmp_path))
+        assert code == 2 and f"in use by process {os.getpid()} on" in err
+        assert (
+            f"driver: process {os.getpid()}" in call(capsys, "--out", str(tmp_path), "--status")[1]
+        )
+        assert call(capsys, "--out", str(tmp_path), "--sync")[0] == 2
+    finally:
+        held.release()
+
+
+def test_a_finished_sweep_says_where_its_results_are_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    for trial in plan.trials():
+        finish(tmp_path, trial)
+    monkeypatch.setattr(tracking, "in_step", lambda *_: True)
+    monkeypatch.setattr("tune.sweep.run", lambda *_: pytest.fail("a finished sweep was run"))
+    code, text, _ = call(capsys, "--out", str(tmp_path))
+    assert code == 0 and "4 of 4 trials done" in text
+    assert "make_tables.py --runs" in text and "mlflow server" in text
+    assert not in_step(tmp_path, plan, tracking.default_uri(tmp_path))
+
+
+def test_a_finished_sweep_with_a_failed_trial_exits_3_and_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1", "--seeds", "2")
+    finish(tmp_path, plan.trials()[0])
+    finish(tmp_path, plan.trials()[1], "failed", "code: KeyError: 'a'")
+    monkeypatch.setattr(tracking, "in_step", lambda *_: True)
+    code, text, _ = call(capsys, "--out", str(tmp_path))
+    assert code == 3
+    assert "failed: esteps=1, seed=1 (code: KeyError: 'a')" in text and "--retry failed" in text
+
+
+def test_help_and_errors_answer_at_once_from_any_folder(tmp_path: Path) -> None:
+    script = str(ROOT / "tune" / "ablation.py")
+    took = []
+    for argv, code in ((["--help"], 0), (["--grid", "nope"], 2)):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, script, *argv], cwd=tmp_path, capture_output=True)
+        took.append(time.monotonic() - start)
+        assert done.returncode == code, done.stderr
+    assert min(took) < 1.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_imports_none_of_the_heavy_libraries(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tune import ablation\n"
+        "code = ablation.main(sys.argv[1:])\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'rich', 'numpy', 'matplotlib'}\n"
+        "print(code, sorted(heavy & set(sys.modules)))\n"
+    )
+    argv = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
