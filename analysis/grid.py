@@ -143,8 +143,8 @@ def differences_table(
             table.rows.append(Row((head, *label, *_difference_cells(line))))
     table.lines = [
         f"Cell minus baseline, tested by {TEST_WORDS[test]}, chosen before looking; Holm over the "
-        f"comparisons of one metric in this table, 5 %. g is Hedges' g. `Not told apart` is not "
-        "`no effect`. Seeds needed: per cell, to find a difference as large as the one seen with "
+        f"comparisons of one metric in this table, 5 %. g is Hedges' g. 'Not told apart' is not "
+        "'no effect'. Seeds needed: per cell, to find a difference as large as the one seen with "
         "80 % power.",
         *(design_line(groups, metric) for metric, compared in found.items() if compared),
     ]

@@ -14,11 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 
 if TYPE_CHECKING:
+    from analysis.build import Choices, Product
     from analysis.cells import Group
     from analysis.layout import Table
+    from analysis.load import Records
 
 TABLES = ("1", "2", "3a", "3b", "4", "grid", "all")
-FORMATS = ("md", "csv", "tex")
+FORMATS = ("md", "csv", "tex", "html")
+DEFAULT_FORMATS = "md,csv,tex"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--format",
-        default=",".join(FORMATS),
+        default=DEFAULT_FORMATS,
         metavar="LIST",
         help=f"files to write, of {', '.join(FORMATS)} (default: %(default)s)",
     )
@@ -64,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--explain", metavar="CELL", help='print every trial behind a cell, "esteps=4,eta_p=6e-4"'
+    )
+    p.add_argument(
+        "--no-pictures", action="store_true", help="leave sample sheets out of the HTML report"
     )
     p.add_argument(
         "--pool-code", action="store_true", help="average trials of different code versions"
@@ -107,7 +113,7 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
         folders = options.runs
     else:
         folders = sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
-    records = load(folders)
+    records = load(folders, evaluations="html" in formats)
     choices = Choices(options.table, tuple(formats), options.test, options.baseline)
     cells = groups(records, pool_code=options.pool_code)
     if options.explain:
@@ -120,12 +126,32 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
     contents: dict[str, str] = {}
     for product in found:
         contents |= files(records, product, choices)
+    if "html" in formats:
+        contents["report.html"] = _report_page(records, cells, found, choices, options)
     if options.check:
         return _check(out, contents)
     write(out, contents)
     tables = [table for product in found for table in product.tables]
     _report(tables, out, contents, options, _example(cells[0], records.axes))
     return 0
+
+
+def _report_page(
+    records: Records,
+    cells: list[Group],
+    found: list[Product],
+    choices: Choices,
+    options: argparse.Namespace,
+) -> str:
+    """The page; it always has the grid's differences, whichever table was asked for."""
+    from dataclasses import replace
+
+    from analysis.build import products
+    from analysis.report import report
+
+    if not any(product.result for product in found):
+        found = [*found, *products(records, cells, replace(choices, table="grid"))]
+    return report(records, cells, found, choices.test, pictures=not options.no_pictures)
 
 
 def write(out: Path, files: dict[str, str]) -> None:
@@ -167,10 +193,12 @@ def _report(
     print(f"Written to {_near(out)}: {', '.join(sorted(files))}")
     runs = "".join(f" {shlex.quote(str(_near(folder)))}" for folder in options.runs or ())
     again = "python analysis/make_tables.py" + (f" --runs{runs}" if runs else "")
-    if options.table in ("grid", "all"):
+    if "report.html" in files:
+        print(f"Next: open {_near(out / 'report.html')} in a browser")
+    elif options.table in ("grid", "all"):
         print(f'Next: {again} --explain CELL   (every trial behind a cell: "{example}")')
     else:
-        print(f"Next: {again} --table grid   (differences with intervals, tests, effects)")
+        print(f"Next: {again} --format html   (the report: differences, seeds, curves, pictures)")
 
 
 def _example(group: Group, axes: Sequence[str]) -> str:

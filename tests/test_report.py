@@ -1,0 +1,143 @@
+"""The HTML report carries all it needs, says what is missing, and renders in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis.build import Choices, products
+from analysis.cells import groups
+from analysis.load import load
+from analysis.report import report
+from tests.records import SweepBuilder, table1_changes, table1_sweep
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def page(folder: Path, **options: bool) -> str:
+    records = load([folder], evaluations=True)
+    cells = groups(records)
+    choices = Choices()
+    made = products(records, cells, choices) + products(records, cells, Choices("grid"))
+    return report(records, cells, made, "welch", **options)
+
+
+def full_sweep(path: Path) -> SweepBuilder:
+    sweep, changes = table1_sweep(path), table1_changes()
+    for change in changes:
+        for seed in range(3):
+            (sweep.folder(change, seed) / "samples.png").write_bytes(PNG)
+    curve = [{"iteration": i, "acc_majority": i / 2000} for i in (250, 500, 1500)]
+    sweep.trial(changes[0], 0, {"acc_majority": 0.75}, curve=curve)
+    cause = "loss/<encoder> is not finite"
+    sweep.trial(changes[1], 2, {}, state="diverged", cause=cause, iteration=37)
+    return sweep
+
+
+class Checker(HTMLParser):
+    """Every element is closed in order, and nothing is fetched from anywhere."""
+
+    VOID = ("meta", "img", "path", "polyline", "circle", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_fetches_nothing(tmp_path: Path) -> None:
+    content = page(full_sweep(tmp_path / "digits").path)
+    checker = Checker()
+    checker.feed(content)
+    assert checker.open == []
+    assert checker.sources
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in checker.sources)
+    assert "http" not in content.replace("http-equiv", "")
+
+
+def test_page_has_every_part(tmp_path: Path) -> None:
+    content = page(full_sweep(tmp_path / "digits").path)
+    for part in ("summary", "tables", "seeds", "curves", "samples", "failures", "provenance"):
+        assert f'<h2 id="{part}">' in content
+    assert "14 of 15 trials done (1 diverged)" in content
+    assert content.count("<polyline") == 1 and "seed 0: 75.0" in content
+    assert "loss/&lt;encoder&gt; is not finite" in content
+    assert "best seed" in content and "worst seed" in content
+
+
+def test_page_is_the_same_on_another_machine(tmp_path: Path) -> None:
+    first = page(full_sweep(tmp_path / "here" / "digits").path)
+    assert page(full_sweep(tmp_path / "there" / "digits").path) == first
+    assert str(tmp_path) not in first
+
+
+def test_pictures_can_be_left_out(tmp_path: Path) -> None:
+    content = page(full_sweep(tmp_path / "digits").path, pictures=False)
+    assert "data:image" not in content and 'id="samples"' not in content
+
+
+def test_sweep_under_way_says_how_far_it_is(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan(table1_changes())
+    for change in table1_changes()[:3]:
+        for seed in range(3):
+            sweep.trial(change, seed, {"acc_majority": 0.5 + seed / 10})
+    content = page(sweep.path)
+    assert 'class="badge open">9 of 15 trials done (6 planned)' in content
+
+
+def test_sweep_without_any_result_still_has_a_page(tmp_path: Path) -> None:
+    content = page(SweepBuilder(tmp_path / "s").plan(table1_changes()).path)
+    assert "0 of 15 trials done (15 planned)" in content
+
+
+def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
+    content = page(table1_sweep(tmp_path / "s", seeds=range(5)).path)
+    text = re.sub(r"<[^>]+>", "", content.split('<h2 id="summary">')[1].split("<h2")[0])
+    assert "five configurations with five seeds each" in text
+    assert "came with esteps 4, eta_p 5e-3; every other configuration differs" in text
+    assert "k-means on the same pixels reaches 79.0 %" in text
+    assert "a run on fresh seeds gives the figure to quote" in text
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium: the page is not tried in a browser")
+def test_page_renders_and_sorts_in_a_browser(tmp_path: Path) -> None:
+    """A click on the accuracy heading puts the lowest first and keeps published rows below ours."""
+    probe = """<script>
+    const t = document.querySelector("table.sort");
+    t.querySelectorAll("th button")[2].click(); t.querySelectorAll("th button")[2].click();
+    const rows = [...t.tBodies[0].rows];
+    document.title = JSON.stringify([rows[0].cells[2].textContent, rows[1].className,
+      rows[rows.length - 1].className, document.documentElement.scrollWidth <= innerWidth]);
+    </script></body>"""
+    file = tmp_path / "page.html"
+    file.write_text(page(full_sweep(tmp_path / "digits").path).replace("</body>", probe))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--window-size=500,900", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title
+    best, second, last, fits = title.group(1).strip("[]").split(",")
+    assert best.startswith('"82.') and second == '"paper grey"' and last == '"reference"'
+    assert fits == "true"
