@@ -85,7 +85,7 @@ def feature_fid(network: FeatureNetwork, samples: Iterable[Tensor], image_set: I
 
 @torch.no_grad()
 def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and log-probabilities (N, L) of batches of images, float32 on the CPU."""
+    """Features (N, D) and log-probabilities (N, L) of batches of images, where the network is."""
     features, log_probs = [], []
     # TensorFloat rounding on a GPU would show in the third digit of a small distance
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
@@ -93,8 +93,8 @@ def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> tuple[Tensor,
             images = batch if batch.dtype == torch.uint8 else to_uint8(batch)
             for part in images.split(_BATCH):
                 f, p = network.run(part)
-                features.append(f.float().cpu())
-                log_probs.append(p.float().cpu())
+                features.append(f.float())
+                log_probs.append(p.float())
     return torch.cat(features), torch.cat(log_probs)
 
 
@@ -106,10 +106,10 @@ def reference(network: FeatureNetwork, image_set: ImageSet) -> Reference:
         chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE_FEATURES]
         known = statistics(features)
         return {
-            "mean": known.mean.numpy(),
-            "root": known.root.numpy(),
+            "mean": known.mean.cpu().numpy(),
+            "root": known.root.cpu().numpy(),
             "n": np.array(known.n),
-            "features": features.numpy()[chosen],
+            "features": features.cpu().numpy()[chosen],
         }
 
     kept = cached_arrays(f"reference/{network.name}-{image_set.fingerprint}", make)
@@ -137,9 +137,10 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     With Σ = RᵀR the trace of the last term is the nuclear norm of R_a R_bᵀ: no matrix square root,
     and exact where there are fewer samples than dimensions.
     """
-    shift = (a.mean - b.mean).square().sum()
-    spread = a.root.square().sum() + b.root.square().sum()
-    overlap = torch.linalg.svdvals(a.root @ b.root.T).sum()
+    b_mean, b_root = b.mean.to(a.mean.device), b.root.to(a.root.device)
+    shift = (a.mean - b_mean).square().sum()
+    spread = a.root.square().sum() + b_root.square().sum()
+    overlap = torch.linalg.svdvals(a.root @ b_root.T).sum()
     return max(0.0, float(shift + spread - 2 * overlap))
 
 
@@ -156,6 +157,7 @@ def kernel_distance(
     The mean over subsets drawn without replacement; about 0, and as often below, for equal
     distributions. Where there are too few samples for subsets, all are used at once.
     """
+    y = y.to(x.device)
     size = min(subset_size, len(x), len(y))
     if size < 2:
         raise ValueError(f"KID needs at least 2 samples, got {size}")
@@ -164,8 +166,8 @@ def kernel_distance(
     rng = np.random.default_rng(seed)
     total = 0.0
     for _ in range(n_subsets):
-        i = torch.from_numpy(rng.choice(len(x), size, replace=False))
-        j = torch.from_numpy(rng.choice(len(y), size, replace=False))
+        i = torch.from_numpy(rng.choice(len(x), size, replace=False)).to(x.device)
+        j = torch.from_numpy(rng.choice(len(y), size, replace=False)).to(x.device)
         total += _squared_mmd(x[i].double(), y[j].double())
     return total / n_subsets
 
@@ -192,6 +194,7 @@ def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> tup
     if len(log_probs) < n_splits:
         raise ValueError(f"{len(log_probs)} samples are too few for {n_splits} splits")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(log_probs)))
+    order = order.to(log_probs.device)
     split_scores = []
     for part in log_probs[order].double().tensor_split(n_splits):
         p = part.exp()

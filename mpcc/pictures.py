@@ -1,7 +1,7 @@
-"""Pictures of a model: samples by cluster and reconstructions, drawn with Pillow.
+"""Sheets of images: samples by cluster and reconstructions, drawn with Pillow.
 
-All functions take images as uint8 (N, C, H, W), tensors or arrays, and a path; small images are
-scaled up by whole factors, so that a pixel stays a square.
+Images are uint8 (N, C, H, W), tensors or arrays; small ones are scaled up by whole factors, so that
+a pixel stays a square.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def reconstruction_sheet(
 
 
 def choose_by_label(labels: ArrayLike, per_label: int, seed: int = 0) -> NDArray[np.int64]:
-    """Indices of `per_label` images of every label (fewer where there are fewer), label by label."""
+    """Indices of `per_label` images of every label, or as many as there are, label by label."""
     labels = np.asarray(labels)
     order = np.random.default_rng(seed).permutation(len(labels))
     return np.concatenate([order[labels[order] == k][:per_label] for k in np.unique(labels)])
@@ -108,7 +108,7 @@ def _down(tiles: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
 def _bands(
     groups: Sequence[NDArray[np.uint8]], headings: Sequence[str], columns: int
 ) -> Image.Image:
-    """Groups side by side, each `columns` tiles wide under its heading, in as many bands as needed."""
+    """Groups side by side, each `columns` tiles wide under its heading, in bands down the page."""
     height, width = groups[0].shape[1:3]
     font = ImageFont.load_default(12)
     text = max(font.getlength(h) for h in headings)
@@ -140,3 +140,41 @@ def _save(sheet: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=False)
     write_bytes(path, buffer.getvalue())
+
+
+def row_sheet(
+    images: ArrayLike,
+    clusters: ArrayLike,
+    path: Path,
+    *,
+    shown: Sequence[int] | None = None,
+    per_row: int = 20,
+    headings: Sequence[str] | None = None,
+) -> None:
+    """Write one row of samples per cluster after its number, like figures 11 and 12.
+
+    `shown` names the clusters; None: all, or thirty drawn with a fixed seed where there are more.
+    """
+    tiles, clusters = _tiles(images), np.asarray(clusters)
+    if shown is None:
+        shown = choose_clusters(int(clusters.max()) + 1)
+    names = [headings[k] if headings else str(k) for k in shown]
+    height, width = tiles.shape[1:3]
+    font = ImageFont.load_default(12)
+    margin = int(max(font.getlength(name) for name in names)) + 2 * GAP
+    size = (margin + per_row * (width + 1) + GAP, len(shown) * (height + 1) + 2 * GAP)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, (k, name) in enumerate(zip(shown, names, strict=True)):
+        y = GAP + row * (height + 1)
+        place = (margin - GAP - font.getlength(name), y + height / 2 - 8)
+        draw.text(place, name, INK, font)
+        for i, tile in enumerate(tiles[clusters == k][:per_row]):
+            sheet.paste(Image.fromarray(tile), (margin + i * (width + 1), y))
+    _save(sheet, path)
+
+
+def choose_clusters(n_clusters: int, at_most: int = 30, seed: int = 0) -> list[int]:
+    """All clusters, or that many of them drawn with a fixed seed, in order."""
+    order = np.random.default_rng(seed).permutation(n_clusters)[:at_most]
+    return sorted(int(k) for k in order)

@@ -1,0 +1,31 @@
+"""The baseline is k-means' own accuracy, computed once."""
+
+import pytest
+import torch
+
+from mpcc import baseline, data, metrics
+from mpcc.config import PRESETS
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPCC_CACHE_DIR", str(tmp_path))
+
+
+def test_baseline_is_computed_once_and_stays_the_same(monkeypatch):
+    digits = data.load(PRESETS["digits"])
+    first = baseline.kmeans_acc_majority(digits, 10)
+    assert 0.75 < first < 0.85
+    monkeypatch.setattr(metrics, "kmeans_acc_majority", None)  # would fail if it were called
+    assert baseline.kmeans_acc_majority(digits, 10) == first
+
+
+def test_another_number_of_clusters_is_another_baseline():
+    digits = data.load(PRESETS["digits"])
+    assert baseline.kmeans_acc_majority(digits, 2) < baseline.kmeans_acc_majority(digits, 10)
+
+
+def test_data_without_labels_has_no_baseline():
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="needs labels"):
+        baseline.kmeans_acc_majority(data.ImageSet(images, None, (), "0"), 2)

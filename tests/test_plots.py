@@ -1,0 +1,79 @@
+"""Plots show what they were given, write whole files, and give the same bytes twice."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpcc import plots
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def mixture(k, j=6, n=300):
+    rng = np.random.default_rng(0)
+    means, variances = rng.normal(size=(k, j)) * 4, rng.uniform(0.5, 2, size=(k, j))
+    groups = rng.integers(k, size=n)
+    noise = rng.normal(size=(n, j)) * np.sqrt(variances[groups])
+    return means[groups] + noise, groups, means, variances
+
+
+def test_principal_axes_find_the_directions_of_greatest_variance():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(20_000, 4)) * [1.0, 5.0, 0.1, 2.0] + 7
+    centre, axes, share = plots.principal_axes(z)
+    assert centre == pytest.approx([7, 7, 7, 7], abs=0.1)
+    assert axes == pytest.approx(np.eye(4)[:, [1, 3]], abs=0.02)
+    assert share == pytest.approx([25 / 30.01, 4 / 30.01], abs=0.01)
+
+
+def test_one_dimension_can_be_drawn(tmp_path):
+    z, groups, means, variances = mixture(3, j=1)
+    path = tmp_path / "latent.png"
+    plots.latent_picture(z, groups, path, prior_means=means, prior_covariances=variances)
+    assert size(path)[0] > 500
+
+
+def test_variances_and_diagonal_covariances_are_one_ellipse():
+    _, _, _, variances = mixture(3)
+    axes = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 2)))[0]
+    full = np.stack([np.diag(v) for v in variances])
+    assert plots._projected(variances, axes, 3) == pytest.approx(plots._projected(full, axes, 3))
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_latent_picture_is_drawn_for_any_number_of_clusters(tmp_path, k):
+    z, groups, means, variances = mixture(k)
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        plots.latent_picture(z, groups, path, prior_means=means, prior_covariances=variances)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert size(paths[0])[0] == (1100 if k > 20 else 770)
+
+
+def test_curves_leave_out_what_never_occurs_and_bear_what_is_not_finite(tmp_path):
+    rows = [
+        {"iteration": 1, "acc_majority": 0.2, "loss/generator": "nan"},
+        {"iteration": 2, "acc_majority": 0.4, "loss/generator": 0.5, "kid": None},
+    ]
+    plots.curve_picture(rows, tmp_path / "curves.png")
+    plots.curve_picture(rows, tmp_path / "one.png", panels=[["acc_majority"], ["fid"]])
+    assert size(tmp_path / "curves.png")[1] > size(tmp_path / "one.png")[1]
+    plots.curve_picture([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_colours_of_clusters_differ():
+    for n in (10, 20, 100):
+        assert len({tuple(c) for c in plots._colours(n)}) == n
+
+
+def test_matplotlib_waits_until_something_is_drawn():
+    code = "import sys, mpcc.plots, mpcc.pictures; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
