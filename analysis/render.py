@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from analysis.layout import PAPER, Cell, Heading, Row, Table
+from analysis.layout import REFERENCE, Cell, Heading, Row, Table
 
 _SUPERSCRIPT = str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒")
 GREY, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -132,17 +132,33 @@ def tex(value: str) -> str:
     """Any text for LaTeX with its default fonts; a character it has no way to set becomes `?`."""
     value = value.replace("⁻³", "\x00")
     body = "".join(_TEX.get(c, c if ord(c) < 128 else "?") for c in value)
-    return body.replace("\x00", "$^{-3}$")
+    return body.replace("\x00", "$^{-3}$").replace(" --", " -{}-")
+
+
+_ALONE = r"""% \input this file, with booktabs, graphicx and xcolor loaded; or compile it as it is.
+\makeatletter
+\ifx\@nodocument\relax
+  \let\mpccend\relax
+\else
+  \documentclass{article}
+  \usepackage[T1]{fontenc}
+  \usepackage[margin=2cm]{geometry}
+  \usepackage{booktabs,graphicx,xcolor}
+  \def\mpccend{\end{document}}
+  \begin{document}
+\fi
+\makeatother"""
+"""`\\@nodocument` is `\\relax` within a document only: so the file knows whether it is alone."""
 
 
 def latex(table: Table) -> str:
-    r"""A booktabs `table` to `\input`; needs only booktabs and xcolor, and says so at its head."""
+    r"""A booktabs `table` that compiles both by `\input` and as it stands."""
     columns = "".join("r" if heading.numeric else "l" for heading in table.headings)
     head = " & ".join(_tex_heading(heading) for heading in table.headings)
     body = []
     previous = None
     for row in table.rows:
-        if previous is not None and row.kind != previous and PAPER not in (row.kind, previous):
+        if previous is not None and row.kind == REFERENCE != previous:
             body.append(r"\midrule")
         previous = row.kind
         body.append(" & ".join(_tex_cell(cell, row) for cell in row.cells) + r" \\")
@@ -150,10 +166,10 @@ def latex(table: Table) -> str:
     notes += [rf"\par {tex(line)}" for line in table.lines]
     return "\n".join(
         [
-            r"% needs \usepackage{booktabs} and \usepackage{xcolor}; \input this file",
+            _ALONE,
             r"\begin{table}[tbp]",
             r"\centering",
-            rf"\caption{{{tex(table.title)}}}",
+            rf"\caption{{{_caption(table)}}}",
             rf"\label{{tab:{table.name}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
@@ -167,9 +183,16 @@ def latex(table: Table) -> str:
             *notes,
             r"\end{minipage}",
             r"\end{table}",
+            r"\mpccend",
             "",
         ]
     )
+
+
+def _caption(table: Table) -> str:
+    """LaTeX numbers its tables itself, so the paper's number is named as such."""
+    title = table.title
+    return tex(f"The paper’s {title}" if title.startswith("Table ") else title)
 
 
 def _tex_marks(notes: tuple[int, ...]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,18 @@ from analysis.render import latex, markdown, text
 from analysis.tables import table1, table1_groups
 from mpcc.metrics import METRICS
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
+
+
+def latex_program() -> str | None:
+    """tectonic, or a pdflatex that has the packages; None where there is neither."""
+    if shutil.which("tectonic") or not shutil.which("kpsewhich"):
+        return shutil.which("tectonic")
+    packages = [f"{name}.sty" for name in ("booktabs", "graphicx", "xcolor", "geometry")]
+    found = subprocess.run(["kpsewhich", *packages], capture_output=True, check=False)
+    return shutil.which("pdflatex") if found.returncode == 0 else None
+
+
+LATEX = latex_program()
 
 
 def table_of(records: Records, **options: bool) -> Table:
@@ -208,3 +222,24 @@ def test_formats_hold_the_same_values(tmp_path: Path) -> None:
 def test_latex_escapes_what_would_break_it() -> None:
     table = Table("t", "50 % of a_b & c # {x} ~ \\y 漢")
     assert r"50 \% of a\_b \& c \# \{x\} $\sim$ \textbackslash{}y ?" in latex(table)
+
+
+@pytest.mark.skipif(not LATEX, reason="neither tectonic nor a pdflatex with booktabs: not compiled")
+@pytest.mark.parametrize("alone", [True, False], ids=["as it stands", "by input"])
+def test_latex_compiles(tmp_path: Path, alone: bool) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    sweep.trial(
+        table1_changes()[0], 1, {}, state="failed", cause="code: 100% of a_b {x} \\y ~ # & 漢"
+    )
+    (tmp_path / "table.tex").write_text(latex(table_of(load([sweep.path]))))
+    head = r"\documentclass{article}\usepackage{booktabs,graphicx,xcolor}"
+    paper = head + r"\begin{document}Before.\input{table}\input{table}After.\end{document}"
+    (tmp_path / "paper.tex").write_text(paper)
+    assert LATEX
+    options = [] if LATEX.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
+    name = "table" if alone else "paper"
+    command = [LATEX, *options, f"{name}.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / f"{name}.pdf").stat().st_size > 10_000
+    assert "Overfull" not in done.stdout

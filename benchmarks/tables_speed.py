@@ -1,0 +1,101 @@
+"""How long tables and report take for large sweeps, from records on disk to files.
+
+Makes a sweep of hand-made records in a temporary folder (a full grid of two axes, three seeds, six
+evaluations each) and times the command as a user runs it, process start included.
+
+    python benchmarks/tables_speed.py [--trials 1000 20000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0:1] = [str(ROOT)]
+
+from mpcc.config import preset  # noqa: E402
+
+SEEDS = (0, 1, 2)
+SCRIPT = ROOT / "analysis" / "make_tables.py"
+
+
+def make_sweep(folder: Path, n_trials: int) -> int:
+    """Records of a full grid with at least so many trials; returns how many there are."""
+    n_cells = -(-n_trials // len(SEEDS))
+    n_steps = max(1, round(n_cells**0.5))
+    n_rates = -(-n_cells // n_steps)
+    base = preset("digits")
+    rng = np.random.default_rng(0)
+    cells = []
+    for i in range(n_steps):
+        for j in range(n_rates):
+            changes = {"n_encoder_steps": i + 1, "prior_lr": round(1e-4 * (j + 1), 6)}
+            config = base.override(**changes)
+            cells.append({"key": config.cell_key, "changes": changes, "variant": None})
+            cells[-1] |= {"grids": ["speed"], "seeds": list(SEEDS)}
+            for seed in SEEDS:
+                _make_trial(folder, config.override(seed=seed), 0.6 + 0.002 * j, rng)
+    settings = {k: v for k, v in base.to_dict().items() if k != "seed"}
+    plan = {"schema": 1, "preset": "digits", "base": settings, "cells": cells, "code": "c0de"}
+    (folder / "sweep.json").write_text(json.dumps(plan))
+    return n_steps * n_rates * len(SEEDS)
+
+
+def _make_trial(folder: Path, config, centre: float, rng: np.random.Generator) -> None:
+    path = folder / "trials" / config.trial_key
+    path.mkdir(parents=True)
+    final = {"acc_majority": centre + 0.02 * rng.standard_normal(), "mse": 0.1 + rng.random() / 50}
+    final |= {"acc_hungarian": final["acc_majority"] - 0.03, "nmi": 0.6, "ari": 0.5}
+    final |= {"mse_squared_mean": 3e-4 + 1e-5 * rng.random(), "saturation": 0.01}
+    steps = np.linspace(250, config.iterations, 6).astype(int)
+    rows = [{"iteration": int(i), **final} for i in steps]
+    result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": final}
+    result |= {"trial_key": config.trial_key, "baseline": {"kmeans_acc_majority": 0.79}}
+    data = {"dataset": "digits", "fingerprint": "f00d", "n_images": 1797}
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    (path / "result.json").write_text(json.dumps(result))
+    (path / "provenance.json").write_text(json.dumps({"code": "c0de", "data": data}))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def timed(folder: Path, *arguments: str) -> tuple[float, float]:
+    """Wall and CPU seconds of one run of the command."""
+    command = [sys.executable, str(SCRIPT), "--runs", str(folder), *arguments]
+    before, start = os.times(), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - start, os.times()
+    cpu = after.children_user + after.children_system
+    return wall, cpu - before.children_user - before.children_system
+
+
+def main() -> None:
+    """Print one line per sweep and command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--trials", type=int, nargs="+", default=[1000, 20_000])
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    for wanted in options.trials:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "digits"
+            n_trials = make_sweep(folder, wanted)
+            tables = timed(folder, "--table", "all")
+            formats = "md,csv,tex,html"
+            both = timed(folder, "--table", "all", "--format", formats, "--no-pictures")
+            size = (folder / "tables" / "report.html").stat().st_size / 1e6
+        print(
+            f"{n_trials:,} trials: all tables {tables[0]:.1f} s (CPU {tables[1]:.1f} s), ", end=""
+        )
+        print(f"with HTML {both[0]:.1f} s (CPU {both[1]:.1f} s), page {size:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
