@@ -261,6 +261,15 @@ def test_writing_to_loaded_images_changes_nobody_elses():
     assert (data.load(PRESETS["digits"]).images[0] == before).all()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_images_are_mapped_from_the_cache_so_that_processes_share_them(tmp_path):
+    images = data.load(PRESETS["digits"]).images
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    (line,) = (m for m in maps if str(tmp_path) in m and m.endswith("images.bin"))
+    first, last = (int(end, 16) for end in line.split()[0].split("-"))
+    assert first <= images.data_ptr() < last
+
+
 def test_changed_file_is_read_again(root, monkeypatch):
     folder = write_idx_set(root, "mnist")
     make_official(monkeypatch, "mnist", folder)
@@ -462,6 +471,7 @@ def test_availability_is_checked_without_torch():
 # -- the real files ------------------------------------------------------------------------------
 
 
+@pytest.mark.data
 @needs_real_data
 def test_real_mnist_is_whole_and_official():
     loaded = data.load(config("mnist", image_size=16), Path(REAL))
@@ -472,6 +482,7 @@ def test_real_mnist_is_whole_and_official():
     assert loaded.labels[:5].tolist() == [5, 0, 4, 1, 9]
 
 
+@pytest.mark.data
 @needs_real_data
 def test_real_omniglot_is_forty_thousand_images():
     loaded = data.load(config("omniglot", image_size=8), Path(REAL))
