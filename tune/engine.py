@@ -33,6 +33,7 @@ import ray  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune import Callback  # noqa: E402
 
+from tune.lock import process_lives  # noqa: E402
 from tune.trainable import TrialRunner, cause_of, is_out_of_memory  # noqa: E402
 
 MAX_FAILURES = 2
@@ -166,19 +167,9 @@ def make_temp_dir() -> Path:
         parent = Path("/tmp")  # A socket's path may have about 100 characters.
     for old in parent.glob(f"{TEMP_PREFIX}*-*"):
         pid = old.name.removeprefix(TEMP_PREFIX).split("-")[0]
-        if pid.isdigit() and not _lives(int(pid)):
+        if pid.isdigit() and not process_lives(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=parent))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _cause(trial: Any) -> tuple[str | None, str]:

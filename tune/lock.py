@@ -90,6 +90,17 @@ def lock_owner(out: Path) -> dict[str, Any] | None:
         os.close(file)
 
 
+def process_lives(pid: int) -> bool:
+    """Whether this machine has a process with this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def running_keys(out: Path) -> frozenset[str]:
     """The trials that a living driver has in hand just now."""
     owner = lock_owner(out)

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -201,6 +202,7 @@ def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> di
         "stop_file": str(settings.out / STOP),
         "fingerprint": expected,
         "session": session,
+        "driver": [socket.gethostname(), os.getpid()],
         "alone": False,
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ray import tune
 from mpcc import run_dir
 from mpcc.config import Config, from_dict
 from tune import ledger
+from tune.lock import process_lives
 
 OUT_OF_MEMORY = "out of memory"
 ATTEMPTS = "attempts"
@@ -39,6 +41,8 @@ class TrialRunner(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train for about a second; the returned `state` is running, stopped or how it ended."""
+        if self._orphaned():
+            os._exit(1)  # Another driver may be at this trial by now: write nothing more.
         if self._stop_asked():
             self._close()
             return self._report(ledger.STOPPED)
@@ -47,7 +51,10 @@ class TrialRunner(tune.Trainable):
                 run_dir.open_run(self._path, self._config)
                 self._back_off()
                 self._progress = self._start()
-            progress = next(self._progress)
+            progress = next(self._progress, None)
+            if progress is None:
+                self._step_back()
+                return self._report(ledger.RUNNING)
             self._check_data()
         except Exception as error:  # the boundary of a trial: recorded, or given to Ray to retry
             self._close()
@@ -82,6 +89,17 @@ class TrialRunner(tune.Trainable):
             device=self._spec["device"],
             checkpoint_seconds=self._spec["checkpoint_seconds"],
         )
+
+    def _step_back(self) -> None:
+        """The result is lost and the last checkpoint at the very end: go on from an earlier one."""
+        self._progress = None
+        previous, last = (self._path / n for n in (run_dir.PREVIOUS_CHECKPOINT, run_dir.CHECKPOINT))
+        if previous.exists():
+            os.replace(previous, last)
+        elif last.exists():
+            last.unlink()
+        else:
+            raise RuntimeError("the training ended without a result")
 
     def _close(self) -> None:
         """End the training in hand; the trainer then writes a checkpoint."""
@@ -123,6 +141,11 @@ class TrialRunner(tune.Trainable):
                 raise run_dir.RunDirError(
                     f"the images have fingerprint {found}, the sweep's other trials {expected}"
                 )
+
+    def _orphaned(self) -> bool:
+        """Whether the driver of this trial, on this machine, is gone."""
+        host, pid = self._spec["driver"]
+        return host == socket.gethostname() and not process_lives(pid)
 
     def _stop_asked(self) -> bool:
         return Path(self._spec["stop_file"]).exists()

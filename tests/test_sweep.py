@@ -1,0 +1,283 @@
+"""A sweep from end to end, with real Ray and real MLflow: killed, grown, interrupted, gone on with.
+
+One story in three starts of Ray, told by the fixture; the tests look at its stages.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from tune import ledger, sweep
+from tune.grid import cells, parse_grid
+from tune.ledger import Status, Trial
+
+ROOT = Path(sweep.__file__).resolve().parents[1]
+COMMON = ["--preset", "tiny", "--iterations", "60", "--set", "eval_every=20"]
+SMALL = [*COMMON, "--grid", "esteps=1,2", "--seeds", "2", "--checkpoint-seconds", "0"]
+LARGE = [*COMMON, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-seconds", "0"]
+TIMEOUT = 240
+
+
+def command(out: Path, *argv: str) -> list[str]:
+    return [sys.executable, str(ROOT / "tune" / "ablation.py"), "--out", str(out), *argv]
+
+
+def launch(out: Path, *argv: str) -> "subprocess.Popen[str]":
+    # Not from the repository: the command must work from any folder.
+    return subprocess.Popen(
+        command(out, *argv),
+        cwd=out.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def results(out: Path) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Trial key -> time of writing and content of its result."""
+    found = {}
+    for file in sorted(out.glob("trials/*/result.json")):
+        found[file.parent.name] = (file.stat().st_mtime_ns, json.loads(file.read_text()))
+    return found
+
+
+def wait(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            out, err = process.communicate()
+            pytest.fail(f"the sweep ended early ({process.returncode}):\n{out}\n{err}")
+        time.sleep(0.01)
+
+
+def unfinished(out: Path) -> list[Path]:
+    """Run directories with a checkpoint, no result and at most one evaluation of three."""
+    return [
+        file.parent
+        for file in out.glob("trials/*/checkpoint.pt")
+        if not (file.parent / run_dir.RESULT).exists()
+        and len(run_dir.read_metrics(file.parent)) < 2
+    ]
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that this one has started, and those that these have."""
+    children = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            if parent == pid:
+                children.append(int(entry.name))
+    return children + [below for child in children for below in descendants(child)]
+
+
+def cut_power(process: "subprocess.Popen[str]") -> None:
+    """End the driver and all that it has started at one blow."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    process.communicate()
+
+
+@dataclass
+class Story:
+    out: Path
+    after_kill: dict[str, tuple[int, dict[str, Any]]]
+    cut_off: list[str]
+    interrupt_code: int
+    interrupt_seconds: float
+    interrupt_text: str
+    after_interrupt: dict[str, tuple[int, dict[str, Any]]]
+    states_after_interrupt: set[str]
+    code: int
+    text: str
+    noise: str
+    end: dict[str, tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    first = launch(out, *SMALL)
+    wait(first, lambda: bool(results(out)) and bool(unfinished(out)))
+    cut_power(first)
+    after_kill = results(out)
+    cut_off = [path.name for path in unfinished(out)]
+
+    second = launch(out, *LARGE)
+    wait(second, lambda: len(results(out)) > len(after_kill) and bool(unfinished(out)))
+    begun = time.monotonic()
+    os.kill(second.pid, signal.SIGINT)
+    text, _ = second.communicate(timeout=60)
+    seconds = time.monotonic() - begun
+    after_interrupt = results(out)
+    plan = ledger.read_plan(out)
+    assert plan is not None
+    states = {ledger.status(out, trial).state for trial in plan.trials()}
+
+    third = launch(out, *LARGE)
+    final, noise = third.communicate(timeout=TIMEOUT)
+    return Story(
+        out, after_kill, cut_off, second.returncode, seconds, text, after_interrupt, states,
+        third.returncode, final, noise, results(out),
+    )  # fmt: skip
+
+
+def expected_trials() -> list[Trial]:
+    base = PRESETS["tiny"].override(iterations=60, eval_every=20)
+    made = cells(base, parse_grid(["esteps=1,2,3"], "tiny"))
+    return [trial for cell in made for trial in ledger.trials(cell, (0, 1))]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_grown_and_interrupted_ends_with_every_trial_done(story: Story) -> None:
+    assert story.code == 0, story.noise
+    assert set(story.end) == {trial.key for trial in expected_trials()}
+    assert {result["state"] for _, result in story.end.values()} == {"done"}
+    assert "6 of 6 trials done" in story.text
+    assert "make_tables.py" in story.text and "mlflow server" in story.text
+
+
+@pytest.mark.slow
+def test_what_was_done_is_never_run_again(story: Story) -> None:
+    assert story.after_kill and story.cut_off
+    for earlier, later in (
+        (story.after_kill, story.after_interrupt),
+        (story.after_interrupt, story.end),
+    ):
+        assert all(later[key] == earlier[key] for key in earlier)
+
+
+@pytest.mark.slow
+def test_sigint_writes_checkpoints_and_exits_130_within_20_seconds(story: Story) -> None:
+    assert story.interrupt_code == 130
+    assert story.interrupt_seconds < 20
+    assert len(story.after_interrupt) < 6
+    assert story.states_after_interrupt <= {"done", "stopped", "planned"}
+    assert "stopped: esteps=" in story.interrupt_text
+
+
+@pytest.mark.slow
+def test_a_trial_in_the_sweep_equals_the_same_trial_alone(story: Story, tmp_path: Path) -> None:
+    from mpcc.trainer import train
+
+    by_key = {trial.key: trial for trial in expected_trials()}
+    cut_off = by_key[story.cut_off[0]]
+    newest = expected_trials()[-1]
+    for trial in {cut_off.key: cut_off, newest.key: newest}.values():
+        path = tmp_path / trial.key
+        for _ in train(trial.config, path):
+            pass
+        alone = json.loads((path / run_dir.RESULT).read_text())
+        swept = story.end[trial.key][1]
+        assert swept["weights_sha256"] == alone["weights_sha256"]
+        here = run_dir.read_metrics(ledger.trial_dir(story.out, trial.key))
+        assert [r["iteration"] for r in here] == [20, 40, 60]
+        assert [_without_time(r) for r in here] == [
+            _without_time(r) for r in run_dir.read_metrics(path)
+        ]
+
+
+def _without_time(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "seconds"}
+
+
+@pytest.mark.slow
+def test_mlflow_has_one_finished_run_per_trial_under_one_parent(story: Story) -> None:
+    with sqlite3.connect(story.out / "mlflow.db") as connection:
+        runs = connection.execute(
+            "select t.value, r.status from runs r left join tags t on t.run_uuid = r.run_uuid and "
+            "t.key = 'trial_key' where r.lifecycle_stage = 'active'"
+        ).fetchall()
+        rows = connection.execute(
+            "select count(*), count(distinct step) from metrics where key = 'acc_majority' "
+            "group by run_uuid"
+        ).fetchall()
+    assert sorted(key for key, _ in runs if key) == sorted(story.end)
+    assert sum(key is None for key, _ in runs) == 1
+    assert {status for _, status in runs} == {"FINISHED"}
+    assert rows == [(3, 3)] * 6
+
+
+@pytest.mark.slow
+def test_ray_is_kept_out_of_the_way(story: Story) -> None:
+    lines = story.noise.strip().splitlines()
+    assert lines and all(line.startswith("[") or "trials to run" in line for line in lines), lines
+    names = {path.name for path in story.out.iterdir()}
+    assert names == {
+        "sweep.json", "trials", "driver.lock", "mlflow.db", "mlflow.json", "mlflow-artifacts",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_starts_nothing_and_answers_at_once(story: Story) -> None:
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n    print('code', end.code)\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules)))\n"
+    )
+    begun = time.monotonic()
+    again = subprocess.run(
+        [sys.executable, "-c", program, *command(story.out, *LARGE)[1:]],
+        capture_output=True,
+        text=True,
+    )
+    assert time.monotonic() - begun < 3
+    assert again.stdout.splitlines()[-2:] == ["code 0", "[]"], again.stdout + again.stderr
+    assert results(story.out) == story.end
+
+
+@pytest.mark.slow
+def test_a_lost_result_runs_its_trial_again_from_the_checkpoint_to_the_same_end(
+    story: Story, tmp_path: Path
+) -> None:
+    """Through the class that Tune drives, without Ray. The checkpoint is that of the very end."""
+    from tune.trainable import TrialRunner
+
+    out = tmp_path / "copy"
+    shutil.copytree(story.out, out)
+    plan = ledger.read_plan(out)
+    assert plan is not None and plan.data is not None
+    trial = plan.trials()[0]
+    path = ledger.trial_dir(out, trial.key)
+    (path / run_dir.RESULT).write_text("{")
+    assert ledger.mend(out, trial) is not None
+    settings = sweep.Settings(out=out, uri="", checkpoint_seconds=60)
+    spec = sweep.trial_spec(trial, plan, settings, "test")
+    runner = TrialRunner.__new__(TrialRunner)
+    runner.setup({"trial": spec})
+    reports = [runner.step()]
+    while not reports[-1]["done"]:
+        reports.append(runner.step())
+    assert reports[-1]["state"] == "done"
+    again = json.loads((path / run_dir.RESULT).read_text())
+    assert again["weights_sha256"] == story.end[trial.key][1]["weights_sha256"]
+
+
+def test_longer_trials_start_first_and_every_cell_gets_its_first_seed_early() -> None:
+    trials = expected_trials()
+    now = {trial.key: Status("planned") for trial in trials}
+    now[trials[0].key] = Status("done")
+    order = [(t.config.n_encoder_steps, t.seed) for t in sweep.missing(trials, now)]
+    assert order == [(3, 0), (3, 1), (2, 0), (2, 1), (1, 1)]
