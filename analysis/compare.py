@@ -203,10 +203,6 @@ def seed_correlation(groups: Sequence[Group], metric: str) -> float:
     return designs.seed_correlation(np.array([[t[s] for s in common] for t in tables], float))
 
 
-MAX_DESIGN = 3_000_000
-"""Trials × columns beyond which an analysis of variance is left out: it would take minutes."""
-
-
 def effects(
     groups: Sequence[Group], axes: Sequence[str], metric: str
 ) -> tuple[list[designs.Effect], str]:
@@ -219,9 +215,6 @@ def effects(
     cells = {tuple(g.settings[a] for a in axes) for g in used}
     full = len(cells) == math.prod(levels.values())
     rows = [(g, seed, v) for g in used for seed, v in g.summary(metric).values]
-    width = math.prod(levels.values()) if full else sum(levels.values())
-    if len(rows) * width > MAX_DESIGN:
-        return [], "Analysis of variance left out: the grid is too large for it."
     factors = {short(a): [value_text(g.settings[a]) for g, _, _ in rows] for a in axes}
     try:
         found = designs.anova(

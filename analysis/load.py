@@ -6,6 +6,7 @@ say what is missing. Nothing here trains, opens torch or talks to a server.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -225,28 +226,29 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
     rows: list[dict[str, Any]] = []
     evaluations: list[dict[str, Any]] = []
     running = running_keys(folder)
-    for config, variant in planned_trials(plan):
-        row = _blank(config, name, variant=variant, planned=True)
-        path = folder / "trials" / config.trial_key
+    for row in planned_rows(plan, name):
+        path = folder / "trials" / row["trial_key"]
         if path.is_dir():
             row |= _read_trial(path, folder, running)
             if curves:
-                evaluations += _curve(path, config.trial_key)
+                evaluations += _curve(path, row["trial_key"])
         rows.append(row)
     known = {row["trial_key"] for row in rows}
     extra_rows, extra_curves, notes = _unplanned(folder, name, known, running, curves)
     return (_sweep(folder, name, plan), rows + extra_rows, evaluations + extra_curves, notes)
 
 
-def planned_trials(plan: Mapping[str, Any]) -> Iterator[tuple[Config, str | None]]:
-    """Every planned trial's configuration and the name of its variant, if it has one."""
+def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]]:
+    """A row without results for every planned trial."""
     for cell in plan["cells"]:
-        for seed in cell["seeds"]:
-            try:
-                config = from_dict({**plan["base"], **cell["changes"], "seed": seed})
-            except (ValueError, TypeError) as error:
-                raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
-            yield config, cell.get("variant")
+        try:
+            config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
+            blank = _blank(config, sweep, variant=cell.get("variant"), planned=True)
+            for seed in cell["seeds"]:
+                key = dataclasses.replace(config, seed=seed).trial_key
+                yield blank | {"seed": seed, "trial_key": key}
+        except (ValueError, TypeError) as error:
+            raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
 
 
 def _sweep(folder: Path, name: str, plan: Mapping[str, Any]) -> Sweep:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from analysis.load import Records
 
 TABLES = ("1", "2", "3a", "3b", "4", "grid", "all")
-FORMATS = ("md", "csv", "tex", "html")
+FORMATS = ("md", "csv", "tex", "html", "fig")
 DEFAULT_FORMATS = "md,csv,tex"
 
 
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         default=DEFAULT_FORMATS,
         metavar="LIST",
-        help=f"files to write, of {', '.join(FORMATS)} (default: %(default)s)",
+        help=f"files to write, of {', '.join(FORMATS)}; fig: PDF and PNG (default: %(default)s)",
     )
     p.add_argument("--out", type=Path, metavar="DIR", help="where to (default: <sweep>/tables)")
     p.add_argument(
@@ -123,11 +123,18 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
         return 0
     found = products(records, cells, choices)
     out = options.out or folders[0] / "tables"
-    contents: dict[str, str] = {}
+    contents: dict[str, bytes] = {}
     for product in found:
-        contents |= files(records, product, choices)
+        made = files(records, product, choices)
+        contents |= {name: content.encode() for name, content in made.items()}
     if "html" in formats:
-        contents["report.html"] = _report_page(records, cells, found, choices, options)
+        page = _report_page(records, cells, found, choices, options)
+        contents["report.html"] = page.encode()
+    if "fig" in formats:
+        from analysis.figures import figures
+        from analysis.grid import shown_metrics, swept
+
+        contents |= figures(cells, swept(records), shown_metrics(cells)[0])
     if options.check:
         return _check(out, contents)
     write(out, contents)
@@ -154,22 +161,22 @@ def _report_page(
     return report(records, cells, found, choices.test, pictures=not options.no_pictures)
 
 
-def write(out: Path, files: dict[str, str]) -> None:
+def write(out: Path, files: dict[str, bytes]) -> None:
     """Every file, whole or not at all; one that says the same already is left alone."""
     from mpcc.run_dir import write_bytes
 
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        data, path = content.encode(), out / name
+    for name, data in files.items():
+        path = out / name
         if not path.exists() or path.read_bytes() != data:
             write_bytes(path, data)
 
 
-def _check(out: Path, files: dict[str, str]) -> int:
+def _check(out: Path, files: dict[str, bytes]) -> int:
     stale = []
-    for name, content in files.items():
+    for name, data in files.items():
         path = out / name
-        if not path.exists() or path.read_bytes() != content.encode():
+        if not path.exists() or path.read_bytes() != data:
             stale.append(name)
     if stale:
         print(f"stale or missing in {out}: {', '.join(stale)}; run make_tables.py again")
@@ -181,7 +188,7 @@ def _check(out: Path, files: dict[str, str]) -> int:
 def _report(
     tables: Sequence[Table],
     out: Path,
-    files: dict[str, str],
+    files: dict[str, bytes],
     options: argparse.Namespace,
     example: str,
 ) -> None:

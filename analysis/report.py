@@ -35,9 +35,9 @@ def report(
 ) -> str:
     """The page. Same records, same bytes: it holds no time stamp and no path of a machine."""
     title = " and ".join(dict.fromkeys(sweep.name for sweep in records.sweeps))
-    lines = [line for p in products if p.result for line in p.result.lines]
+    result = next((p.result for p in products if p.result), None)
     sections = {
-        "Summary": f"<p>{escape(words.paragraph(records, groups, lines, test))}</p>",
+        "Summary": f"<p>{escape(words.paragraph(records, groups, result, test))}</p>",
         "Tables": "".join(html.table(t) for p in products for t in p.tables),
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),

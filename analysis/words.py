@@ -8,21 +8,25 @@ from collections.abc import Sequence
 from analysis import designs
 from analysis.cells import Group, tally
 from analysis.columns import Column, column
-from analysis.compare import TEST_WORDS, Line, best_and_tied, effects, p_text, spread
-from analysis.grid import shown_metrics, swept
+from analysis.compare import TEST_WORDS, Line, best_and_tied, p_text, spread
+from analysis.grid import GridResult, shown_metrics, swept
 from analysis.load import BASELINE, Records, short
 from mpcc.run_dir import DIVERGED, DONE
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def paragraph(records: Records, groups: Sequence[Group], lines: Sequence[Line], test: str) -> str:
+def paragraph(
+    records: Records, groups: Sequence[Group], result: GridResult | None, test: str
+) -> str:
     """What was run, what came out best and how sure that is, what varied with what."""
     metric = shown_metrics(groups)[0]
     sentences = [_design(records, groups), *_gaps(groups)]
     sentences += _best(records, groups, metric, test)
-    sentences += _baseline([line for line in lines if line.metric == metric], metric, records)
-    sentences += _effects(records, groups, metric)
+    if result:
+        lines = [line for line in result.lines if line.metric == metric]
+        sentences += _baseline(lines, metric, records)
+        sentences += _effects(*result.effects[metric], metric)
     sentences += _resolution(groups, metric)
     return " ".join(sentences)
 
@@ -131,8 +135,7 @@ def _equals(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def _effects(records: Records, groups: Sequence[Group], metric: str) -> list[str]:
-    found, remark = effects(groups, swept(records), metric)
+def _effects(found: Sequence[designs.Effect], remark: str, metric: str) -> list[str]:
     named = [e for e in found if e.name != "seed"]
     if not named:
         return []
