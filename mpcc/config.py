@@ -1,6 +1,6 @@
 """One trial's settings: a frozen object, checked once, with the paper's rows as presets.
 
-Whatever can change a number of a trial is a field here; where a trial runs (device, folders) is not.
+Whatever can change a number of a trial is a field here; where it runs (device, folders) is not.
 Values from the command line, Ray and files all enter through `from_dict`.
 """
 
@@ -94,7 +94,7 @@ class Config:
     prior_lr: float = 1.6e-3
     """η_p: Adam's step size for the prior's parameters."""
     prior_adversarial_lr: Literal["prior", "network"] = "prior"
-    """Step size of the prior in the generator's update: η_p (published code, Table 1) or η (text)."""
+    """Step size of the prior in G's update: η_p (published code, Table 1) or η (text)."""
     prior_learns_from_encoder_loss: bool = False
     """Deviation of the published code: eq. 7's gradient also reaches the prior through z."""
     ema_decay: float = 0.9999
@@ -122,7 +122,7 @@ class Config:
     seed: int = 0
     """Of weights, batches and latents. Evaluation has a stream of its own, from the same seed."""
     cpu_threads: int = 1
-    """Threads of a trial on a CPU: a setting, since sums in another order differ in their last bit."""
+    """Threads of a trial on a CPU: a setting, since another order of sums changes the last bit."""
     fast: bool = True
     """False: every layer, norm and optimiser by torch's own modules, one batch at a time. Slower,
     the oracle of the fast path."""
@@ -135,12 +135,13 @@ class Config:
                 raise ValueError(f"{name} must be {_range_text(low, high)}, got {value:g}")
         if self.image_size not in IMAGE_SIZES:
             raise ValueError(
-                f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {self.image_size}"
+                f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, "
+                f"got {self.image_size}"
             )
         if self.latent_mode == "split" and self.latent_size % self.n_latent_places:
             raise ValueError(
-                f"latent_size must be a multiple of {self.n_latent_places} in latent_mode 'split' at "
-                f"image_size {self.image_size}, got {self.latent_size}"
+                f"latent_size must be a multiple of {self.n_latent_places} in latent_mode 'split' "
+                f"at image_size {self.image_size}, got {self.latent_size}"
             )
         weights = self.given_cluster_weights
         if weights is not None and (len(weights) != self.n_clusters or min(weights) <= 0):
@@ -240,6 +241,7 @@ SHORT = {full: short for short, full in ALIASES.items()}
 _HINTS = typing.get_type_hints(Config)
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
 
+
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The configuration with these fields, full or short names; the rest at their defaults.
 
@@ -255,7 +257,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def full_name(name: str) -> str:
-    """The field that a full or short name means; ValueError names the nearest for an unknown one."""
+    """The field that a full or short name means; ValueError names the nearest to an unknown."""
     full = ALIASES.get(name, name)
     if full not in DEFAULTS:
         raise ValueError(unknown("field", name, [*DEFAULTS, *ALIASES]))
@@ -377,12 +379,10 @@ def _key(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-_CIFAR = dict(
-    width=96, latent_size=128, latent_mode="split", prior_lr=6e-4, iterations=75_000
-)
+_CIFAR = dict(width=96, latent_size=128, latent_mode="split", prior_lr=6e-4, iterations=75_000)
 
 PRESETS: dict[str, Config] = {
-    # Appendix C; METHOD's table of settings. Table 4's split, all images, unless a table says train.
+    # The paper's rows, Appendix C, on all images as in Table 4.
     "mnist": Config(),
     "omniglot": Config(dataset="omniglot", width=16, n_clusters=100),
     "fmnist": Config(

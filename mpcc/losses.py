@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def discriminator_hinge_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """Hinge loss of D, eq. 6 with f = -min(0, o-1) and g = -min(0, -o-1); scores (B,) each, mean."""
+    """Hinge loss of D, eq. 6 with f = -min(0, o-1), g = -min(0, -o-1); scores (B,) each, mean."""
     return F.relu(1 - real_scores).mean() + F.relu(1 + fake_scores).mean()
 
 
@@ -29,7 +29,7 @@ def membership_loss(log_memberships: Tensor, y: Tensor) -> Tensor:
 
 
 def prior_entropy_loss(log_weights: Tensor, entropies: Tensor, latent_size: int) -> Tensor:
-    """L_p, eq. 10: sum_k φ_k (log φ_k - H_k / J); log φ (K,) and entropies H of p(z|y) in nats (K,).
+    """L_p, eq. 10: sum_k φ_k (log φ_k - H_k / J); log φ (K,), entropies H of p(z|y) in nats (K,).
 
     The division of the entropy by J is the scaling of section 3.3.
     """

@@ -24,6 +24,8 @@ class Spectral(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape).normal_(0, 0.02))
         self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
+        self.u: Tensor
+        self.v: Tensor
         self.register_buffer("u", F.normalize(torch.randn(shape[0]), dim=0))
         self.register_buffer("v", torch.zeros(self.weight[0].numel()))
         self.normalised: Tensor | None = None
@@ -108,8 +110,9 @@ class ConditionalBatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         if n_clusters is not None:
-            self.gain, self.shift = embedding(n_clusters, n_channels), embedding(
-                n_clusters, n_channels
+            self.gain, self.shift = (
+                embedding(n_clusters, n_channels),
+                embedding(n_clusters, n_channels),
             )
         elif n_condition is not None:
             self.gain = Linear(n_condition, n_channels, bias=False)
@@ -268,7 +271,9 @@ class Discriminator(nn.Module):
         self.trunk = trunk
         self.block = DiscriminatorBlock(n_channels, n_channels, down=False)
         self.score = Linear(n_channels, 1)
-        self.embed = SpectralEmbedding(config.n_clusters, n_channels) if config.conditional else None
+        self.embed = (
+            SpectralEmbedding(config.n_clusters, n_channels) if config.conditional else None
+        )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         h = F.relu(self.block(self.trunk(x))).sum((2, 3))
@@ -291,10 +296,14 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         n_features = size * size * n_channels
         self.mean = nn.Sequential(
-            Linear(n_features, n_features // 2), nn.ReLU(), Linear(n_features // 2, config.latent_size)
+            Linear(n_features, n_features // 2),
+            nn.ReLU(),
+            Linear(n_features // 2, config.latent_size),
         )
         self.log_var = nn.Sequential(
-            Linear(n_features, n_features // 2), nn.ReLU(), Linear(n_features // 2, config.latent_size)
+            Linear(n_features, n_features // 2),
+            nn.ReLU(),
+            Linear(n_features // 2, config.latent_size),
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

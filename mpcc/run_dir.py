@@ -79,10 +79,12 @@ def read_config(path: Path) -> Config | None:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """How the trial ended (`state`, `cause`, `iteration`, `metrics`, ...), None while it has not."""
+    """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not."""
     result = read_json(Path(path) / RESULT)
     if result is not None and result.get("state") not in ENDED:
-        raise RunDirError(f"{Path(path) / RESULT} has no state that is known; delete it to run again")
+        raise RunDirError(
+            f"{Path(path) / RESULT} has no state that is known; delete it to run again"
+        )
     return result
 
 

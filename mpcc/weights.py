@@ -29,6 +29,7 @@ class Part:
     """Parameters that one optimiser moves; `leaves` are the tensors a loss is differentiated by."""
 
     leaves: list[Tensor]
+    lr: float
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters by one Adam step; gradients in the order of `leaves`."""
@@ -59,7 +60,9 @@ def only_trainable(*parts: Part) -> Iterator[None]:
 
 def minimise(loss: Tensor, *parts: Part) -> None:
     """One optimiser step of each part on this loss."""
-    gradients = torch.autograd.grad(loss, [leaf for part in parts for leaf in part.leaves])
+    leaves = [leaf for part in parts for leaf in part.leaves]
+    # Learnt cluster weights have no share in G's loss: their gradient there is zero.
+    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
     with torch.no_grad():
         start = 0
         for part in parts:
@@ -149,7 +152,9 @@ class Pool:
             group_start = start
             for shape, layers in by_shape.items():
                 n_values = len(layers) * shape.numel()
-                groups.append(self._group(layers, shape, slice(group_start, group_start + n_values)))
+                groups.append(
+                    self._group(layers, shape, slice(group_start, group_start + n_values))
+                )
                 group_start += n_values
             self.groups.append(groups)
             self.leaves.append(leaves)
@@ -239,20 +244,13 @@ class ModulePart(Part):
         self.layers = [m for m in self.modules.modules() if isinstance(m, Spectral)]
         for leaf in self.leaves:
             leaf.requires_grad_(False)
+        self.lr = lr
         self.adam = torch.optim.Adam(self.leaves, lr=lr, betas=(0.0, BETA2), eps=EPS)
-
-    @property
-    def lr(self) -> float:
-        """Adam's step size."""
-        return self.adam.param_groups[0]["lr"]
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self.adam.param_groups[0]["lr"] = value
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             leaf.grad = gradient
+        self.adam.param_groups[0]["lr"] = self.lr
         self.adam.step()
         self.adam.zero_grad()
         for layer in self.layers:
@@ -281,8 +279,8 @@ def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral 
     for module in modules:
         for sub in module.modules():
             for name, parameter in sub.named_parameters(recurse=False):
-                is_spectral = isinstance(sub, Spectral) and name == "weight"
-                found[id(parameter)] = (parameter, sub if is_spectral else None)
+                layer = sub if isinstance(sub, Spectral) and name == "weight" else None
+                found[id(parameter)] = (parameter, layer)
     shapes: dict[torch.Size, int] = {}
     for parameter, layer in found.values():
         if layer is not None:
@@ -293,7 +291,7 @@ def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral 
 
 
 def _view(flat: Tensor, shape: torch.Size) -> Tensor:
-    """A piece of a buffer as a tensor of this shape, channels last where it has height and width."""
+    """A piece of a buffer as a tensor of this shape, channels last where it has pixels."""
     if len(shape) == 4:
         n, c, h, w = shape
         return flat.view(n, h, w, c).permute(0, 3, 1, 2)

@@ -1,0 +1,34 @@
+# make ablation   install, run the main sweep on real digits, print its table
+# make test       install, run every test
+# make lint       style and types
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: ablation test lint benchmark
+
+ablation: .venv/installed
+	$(BIN)/python tune/ablation.py --grid esteps,eta_p
+	$(BIN)/python analysis/make_tables.py
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: .venv/installed
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+.venv/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " \
+	+ sys.version.split()[0] + ": make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv: about 5 GB, a few minutes, once."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -c constraints.txt
+	@$(BIN)/python -W error -c "import torch, torchvision, pytorch_fid.inception, ray.tune; \
+	print('torch', torch.__version__, 'torchvision', torchvision.__version__, 'import together')"
+	@touch $@

@@ -1,0 +1,142 @@
+"""Everything that training reads or changes, built from a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mpcc.config import Config
+from mpcc.data import ImageSet, to_float
+from mpcc.networks import Discriminator, Encoder, Generator, build_networks
+from mpcc.prior import Prior
+from mpcc.weights import FlatPart, ModulePart, Part, Pool
+
+
+@dataclass
+class TrainState:
+    """What an iteration reads or changes."""
+
+    config: Config
+    image_set: ImageSet
+    images: Tensor
+    """uint8 (N, C, H, W), on the device."""
+    labels: Tensor | None
+    generator: Generator
+    discriminator: Discriminator
+    encoder: Encoder
+    prior: Prior
+    generator_part: Part
+    discriminator_part: Part
+    encoder_part: Part
+    prior_part: Part | None
+    rng: torch.Generator
+    average: list[Tensor]
+    """Moving average of G's raw parameters, in the order of `raw_parameters`."""
+    iteration: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trial runs."""
+        return self.images.device
+
+    def parts(self) -> dict[str, Part]:
+        """All parts by name."""
+        parts = {
+            "generator": self.generator_part,
+            "discriminator": self.discriminator_part,
+            "encoder": self.encoder_part,
+        }
+        return parts | ({"prior": self.prior_part} if self.prior_part else {})
+
+
+def build_state(
+    config: Config,
+    image_set: ImageSet,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> TrainState:
+    """A trial before its first iteration. Weights depend on the seed alone, not on the device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        prior = build_prior(config).to(device, dtype)
+        generator, discriminator, encoder = build_networks(config)
+    for network in (generator, discriminator, encoder):
+        network.to(device, dtype)
+    build = build_parts if config.fast else build_plain_parts
+    parts = build(config, generator, discriminator, encoder)
+    has_prior_parameters = any(True for _ in prior.parameters())
+    rng = torch.Generator(device)
+    rng.manual_seed(config.seed)
+    return TrainState(
+        config=config,
+        image_set=image_set,
+        images=image_set.images.to(device),
+        labels=None if image_set.labels is None else image_set.labels.to(device),
+        generator=generator,
+        discriminator=discriminator,
+        encoder=encoder,
+        prior=prior,
+        generator_part=parts[0],
+        discriminator_part=parts[1],
+        encoder_part=parts[2],
+        prior_part=Pool([[prior]]).part(0, 0, config.prior_lr) if has_prior_parameters else None,
+        rng=rng,
+        average=[t.detach().clone() for t in raw_parameters(parts[0])],
+    )
+
+
+def build_prior(config: Config) -> Prior:
+    """The prior of a configuration."""
+    return Prior(
+        config.n_clusters,
+        config.latent_size,
+        family=config.prior,
+        init_log_var=config.prior_init_log_var,
+        min_std=config.prior_min_std,
+        published_floor=config.prior_floor == "published",
+        published_entropy=config.prior_entropy == "published",
+        rank=config.prior_rank,
+        weights=config.given_cluster_weights,
+        learn_weights=config.cluster_weights == "learnt",
+    )
+
+
+def build_parts(
+    config: Config, generator: Generator, discriminator: Discriminator, encoder: Encoder
+) -> tuple[Part, Part, Part]:
+    """Parts of G, D and E. D and E share the trunk's weights, each with its own Adam state."""
+    own_d = [m for name, m in discriminator.named_children() if name != "trunk"]
+    own_e = [m for name, m in encoder.named_children() if name != "trunk"]
+    lr = config.network_lr
+    generator_part = Pool([[generator]]).part(0, 0, lr)
+    if encoder.trunk is discriminator.trunk:
+        pool = Pool([own_d, [discriminator.trunk], own_e])
+        return generator_part, pool.part(0, 1, lr), pool.part(1, 2, lr)
+    d_part = Pool([own_d, [discriminator.trunk]]).part(0, 1, lr)
+    return generator_part, d_part, Pool([[encoder.trunk], own_e]).part(0, 1, lr)
+
+
+def build_plain_parts(
+    config: Config, generator: Generator, discriminator: Discriminator, encoder: Encoder
+) -> tuple[Part, Part, Part]:
+    """The same by torch's own means (`fast` false)."""
+    lr = config.network_lr
+    return (
+        ModulePart([generator], lr),
+        ModulePart([discriminator], lr),
+        ModulePart([encoder], lr),
+    )
+
+
+def raw_parameters(part: Part) -> list[Tensor]:
+    """The tensors that hold a part's raw parameters."""
+    return [part.raw] if isinstance(part, FlatPart) else part.leaves
+
+
+def as_input(state: TrainState, images: Tensor) -> Tensor:
+    """uint8 images as the networks take them."""
+    x = to_float(images).to(state.prior.weight_logits.dtype)
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,97 @@
+"""`python -m mpcc` as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpcc.__main__ import main
+from mpcc.run_dir import read_metrics, read_result
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "mpcc", *words]
+
+
+def test_one_run_ends_with_its_result_on_stdout_and_goes_on_saying_so(tmp_path):
+    words = ("--preset", "tiny", "--set", "seed=1", "--out", str(tmp_path / "r"))
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outputs.append(json.loads(done.stdout))
+    assert outputs[0] == outputs[1]
+    assert outputs[0]["acc_majority"] > 0.1 and "pictures and records" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "diigts"], "unknown preset 'diigts'; did you mean 'digits'?"),
+        (["--set", "bach_size=3"], "unknown field 'bach_size'; did you mean 'batch_size'?"),
+        (["--set", "batch_size=big"], "batch_size must be a whole number, got 'big'"),
+        (["--set", "batch_size=0"], "batch_size must be at least 2, got 0"),
+        (["--set", "batch_size"], "expected field=value, got 'batch_size'"),
+        (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be at least 0, got -1"),
+        (["--preset", "mnist", "--data-dir", "no/such/folder"], "no/such/folder"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_with_nothing_written(words, message, tmp_path, capsys):
+    out = tmp_path / "r"
+    assert main([*words, "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and not out.exists()
+
+
+def test_usage_errors_help_and_dry_run_answer_within_a_second():
+    for words, code in ((["--help"], 0), (["--dry-run"], 0), (["--preset", "x"], 2)):
+        best = min(_seconds(words, code) for _ in range(3))
+        assert best < 1.0, words
+
+
+def _seconds(words: list[str], code: int) -> float:
+    start = time.monotonic()
+    done = subprocess.run(command(*words), cwd=ROOT, capture_output=True)
+    assert done.returncode == code
+    return time.monotonic() - start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_run_goes_on_to_the_same_result(number, tmp_path):
+    words = ["--preset", "tiny", "--set", "iterations=400", "eval_every=100", "width=2"]
+    words += ["--checkpoint-seconds", "0.2"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(*words, "--out", str(whole)), cwd=ROOT, check=True, capture_output=True)
+    running = subprocess.Popen(command(*words, "--out", str(cut)), cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (cut / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(running.pid, number)
+    running.communicate(timeout=60)
+    assert running.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    assert read_result(cut) is None
+    subprocess.run(command(*words, "--out", str(cut)), cwd=ROOT, check=True, capture_output=True)
+    for name in ("metrics", "weights_sha256", "iteration", "state"):
+        assert read_result(cut)[name] == read_result(whole)[name]
+    assert [r["iteration"] for r in read_metrics(cut)] == [100, 200, 300, 400]
+
+
+@pytest.mark.data
+def test_real_mnist_trains_at_32_and_at_16_pixels(data_dir, tmp_path):
+    for size in (32, 16):
+        words = ["--preset", "mnist", "--data-dir", str(data_dir)]
+        words += ["--out", str(tmp_path / str(size)), "--set", "iterations=3", f"image_size={size}", "cpu_threads=2"]
+        done = subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        result = read_result(tmp_path / str(size))
+        assert result["state"] == "done" and result["iteration"] == 3
+        assert 0.1 < result["metrics"]["acc_majority"] < 1

@@ -1,0 +1,383 @@
+"""Algorithm 1: who moves whom, what each setting does, and runs that go on to the bit."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mpcc import run_dir
+from mpcc.algorithm import (
+    train_step,
+    update_discriminator,
+    update_encoder,
+    update_generator_and_prior,
+)
+from mpcc.config import PRESETS, Config
+from mpcc.data import ImageSet
+from mpcc.evaluation import evaluate
+from mpcc.networks import n_parameters
+from mpcc.state import build_state, raw_parameters
+from mpcc.trainer import train, write_result
+
+
+@pytest.fixture(scope="module")
+def some_digits(digits) -> ImageSet:
+    return ImageSet(digits.images[:80], digits.labels[:80], digits.label_names, "f" * 12)
+
+
+def snapshot(state) -> dict[str, torch.Tensor]:
+    """Raw parameters of everything that can move."""
+    modules = {
+        "generator": state.generator,
+        "discriminator": [m for n, m in state.discriminator.named_children() if n != "trunk"],
+        "trunk": state.discriminator.trunk,
+        "encoder": [m for n, m in state.encoder.named_children() if n != "trunk"],
+        "encoder_trunk": state.encoder.trunk,
+        "prior": state.prior,
+    }
+    return {
+        name: torch.cat([
+            p.detach().flatten().clone()
+            for m in (module if isinstance(module, list) else [module])
+            for p in m.parameters()
+        ])
+        for name, module in modules.items()
+    }  # fmt: skip
+
+
+def moved(before, after) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("update", "shared", "apart"),
+    [
+        (update_discriminator, {"discriminator", "trunk", "encoder_trunk"},
+         {"discriminator", "trunk"}),
+        (update_generator_and_prior, {"generator", "prior"}, {"generator", "prior"}),
+        (lambda s: update_encoder(s, with_prior=True),
+         {"encoder", "trunk", "encoder_trunk", "prior"}, {"encoder", "encoder_trunk", "prior"}),
+        (lambda s: update_encoder(s, with_prior=False),
+         {"encoder", "trunk", "encoder_trunk"}, {"encoder", "encoder_trunk"}),
+    ],
+    ids=["discriminator", "generator and prior", "encoder and prior", "encoder"],
+)  # fmt: skip
+def test_each_update_moves_its_own_parameters_and_no_others(
+    update, shared, apart, fast, tiny, some_digits
+):
+    for shares, expected in ((True, shared), (False, apart)):
+        config = tiny.override(encoder_shares_discriminator=shares, fast=fast)
+        state = build_state(config, some_digits)
+        with torch.no_grad():
+            before = snapshot(state)
+            update(state)
+        assert moved(before, snapshot(state)) == expected
+
+
+def prior_after_encoder_update(config: Config, images) -> torch.Tensor:
+    state = build_state(config, images, dtype=torch.float64)
+    with torch.no_grad():
+        update_encoder(state, with_prior=True)
+    return snapshot(state)["prior"]
+
+
+def test_the_encoder_loss_moves_the_prior_only_where_the_setting_says_so(tiny, some_digits):
+    text = prior_after_encoder_update(tiny, some_digits)
+    code = prior_after_encoder_update(
+        tiny.override(prior_learns_from_encoder_loss=True), some_digits
+    )
+    assert not torch.equal(text, code)
+    # By the text the prior's step does not depend on the encoder's weights at all.
+    state = build_state(tiny, some_digits, dtype=torch.float64)
+    with torch.no_grad():
+        state.encoder_part.raw.mul_(1.5).add_(0.01)
+        state.encoder_part.refresh()
+        update_encoder(state, with_prior=True)
+    assert torch.equal(snapshot(state)["prior"], text)
+
+
+def test_the_prior_steps_with_the_networks_rate_where_the_text_says_so(tiny, some_digits):
+    steps = {}
+    for rate in ("prior", "network"):
+        config = tiny.override(prior_adversarial_lr=rate, network_lr=1e-5, prior_lr=1e-2)
+        state = build_state(config, some_digits, dtype=torch.float64)
+        with torch.no_grad():
+            before = snapshot(state)["prior"]
+            update_generator_and_prior(state)
+            steps[rate] = (snapshot(state)["prior"] - before).abs().max()
+    # Adam's first step is as long as its rate.
+    torch.testing.assert_close(steps["prior"].item(), 1e-2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(steps["network"].item(), 1e-5, rtol=1e-3, atol=0)
+
+
+def test_only_the_first_encoder_step_moves_the_prior(tiny, some_digits):
+    one = build_state(tiny.override(n_encoder_steps=1), some_digits)
+    four = build_state(tiny.override(n_encoder_steps=4), some_digits)
+    for state in (one, four):
+        train_step(state)
+    assert torch.equal(snapshot(one)["prior"], snapshot(four)["prior"])
+    assert not torch.equal(snapshot(one)["encoder"], snapshot(four)["encoder"])
+
+
+def test_zero_entropy_weight_equals_leaving_the_term_out(tiny, some_digits):
+    state = build_state(tiny.override(prior_entropy_weight=0), some_digits, dtype=torch.float64)
+    other = build_state(
+        tiny.override(prior_entropy_weight=0, prior_entropy="published"),
+        some_digits, dtype=torch.float64,
+    )  # fmt: skip
+    for _ in range(3):
+        train_step(state), train_step(other)
+    assert torch.equal(snapshot(state)["prior"], snapshot(other)["prior"])
+
+
+def test_average_is_a_copy_until_its_start_and_lags_after(tiny, some_digits):
+    state = build_state(tiny.override(ema_start=2, ema_decay=0.9), some_digits)
+    for _ in range(2):
+        train_step(state)
+    live = raw_parameters(state.generator_part)[0]
+    assert torch.equal(state.average[0], live)
+    before = state.average[0].clone()
+    train_step(state)
+    torch.testing.assert_close(state.average[0], 0.9 * before + 0.1 * live)
+
+
+# -- every knob is alive --------------------------------------------------------------------------
+
+CHANGES = {
+    "dataset": None,  # tests/test_data.py: another data set is other images
+    "split": None,  # likewise
+    "image_size": None,  # tests/test_networks.py: other shapes
+    "n_is_splits": None,  # tests/test_generation_metrics.py
+    "n_generated": None,  # likewise
+    "cpu_threads": None,  # test_threads_are_those_of_the_configuration
+    "latent_mode": "copy",
+    "upsampling": "nearest",
+    "encoder_shares_discriminator": False,
+    "conditional": True,
+    "prior": "laplace_mixture",
+    "n_clusters": 11,
+    "latent_size": 6,
+    "prior_init_log_var": 0.5,
+    "prior_min_std": 1.0,
+    "prior_floor": "published",
+    "prior_entropy": "published",
+    "prior_entropy_weight": 1.0,
+    "prior_rank": 1,
+    "cluster_weights": "learnt",
+    "given_cluster_weights": (1.0,) * 9 + (9.0,),
+    "width": 2,
+    "iterations": 3,
+    "batch_size": 9,
+    "n_discriminator_steps": 1,
+    "n_encoder_steps": 2,
+    "network_lr": 1e-4,
+    "prior_lr": 1e-3,
+    "prior_adversarial_lr": "network",
+    "prior_learns_from_encoder_loss": True,
+    "ema_decay": 0.5,
+    "ema_start": 0,
+    "eval_every": 1,
+    "n_standing_passes": 5,
+    "max_saturation": None,  # test_saturation_is_named_beyond_its_threshold
+    "min_diversity": 1.0,
+    "seed": 1,
+    "fast": False,
+}
+BASE_FOR = {
+    "prior_rank": {"prior": "low_rank_mixture"},
+    "ema_decay": {"ema_start": 0},
+    "n_standing_passes": {},
+}
+
+
+def test_every_field_is_listed_as_alive():
+    assert set(CHANGES) == {f.name for f in dataclasses.fields(Config)}
+
+
+def observed(config: Config, images: ImageSet, path) -> dict:
+    list(train(config, path, image_set=images, device="cpu"))
+    result = run_dir.read_result(path)
+    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
+    # trial_key and seconds differ by design; everything else must tell the two apart.
+    return {k: v for k, v in result.items() if k not in ("trial_key", "seconds")} | {"rows": rows}
+
+
+@pytest.fixture(scope="module")
+def base_results(some_digits, tmp_path_factory):
+    known: dict[str, dict] = {}
+
+    def base(changes: dict) -> dict:
+        key = str(changes)
+        if key not in known:
+            config = PRESETS["tiny"].override(**changes)
+            known[key] = observed(config, some_digits, tmp_path_factory.mktemp("base") / "run")
+        return known[key]
+
+    return base
+
+
+@pytest.mark.parametrize("field", [f for f, value in CHANGES.items() if value is not None])
+def test_changing_any_field_changes_something_observable(
+    field, some_digits, base_results, tmp_path
+):
+    changes = BASE_FOR.get(field, {})
+    base = base_results(changes)
+    config = PRESETS["tiny"].override(**changes | {field: CHANGES[field]})
+    other = observed(config, some_digits, tmp_path / "run")
+    assert other != base
+    if field in ("eval_every", "n_standing_passes", "min_diversity"):
+        assert other["weights_sha256"] == base["weights_sha256"]  # evaluation leaves training alone
+
+
+def test_saturation_is_named_beyond_its_threshold(tiny, some_digits, tmp_path):
+    for threshold, names in ((0.1, ["saturated"]), (0.3, [])):
+        state = build_state(tiny.override(max_saturation=threshold), some_digits)
+        write_result(tmp_path, state, run_dir.DONE, None, {"saturation": 0.2})
+        assert run_dir.read_result(tmp_path)["failures"] == names
+
+
+def test_threads_are_those_of_the_configuration(tiny, some_digits, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        next(train(tiny.override(cpu_threads=2), tmp_path / "r", image_set=some_digits))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- runs -----------------------------------------------------------------------------------------
+
+
+def files(path) -> dict[str, bytes]:
+    """What must be equal of two runs of one trial: all but times."""
+    result = run_dir.read_result(path)
+    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
+    result.pop("seconds")
+    pictures = {p.name: p.read_bytes() for p in sorted(path.glob("*.png"))}
+    return {"result": result, "rows": rows} | pictures
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_resumed_run_equals_uninterrupted_run(fast, tiny, some_digits, tmp_path):
+    config = tiny.override(iterations=7, eval_every=2, fast=fast)
+    list(train(config, tmp_path / "whole", image_set=some_digits))
+    for _ in range(2):
+        first = train(config, tmp_path / "parts", image_set=some_digits)
+        next(first)
+        first.close()
+    last = list(train(config, tmp_path / "parts", image_set=some_digits))
+    assert last[-1].state == "done" and last[-1].iteration == 7
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert len(files(tmp_path / "whole")["rows"]) == 4
+
+
+def test_kill_between_a_row_and_its_checkpoint_repeats_the_row_once(tiny, some_digits, tmp_path):
+    config = tiny.override(iterations=6, eval_every=2)
+    list(train(config, tmp_path / "whole", image_set=some_digits))
+    run = train(config, tmp_path / "cut", image_set=some_digits, checkpoint_seconds=0)
+    next(run), next(run)
+    # As after SIGKILL: the rows of iterations 2 and 4 are there, the checkpoint is that of 2 or 3.
+    saved = (tmp_path / "cut" / run_dir.CHECKPOINT).read_bytes()
+    run.close()
+    (tmp_path / "cut" / run_dir.CHECKPOINT).write_bytes(saved)
+    list(train(config, tmp_path / "cut", image_set=some_digits))
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tiny, some_digits, tmp_path, caplog):
+    config = tiny.override(iterations=6, eval_every=1)
+    list(train(config, tmp_path / "whole", image_set=some_digits))
+    run = train(config, tmp_path / "cut", image_set=some_digits, checkpoint_seconds=0)
+    for _ in range(4):
+        next(run)
+    run.close()
+    newest = tmp_path / "cut" / run_dir.CHECKPOINT
+    newest.write_bytes(newest.read_bytes()[:-7])
+    assert (tmp_path / "cut" / run_dir.PREVIOUS_CHECKPOINT).exists()
+    list(train(config, tmp_path / "cut", image_set=some_digits))
+    assert "is damaged" in caplog.text and "going on at iteration" in caplog.text
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_pickle_that_would_run_code_is_not_run(tiny, some_digits, tmp_path, caplog):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    run_dir.open_run(tmp_path / "r", tiny)
+    run_dir.write_checkpoint(tmp_path / "r", pickle.dumps(Evil(), protocol=2))
+    list(train(tiny, tmp_path / "r", image_set=some_digits))
+    assert not (tmp_path / "ran").exists()
+    assert "cannot be read" in caplog.text and "starting over" in caplog.text
+    assert run_dir.read_result(tmp_path / "r")["state"] == "done"
+
+
+def test_ended_trial_says_so_at_once_and_writes_nothing(tiny, some_digits, tmp_path):
+    list(train(tiny, tmp_path / "r", image_set=some_digits))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").iterdir()}
+    again = list(train(tiny, tmp_path / "r"))
+    assert [p.state for p in again] == ["done"]
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "r").iterdir()} == before
+
+
+def test_non_finite_loss_ends_the_trial_as_diverged_with_iteration_and_term(
+    tiny, some_digits, tmp_path
+):
+    config = tiny.override(prior_lr=10, network_lr=10, iterations=400, eval_every=400)
+    last = list(train(config, tmp_path / "r", image_set=some_digits))[-1]
+    assert last.state == "diverged"
+    result = run_dir.read_result(tmp_path / "r")
+    assert result["state"] == "diverged" and result["metrics"] == {}
+    assert result["cause"].startswith("loss/")
+    assert result["cause"].endswith(f"is not finite at iteration {result['iteration']}")
+    again = list(train(config, tmp_path / "again", image_set=some_digits))[-1]
+    assert again.cause == last.cause
+
+
+def test_same_seed_gives_the_same_result_and_another_seed_another(tiny, some_digits, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(123 if name == "b" else 0)  # the global stream must not matter
+        list(train(tiny.override(seed=seed), tmp_path / name, image_set=some_digits))
+    a, b, c = (files(tmp_path / name) for name in "abc")
+    assert a == b and a["result"]["weights_sha256"] != c["result"]["weights_sha256"]
+
+
+def test_other_data_than_before_are_refused(tiny, some_digits, tmp_path):
+    run = train(tiny, tmp_path / "r", image_set=some_digits)
+    next(run)
+    run.close()
+    other = dataclasses.replace(some_digits, fingerprint="a" * 12)
+    with pytest.raises(run_dir.RunDirError, match="begun on digits data"):
+        next(train(tiny, tmp_path / "r", image_set=other))
+
+
+def test_run_directory_explains_itself(tiny, some_digits, tmp_path):
+    list(train(tiny, tmp_path / "r", image_set=some_digits))
+    path = tmp_path / "r"
+    assert run_dir.read_config(path) == tiny
+    provenance = run_dir.read_json(path / run_dir.PROVENANCE)
+    assert {"code", "python", "torch", "machine", "device", "data"} <= set(provenance)
+    result = run_dir.read_result(path)
+    assert result["n_parameters"]["generator"] == n_parameters(
+        build_state(tiny, some_digits).generator
+    )
+    assert {"acc_majority", "acc_hungarian", "mse", "mse_squared_mean"} <= set(result["metrics"])
+    assert {"samples.png", "reconstructions.png"} <= {p.name for p in path.iterdir()}
+
+
+def test_unlabelled_images_train_without_accuracies(tiny, some_digits, tmp_path):
+    unlabelled = dataclasses.replace(some_digits, labels=None)
+    list(train(tiny, tmp_path / "r", image_set=unlabelled))
+    found = run_dir.read_result(tmp_path / "r")["metrics"]
+    assert "n_clusters_used" in found and not any(name.startswith("acc") for name in found)
+
+
+def test_model_under_a_normal_prior_is_evaluated_without_clusters(tiny, some_digits):
+    state = build_state(tiny.override(prior="normal"), some_digits)
+    train_step(state)
+    evaluation = evaluate(state)
+    assert evaluation.clusters is None and "acc_majority" not in evaluation.metrics
+    assert evaluation.metrics["mse"] > 0
