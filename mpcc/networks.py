@@ -7,6 +7,8 @@ power iteration for each change of the weight (`mpcc.weights` does that for all 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +49,14 @@ class Spectral(nn.Module):
         return self.weight / (self.u @ (self.weight.flatten(1) @ self.v))
 
 
+@cache
+def _four_shifts(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(16, 9): a 3×3 kernel to the mean of its four shifts within 4×4."""
+    one = torch.eye(9, dtype=dtype).view(9, 3, 3)
+    shifts = [F.pad(one, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
+    return (sum(shifts) / 4).view(9, 16).T.contiguous().to(device)
+
+
 class Linear(Spectral):
     """(B, n_in) -> (B, n_out)."""
 
@@ -75,9 +85,10 @@ class Conv(Spectral):
         """
         if self.normalised is None:
             return F.avg_pool2d(self(x), 2)
-        w = self.normalised
-        shifts = [F.pad(w, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
-        kernel = (shifts[0] + shifts[1] + shifts[2] + shifts[3]) * 0.25
+        n_out, n_in = self.normalised.shape[:2]
+        taps = self.normalised.permute(0, 2, 3, 1).reshape(n_out, 9, n_in)
+        pooled = _four_shifts(taps.dtype, taps.device) @ taps
+        kernel = pooled.view(n_out, 4, 4, n_in).permute(0, 3, 1, 2)
         return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
 
 
