@@ -112,7 +112,7 @@ def _line(
 
 
 def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axes) -> Axes:
-    """Means over a grid of two axes, each written into its place; a place without cells is blank."""
+    """Means over a grid of two axes, written into their places; one without cells is blank."""
     spec = column(metric)
     rows, columns = _levels(groups, axes[0]), _levels(groups, axes[1])
     values = np.full((len(rows), len(columns)), math.nan)

@@ -105,15 +105,32 @@ def _formats(text: str) -> list[str]:
 
 
 def _run(options: argparse.Namespace, formats: list[str]) -> int:
+    import tempfile
+
+    if options.mlflow and options.runs:
+        raise ValueError("--mlflow and --runs are two sources; give one of them")
+    if options.sweep and not options.mlflow:
+        raise ValueError("--sweep goes with --mlflow; a folder is named with --runs")
+    with tempfile.TemporaryDirectory() as scratch:
+        return _make(options, formats, Path(scratch))
+
+
+def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
     from analysis.build import Choices, files, products
     from analysis.cells import groups
     from analysis.load import latest_sweep, load, sweeps_below
+    from analysis.load_mlflow import fetch
 
-    if options.runs:
-        folders = options.runs
+    curves = "html" in formats
+    if options.mlflow:
+        folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
+        out = options.out or ROOT / "runs" / folders[0].name / "tables"
     else:
-        folders = sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
-    records = load(folders, evaluations="html" in formats)
+        folders = options.runs or (
+            sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
+        )
+        out = options.out or folders[0] / "tables"
+    records = load(folders, evaluations=curves)
     choices = Choices(options.table, tuple(formats), options.test, options.baseline)
     cells = groups(records, pool_code=options.pool_code)
     if options.explain:
@@ -122,7 +139,6 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
         print(explain(records, cells, options.explain))
         return 0
     found = products(records, cells, choices)
-    out = options.out or folders[0] / "tables"
     contents: dict[str, bytes] = {}
     for product in found:
         made = files(records, product, choices)
@@ -200,6 +216,7 @@ def _report(
     print(f"Written to {_near(out)}: {', '.join(sorted(files))}")
     runs = "".join(f" {shlex.quote(str(_near(folder)))}" for folder in options.runs or ())
     again = "python analysis/make_tables.py" + (f" --runs{runs}" if runs else "")
+    again += f" --mlflow {shlex.quote(options.mlflow)}" if options.mlflow else ""
     if "report.html" in files:
         print(f"Next: open {_near(out / 'report.html')} in a browser")
     elif options.table in ("grid", "all"):

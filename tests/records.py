@@ -88,6 +88,7 @@ class SweepBuilder:
         rows = [*curve] or ([{"iteration": reached, **metrics}] if metrics else [])
         text = "".join(json.dumps(_strings(row)) + "\n" for row in rows)
         (path / "metrics.jsonl").write_text(text)
+        (path / "result.json").unlink(missing_ok=True)
         if state is not None:
             result = {"state": state, "cause": cause, "iteration": reached}
             result |= {"trial_key": config.trial_key, "metrics": dict(metrics or {})}

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.load import CONFLICT, DAMAGED, LoadError, latest_sweep, load
+from analysis.load import CONFLICT, DAMAGED, LoadError, Records, latest_sweep, load
+from analysis.load_mlflow import fetch
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 from tune.ledger import PLANNED, RUNNING, STOPPED
 from tune.lock import Lock
@@ -164,3 +165,76 @@ def test_rows_are_ordered_by_settings_and_seed_not_by_plan(tmp_path: Path) -> No
     frame = load([sweep.path]).trials
     assert frame["prior_lr"].iloc[-1] == 5e-3
     assert frame["seed"].tolist() == [0, 1, 2] * 5
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str]:
+    """A sweep with a diverged and an unfinished trial, as the driver delivers it; then deleted."""
+    from tune.ledger import read_plan
+    from tune.tracking import Delivery, default_uri
+
+    changes, path = table1_changes(), tmp_path_factory.mktemp("mlflow") / "digits"
+    sweep = SweepBuilder(path).plan(changes, (0, 1))
+    for change in changes[:3]:
+        sweep.trial(change, 0, metrics())
+    sweep.trial(changes[0], 1, {}, state="diverged", cause="loss/encoder is not finite")
+    curve = [{"iteration": 250, "acc_majority": 0.25}, {"iteration": 500, "acc_majority": 0.5}]
+    sweep.trial(changes[1], 1, {}, state=None, curve=curve)
+    plan, uri = read_plan(path), default_uri(path)
+    assert plan
+    Delivery(path, uri).deliver(plan, state="done")
+    records = load([path])
+    shutil.rmtree(path / "trials")
+    (path / "sweep.json").unlink()
+    return records, uri
+
+
+def test_mlflow_alone_gives_the_frame_that_the_records_give(
+    delivered: tuple[Records, str], tmp_path: Path
+) -> None:
+    before, uri = delivered
+    after = load(fetch(uri, tmp_path))
+    kept = [name for name in before.trials if name != "digest"]
+    # Of metrics.jsonl MLflow holds the numbers, not the bytes: the digest may differ.
+    assert after.trials[kept].equals(before.trials[kept])
+
+
+def test_mlflow_without_its_files_still_gives_every_number(
+    delivered: tuple[Records, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, uri = delivered
+    monkeypatch.setattr("analysis.load_mlflow._artifact", lambda *_: None)
+    (folder,) = fetch(uri, tmp_path, "digits", curves=True)
+    after = load([folder], evaluations=True)
+    ended = before.trials[before.trials["state"] != PLANNED]
+    for name in ("trial_key", "state", "cause", "seed", "prior_lr"):
+        assert after.trials[name].tolist() == ended[name].tolist()
+    for name in ("acc_majority", "mse"):
+        assert after.trials[name].tolist() == pytest.approx(ended[name].tolist(), nan_ok=True)
+    assert 0.25 in after.evaluations["acc_majority"].tolist()
+
+
+def test_trial_that_mlflow_has_twice_counts_once(
+    delivered: tuple[Records, str], tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    before, uri = delivered
+    client = MlflowClient(tracking_uri=uri)
+    done = before.trials[before.trials["state"] == "done"].iloc[0]
+    run = client.get_run(done["mlflow_run"])
+    twin = client.create_run(run.info.experiment_id, tags=dict(run.data.tags)).info.run_id
+    for name in ("config.json", "provenance.json", "result.json"):
+        client.log_artifact(twin, client.download_artifacts(run.info.run_id, name))
+    folders = fetch(uri, tmp_path)
+    client.delete_run(twin)
+    after = load(folders)
+    assert len(folders) == 2 and "counts once" in " ".join(after.notes)
+    assert after.trials["acc_majority"].equals(before.trials["acc_majority"])
+
+
+def test_mlflow_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for uri in (f"sqlite:///{tmp_path}/no.db", "ftp://x", "http://127.0.0.1:9"):
+        with pytest.raises(LoadError) as error:
+            fetch(uri, tmp_path)
+        assert "\n" not in str(error.value)
