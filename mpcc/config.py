@@ -379,7 +379,9 @@ def _key(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-_CIFAR = dict(width=96, latent_size=128, latent_mode="split", prior_lr=6e-4, iterations=75_000)
+_CIFAR: dict[str, Any] = dict(
+    width=96, latent_size=128, latent_mode="split", prior_lr=6e-4, iterations=75_000
+)
 
 PRESETS: dict[str, Config] = {
     # The paper's rows, Appendix C, on all images as in Table 4.

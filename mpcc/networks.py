@@ -54,7 +54,7 @@ def _four_shifts(dtype: torch.dtype, device: torch.device) -> Tensor:
     """(16, 9): a 3×3 kernel to the mean of its four shifts within 4×4."""
     one = torch.eye(9, dtype=dtype).view(9, 3, 3)
     shifts = [F.pad(one, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
-    return (sum(shifts) / 4).view(9, 16).T.contiguous().to(device)
+    return torch.stack(shifts).mean(0).view(9, 16).T.contiguous().to(device)
 
 
 class Linear(Spectral):
@@ -120,11 +120,11 @@ class ConditionalBatchNorm(nn.Module):
         self, n_channels: int, *, n_clusters: int | None = None, n_condition: int | None = None
     ) -> None:
         super().__init__()
+        self.gain: nn.Module
+        self.shift: nn.Module
         if n_clusters is not None:
-            self.gain, self.shift = (
-                embedding(n_clusters, n_channels),
-                embedding(n_clusters, n_channels),
-            )
+            self.gain = embedding(n_clusters, n_channels)
+            self.shift = embedding(n_clusters, n_channels)
         elif n_condition is not None:
             self.gain = Linear(n_condition, n_channels, bias=False)
             self.shift = Linear(n_condition, n_channels, bias=False)
@@ -299,7 +299,7 @@ class Encoder(nn.Module):
         super().__init__()
         n_channels = 4 * config.width
         self.trunk = trunk
-        size = config.image_size // 2 ** sum(block.down for block in trunk)
+        size = config.image_size // 2 ** sum(bool(block.down) for block in trunk)
         blocks = [DiscriminatorBlock(n_channels, n_channels, down=False)]
         while size > 2:
             blocks.append(DiscriminatorBlock(n_channels, n_channels, down=True))

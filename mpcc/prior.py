@@ -47,11 +47,11 @@ class Prior(nn.Module):
         self.min_std = min_std
         self.published_floor, self.published_entropy = published_floor, published_entropy
         self.uniform = weights is None and not learn_weights
+        self.weight_logits: Tensor
         phi = torch.ones(n_clusters) if weights is None else torch.tensor(list(weights))
         logits = (phi / phi.sum()).log()
         if family == "normal":
             self.register_buffer("weight_logits", logits)
-            self.register_buffer("device_marker", torch.zeros(()))
             return
         self.mean = nn.Parameter(torch.empty(n_clusters, latent_size))
         nn.init.orthogonal_(self.mean)
@@ -98,22 +98,20 @@ class Prior(nn.Module):
 
     def sample_z(self, y: Tensor | None, n: int, rng: torch.Generator) -> Tensor:
         """z ~ p(z|y) by reparameterisation, (n, J): its gradient reaches means and scales."""
+        device, dtype = self.weight_logits.device, self.weight_logits.dtype
         if y is None:
-            marker = self.device_marker
-            return torch.randn(
-                (n, self.latent_size), generator=rng, device=marker.device, dtype=marker.dtype
-            )
+            return torch.randn((n, self.latent_size), generator=rng, device=device, dtype=dtype)
         mean, std = self.mean[y], self.sampling_std[y]
-        kind = {"device": mean.device, "dtype": mean.dtype, "generator": rng}
         if self.family == "laplace_mixture":
             # Inverse of the distribution function; unit variance needs scale 1/sqrt(2).
-            u = torch.rand(mean.shape, **kind).sub_(0.5)
+            u = torch.rand(mean.shape, generator=rng, device=device, dtype=dtype).sub_(0.5)
             noise = -u.sign() * torch.log1p(-2 * u.abs().clamp(max=0.5 - 1e-7)) / math.sqrt(2)
         else:
-            noise = torch.randn(mean.shape, **kind)
+            noise = torch.randn(mean.shape, generator=rng, device=device, dtype=dtype)
         z = torch.addcmul(mean, std, noise)
         if self.family == "low_rank_mixture":
-            shared = torch.randn((n, self.directions.shape[2], 1), **kind)
+            size = (n, self.directions.shape[2], 1)
+            shared = torch.randn(size, generator=rng, device=device, dtype=dtype)
             z = z + (self.directions[y] @ shared).squeeze(2)
         return z
 

@@ -134,7 +134,9 @@ class Pool:
         self.spans: list[slice] = []
         offset = 0
         for segment in ordered:
-            start, leaves, groups = offset, [], []
+            start = offset
+            leaves: list[Tensor] = []
+            groups: list[_Group] = []
             by_shape: dict[torch.Size, list[Spectral]] = {}
             for parameter, layer in segment:
                 span = slice(offset, offset + parameter.numel())
