@@ -144,13 +144,15 @@ class Group:
         return phrases
 
 
-def groups(records: Records, *, pool_code: bool = False) -> list[Group]:
+def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) -> list[Group]:
     """The groups of these records in the order of their settings.
 
-    `pool_code` lets trials of different code versions be averaged; a note then says so.
+    Runs that confirm a choice on fresh seeds are groups apart, given by `confirm`. `pool_code` lets
+    trials of different code versions be averaged; a note then says so.
     """
     mix = tuple(name for name in MIX if not (pool_code and name == "code_id"))
     rows = [_plain(row) for row in records.trials.to_dict("records")]
+    rows = [row for row in rows if row["confirm"] == confirm]
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault(row["cell_key"], []).append(row)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -52,7 +52,7 @@ def figures(groups: Sequence[Group], axes: Sequence[str], metric: str) -> dict[s
     used = [g for g in groups if g.summary(metric).n and not g.part and not g.variant]
     varied = [a for a in axes if len({g.settings[a] for g in used}) > 1]
     made: dict[str, bytes] = {}
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
         for axis in varied:
             figure, ax = plt.subplots(figsize=(WIDTH, 0.75 * WIDTH))
             effect(used, axis, [a for a in varied if a != axis], metric, ax)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from analysis import designs, stats
 from analysis.cells import Group
+from analysis.cells import groups as groups_of
 from analysis.columns import GRID, column
 from analysis.compare import (
     TEST_WORDS,
@@ -92,6 +93,9 @@ def grid_tables(
     effect_table = effects_table(measured)
     if effect_table:
         tables.append(effect_table)
+    fresh = groups_of(records, confirm=True)
+    if fresh:
+        tables.append(confirm_table(records, groups, fresh, metrics))
     return GridResult(tables, [line for many in found.values() for line in many], measured)
 
 
@@ -231,5 +235,34 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
     table.lines = [
         "Analysis of variance, type II, with the seed as block; η² is the share of the total sum "
         f"of squares. p is not adjusted over effects. α = {stats.ALPHA:g}."
+    ]
+    return table
+
+
+def confirm_table(
+    records: Records, groups: Sequence[Group], fresh: Sequence[Group], metrics: Sequence[str]
+) -> Table:
+    """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
+    axes, variants = swept(records), any(g.variant for g in fresh)
+    table = Table("grid-confirm", f"Confirmation on fresh seeds: {progress(fresh)}")
+    table.headings = [*label_headings(fresh, axes, variants), Heading("metric", numeric=False)]
+    table.headings += [Heading("chosen on"), Heading("fresh seeds (quote these)")]
+    table.headings.append(Heading("fresh − chosen"))
+    for group in fresh:
+        first = next((g for g in groups if g.cell_key == group.cell_key and g.done), None)
+        for metric in metrics:
+            spec, shift = column(metric), Cell("–")
+            if first and first.summary(metric).n and group.summary(metric).n:
+                ours, theirs = group.summary(metric).mean, first.summary(metric).mean
+                difference = ours.estimate - theirs.estimate
+                sign = "−" if difference < 0 else "+"
+                shift = Cell(sign + spec.shown(abs(difference)), sort=difference)
+            chosen = value_cell(table, first, metric) if first else Cell("–")
+            label = labels(table, group, axes, variants)
+            cells = (Cell(spec.heading), chosen, value_cell(table, group, metric), shift)
+            table.rows.append(Row((*label, *cells)))
+    table.lines = [
+        "The best of several cells leans to the good side on the seeds that chose it. The fresh "
+        "seeds had no part in the choice: quote their figure. The two are never averaged."
     ]
     return table

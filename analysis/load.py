@@ -60,10 +60,12 @@ META = (
     "mlflow_run",
     "digest",
     "undefined",
+    "confirm",
 )
 """Columns of the frame that are neither settings nor metrics. `code_id` is the hash of the modules
 that can change a number where a trial recorded it, else `code`. `run_dir` is relative to the sweep;
-`undefined` names the metrics that were recorded as not a number."""
+`undefined` names the metrics that were recorded as not a number. `confirm`: a run on a fresh seed,
+to confirm a choice that the other seeds led to; the two are never averaged."""
 
 BASELINE = "baseline/"
 """Prefix of a trial's reference figures (k-means on the same images)."""
@@ -244,9 +246,10 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
         try:
             config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
             blank = _blank(config, sweep, variant=cell.get("variant"), planned=True)
-            for seed in cell["seeds"]:
+            fresh = set(cell.get("confirm_seeds", ()))
+            for seed in sorted({*cell["seeds"], *fresh}):
                 key = dataclasses.replace(config, seed=seed).trial_key
-                yield blank | {"seed": seed, "trial_key": key}
+                yield blank | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
         except (ValueError, TypeError) as error:
             raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
 
@@ -301,7 +304,8 @@ def _blank(config: Config, sweep: str, *, variant: str | None, planned: bool) ->
     row: dict[str, Any] = dict.fromkeys(META)
     row |= config.to_dict()
     row |= {"sweep": sweep, "trial_key": config.trial_key, "cell_key": config.cell_key}
-    return row | {"variant": variant, "planned": planned, "state": PLANNED, "iteration": 0}
+    row |= {"variant": variant, "planned": planned, "confirm": False}
+    return row | {"state": PLANNED, "iteration": 0}
 
 
 def _read_loose_trial(

@@ -12,8 +12,10 @@ import pytest
 
 from analysis.cells import groups
 from analysis.columns import column
+from analysis.grid import GridResult, baseline_of, grid_tables
 from analysis.layout import PAPER, REFERENCE, Table
 from analysis.load import Records, load
+from analysis.paper_tables import table2, table3, table4
 from analysis.protocol import differences, published, published_rows, table1_settings
 from analysis.render import latex, markdown, text
 from analysis.tables import table1, table1_groups
@@ -243,3 +245,168 @@ def test_latex_compiles(tmp_path: Path, alone: bool) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / f"{name}.pdf").stat().st_size > 10_000
     assert "Overfull" not in done.stdout
+
+
+def grid_of(path: Path, test: str = "welch", baseline: str | None = None) -> GridResult:
+    records = load([path])
+    cells = groups(records)
+    return grid_tables(records, cells, test, baseline_of(records, cells, baseline))
+
+
+def test_differences_are_from_one_named_baseline_with_holm(tmp_path: Path) -> None:
+    from scipy.stats import ttest_ind
+
+    sweep = table1_sweep(tmp_path / "s", seeds=range(4))
+    result = grid_of(sweep.path, baseline="esteps=1")
+    table = next(t for t in result.tables if t.name == "grid-differences")
+    assert table.title == "Differences from esteps 1, eta_p 1e-3"
+    lines = [line for line in result.lines if line.metric == "acc_majority"]
+    assert len(lines) == 4
+    records = load([sweep.path])
+    values = {g.label(["n_encoder_steps", "prior_lr"]): g.summary("acc_majority").array
+              for g in groups(records)}  # fmt: skip
+    base = values.pop("esteps 1, eta_p 1e-3")
+    p = [ttest_ind(x, base, equal_var=False).pvalue for x in values.values()]
+    assert [line.result.p for line in lines] == pytest.approx(p)
+    assert max(line.holm for line in lines) == pytest.approx(max(p))
+
+
+def test_base_settings_are_the_default_baseline(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s", n_encoder_steps=2, prior_lr=1e-3)
+    table = grid_of(sweep.path).tables[1]
+    assert table.title == "Differences from esteps 2, eta_p 1e-3"
+
+
+def test_small_n_is_called_small_and_never_no_effect(tmp_path: Path) -> None:
+    one = grid_of(table1_sweep(tmp_path / "one", seeds=(0,)).path)
+    assert {line.verdict for line in one.lines} == {"n too small"}
+    three = grid_of(table1_sweep(tmp_path / "three").path, test="permutation")
+    assert {line.verdict for line in three.lines} == {"n too small"}
+    text_of = "".join(text(t) for t in [*one.tables, *three.tables])
+    assert "no effect" not in text_of.replace("is not 'no effect'", "").replace("\n", " ")
+
+
+def test_unlike_cells_are_not_compared(tmp_path: Path) -> None:
+    sweep, changes = table1_sweep(tmp_path / "s"), table1_changes()
+    for seed in range(3):
+        sweep.trial(changes[0], seed, {"acc_majority": 0.5 + seed / 100}, fingerprint="beef")
+    lines = grid_of(sweep.path, baseline="eta_p=5e-3").lines
+    assert lines[0].verdict.startswith("not compared: measured on other images")
+    assert "differs" in {line.verdict for line in lines}
+
+
+def test_sample_counts_are_never_mixed_in_a_comparison(tmp_path: Path) -> None:
+    counts = [{"n_generated": 1000}, {"n_generated": 5000}]
+    sweep = SweepBuilder(tmp_path / "s").plan(counts, grid="n_generated=1000,5000")
+    for change in counts:
+        for seed in range(3):
+            values = {"fid": 9.0 + seed, "acc_majority": 0.6 + seed / 50}
+            sweep.trial(change, seed, values, n_images=1797)
+    result = grid_of(sweep.path)
+    verdicts = {line.metric: line.verdict for line in result.lines}
+    assert verdicts["fid"] == "not compared: measured with n_generated 5000 and 1000"
+    assert verdicts["acc_majority"] == "not told apart"
+
+
+@pytest.mark.parametrize(
+    ("state", "extra"), [("diverged", {}), ("done", {"n_clusters_collapsed": 3})]
+)
+def test_pooled_sd_is_refused_where_a_cell_collapsed(
+    tmp_path: Path, state: str, extra: dict
+) -> None:
+    sweep = table1_sweep(tmp_path / "s", seeds=range(4))
+    assert "pooled SD" not in grid_of(sweep.path, "pooled").lines[0].verdict
+    values = {"acc_majority": 0.61, "mse": 0.11, **extra} if state == "done" else {}
+    sweep.trial(table1_changes()[0], 0, values, state=state, cause=None)
+    lines = [li for li in grid_of(sweep.path, "pooled").lines if li.metric == "acc_majority"]
+    assert all(line.verdict.startswith("pooled SD refused: a cell") for line in lines)
+
+
+def test_effects_need_two_axes_and_name_a_partial_grid(tmp_path: Path) -> None:
+    partial = grid_of(table1_sweep(tmp_path / "partial").path)
+    table = next(t for t in partial.tables if t.name == "grid-effects")
+    assert "main effects only" in table.notes[0]
+    changes = [{"prior_lr": 1e-3}, {"prior_lr": 2e-3}]
+    single = SweepBuilder(tmp_path / "single").plan(changes)
+    for change in changes:
+        for seed in range(3):
+            single.trial(change, seed, {"acc_majority": 0.5 + seed / 100})
+    assert "grid-effects" not in [t.name for t in grid_of(single.path).tables]
+
+
+def test_confirmation_on_fresh_seeds_is_never_averaged_with_the_choice(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[4]
+    sweep.cells[4]["confirm_seeds"] = [100, 101]
+    sweep.write_plan()
+    for seed in (100, 101):
+        sweep.trial(change, seed, {"acc_majority": 0.70 + (seed - 100) / 100})
+    result = grid_of(sweep.path)
+    table = next(t for t in result.tables if t.name == "grid-confirm")
+    first = [cell.text for cell in table.rows[0].cells]
+    assert first[2:] == ["Acc, %", "82.1 ± 1.3", "70.5 ± 0.7", "−11.6"]
+    assert result.tables[0].rows[4].cells[2].text == "82.1 ± 1.3"
+
+
+def test_table_2_picks_its_rows_by_settings(tmp_path: Path) -> None:
+    changes = [
+        {"prior": "normal", "encoder_shares_discriminator": False},
+        {"prior": "normal", "encoder_shares_discriminator": True},
+        {"prior": "gaussian_mixture", "encoder_shares_discriminator": True},
+    ]
+    sweep = SweepBuilder(tmp_path / "s").plan(changes, grid="table 2")
+    for change in changes:
+        for seed in range(3):
+            values = {"mse": 0.1 + seed / 100}
+            if change["prior"] != "normal":
+                values |= {"acc_majority": 0.6 + seed / 100}
+            sweep.trial(change, seed, values)
+    records = load([sweep.path])
+    table, used = table2(records, groups(records))
+    assert len(used) == 3
+    rows = {row.cells[0].text: row for row in table.rows if row.kind == "ours"}
+    assert [r.cells[1].text for r in rows.values()] == ["–", "–", "61.0 ± 1.0"]
+    paper = [row for row in table.rows if row.kind == PAPER]
+    assert all(row.grey for row in paper) and paper[0].cells[3].text == "21.55 ± 1.47"
+
+
+def test_table_3_keeps_conditional_and_unconditional_apart(tmp_path: Path) -> None:
+    changes = [{"conditional": False}, {"conditional": True}]
+    sweep = SweepBuilder(tmp_path / "s", n_generated=100).plan(changes, grid="table 3")
+    for change, fid in zip(changes, (20.0, 10.0), strict=True):
+        for seed in range(3):
+            sweep.trial(change, seed, {"fid": fid + seed, "inception_score": 2.0})
+    records = load([sweep.path])
+    for conditional, name, value in (
+        (False, "table3a", "21.00 ± 1.00"),
+        (True, "table3b", "11.00 ± 1.00"),
+    ):
+        table, used = table3(records, groups(records), conditional=conditional)
+        assert table.name == name and len(used) == 1
+        assert table.rows[-1].cells[0].text == "MPCC, ours"
+        assert table.rows[-1].cells[2].text == value
+        assert table.rows[-1].cells[3].text == "average of 3"
+        assert len(table.rows) == 7
+
+
+def test_table_4_has_a_column_per_data_set_and_the_best_three_of_five(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s", "mnist", iterations=100).plan([{}], range(5), grid="seed")
+    for seed in range(5):
+        sweep.trial(
+            {}, seed, {"acc_majority": 0.80 + seed / 100, "acc_hungarian": 0.7}, n_images=70000
+        )
+    records = load([sweep.path])
+    table, used = table4(records, groups(records))
+    assert [h.text for h in table.headings][1:] == [
+        "mnist",
+        "omniglot",
+        "fmnist",
+        "cifar10",
+        "cifar20",
+    ]
+    ours_rows = [row for row in table.rows if row.kind == "ours"]
+    assert ours_rows[0].cells[1].text == "82.0 ± 1.6"
+    assert ours_rows[-1].cells[1].text == "83.0 ± 1.0"
+    assert "Chosen by the labels" in table.notes[ours_rows[-1].cells[0].notes[0] - 1]
+    assert (
+        "mnist: another protocol than published (iterations 100 (paper 125000))" in table.lines[0]
+    )
