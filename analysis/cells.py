@@ -151,8 +151,8 @@ def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) 
     trials of different code versions be averaged; a note then says so.
     """
     mix = tuple(name for name in MIX if not (pool_code and name == "code_id"))
-    rows = [_plain(row) for row in records.trials.to_dict("records")]
-    rows = [row for row in rows if row["confirm"] == confirm]
+    frame = records.trials[records.trials["confirm"] == confirm]
+    rows = [_plain(row) for row in frame.to_dict("records")]
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault(row["cell_key"], []).append(row)

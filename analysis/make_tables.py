@@ -42,6 +42,12 @@ def parser() -> argparse.ArgumentParser:
         "--runs", nargs="+", type=Path, metavar="DIR", help="sweep folders (default: the latest)"
     )
     p.add_argument(
+        "--mlflow", metavar="URI", help="read from MLflow alone, where the run directories are gone"
+    )
+    p.add_argument(
+        "--sweep", metavar="NAME", help="with --mlflow: preset, sweep id or run name (the latest)"
+    )
+    p.add_argument(
         "--table", choices=TABLES, help="which table (default: 1 where it fits, else grid)"
     )
     p.add_argument(

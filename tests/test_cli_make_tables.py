@@ -103,6 +103,10 @@ BAD = {
     "empty format": ["--format", ","],
     "no such folder": ["--runs", "nowhere"],
     "empty folder": ["--runs", "."],
+    "two sources": ["--runs", ".", "--mlflow", "sqlite:///x.db"],
+    "sweep of a folder": ["--runs", ".", "--sweep", "digits"],
+    "no such data base": ["--mlflow", "sqlite:///nowhere.db"],
+    "no such server kind": ["--mlflow", "ftp://x"],
 }
 
 
@@ -146,6 +150,30 @@ def test_explain_of_no_or_several_cells_is_refused(
         assert make_tables.main(command) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+
+
+def test_every_table_and_format_in_one_command_twice_the_same(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    command = ["--runs", str(sweep.path), "--table", "all", "--format", "md,csv,tex,html,fig"]
+    assert make_tables.main(command) == 0
+    first = contents(sweep.path / "tables")
+    expected = {"report.html", "effect-esteps.pdf", "effect-eta_p.png", "heatmap.pdf"}
+    expected |= {"grid-differences.csv", "grid-effects.tex", "table1.md"}
+    assert expected <= first.keys()
+    for path in (sweep.path / "tables").iterdir():
+        path.unlink()
+    assert make_tables.main(command) == 0
+    assert contents(sweep.path / "tables") == first
+    assert make_tables.main([*command, "--check"]) == 0
+
+
+def test_out_names_another_folder_and_leaves_the_sweep_alone(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    before = {path for path in sweep.path.rglob("*")}
+    out = tmp_path / "new" / "place"
+    assert make_tables.main(["--runs", str(sweep.path), "--out", str(out)]) == 0
+    assert (out / "table1.md").exists()
+    assert {path for path in sweep.path.rglob("*")} == before
 
 
 def test_table_1_of_other_cells_is_refused(
