@@ -30,7 +30,7 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray import tune  # noqa: E402
+from ray import cloudpickle, tune  # noqa: E402
 from ray.tune import Callback  # noqa: E402
 
 from tune.lock import process_lives  # noqa: E402
@@ -52,10 +52,12 @@ class Reporter(Callback):
     def __init__(
         self,
         started: Callable[[str], None],
+        retried: Callable[[str], None],
         reported: Callable[[dict[str, Any]], None],
         failed: Callable[[str, str | None, str], None],
     ) -> None:
-        self._started, self._reported, self._failed = started, reported, failed
+        self._started, self._retried = started, retried
+        self._reported, self._failed = reported, failed
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tune keeps a pickle of its callbacks, which nobody reads: one that does nothing."""
@@ -74,6 +76,9 @@ class Reporter(Callback):
     ) -> None:
         self._reported(result)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._retried(trial.config["trial"]["key"])
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause, text = _cause(trial)
         self._failed(trial.config["trial"]["key"], cause, text)
@@ -87,6 +92,8 @@ def start(
     environment: Mapping[str, str],
 ) -> None:
     """Start Ray on this machine (`local`), with room for so many trials, or join a cluster."""
+    # Whatever dies is told by us, in one line; Ray would print a paragraph into the display.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     runtime = {"env_vars": dict(environment)}
     if address != "local":
         ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
@@ -175,11 +182,10 @@ def make_temp_dir() -> Path:
 def _cause(trial: Any) -> tuple[str | None, str]:
     """The cause of a trial that Ray gave up, None for a machine's fault; and the error's text."""
     try:
-        error = trial.get_pickled_error()
+        # Tune's own `get_pickled_error` reads a copy that is not there yet.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception:  # Ray's record may be torn by a full disk; any cause is then unknown
-        error = None
-    if error is None:
-        return None, "unknown error"
+        return None, "Ray gave it up"
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return cause_of(cause), " ".join(str(cause).split())

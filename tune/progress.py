@@ -51,7 +51,7 @@ class Board:
 
     def __init__(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
         self._lock = threading.Lock()
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._rows = {}
         for trial in trials:
             status = statuses[trial.key]
@@ -65,6 +65,8 @@ class Board:
             row = self._rows[key]
             if row.state != state and state in (ledger.DONE, ledger.DIVERGED, ledger.FAILED):
                 self.ended.append(row.trial)
+            if state == ledger.RUNNING and self._started is None:
+                self._started = time.monotonic()
             row.state = state
             row.iteration = row.iteration if iteration is None else iteration
             row.accuracy = row.accuracy if _number(accuracy) is None else _number(accuracy)
@@ -96,7 +98,9 @@ class Board:
         return self._work_done() / max(1e-9, sum(cost(r.trial.config) for r in self._rows.values()))
 
     def seconds_left(self) -> float | None:
-        """At the pace since the start; None while that says nothing."""
+        """At the pace since the first trial began; None while that says nothing."""
+        if self._started is None:
+            return None
         elapsed, done = time.monotonic() - self._started, self._work_done()
         fresh = done - self._at_start
         total = sum(cost(row.trial.config) for row in self._rows.values())

@@ -139,7 +139,10 @@ def run(plan: Plan, trials: Sequence[Trial], settings: Settings, lock: Lock) -> 
     session = _Session(plan, settings, lock, signals, board, tracker)
     whole = session.train(todo) if todo else True
     plan = _with_data(plan, settings.out, trials)
-    ledger.write_plan(settings.out, plan)
+    try:
+        ledger.write_plan(settings.out, plan)
+    except OSError as error:  # The plan without the data's fingerprint is a plan as well.
+        print(tracking.one_line(error), file=sys.stderr)
     states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
     quick = signals.number is not None or not whole
     problem = tracker.finish(tracking.sweep_state(states), 4.0 if quick else DELIVERY_SECONDS)
@@ -295,7 +298,7 @@ class _Session:
             specs = [spec | {"device": "cpu"} for spec in specs]
         storage = temp_dir / "results"
         storage.mkdir(exist_ok=True)
-        reporter = engine.Reporter(self._started, self._reported, self._failed)
+        reporter = engine.Reporter(self._started, self._retried, self._reported, self._failed)
         resources = {"cpu": self._cpus} | ({"gpu": gpus} if gpus else {})
         limit = max_concurrent or self._settings.max_concurrent
 
@@ -344,6 +347,9 @@ class _Session:
     def _started(self, key: str) -> None:
         if not self._stopping:
             self._board.set(key, ledger.RUNNING)
+
+    def _retried(self, key: str) -> None:
+        self._board.set(key, ledger.PLANNED)
 
     def _reported(self, report: Mapping[str, Any]) -> None:
         key, state = str(report["trial_key"]), str(report["state"])
