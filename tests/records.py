@@ -76,6 +76,8 @@ class SweepBuilder:
         kmeans: float | None = 0.79,
         curve: Sequence[Mapping[str, Any]] = (),
         run_id: str | None = None,
+        failures: Sequence[str] = (),
+        unavailable: Mapping[str, str] | None = None,
     ) -> Path:
         """One run directory; `state` None leaves it without a result."""
         config = self.config(changes, seed)
@@ -92,6 +94,7 @@ class SweepBuilder:
         if state is not None:
             result = {"state": state, "cause": cause, "iteration": reached}
             result |= {"trial_key": config.trial_key, "metrics": dict(metrics or {})}
+            result |= {"failures": list(failures), "unavailable": dict(unavailable or {})}
             if kmeans is not None:
                 result["baseline"] = {"kmeans_acc_majority": kmeans}
             write_json(path / "result.json", result | {"seconds": {"train": 12.5}})

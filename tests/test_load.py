@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.load import CONFLICT, DAMAGED, LoadError, Records, latest_sweep, load
+from analysis.frame import CONFLICT, DAMAGED, Records
+from analysis.load import LoadError, latest_sweep, load
 from analysis.load_mlflow import fetch
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 from tune.ledger import PLANNED, RUNNING, STOPPED

@@ -225,3 +225,30 @@ def test_seed_correlation_of_a_published_example() -> None:
     """Shrout and Fleiss 1979, table 4: six targets, four judges, ICC(3,1) = 0.71."""
     targets = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
     assert designs.seed_correlation(np.array(targets).T) == pytest.approx(0.715, abs=5e-4)
+
+
+def test_anova_of_a_full_grid_equals_statsmodels() -> None:
+    """Sums of squares by means, where every combination has every seed, against a fitted model."""
+    rng = np.random.default_rng(3)
+    rows = [(a, b, c, s) for a in "xyz" for b in range(4) for c in (False, True) for s in range(3)]
+    y = [0.3 * b + ord(a) / 50 + 0.1 * s + rng.standard_normal() for a, b, c, s in rows]
+    factors = {n: [row[i] for row in rows] for i, n in enumerate("abc")}
+    seeds = [row[3] for row in rows]
+    for interactions in (True, False):
+        fast = designs.anova(y, factors, seeds, interactions=interactions)
+        axes = factors | {designs.BLOCK: seeds}
+        fitted = designs._fitted(np.array(y), axes, interactions)
+        assert [e.name for e in fast] == [e.name for e in fitted]
+        for one, other in zip(fast, fitted, strict=True):
+            assert (one.f, one.p, one.eta2) == pytest.approx(
+                (other.f, other.p, other.eta2), abs=1e-8
+            )
+            assert one.df == other.df
+
+
+def test_anova_of_a_large_grid_with_gaps_is_refused_rather_than_slow() -> None:
+    rows = [(a, b, s) for a in range(40) for b in range(40) for s in range(2)][1:]
+    y = np.random.default_rng(0).random(len(rows))
+    factors = {"a": [row[0] for row in rows], "b": [row[1] for row in rows]}
+    with pytest.raises(ValueError, match="too large"):
+        designs.anova(y, factors, [row[2] for row in rows])

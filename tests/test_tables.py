@@ -12,9 +12,10 @@ import pytest
 
 from analysis.cells import groups
 from analysis.columns import column
+from analysis.frame import Records
 from analysis.grid import GridResult, baseline_of, grid_tables
 from analysis.layout import PAPER, REFERENCE, Table
-from analysis.load import Records, load
+from analysis.load import load
 from analysis.paper_tables import table2, table3, table4
 from analysis.protocol import differences, published, published_rows, table1_settings
 from analysis.render import latex, markdown, text
@@ -309,15 +310,15 @@ def test_sample_counts_are_never_mixed_in_a_comparison(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "extra"), [("diverged", {}), ("done", {"n_clusters_collapsed": 3})]
+    ("state", "extra"), [("diverged", {}), ("done", {"failures": ["collapsed"]})]
 )
 def test_pooled_sd_is_refused_where_a_cell_collapsed(
     tmp_path: Path, state: str, extra: dict
 ) -> None:
     sweep = table1_sweep(tmp_path / "s", seeds=range(4))
     assert "pooled SD" not in grid_of(sweep.path, "pooled").lines[0].verdict
-    values = {"acc_majority": 0.61, "mse": 0.11, **extra} if state == "done" else {}
-    sweep.trial(table1_changes()[0], 0, values, state=state, cause=None)
+    values = {"acc_majority": 0.61, "mse": 0.11} if state == "done" else {}
+    sweep.trial(table1_changes()[0], 0, values, state=state, **extra)
     lines = [li for li in grid_of(sweep.path, "pooled").lines if li.metric == "acc_majority"]
     assert all(line.verdict.startswith("pooled SD refused: a cell") for line in lines)
 
@@ -410,3 +411,23 @@ def test_table_4_has_a_column_per_data_set_and_the_best_three_of_five(tmp_path: 
     assert (
         "mnist: another protocol than published (iterations 100 (paper 125000))" in table.lines[0]
     )
+
+
+def test_saturated_and_collapsed_models_are_named_at_their_row(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[2]
+    for seed in (0, 2):
+        sweep.trial(change, seed, {"acc_majority": 0.2}, failures=["collapsed", "saturated"])
+    table = table_of(load([sweep.path]))
+    row = [r for r in table.rows if r.kind == "ours"][2]
+    note = table.notes[row.cells[0].notes[0] - 1]
+    assert note.endswith("collapsed: seed 0, 2; saturated: seed 0, 2.")
+    assert "max_saturation 0.15" in note
+
+
+def test_recorded_reason_for_an_absent_metric_is_the_footnote(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s", n_generated=100).plan(table1_changes())
+    for change in table1_changes():
+        why = {"fid": "Inception weights missing: get them with --inception-weights FILE"}
+        sweep.trial(change, 0, {"acc_majority": 0.5}, unavailable=why)
+    table = table_of(load([sweep.path]))
+    assert "n/a: Inception weights missing: get them with" in note_of(table, 0, "FID")

@@ -45,7 +45,7 @@ VARIANTS = {
     "normal prior": dict(prior="normal"),
     "laplace": dict(prior="laplace_mixture"),
     "low rank": dict(prior="low_rank_mixture"),
-    "16 pixels": dict(image_size=16),
+    "16 pixels, wide": dict(image_size=16, width=8),
 }
 
 
