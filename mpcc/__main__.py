@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from mpcc.config import PRESETS, Config, parse_assignment, preset
+from mpcc.config import PRESETS, VARIANTS, Config, parse_assignment, preset, variant
 from mpcc.data_files import DataError, check_available
+from mpcc.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
 
 EXAMPLES = """examples:
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--preset", default="digits", help=f"one of {', '.join(sorted(PRESETS))}")
+    p.add_argument("--variant", help=f"a named change of it: {', '.join(VARIANTS)}")
     p.add_argument(
         "--set",
         nargs="+",
@@ -44,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, help="run directory (default: runs/PRESET-seedN)")
     p.add_argument("--data-dir", type=Path, help="where the data sets lie (or MPCC_DATA_DIR)")
+    p.add_argument("--download", action="store_true", help="get the data set where it is missing")
+    p.add_argument(
+        "--inception-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of pytorch-fid's Inception, for IS, FID and KID (or MPCC_INCEPTION_WEIGHTS)",
+    )
     p.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     p.add_argument(
         "--checkpoint-seconds",
@@ -61,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         changes = dict(parse_assignment(text) for text in options.assignments)
-        config = preset(options.preset).override(**changes)
+        named = variant(options.variant) if options.variant else {}
+        config = preset(options.preset).override(**named | changes)
         if options.checkpoint_seconds < 0:
             raise ValueError(
                 f"--checkpoint-seconds must be at least 0, got {options.checkpoint_seconds:g}"
@@ -74,13 +84,20 @@ def main(argv: list[str] | None = None) -> int:
         return refuse(error)
     try:
         return run(config, out.resolve(), options)
-    except (DataError, RunDirError) as error:
+    except (DataError, InceptionMissing, RunDirError) as error:
         return refuse(error)
 
 
 def run(config: Config, out: Path, options: argparse.Namespace) -> int:
     """Train and say how it went."""
     refuse_other_run(config, out)
+    if options.inception_weights is not None:
+        find_weights(options.inception_weights)
+        os.environ[WEIGHTS_VARIABLE] = str(options.inception_weights.resolve())
+    if options.download:
+        from mpcc.data_download import download
+
+        download(config.dataset, options.data_dir)
     check_available(config.dataset, options.data_dir)
     # Before torch loads: its threads read these once.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))

@@ -411,3 +411,35 @@ PRESETS: dict[str, Config] = {
 PRESETS["tiny"] = PRESETS["digits"].override(
     width=1, latent_size=4, iterations=4, batch_size=8, eval_every=2, n_standing_passes=2
 )
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published-code": {
+        "upsampling": "nearest",
+        "prior_floor": "published",
+        "prior_entropy": "published",
+        "prior_learns_from_encoder_loss": True,
+        "prior_adversarial_lr": "prior",
+    },
+    "published-text": {
+        "upsampling": "bilinear",
+        "prior_floor": "variance",
+        "prior_entropy": "sampled",
+        "prior_learns_from_encoder_loss": False,
+        "prior_adversarial_lr": "network",
+    },
+    "normal-prior": {"prior": "normal"},
+    "not-shared": {"encoder_shares_discriminator": False},
+    "one-encoder-step": {"n_encoder_steps": 1},
+    "no-prior-entropy": {"prior_entropy_weight": 0.0},
+    "no-floor": {"prior_min_std": 0.0},
+    "no-average": {"ema_decay": 0.0},
+}
+"""Named changes of a preset: every departure of the published code at once, the text to the letter,
+and what an ablation leaves out one at a time."""
+
+
+def variant(name: str) -> dict[str, Any]:
+    """What the variant of that name changes; ValueError lists what exists."""
+    if name not in VARIANTS:
+        raise ValueError(unknown("variant", name, VARIANTS))
+    return VARIANTS[name]

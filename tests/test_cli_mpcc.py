@@ -42,6 +42,8 @@ def test_one_run_ends_with_its_result_on_stdout_and_goes_on_saying_so(tmp_path):
         (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be at least 0, got -1"),
         (["--preset", "mnist", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--variant", "published"], "unknown variant 'published'; did you mean 'published-code'?"),
+        (["--inception-weights", "no/such.pth"], "no/such.pth"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2_with_nothing_written(words, message, tmp_path, capsys):
@@ -89,7 +91,8 @@ def test_stopped_run_goes_on_to_the_same_result(number, tmp_path):
 def test_real_mnist_trains_at_32_and_at_16_pixels(data_dir, tmp_path):
     for size in (32, 16):
         words = ["--preset", "mnist", "--data-dir", str(data_dir)]
-        words += ["--out", str(tmp_path / str(size)), "--set", "iterations=3", f"image_size={size}", "cpu_threads=2"]
+        words += ["--out", str(tmp_path / str(size))]
+        words += ["--set", "iterations=3", f"image_size={size}", "cpu_threads=2"]
         done = subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         result = read_result(tmp_path / str(size))
