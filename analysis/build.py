@@ -8,9 +8,9 @@ from typing import Any
 
 from analysis import export
 from analysis.cells import Group
+from analysis.frame import Records
 from analysis.grid import GridResult, baseline_of, grid_tables
 from analysis.layout import Table
-from analysis.load import Records
 from analysis.paper_tables import DATASETS, table2, table3, table4
 from analysis.render import latex, markdown
 from analysis.tables import table1, table1_groups

@@ -6,6 +6,7 @@ code version or iterations reached are unlike: they make separate groups and are
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from analysis import stats
 from analysis.columns import column
-from analysis.load import STATES, Records, short
+from analysis.frame import STATES, Records, short
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE
 from tune.ledger import PLANNED
@@ -131,6 +132,15 @@ class Group:
         name = ", ".join(([self.variant] if self.variant else []) + parts) or "the base settings"
         return f"{name} [{self.part}]" if self.part else name
 
+    def failures(self) -> str:
+        """How finished models of this cell failed nevertheless, in words; empty where none did."""
+        names = sorted({name for trial in self.done for name in trial["failures"]})
+        parts = []
+        for name in names:
+            seeds = ", ".join(str(t["seed"]) for t in self.done if name in t["failures"])
+            parts.append(f"{name}: seed {seeds}")
+        return "; ".join(parts)
+
     def missing(self) -> list[str]:
         """A phrase for every trial that has no value, by seed: how it ended and why."""
         phrases = []
@@ -183,6 +193,9 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     row["iteration"] = int(row["iteration"] or 0)
     undefined = row["undefined"]
     row["undefined"] = undefined.split() if isinstance(undefined, str) else []
+    failures, reasons = row["failures"], row["unavailable"]
+    row["failures"] = failures.split() if isinstance(failures, str) else []
+    row["unavailable"] = json.loads(reasons) if isinstance(reasons, str) else {}
     return row
 
 

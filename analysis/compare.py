@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis import designs, stats
 from analysis.cells import Group, unlike
-from analysis.load import short
+from analysis.frame import short
 from mpcc.config import from_dict, full_name, parse_value, value_text
 from mpcc.run_dir import DIVERGED
 
@@ -114,8 +114,7 @@ def spread(groups: Sequence[Group], metric: str) -> Spread:
 def _collapse(group: Group) -> str:
     if group.counts.get(DIVERGED):
         return "a cell diverged"
-    collapsed = group.summary("n_clusters_collapsed")
-    return "a cell collapsed" if collapsed.n and collapsed.array.max() > 0 else ""
+    return "a cell collapsed" if any("collapsed" in t["failures"] for t in group.done) else ""
 
 
 def compare_all(

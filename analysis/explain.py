@@ -10,9 +10,9 @@ from typing import Any
 from analysis.cells import Group
 from analysis.columns import column
 from analysis.compare import find_group
+from analysis.frame import Records
 from analysis.grid import shown_metrics, swept
 from analysis.layout import Cell, Heading, Row, Table
-from analysis.load import Records
 from analysis.render import text
 from mpcc.config import value_text
 from mpcc.run_dir import DONE

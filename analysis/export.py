@@ -13,7 +13,7 @@ from analysis import stats
 from analysis.cells import Group, tally
 from analysis.compare import Line
 from analysis.designs import Effect
-from analysis.load import STATES, Records
+from analysis.frame import STATES, Records
 from mpcc.config import value_text
 
 _TRIAL_META = ("cell_key", "trial_key", "sweep", "variant")

@@ -16,8 +16,8 @@ import numpy as np
 from analysis import stats
 from analysis.cells import Group
 from analysis.columns import Column, column
+from analysis.frame import short
 from analysis.html import COLOURS
-from analysis.load import short
 from mpcc.config import value_text
 
 if TYPE_CHECKING:

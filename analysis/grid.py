@@ -21,9 +21,10 @@ from analysis.compare import (
     seed_correlation,
     spread,
 )
+from analysis.frame import Records, short
 from analysis.layout import Cell, Heading, Row, Table
-from analysis.load import Records, short
 from analysis.tables import (
+    failure_notes,
     kmeans_row,
     progress,
     provenance_line,
@@ -60,9 +61,10 @@ def labels(table: Table, group: Group, axes: Sequence[str], variants: bool) -> l
         number = isinstance(value, int | float) and not isinstance(value, bool)
         cells.append(Cell(value_text(value), sort=value if number else value_text(value)))
     cells = cells or [Cell("base settings")]
+    notes = failure_notes(table, group)
     if group.part:
-        cells[0] = Cell(cells[0].text, (table.note(f"Only {group.part}."),), sort=cells[0].sort)
-    return cells
+        notes += (table.note(f"Only {group.part}."),)
+    return [Cell(cells[0].text, notes, sort=cells[0].sort), *cells[1:]]
 
 
 def label_headings(groups: Sequence[Group], axes: Sequence[str], variants: bool) -> list[Heading]:

@@ -11,18 +11,22 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from mpcc.config import DEFAULTS, SHORT, Config, from_dict
+from analysis.frame import (
+    BASELINE,
+    DAMAGED,
+    META,
+    Records,
+    Sweep,
+    merge_duplicates,
+    number,
+    records,
+)
+from mpcc.config import DEFAULTS, Config, from_dict
 from mpcc.run_dir import (
     CONFIG,
-    DIVERGED,
-    DONE,
-    FAILED,
     METRICS,
     PROVENANCE,
     RESULT,
@@ -36,72 +40,6 @@ from tune.lock import running_keys
 
 SWEEP = "sweep.json"
 MLFLOW = "mlflow.json"
-
-DAMAGED, CONFLICT = "damaged", "conflicting"
-STATES = (DONE, DIVERGED, FAILED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
-"""`conflicting`: several records of one trial that disagree; none of them is used."""
-
-META = (
-    "sweep",
-    "trial_key",
-    "cell_key",
-    "variant",
-    "planned",
-    "state",
-    "cause",
-    "iteration",
-    "seconds_train",
-    "code",
-    "code_id",
-    "device",
-    "fingerprint",
-    "n_images",
-    "run_dir",
-    "mlflow_run",
-    "digest",
-    "undefined",
-    "confirm",
-)
-"""Columns of the frame that are neither settings nor metrics. `code_id` is the hash of the modules
-that can change a number where a trial recorded it, else `code`. `run_dir` is relative to the sweep;
-`undefined` names the metrics that were recorded as not a number. `confirm`: a run on a fresh seed,
-to confirm a choice that the other seeds led to; the two are never averaged."""
-
-BASELINE = "baseline/"
-"""Prefix of a trial's reference figures (k-means on the same images)."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What was planned in one folder."""
-
-    path: Path
-    name: str
-    axes: tuple[str, ...]
-    """Swept fields, full names, in the order they were asked for."""
-    grids: tuple[str, ...]
-    base: Mapping[str, Any]
-    plan: Mapping[str, Any] | None
-    """sweep.json as it is; None for run directories without a plan."""
-
-
-@dataclass(frozen=True)
-class Records:
-    """One or more sweeps, loaded."""
-
-    trials: pd.DataFrame
-    """A row per trial: META, every field of Config, every metric of the last evaluation."""
-    sweeps: tuple[Sweep, ...]
-    notes: tuple[str, ...] = ()
-    """What was wrong or merged while loading; tables print it."""
-    metrics: tuple[str, ...] = ()
-    evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The swept fields of all sweeps, in order."""
-        return tuple(dict.fromkeys(axis for sweep in self.sweeps for axis in sweep.axes))
 
 
 class LoadError(ValueError):
@@ -140,80 +78,6 @@ def load(folders: Sequence[Path], *, evaluations: bool = False) -> Records:
         notes += sweep_notes
     rows, merged = merge_duplicates(rows)
     return records(rows, sweeps, [*notes, *merged], curves)
-
-
-def records(
-    rows: list[dict[str, Any]],
-    sweeps: Sequence[Sweep],
-    notes: Sequence[str] = (),
-    curves: Sequence[dict[str, Any]] = (),
-) -> Records:
-    """Rows as a checked frame, sorted by settings and seed, never by when they ran."""
-    named = set(META) | set(DEFAULTS)
-    extra = sorted({name for row in rows for name in row} - named)
-    metrics = tuple(name for name in extra if not name.startswith(BASELINE))
-    frame = pd.DataFrame(rows, columns=[*META, *DEFAULTS, *extra])
-    for name in [*metrics, *(n for n in extra if n.startswith(BASELINE))]:
-        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-    axes = tuple(dict.fromkeys(axis for sweep in sweeps for axis in sweep.axes))
-    order = [*axes, "cell_key", "seed", "sweep"]
-    frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
-    check(frame)
-    return Records(frame, tuple(sweeps), tuple(notes), metrics, pd.DataFrame(list(curves)))
-
-
-def check(frame: pd.DataFrame) -> None:
-    """Raise ValueError where the frame is not what the tables rely on."""
-    missing = [name for name in (*META, *DEFAULTS) if name not in frame]
-    if missing:
-        raise ValueError(f"the frame of trials has no column {', '.join(missing)}")
-    unknown = sorted(set(frame["state"]) - set(STATES))
-    if unknown:
-        raise ValueError(f"unknown state {', '.join(map(str, unknown))}")
-    if frame["trial_key"].duplicated().any():
-        raise ValueError("a trial has more than one row")
-
-
-def number(value: Any) -> float:
-    """A recorded number; records hold those that are not finite as strings."""
-    if isinstance(value, bool) or value is None:
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row per trial, and a line for each trial that had several records.
-
-    A record with an end stands for one without. Ends that agree count once; ends that disagree make
-    the trial `conflicting`: choosing one of them would be choosing a number.
-    """
-    by_key: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_key.setdefault(row["trial_key"], []).append(row)
-    merged, notes = [], []
-    for key, same in by_key.items():
-        best = min(same, key=lambda row: STATES.index(row["state"]))
-        if len(same) > 1:
-            ended = [row for row in same if row["state"] in (DONE, DIVERGED, FAILED)]
-            done = [row for row in ended if row["state"] == DONE]
-            distinct = {_outcome(row) for row in (done or ended)}
-            if len(distinct) > 1:
-                best = best | {"state": CONFLICT, "cause": "records of this trial disagree"}
-                notes.append(f"trial {key} has {len(same)} records that disagree: none is used")
-            elif len([r for r in same if r["state"] != PLANNED]) > 1:
-                notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
-            best = best | {"planned": any(row["planned"] for row in same)}
-        merged.append(best)
-    return merged, sorted(notes)
-
-
-def _outcome(row: Mapping[str, Any]) -> str:
-    named = set(META) | set(DEFAULTS)
-    values = {k: repr(v) for k, v in row.items() if k not in named}
-    return json.dumps([row["state"], row["iteration"], sorted(values.items())])
 
 
 def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
@@ -341,7 +205,10 @@ def _read_trial(path: Path, folder: Path, running: Collection[str]) -> dict[str,
     row |= from_provenance(provenance)
     row["mlflow_run"] = mlflow.get("run_id")
     row |= measured(metrics)
-    baseline = (result or {}).get("baseline") or {}
+    ended = result or {}
+    row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
+    row["failures"] = " ".join(sorted(ended.get("failures") or ()))
+    baseline = ended.get("baseline") or {}
     return row | {BASELINE + k: number(v) for k, v in baseline.items()}
 
 
@@ -382,16 +249,3 @@ def _curve(path: Path, key: str) -> list[dict[str, Any]]:
     except RunDirError:
         return []
     return [{"trial_key": key} | {k: number(v) for k, v in row.items()} for row in rows]
-
-
-def _sortable(column: pd.Series) -> pd.Series:
-    """Numbers by size, everything else by its text; `nothing` first."""
-    numeric = pd.to_numeric(column, errors="coerce")
-    if numeric.notna().all() and not column.map(lambda v: isinstance(v, bool)).any():
-        return numeric
-    return column.map(lambda v: "" if v is None else str(v))
-
-
-def short(name: str) -> str:
-    """The heading of a setting: its short name where it has one."""
-    return SHORT.get(name, name)

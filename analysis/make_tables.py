@@ -16,8 +16,8 @@ sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 if TYPE_CHECKING:
     from analysis.build import Choices, Product
     from analysis.cells import Group
+    from analysis.frame import Records
     from analysis.layout import Table
-    from analysis.load import Records
 
 TABLES = ("1", "2", "3a", "3b", "4", "grid", "all")
 FORMATS = ("md", "csv", "tex", "html", "fig")
@@ -233,7 +233,7 @@ def _report(
 
 def _example(group: Group, axes: Sequence[str]) -> str:
     """The first cell as --explain takes it."""
-    from analysis.load import short
+    from analysis.frame import short
     from mpcc.config import value_text
 
     settings = [f"{short(a)}={value_text(group.settings[a])}" for a in axes if a != "seed"]

@@ -10,8 +10,8 @@ from typing import Any
 from analysis import stats
 from analysis.cells import Group
 from analysis.columns import TABLE2, TABLE3, column
+from analysis.frame import Records
 from analysis.layout import OURS, PAPER, Cell, Heading, Row, Table
-from analysis.load import Records
 from analysis.protocol import (
     Published,
     differences,

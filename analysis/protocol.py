@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.columns import column
-from analysis.load import short
+from analysis.frame import short
 from mpcc.config import PRESETS, Config, full_name, parse_value, value_text
 
 PAPER = Path(__file__).resolve().parent / "paper"

@@ -13,8 +13,8 @@ from analysis import html, words
 from analysis.build import Product
 from analysis.cells import Group
 from analysis.columns import column
+from analysis.frame import BASELINE, Records, short
 from analysis.grid import shown_metrics, swept
-from analysis.load import BASELINE, Records, short
 from analysis.tables import progress, unfinished, value_cell
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE
@@ -126,7 +126,8 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
             picture = _picture(group, seed, folders)
             if picture:
                 word = "" if len(ends) == 1 else f", {rank} seed"
-                text = f"{group.label(axes)}: seed {seed}{word}, {spec.heading} {spec.shown(value)}"
+                name, _, unit = spec.heading.partition(",")
+                text = f"{group.label(axes)}: seed {seed}{word}, {name} {spec.shown(value)}{unit}"
                 alt = f"Samples: {text}"
                 found.append(
                     f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{picture}">'
@@ -159,11 +160,17 @@ def _failures(records: Records, groups: Sequence[Group]) -> str:
         for t in g.trials
         if t["state"] != DONE
     ]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in records.notes[:50])
-    odd = f"<h3>Records</h3><ul>{notes}</ul>" if notes else ""
+    models = [f"{g.label(axes)}: {g.failures()}" for g in groups if g.failures()]
+    odd = _list("Finished, but saturated or collapsed (Appendix D)", models)
+    odd += _list("Records", records.notes[:50])
     if not rows:
         return "<p>Every planned trial finished.</p>" + odd
     return _plain_table(["cell", "seed", "state", "iteration", "cause"], rows) + odd
+
+
+def _list(title: str, items: Sequence[str]) -> str:
+    lines = "".join(f"<li>{escape(item)}</li>" for item in items)
+    return f"<h3>{escape(title)}</h3><ul>{lines}</ul>" if lines else ""
 
 
 def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -174,10 +181,8 @@ def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
-    )
+    top = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
+    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
 def _width(text: str) -> str:

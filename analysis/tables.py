@@ -12,8 +12,8 @@ from analysis import stats
 from analysis.cells import Group, Summary, tally
 from analysis.columns import TABLE1, Column, column
 from analysis.compare import TEST_WORDS, best_and_tied
+from analysis.frame import BASELINE, Records, short
 from analysis.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
-from analysis.load import BASELINE, Records, short
 from analysis.protocol import (
     Published,
     differences,
@@ -77,6 +77,20 @@ def _gap_notes(table: Table, group: Group, summary: Summary) -> tuple[int, ...]:
     return tuple(notes)
 
 
+def failure_notes(table: Table, group: Group) -> tuple[int, ...]:
+    """A note where finished models of this cell are saturated or collapsed (Appendix D)."""
+    failures = group.failures()
+    if not failures:
+        return ()
+    return (
+        table.note(
+            f"Failed as in the paper's Appendix D, by the thresholds max_saturation "
+            f"{group.settings['max_saturation']:g} and min_diversity "
+            f"{group.settings['min_diversity']:g}: {failures}."
+        ),
+    )
+
+
 def sentence(text: str) -> str:
     """The text with a full stop."""
     return text if text.endswith(".") else text + "."
@@ -85,13 +99,17 @@ def sentence(text: str) -> str:
 def absent_reason(group: Group, spec: Column) -> str:
     """Why no finished trial of this cell has this metric, and what to do about it."""
     settings, label = group.settings, spec.heading.split(",")[0]
+    reasons = {t["unavailable"][spec.metric] for t in group.done if spec.metric in t["unavailable"]}
     if "n_generated" in spec.depends_on:
         if settings["n_generated"] is None:
             return (
                 "n/a: not computed, since no images were generated for it; "
                 "run with --set n_generated=N (50,000 in the paper)."
             )
-        return "n/a: Inception weights missing when the model was evaluated."
+        why = "; ".join(sorted(reasons)) or "Inception weights missing when it was evaluated"
+        return sentence(f"n/a: {why}")
+    if reasons:
+        return sentence(f"{label} n/a: {'; '.join(sorted(reasons))}")
     if spec.metric.startswith("acc") or spec.metric in ("nmi", "ari"):
         if settings["prior"] == "normal" or settings["conditional"]:
             return f"{label} n/a: this model does not cluster."
@@ -137,7 +155,7 @@ def spread_lines(groups: Sequence[Group], metrics: Sequence[str], test: str | No
         "± is the standard deviation over seeds (ddof 1); a cell shows (n/planned) where a planned "
         "trial has no value. Values are those of the last iteration (@last); labels chose nothing."
     ]
-    if test:
+    if test and len(groups) > 1:
         lines.append(
             "Best mean of a column in bold (*); ~ marks what cannot be told from it by "
             f"{TEST_WORDS[test]}, Holm-adjusted over the column, 5 %."
@@ -231,8 +249,10 @@ def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test
     }
     for i, (group, row) in enumerate(pairs):
         label = [Cell(value_text(group.settings[a]), sort=group.settings[a]) for a in TABLE1_AXES]
+        notes = failure_notes(table, group)
         if group.part:
-            label[0] = Cell(label[0].text, (table.note(sentence(f"Only {group.part}")),))
+            notes += (table.note(sentence(f"Only {group.part}")),)
+        label[0] = Cell(label[0].text, notes, sort=label[0].sort)
         table.rows.append(Row((*label, *(columns[metric][i] for metric in TABLE1))))
         if i + 1 == len(pairs) or pairs[i + 1][1] is not row:
             table.rows.append(_paper_row(table, group, row))

@@ -10,8 +10,8 @@ from analysis.cells import Group, tally
 from analysis.cells import groups as groups_of
 from analysis.columns import Column, column
 from analysis.compare import TEST_WORDS, Line, best_and_tied, p_text, spread
+from analysis.frame import BASELINE, Records, short
 from analysis.grid import GridResult, shown_metrics, swept
-from analysis.load import BASELINE, Records, short
 from mpcc.run_dir import DIVERGED, DONE
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -37,6 +37,10 @@ def count(n: int) -> str:
     return _NUMBERS[n] if n < len(_NUMBERS) else f"{n:,}"
 
 
+def _many(n: int, word: str) -> str:
+    return f"{count(n)} {word}{'' if n == 1 else 's'}"
+
+
 def _design(records: Records, groups: Sequence[Group]) -> str:
     axes = " and ".join(short(axis) for axis in swept(records)) or "the seed"
     planned = sorted({g.n_planned for g in groups})
@@ -44,9 +48,10 @@ def _design(records: Records, groups: Sequence[Group]) -> str:
     iterations = sorted({g.settings["iterations"] for g in groups})
     dataset = " and ".join(sorted({g.settings["dataset"] for g in groups}))
     steps = " and ".join(f"{i:,}" for i in iterations)
+    cells = _many(len({g.cell_key for g in groups}), "configuration")
     return (
-        f"We varied {axes} on {dataset}: {count(len({g.cell_key for g in groups}))} configurations "
-        f"with {seeds} seeds each, {steps} iterations per trial."
+        f"We varied {axes} on {dataset}: {cells} "
+        f"with {seeds} {'seed' if seeds == 'one' else 'seeds'} each, {steps} iterations per trial."
     )
 
 
@@ -76,7 +81,11 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
     spec = column(metric)
     index, tied = best_and_tied(groups, metric, spec.better, test)
     if index is None:
-        return []
+        alone = [g for g in groups if g.summary(metric).n][:1]
+        where = [g.label(swept(records)).capitalize() for g in alone]
+        return [
+            f"{w} gave {_name(spec)} {_value(g, spec)}." for w, g in zip(where, alone, strict=True)
+        ]
     best, label = groups[index], _name(spec)
     verb = "highest" if spec.better == "higher" else "lowest"
     text = f"The {verb} mean {label}, {_value(best, spec)}, came with {best.label(swept(records))}"
@@ -159,6 +168,6 @@ def _resolution(groups: Sequence[Group], metric: str) -> list[str]:
         return []
     least = designs.detectable(min(counts)) * pool.std
     return [
-        f"With {count(min(counts))} seeds, a difference of {column(metric).shown(least)} is found "
-        "with 80 % power; smaller ones may exist."
+        f"With {_many(min(counts), 'seed')}, a difference of {column(metric).shown(least)} is "
+        "found with 80 % power; smaller ones may exist."
     ]
