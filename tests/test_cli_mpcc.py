@@ -42,7 +42,7 @@ def test_one_run_ends_with_its_result_on_stdout_and_goes_on_saying_so(tmp_path):
         (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be at least 0, got -1"),
         (["--preset", "mnist", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),
-        (["--variant", "published"], "unknown variant 'published'; did you mean 'published-code'?"),
+        (["--variant", "published-cod"], "did you mean 'published-code'?"),
         (["--inception-weights", "no/such.pth"], "no/such.pth"),
     ],
 )
