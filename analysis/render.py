@@ -111,6 +111,7 @@ _TEX = {
     "≤": r"$\leq$",
     "≈": r"$\approx$",
     "<": "$<$",
+    "|": "$|$",
     ">": "$>$",
     "η": r"$\eta$",
     "σ": r"$\sigma$",
@@ -135,15 +136,14 @@ def tex(value: str) -> str:
     return body.replace("\x00", "$^{-3}$").replace(" --", " -{}-")
 
 
-_ALONE = r"""% \input this file, with booktabs, graphicx and xcolor loaded; or compile it as it is.
+_ALONE = r"""% \input this file (with booktabs, graphicx, longtable, xcolor) or compile it as it is.
 \makeatletter
 \ifx\@nodocument\relax
   \let\mpccend\relax
 \else
   \documentclass{article}
-  \usepackage[T1]{fontenc}
   \usepackage[margin=2cm]{geometry}
-  \usepackage{booktabs,graphicx,xcolor}
+  \usepackage{booktabs,graphicx,longtable,xcolor}
   \def\mpccend{\end{document}}
   \begin{document}
 \fi
@@ -151,42 +151,67 @@ _ALONE = r"""% \input this file, with booktabs, graphicx and xcolor loaded; or c
 """`\\@nodocument` is `\\relax` within a document only: so the file knows whether it is alone."""
 
 
+MAX_FLOAT_ROWS = 45
+"""Longer tables do not fit a page and break over several."""
+
+
 def latex(table: Table) -> str:
-    r"""A booktabs `table` that compiles both by `\input` and as it stands."""
+    r"""A booktabs table that compiles both by `\input` and as it stands."""
     columns = "".join("r" if heading.numeric else "l" for heading in table.headings)
-    head = " & ".join(_tex_heading(heading) for heading in table.headings)
-    body = []
-    previous = None
+    head = " & ".join(_tex_heading(heading) for heading in table.headings) + r" \\"
+    notes = [rf"\par $^{{{number}}}$ {tex(note)}" for number, note in enumerate(table.notes, 1)]
+    notes += [rf"\par {tex(line)}" for line in table.lines]
+    parts = _long if len(table.rows) > MAX_FLOAT_ROWS else _float
+    lines = parts(table, columns, head, _tex_body(table), notes)
+    return "\n".join([_ALONE, *lines, r"\mpccend", ""])
+
+
+def _tex_body(table: Table) -> list[str]:
+    body, previous = [], None
     for row in table.rows:
         if previous is not None and row.kind == REFERENCE != previous:
             body.append(r"\midrule")
         previous = row.kind
         body.append(" & ".join(_tex_cell(cell, row) for cell in row.cells) + r" \\")
-    notes = [rf"\par $^{{{number}}}$ {tex(note)}" for number, note in enumerate(table.notes, 1)]
-    notes += [rf"\par {tex(line)}" for line in table.lines]
-    return "\n".join(
-        [
-            _ALONE,
-            r"\begin{table}[tbp]",
-            r"\centering",
-            rf"\caption{{{_caption(table)}}}",
-            rf"\label{{tab:{table.name}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            head + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize",
-            *notes,
-            r"\end{minipage}",
-            r"\end{table}",
-            r"\mpccend",
-            "",
-        ]
-    )
+    return body
+
+
+def _float(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
+    """One page: a table that floats, made narrower where it is wider than the text."""
+    return [
+        r"\begin{table}[tbp]",
+        r"\centering",
+        rf"\caption{{{_caption(table)}}}",
+        rf"\label{{tab:{table.name}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize",
+        *notes,
+        r"\end{minipage}",
+        r"\end{table}",
+    ]
+
+
+def _long(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
+    """Several pages, each with the headings."""
+    return [
+        r"{\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\begin{{longtable}}{{{columns}}}",
+        rf"\caption{{{_caption(table)}}}\label{{tab:{table.name}}}\\",
+        rf"\toprule {head} \midrule \endfirsthead",
+        rf"\toprule {head} \midrule \endhead",
+        r"\bottomrule \endlastfoot",
+        *body,
+        r"\end{longtable}",
+        *notes,
+        r"\par}",
+    ]
 
 
 def _caption(table: Table) -> str:

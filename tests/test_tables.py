@@ -14,7 +14,7 @@ from analysis.cells import groups
 from analysis.columns import column
 from analysis.frame import Records
 from analysis.grid import GridResult, baseline_of, grid_tables
-from analysis.layout import PAPER, REFERENCE, Table
+from analysis.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
 from analysis.load import load
 from analysis.paper_tables import table2, table3, table4
 from analysis.protocol import differences, published, published_rows, table1_settings
@@ -28,7 +28,9 @@ def latex_program() -> str | None:
     """tectonic, or a pdflatex that has the packages; None where there is neither."""
     if shutil.which("tectonic") or not shutil.which("kpsewhich"):
         return shutil.which("tectonic")
-    packages = [f"{name}.sty" for name in ("booktabs", "graphicx", "xcolor", "geometry")]
+    packages = [
+        f"{name}.sty" for name in ("booktabs", "graphicx", "longtable", "xcolor", "geometry")
+    ]
     found = subprocess.run(["kpsewhich", *packages], capture_output=True, check=False)
     return shutil.which("pdflatex") if found.returncode == 0 else None
 
@@ -235,7 +237,7 @@ def test_latex_compiles(tmp_path: Path, alone: bool) -> None:
         table1_changes()[0], 1, {}, state="failed", cause="code: 100% of a_b {x} \\y ~ # & 漢"
     )
     (tmp_path / "table.tex").write_text(latex(table_of(load([sweep.path]))))
-    head = r"\documentclass{article}\usepackage{booktabs,graphicx,xcolor}"
+    head = r"\documentclass{article}\usepackage{booktabs,graphicx,longtable,xcolor}"
     paper = head + r"\begin{document}Before.\input{table}\input{table}After.\end{document}"
     (tmp_path / "paper.tex").write_text(paper)
     assert LATEX
@@ -431,3 +433,17 @@ def test_recorded_reason_for_an_absent_metric_is_the_footnote(tmp_path: Path) ->
         sweep.trial(change, 0, {"acc_majority": 0.5}, unavailable=why)
     table = table_of(load([sweep.path]))
     assert "n/a: Inception weights missing: get them with" in note_of(table, 0, "FID")
+
+
+@pytest.mark.skipif(not LATEX, reason="neither tectonic nor a pdflatex with booktabs: not compiled")
+def test_latex_of_a_long_table_breaks_over_pages(tmp_path: Path) -> None:
+    table = Table("long", "Many rows", [Heading("a"), Heading("b")], notes=["a note"])
+    table.rows = [Row((Cell(str(i)), Cell("1.0 ± 0.1", (1,)))) for i in range(200)]
+    (tmp_path / "long.tex").write_text(latex(table))
+    assert LATEX
+    options = [] if LATEX.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
+    command = [LATEX, *options, "long.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert "longtable" not in latex(Table("short", "Few rows", [Heading("a")]))[600:]
