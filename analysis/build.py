@@ -11,7 +11,7 @@ from analysis.cells import Group
 from analysis.frame import Records
 from analysis.grid import GridResult, baseline_of, grid_tables
 from analysis.layout import Table
-from analysis.paper_tables import DATASETS, table2, table3, table4
+from analysis.paper_tables import DATASETS, plan_names, table2, table3, table4
 from analysis.render import latex, markdown
 from analysis.tables import table1, table1_groups
 
@@ -41,7 +41,7 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
     """The tables asked for; ValueError, in one line, where the cells do not fit the one named."""
     if not groups:
         raise ValueError("the sweep has no trials; plan some with tune/ablation.py --grid")
-    in_grid = _keys_of_grid(records, "esteps,eta_p")
+    in_grid = records.planned_by("esteps,eta_p", *plan_names("1"))
     pairs = table1_groups([g for g in groups if g.cell_key in in_grid] or groups)
     made: dict[str, Callable[[], Product]] = {
         "1": lambda: Product(
@@ -92,17 +92,6 @@ def _fits(name: str, is_table1: bool, groups: Sequence[Group]) -> bool:
         "grid": True,
     }
     return answers[name]
-
-
-def _keys_of_grid(records: Records, grid: str) -> set[str]:
-    """The cells that the plans have because of this grid."""
-    return {
-        cell["key"]
-        for sweep in records.sweeps
-        if sweep.plan
-        for cell in sweep.plan["cells"]
-        if grid in cell.get("grids", ())
-    }
 
 
 def files(records: Records, product: Product, choices: Choices) -> dict[str, str]:

@@ -80,6 +80,16 @@ class Records:
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
 
+    def planned_by(self, *grids: str) -> set[str]:
+        """Keys of the cells that a plan has because of one of these grids, as it spells them."""
+        return {
+            cell["key"]
+            for sweep in self.sweeps
+            if sweep.plan
+            for cell in sweep.plan["cells"]
+            if not set(grids).isdisjoint(cell.get("grids", ()))
+        }
+
     @property
     def axes(self) -> tuple[str, ...]:
         """The swept fields of all sweeps, in order."""

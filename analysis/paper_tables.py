@@ -64,12 +64,22 @@ def table2_models() -> list[Model]:
     ]
 
 
-def choose(records: Records, groups: Sequence[Group], fits: Choice) -> tuple[list[Group], str]:
+def plan_names(table: str) -> tuple[str, ...]:
+    """How a plan may spell that a cell is there for one of the paper's tables."""
+    return (f"table {table}", f"table={table}", f"--table {table}")
+
+
+def choose(
+    records: Records, groups: Sequence[Group], fits: Choice, table: str
+) -> tuple[list[Group], str]:
     """The parts of the one cell that fits, and a line where the choice was not free of doubt.
 
-    Among several, the cell with its sweep's base settings is meant: no result takes part in it.
+    Cells that were planned for the table come first. Among several, the cell with its sweep's base
+    settings is meant: no result takes part in the choice.
     """
     fitting = [g for g in groups if fits(g.settings)]
+    planned = records.planned_by(*plan_names(table))
+    fitting = [g for g in fitting if g.cell_key in planned] or fitting
     keys = {g.cell_key for g in fitting}
     if len(keys) <= 1:
         return fitting, ""
@@ -142,7 +152,7 @@ def table2(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group
     table.headings += [Heading(column(m).heading) for m in TABLE2]
     theirs = paper_settings("cifar10")
     for model, row in zip(table2_models(), published_rows("table2"), strict=True):
-        parts, why = choose(records, groups, model.is_it)
+        parts, why = choose(records, groups, model.is_it, "2")
         used += parts
         table.rows += _ours(table, model.name, parts, why, TABLE2)
         settings = theirs.override(
@@ -170,7 +180,7 @@ def table3(
     def fits(settings: Mapping[str, Any]) -> bool:
         return settings["conditional"] == conditional and settings["prior"] == "gaussian_mixture"
 
-    parts, why = choose(records, groups, fits)
+    parts, why = choose(records, groups, fits, "3b" if conditional else "3a")
     theirs = paper_settings("cifar10", conditional=conditional)
     for row in published_rows("table3"):
         if row["setting"] != setting:
@@ -198,7 +208,7 @@ def table4(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = {row["dataset"]: row for row in rows if row["model"] == model}
         table.rows.append(Row((Cell(model), *_table4_cells(table, of_model, names)), PAPER, True))
-    chosen = {name: choose(records, groups, _clusters(name)) for name in names}
+    chosen = {name: choose(records, groups, _clusters(name), "4") for name in names}
     used = [group for parts, _ in chosen.values() for group in parts]
     for metric in ("acc_majority", "acc_hungarian"):
         cells = [_table4_ours(table, *chosen[name], metric) for name in names]

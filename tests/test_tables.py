@@ -447,3 +447,15 @@ def test_latex_of_a_long_table_breaks_over_pages(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
     assert "longtable" not in latex(Table("short", "Few rows", [Heading("a")]))[600:]
+
+
+def test_cell_planned_for_a_table_comes_before_others_that_fit(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s", "mnist", iterations=100)
+    sweep.plan([{"split": "train"}], grid="table 1").plan([{"split": "all"}], grid="table 4")
+    for split, accuracy in (("train", 0.5), ("all", 0.7)):
+        for seed in range(3):
+            sweep.trial({"split": split}, seed, {"acc_majority": accuracy + seed / 100})
+    records = load([sweep.path])
+    table, used = table4(records, groups(records))
+    assert [group.settings["split"] for group in used] == ["all"]
+    assert [r for r in table.rows if r.kind == "ours"][0].cells[1].text == "71.0 ± 1.0"
