@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpcc import run_dir
+from mpcc.config import PRESETS
 from tune import ablation, ledger, lock, tracking
 from tune.tracking import in_step
 
@@ -165,8 +166,8 @@ def test_other_base_settings_are_refused_and_a_larger_grid_is_not(
 ) -> None:
     write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
     same = [*TINY, "--out", str(tmp_path), "--dry-run"]
-    code, _, err = call(capsys, *same, "--grid", "esteps=1,2", "--set", "eta=1e-3")
-    assert code == 2 and "eta=5e-4, now 1e-3" in err and err.count("\n") == 1
+    code, _, err = call(capsys, *same, "--grid", "esteps=1,2", "--set", "eta=3e-3")
+    assert code == 2 and "now 3e-3" in err and "eta=" in err and err.count("\n") == 1
     code, _, err = call(capsys, *same, "--grid", "esteps=1,2", "--iterations", "9")
     assert code == 2 and "iterations=4, now 9" in err
     assert call(capsys, *same, "--grid", "lambda_p", "--seeds", "5")[0] == 0
@@ -191,7 +192,10 @@ def test_only_and_skip_choose_cells(tmp_path: Path, capsys: pytest.CaptureFixtur
     same = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]
     assert "3 cells, 9 trials" in call(capsys, *same, "--only", "esteps=4")[1]
     assert "2 cells, 6 trials" in call(capsys, *same, "--skip", "esteps=4")[1]
-    assert "1 cells, 3 trials" in call(capsys, *same, "--only", "esteps=4,eta_p=5e-3")[1]
+    assert (
+        "1 cells, 3 trials"
+        in call(capsys, *same, "--only", f"esteps=4,eta_p={PRESETS['tiny'].prior_lr}")[1]
+    )
 
 
 def test_a_second_driver_is_refused_with_the_owners_name(
@@ -220,7 +224,7 @@ def test_a_finished_sweep_says_where_its_results_are_and_starts_nothing(
     monkeypatch.setattr("tune.sweep.run", lambda *_: pytest.fail("a finished sweep was run"))
     code, text, _ = call(capsys, "--out", str(tmp_path))
     assert code == 0 and "4 of 4 trials done" in text
-    assert "make_tables.py --runs" in text and "mlflow server" in text
+    assert "make_tables.py --runs" in text and "server --backend-store-uri" in text
     assert not in_step(tmp_path, plan, tracking.default_uri(tmp_path))
 
 

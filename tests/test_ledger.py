@@ -13,7 +13,7 @@ import pytest
 from mpcc import run_dir
 from mpcc.config import PRESETS, from_dict
 from tune import ledger, lock
-from tune.grid import cells, parse_grid
+from tune.grid import cells, parse_grid, table1_rows
 from tune.ledger import LedgerError, Plan, Trial
 
 TINY = PRESETS["tiny"]
@@ -45,7 +45,8 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert ledger.read_plan(tmp_path) == plan
     saved = json.loads((tmp_path / "sweep.json").read_text())
     assert saved["schema"] == 1 and "seed" not in saved["base"]
-    assert saved["cells"][0]["changes"] == {"n_encoder_steps": 1, "prior_lr": 0.0017}
+    steps, rate = table1_rows("tiny")[0]
+    assert saved["cells"][0]["changes"] == {"n_encoder_steps": steps, "prior_lr": rate}
     assert saved["cells"][0]["seeds"] == [0, 1]
 
 
@@ -81,8 +82,8 @@ def test_a_cell_of_two_grids_is_planned_once_with_the_changes_of_both() -> None:
 def test_other_base_settings_are_refused_by_name(tmp_path: Path) -> None:
     plan = planned("esteps=1,2")
     ledger.check_same_base(tmp_path, plan, TINY.override(seed=3))
-    with pytest.raises(LedgerError, match=r"eta=5e-4, now 1e-3.*choose another --out"):
-        ledger.check_same_base(tmp_path, plan, TINY.override(network_lr=1e-3))
+    with pytest.raises(LedgerError, match=r"eta=\S+, now 3e-3.*choose another --out"):
+        ledger.check_same_base(tmp_path, plan, TINY.override(network_lr=3e-3))
 
 
 def test_changed_code_is_refused_by_file_and_comments_do_not_count(tmp_path: Path) -> None:

@@ -3,22 +3,24 @@
 One story in three starts of Ray, told by the fixture; the tests look at its stages.
 """
 
+import errno
 import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mpcc import run_dir
+from mpcc import data_files, run_dir
 from mpcc.config import PRESETS
 from tune import ledger, sweep
 from tune.grid import cells, parse_grid
@@ -154,7 +156,7 @@ def test_a_sweep_killed_grown_and_interrupted_ends_with_every_trial_done(story: 
     assert set(story.end) == {trial.key for trial in expected_trials()}
     assert {result["state"] for _, result in story.end.values()} == {"done"}
     assert "6 of 6 trials done" in story.text
-    assert "make_tables.py" in story.text and "mlflow server" in story.text
+    assert "make_tables.py" in story.text and "server --backend-store-uri" in story.text
 
 
 @pytest.mark.slow
@@ -273,6 +275,152 @@ def test_a_lost_result_runs_its_trial_again_from_the_checkpoint_to_the_same_end(
     assert reports[-1]["state"] == "done"
     again = json.loads((path / run_dir.RESULT).read_text())
     assert again["weights_sha256"] == story.end[trial.key][1]["weights_sha256"]
+
+
+@dataclass
+class FakeProgress:
+    iteration: int
+    state: str
+    metrics: dict[str, Any] | None = None
+
+
+def runner_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: Iterator[Any], **spec: Any
+) -> tuple[Any, Trial, Path]:
+    """A worker's side of one trial whose trainer yields `steps`, without Ray."""
+    from mpcc import trainer
+    from tune.trainable import TrialRunner
+
+    trial = expected_trials()[0]
+    plan = ledger.new_plan("tiny", trial.config)
+    given = sweep.trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test") | spec
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: steps)
+    runner = TrialRunner.__new__(TrialRunner)
+    runner.setup({"trial": given})
+    return runner, trial, ledger.trial_dir(tmp_path, trial.key)
+
+
+def raising(error: BaseException) -> Iterator[Any]:
+    yield FakeProgress(1, "running")
+    raise error
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (KeyError("a"), "code: KeyError: 'a' (test_sweep.py:"),
+        (data_files.DataError("no images in DIR"), "data: no images in DIR"),
+        (run_dir.RunDirError("DIR holds another run"), "data: DIR holds another run"),
+        (FileNotFoundError(errno.ENOENT, "gone"), "code: FileNotFoundError"),
+    ],
+)
+def test_a_trials_own_error_is_recorded_with_its_cause_and_not_retried(
+    error: Exception, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, trial, path = runner_for(tmp_path, monkeypatch, raising(error))
+    assert runner.step()["state"] == "running"
+    report = runner.step()
+    assert report["done"] and report["state"] == "failed"
+    status = ledger.status(tmp_path, trial)
+    assert status.state == "failed" and str(status.cause).startswith(cause)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])
+def test_a_fault_of_the_machine_is_given_to_ray_to_retry_and_records_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, trial, path = runner_for(tmp_path, monkeypatch, raising(OSError(number, "disk")))
+    runner.step()
+    with pytest.raises(OSError):
+        runner.step()
+    assert ledger.status(tmp_path, trial).state == "stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_trial_out_of_memory_is_tried_once_alone_and_then_failed(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, trial, path = runner_for(tmp_path, monkeypatch, raising(error))
+    runner.step()
+    assert runner.step()["state"] == "out of memory"
+    assert ledger.status(tmp_path, trial).state == "stopped"
+    runner, trial, path = runner_for(tmp_path, monkeypatch, raising(error), alone=True)
+    runner.step()
+    assert runner.step()["state"] == "failed"
+    assert str(ledger.status(tmp_path, trial).cause).startswith("out of memory: ")
+
+
+@pytest.mark.slow
+def test_a_divergence_is_an_end_and_not_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (progress for progress in [FakeProgress(7, "diverged")])
+    runner, _, path = runner_for(tmp_path, monkeypatch, steps)
+    report = runner.step()
+    assert report["done"] and (report["state"], report["iteration"]) == ("diverged", 7)
+
+
+@pytest.mark.slow
+def test_a_stop_asked_for_closes_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    def training() -> Iterator[Any]:
+        try:
+            while True:
+                yield FakeProgress(1, "running")
+        except GeneratorExit:
+            closed.append(True)
+            raise
+
+    runner, _, _ = runner_for(tmp_path, monkeypatch, training())
+    assert runner.step()["state"] == "running"
+    (tmp_path / sweep.STOP).touch()
+    report = runner.step()
+    assert report["done"] and report["state"] == "stopped" and closed == [True]
+
+
+@pytest.mark.slow
+def test_other_images_than_those_of_the_sweep_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (progress for progress in [FakeProgress(1, "running")])
+    runner, trial, path = runner_for(tmp_path, monkeypatch, steps, fingerprint="expected")
+    run_dir.open_run(path, trial.config)
+    run_dir.write_json(path / run_dir.PROVENANCE, {"data": {"fingerprint": "other"}})
+    assert runner.step()["state"] == "failed"
+    cause = str(ledger.status(tmp_path, trial).cause)
+    assert cause.startswith("data: ") and "other" in cause and "expected" in cause
+
+
+@pytest.mark.slow
+def test_a_trial_whose_driver_has_died_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    steps = (progress for progress in [FakeProgress(1, "running")])
+    driver = [socket.gethostname(), gone.pid]
+    runner, _, path = runner_for(tmp_path, monkeypatch, steps, driver=driver)
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit):
+        runner.step()
+    assert not path.exists()
 
 
 def test_longer_trials_start_first_and_every_cell_gets_its_first_seed_early() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -184,8 +185,18 @@ def summary(settings: Settings, trials: Sequence[Trial]) -> None:
         print("Go on:   the same command again")
     if ended:
         print(f"Retry:   the same command with --retry {','.join(ended)}")
-    print(f"Tables:  python {_shown(ROOT / 'analysis' / 'make_tables.py')} --runs {settings.out}")
-    print(f"MLflow:  {tracking.ui_command(settings.uri)}")
+    tables = shlex.join([program("python"), _shown(ROOT / "analysis" / "make_tables.py")])
+    print(f"Tables:  {tables} --runs {shlex.quote(_shown(settings.out))}")
+    print(f"MLflow:  {tracking.ui_command(settings.uri, program('mlflow'))}")
+
+
+def program(name: str) -> str:
+    """What to type for a program of this environment: its name where the shell finds that one."""
+    ours = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if found is not None and Path(found).resolve() == ours.resolve() or not ours.exists():
+        return name
+    return _shown(ours)
 
 
 def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
@@ -62,13 +63,13 @@ def checked_uri(uri: str) -> str:
     )
 
 
-def ui_command(uri: str) -> str:
+def ui_command(uri: str, program: str = "mlflow") -> str:
     """The command that shows the results in a browser, with what makes it start fast."""
     if uri.startswith("http"):
         return f"open {uri}"
     return (
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server "
-        f"--backend-store-uri {uri} --workers 1 --port 5000"
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(program)} server "
+        f"--backend-store-uri {shlex.quote(uri)} --workers 1 --port 5000"
     )
 
 
