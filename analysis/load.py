@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.folders import SWEEP, LoadError, check_folders
 from analysis.frame import (
     BASELINE,
     DAMAGED,
@@ -38,37 +39,12 @@ from mpcc.run_dir import (
 from tune.ledger import PLANNED, RUNNING, STOPPED
 from tune.lock import running_keys
 
-SWEEP = "sweep.json"
 MLFLOW = "mlflow.json"
-
-
-class LoadError(ValueError):
-    """There is nothing to make a table of; the message says what was looked for and where."""
-
-
-def latest_sweep(root: Path) -> Path:
-    """The sweep folder below `root`/runs in which something happened last."""
-    return max(sweeps_below(root), key=_last_change)
-
-
-def sweeps_below(root: Path) -> list[Path]:
-    """Every sweep folder below `root`/runs, by name."""
-    folders = [path.parent for path in sorted((Path(root) / "runs").glob(f"*/{SWEEP}"))]
-    if not folders:
-        raise LoadError(
-            f"no sweep under {Path(root) / 'runs'}: run `python tune/ablation.py` first, "
-            "or name a folder with --runs DIR"
-        )
-    return folders
-
-
-def _last_change(folder: Path) -> float:
-    places = [folder / SWEEP, folder / "trials"]
-    return max(place.stat().st_mtime for place in places if place.exists())
 
 
 def load(folders: Sequence[Path], *, evaluations: bool = False) -> Records:
     """The records of these folders: sweeps, or single run directories, or folders of those."""
+    check_folders(folders)
     sweeps, rows, curves, notes = [], [], [], []
     for folder in folders:
         sweep, sweep_rows, sweep_curves, sweep_notes = _load_folder(Path(folder), evaluations)
@@ -81,8 +57,6 @@ def load(folders: Sequence[Path], *, evaluations: bool = False) -> Records:
 
 
 def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
-    if not folder.is_dir():
-        raise LoadError(f"{folder} is not a folder; --runs takes the folder of a sweep")
     plan = read_json(folder / SWEEP)
     if plan is None:
         return _load_loose(folder, curves)
@@ -144,8 +118,6 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
     paths = [folder] if (folder / CONFIG).exists() else []
     paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
     paths += sorted(p.parent for p in folder.glob(f"trials/*/{CONFIG}"))
-    if not paths:
-        raise LoadError(f"{folder} holds no {SWEEP} and no run directory")
     rows = [_read_loose_trial(path, folder, folder.name, ()) for path in paths]
     evaluations = [
         row for path, r in zip(paths, rows, strict=True) for row in _curve(path, r["trial_key"])

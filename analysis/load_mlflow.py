@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from analysis.load import MLFLOW, SWEEP, LoadError
+from analysis.folders import SWEEP, LoadError
+from analysis.load import MLFLOW
 from mpcc.config import full_name, parse_value
 from mpcc.run_dir import CONFIG, ENDED, METRICS, PROVENANCE, RESULT, write_bytes, write_json
 

@@ -122,19 +122,23 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
 
 
 def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
+    from analysis.folders import check_folders, latest_sweep, sweeps_below
+
+    curves, folders = "html" in formats, options.runs
+    if not folders and not options.mlflow:
+        folders = sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
+    check_folders(folders or ())
+
     from analysis.build import Choices, files, products
     from analysis.cells import groups
-    from analysis.load import latest_sweep, load, sweeps_below
-    from analysis.load_mlflow import fetch
+    from analysis.load import load
 
-    curves = "html" in formats
     if options.mlflow:
+        from analysis.load_mlflow import fetch
+
         folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
         out = options.out or ROOT / "runs" / folders[0].name / "tables"
     else:
-        folders = options.runs or (
-            sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
-        )
         out = options.out or folders[0] / "tables"
     records = load(folders, evaluations=curves)
     choices = Choices(options.table, tuple(formats), options.test, options.baseline)

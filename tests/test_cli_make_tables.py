@@ -185,10 +185,11 @@ def test_table_1_of_other_cells_is_refused(
     assert not (sweep.path / "tables").exists()
 
 
-def test_help_and_usage_errors_import_no_pandas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["--runs", "nowhere"], ["--table", "9"]])
+def test_help_and_usage_errors_import_no_pandas(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['make_tables.py', '--help']\n"
+        f"sys.argv = ['make_tables.py', *{arguments!r}]\n"
         "try:\n"
         f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
         "except SystemExit:\n    pass\n"

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.folders import LoadError, latest_sweep
 from analysis.frame import CONFLICT, DAMAGED, Records
-from analysis.load import LoadError, latest_sweep, load
+from analysis.load import load
 from analysis.load_mlflow import fetch
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 from tune.ledger import PLANNED, RUNNING, STOPPED
@@ -190,6 +191,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str]:
     return records, uri
 
 
+@pytest.mark.slow
 def test_mlflow_alone_gives_the_frame_that_the_records_give(
     delivered: tuple[Records, str], tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ def test_mlflow_alone_gives_the_frame_that_the_records_give(
     assert after.trials[kept].equals(before.trials[kept])
 
 
+@pytest.mark.slow
 def test_mlflow_without_its_files_still_gives_every_number(
     delivered: tuple[Records, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +218,7 @@ def test_mlflow_without_its_files_still_gives_every_number(
     assert 0.25 in after.evaluations["acc_majority"].tolist()
 
 
+@pytest.mark.slow
 def test_trial_that_mlflow_has_twice_counts_once(
     delivered: tuple[Records, str], tmp_path: Path
 ) -> None:
@@ -234,6 +238,7 @@ def test_trial_that_mlflow_has_twice_counts_once(
     assert after.trials["acc_majority"].equals(before.trials["acc_majority"])
 
 
+@pytest.mark.slow
 def test_mlflow_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     for uri in (f"sqlite:///{tmp_path}/no.db", "ftp://x", "http://127.0.0.1:9"):
         with pytest.raises(LoadError) as error:
