@@ -121,8 +121,9 @@ def _loop(state: TrainState, path: Path, checkpoint_seconds: float) -> Generator
                 run_dir.append_metrics(path, row)
                 if last:
                     write_pictures(path, state, evaluation)
-                    write_checkpoint(path, state)
+                    # In this order: a checkpoint at the end always has its result beside it.
                     write_result(path, state, run_dir.DONE, None, row, unavailable)
+                    write_checkpoint(path, state)
                     checkpointed = state.iteration
                     yield progress(state="done", metrics=row)
                     return
