@@ -51,6 +51,12 @@ BAD = [
     (["--grid", "esteps", "--preset", "digit"], "did you mean 'digits'?"),
     (["--grid", "esteps", "--dataset", "omniglt"], "did you mean 'omniglot'?"),
     (["--grid", "esteps", "--set", "widht=3"], "did you mean 'width'?"),
+    (["--table", "5"], "unknown table '5'; available: 1, 2, 3a, 3b, 4"),
+    (["--table", "1", "--scale", "labtop"], "unknown scale 'labtop'; did you mean 'laptop'?"),
+    (["--table", "1", "--grid", "esteps"], "--table and --grid exclude each other"),
+    (["--table", "4", "--preset", "mnist"], "--table and --preset exclude each other"),
+    (["--scale", "laptop"], "--scale is of --table"),
+    (["--grid", "esteps", "--variant", "publishd-code"], "did you mean 'published-code'?"),
     (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),
     (["--grid", "esteps", "--set", "width=many"], "width must be a whole number, got 'many'"),
     (["--grid", "esteps", "--set", "width=0"], "width must be between 1 and 1024, got 0"),
@@ -81,7 +87,7 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
     argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preset = [] if "--preset" in argv or "--dataset" in argv else TINY
+    preset = [] if {"--preset", "--dataset", "--table"} & set(argv) else TINY
     code, out, err = call(capsys, *preset, "--out", str(tmp_path / "sweep"), *argv)
     assert code == 2
     assert err.startswith("ablation.py: ") and err.count("\n") == 1

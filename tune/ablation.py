@@ -16,7 +16,7 @@ if str(ROOT) not in sys.path:
 
 from mpcc import config as configs  # noqa: E402
 from mpcc.config import Config  # noqa: E402
-from tune import grid, ledger, lock  # noqa: E402
+from tune import grid, ledger, lock, paper  # noqa: E402
 from tune.grid import Cell, checkpoint_bytes  # noqa: E402
 from tune.ledger import Plan, Trial  # noqa: E402
 
@@ -29,6 +29,8 @@ examples:
   python tune/ablation.py --grid esteps,eta_p              Table 1's five rows, three seeds each
   python tune/ablation.py --grid esteps=1,2,4 eta_p=1e-3,1e-2 --seeds 5
   python tune/ablation.py --grid lambda_p --set n_encoder_steps=2 --out runs/lambda
+  python tune/ablation.py --table 2 --scale laptop --data-dir DIR
+  python tune/ablation.py --table 4 --only dataset=mnist --data-dir DIR
   python tune/ablation.py --grid esteps,eta_p --dry-run    what would run, and how large it gets
   python tune/ablation.py                                  go on with what is planned
   python tune/ablation.py --status                         how far it is
@@ -83,6 +85,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"settings to start from: {', '.join(configs.PRESETS)} (default {DEFAULT_PRESET})",
     )
+    add(
+        "--table",
+        metavar="N",
+        help=f"all cells and seeds of a table of the paper instead: {', '.join(paper.TABLES)}",
+    )
+    add(
+        "--scale",
+        metavar="NAME",
+        help="of --table: " + "; ".join(f"{n}, {s.meaning}" for n, s in paper.SCALES.items()),
+    )
+    add(
+        "--variant",
+        metavar="NAME",
+        help=f"change the base settings by name: {', '.join(configs.VARIANTS)}",
+    )
     add("--seeds", metavar="N|A,B,C", help="number of seeds, or the seeds themselves (default 3)")
     add(
         "--set",
@@ -103,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add = parser.add_argument_group("where").add_argument
-    add("--out", type=Path, metavar="DIR", help="output folder (default runs/PRESET)")
+    add("--out", type=Path, metavar="DIR", help="default runs/PRESET, or runs/paper-SCALE")
     add("--data-dir", type=Path, metavar="DIR", help="the data sets' files ($MPCC_DATA_DIR)")
     add("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the out folder)")
     add("--address", default="local", metavar="HOST:PORT", help="a Ray cluster, or auto")
@@ -158,10 +175,15 @@ def _run(args: argparse.Namespace) -> int:
 
 def _folder(args: argparse.Namespace) -> tuple[str, Path, Plan | None]:
     """The preset, the output folder and what it has planned so far."""
-    preset = args.preset or DEFAULT_PRESET
+    if args.table is not None:
+        _check_table(args)
+    elif args.scale is not None:
+        raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
+    preset = args.preset or (paper.BASE_PRESET if args.table else DEFAULT_PRESET)
     if preset not in configs.PRESETS:
         raise UsageError(configs.unknown("preset", preset, configs.PRESETS))
-    out = (args.out or ROOT / "runs" / preset).expanduser().resolve()
+    name = f"paper-{args.scale}" if args.table else preset
+    out = (args.out or ROOT / "runs" / name).expanduser().resolve()
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; choose another --out")
     old = ledger.read_plan(out)
@@ -180,14 +202,20 @@ def _planned(
     """The plan with what is asked for, and the trials of this command."""
     base = _base(args, preset)
     if old is not None:
-        if args.grid is None and args.preset is None and not args.changes and not args.iterations:
+        if not (args.grid or args.table or args.preset or args.variant or args.changes) and (
+            args.iterations is None
+        ):
             base = old.base
         ledger.check_same_base(out, old, base)
         if not args.accept_changed_code and not args.status:
             ledger.check_same_code(out, old)
     seeds = grid.parse_seeds(args.seeds) if args.seeds is not None else None
     plan = old or ledger.new_plan(preset, base)
-    if args.grid is not None:
+    if args.table is not None:
+        cells = _table_cells(args)
+        seeds = seeds or tuple(range(paper.N_SEEDS[args.table]))
+        plan = plan.grow(cells, seeds, paper.grid_name(args.table))
+    elif args.grid is not None:
         asked = grid.parse_grid(args.grid, preset)
         if seeds and asked.seeds:
             raise UsageError("the seeds are given by both --seeds and --grid seed=...")
@@ -216,7 +244,12 @@ def _planned(
 
 
 def _base(args: argparse.Namespace, preset: str) -> Config:
-    """The preset with what --set and --iterations change."""
+    """The preset, or a table's base, with what --variant, --set and --iterations change."""
+    start = paper.base(args.scale) if args.table else configs.preset(preset)
+    return start.override(**_changes(args))
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for text in args.changes:
         name, value = configs.parse_assignment(text)
@@ -229,7 +262,31 @@ def _base(args: argparse.Namespace, preset: str) -> Config:
         changes["iterations"] = configs.parse_value("iterations", args.iterations)
     if "seed" in changes:
         raise UsageError(f"--set seed: give the seeds as --seeds {changes['seed']},")
-    return configs.preset(preset).override(**changes)
+    return (configs.variant(args.variant) if args.variant else {}) | changes
+
+
+def _check_table(args: argparse.Namespace) -> None:
+    """--table says what to vary and from where; ValueError names what else was given."""
+    if args.table not in paper.TABLES:
+        raise UsageError(configs.unknown("table", args.table, paper.TABLES))
+    for option in ("grid", "preset"):
+        if getattr(args, option) is not None:
+            raise UsageError(f"--table and --{option} exclude each other")
+    args.scale = args.scale or "full"
+    if args.scale not in paper.SCALES:
+        raise UsageError(configs.unknown("scale", args.scale, paper.SCALES))
+
+
+def _table_cells(args: argparse.Namespace) -> list[Cell]:
+    """The table's cells, with what --set and --variant change in all of them."""
+    changes = _changes(args)
+    return [
+        Cell(
+            cell.config.override(**changes),
+            {name: value for name, value in cell.changes.items() if name not in changes},
+        )
+        for cell in paper.cells(args.table, args.scale)
+    ]
 
 
 def _check_not_set(args: argparse.Namespace, asked: grid.Grid) -> None:

@@ -58,6 +58,11 @@ SCALES = {
 }
 
 
+def grid_name(table: str) -> str:
+    """What sweep.json calls the plan of a table."""
+    return f"table {table}"
+
+
 def base(scale: str) -> Config:
     """The base settings of every table at a scale. ValueError for an unknown scale."""
     return _settings(BASE_PRESET, scale, {"split": "train", "n_generated": 50_000})
