@@ -140,7 +140,12 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         print(f"diverged: {result['cause']}. Run directory: {out}", file=sys.stderr)
         return 1
     print(json.dumps({"out": str(out)} | result["metrics"]))
-    print(f"done; pictures and records: {out}", file=sys.stderr)
+    took = result["seconds"]
+    print(
+        f"done in {took['train']:.0f} s of training and {took['evaluate']:.0f} s of evaluation; "
+        f"pictures and records: {out}",
+        file=sys.stderr,
+    )
     return 0
 
 

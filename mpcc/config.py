@@ -173,7 +173,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by their full names, as JSON holds them."""
-        return dataclasses.asdict(self)
+        return {name: getattr(self, name) for name in DEFAULTS}
 
     def override(self, **changes: Any) -> Config:
         """A copy with some fields changed, checked like any other."""
@@ -401,8 +401,8 @@ PRESETS: dict[str, Config] = {
         latent_size=16,
         iterations=1_500,
         n_discriminator_steps=2,
-        network_lr=5e-4,
-        prior_lr=5e-3,
+        network_lr=8e-4,
+        prior_lr=8e-3,
         ema_decay=0.99,
         ema_start=100,
         eval_every=250,

@@ -19,6 +19,8 @@ from mpcc.weights import FlatPart, Pool
 CHUNK_BATCHES = 10
 """Batches that one pass of an evaluation takes at once."""
 SAMPLES_PER_CLUSTER = 20
+MANY_CLUSTERS = 10
+"""More clusters than these have a row each, as in figures 11 and 12, not two columns."""
 N_POWER_ITERATIONS_OF_AVERAGE = 15
 
 
@@ -181,9 +183,11 @@ def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> Non
     """Samples by cluster, reconstructions by label, the latent space and the curves, as PNG."""
     clusters, names = evaluation.clusters, list(state.image_set.label_names)
     n_clusters = state.config.n_clusters if state.prior.has_clusters else 1
-    pictures.sample_sheet(
-        evaluation.samples.cpu(), evaluation.sample_clusters.cpu(), n_clusters, path / "samples.png"
-    )
+    samples, of_cluster = evaluation.samples.cpu(), evaluation.sample_clusters.cpu()
+    if n_clusters > MANY_CLUSTERS:
+        pictures.row_sheet(samples, of_cluster, path / "samples.png")
+    else:
+        pictures.sample_sheet(samples, of_cluster, n_clusters, path / "samples.png")
     labels = None if state.labels is None else state.labels.cpu()
     chosen = torch.arange(min(100, len(state.images)))
     if labels is not None:

@@ -17,9 +17,7 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,24 +187,6 @@ def write_bytes(path: Path, data: bytes) -> None:
         if error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, f"no room on the disk for {path}") from None
         raise
-
-
-@cache
-def code_version() -> str:
-    """The git commit of this code, with `+changes` where the working tree differs; or `unknown`."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return "unknown"
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", "mpcc", "tune")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _dumps(value: Mapping[str, Any], indent: int | None) -> str:

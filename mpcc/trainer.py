@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mpcc import baseline, metrics, run_dir
 from mpcc.algorithm import train_step
+from mpcc.code_version import code_fingerprints, code_version
 from mpcc.config import Config
 from mpcc.data import ImageSet, load
 from mpcc.evaluation import evaluate, generation_scores, write_pictures
@@ -244,7 +245,8 @@ def write_provenance(path: Path, config: Config, image_set: ImageSet, device: to
     run_dir.write_json(
         file,
         {
-            "code": run_dir.code_version(),
+            "code": code_version(),
+            "code_files": code_fingerprints(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "machine": platform.node(),

@@ -66,35 +66,41 @@ def _seconds(words: list[str], code: int) -> float:
     return time.monotonic() - start
 
 
+LONGER = ["--preset", "tiny", "--set", "iterations=160", "eval_every=40", "width=2"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "r"
+    subprocess.run(command(*LONGER, "--out", str(out)), cwd=ROOT, check=True, capture_output=True)
+    return read_result(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_run_goes_on_to_the_same_result(number, tmp_path):
-    words = ["--preset", "tiny", "--set", "iterations=400", "eval_every=100", "width=2"]
-    words += ["--checkpoint-seconds", "0.2"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command(*words, "--out", str(whole)), cwd=ROOT, check=True, capture_output=True)
-    running = subprocess.Popen(command(*words, "--out", str(cut)), cwd=ROOT, stderr=subprocess.PIPE)
+def test_stopped_run_goes_on_to_the_same_result(number, undisturbed, tmp_path):
+    words = command(*LONGER, "--checkpoint-seconds", "0.1", "--out", str(tmp_path / "r"))
+    running = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not (cut / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not (tmp_path / "r" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     os.kill(running.pid, number)
     running.communicate(timeout=60)
     assert running.returncode == (-9 if number == signal.SIGKILL else 128 + number)
-    assert read_result(cut) is None
-    subprocess.run(command(*words, "--out", str(cut)), cwd=ROOT, check=True, capture_output=True)
+    assert read_result(tmp_path / "r") is None
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    result = read_result(tmp_path / "r")
     for name in ("metrics", "weights_sha256", "iteration", "state"):
-        assert read_result(cut)[name] == read_result(whole)[name]
-    assert [r["iteration"] for r in read_metrics(cut)] == [100, 200, 300, 400]
+        assert result[name] == undisturbed[name]
+    assert [r["iteration"] for r in read_metrics(tmp_path / "r")] == [40, 80, 120, 160]
 
 
 @pytest.mark.data
-def test_real_mnist_trains_at_32_and_at_16_pixels(data_dir, tmp_path):
-    for size in (32, 16):
-        words = ["--preset", "mnist", "--data-dir", str(data_dir)]
-        words += ["--out", str(tmp_path / str(size))]
-        words += ["--set", "iterations=3", f"image_size={size}", "cpu_threads=2"]
-        done = subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        result = read_result(tmp_path / str(size))
-        assert result["state"] == "done" and result["iteration"] == 3
-        assert 0.1 < result["metrics"]["acc_majority"] < 1
+def test_real_mnist_trains_at_16_pixels_from_a_folder_of_official_files(data_dir, tmp_path):
+    words = ["--preset", "mnist", "--data-dir", str(data_dir), "--out", str(tmp_path / "r")]
+    words += ["--set", "iterations=3", "image_size=16", "width=4", "cpu_threads=2"]
+    done = subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = read_result(tmp_path / "r")
+    assert result["state"] == "done" and result["iteration"] == 3
+    assert 0.1 < result["metrics"]["acc_majority"] < 1

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from mpcc import run_dir
+from mpcc.code_version import code_version
 from mpcc.config import PRESETS
 
 
@@ -107,7 +108,7 @@ def test_damaged_checkpoints_are_named_and_the_intact_one_is_used(tmp_path, dama
 
 
 def test_code_version_is_a_commit_or_unknown():
-    version = run_dir.code_version()
+    version = code_version()
     assert version == "unknown" or len(version.removesuffix("+changes")) == 12
 
 

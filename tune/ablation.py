@@ -15,6 +15,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mpcc import config as configs  # noqa: E402
+from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
 from tune import grid, ledger, lock, paper  # noqa: E402
 from tune.grid import Cell, checkpoint_bytes  # noqa: E402
@@ -230,7 +231,7 @@ def _planned(
         for planned in old.cells if seeds else ():
             plan = plan.grow([planned.cell], seeds or (), planned.grids[-1])
     if args.accept_changed_code and old is not None:
-        plan = replace(plan, code_files=ledger.code_fingerprints())
+        plan = replace(plan, code_files=code_fingerprints())
     chosen = _chosen(args, plan, cells)
     wanted = {cell.key for cell in chosen}
     trials = [

@@ -8,12 +8,9 @@ A trial's state is read from its run directory each time, so there is nothing to
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcc import run_dir
+from mpcc.code_version import code_fingerprints, code_version
 from mpcc.config import SHORT, Config, from_dict, value_text
 from tune.grid import Cell
 
@@ -30,10 +28,6 @@ SCHEMA = 1
 PLANNED, RUNNING, STOPPED = "planned", "running", "stopped"
 DONE, DIVERGED, FAILED = run_dir.DONE, run_dir.DIVERGED, run_dir.FAILED
 STATES = (PLANNED, RUNNING, DONE, DIVERGED, FAILED, STOPPED)
-
-OTHER_CODE = re.compile(r"__\w+__|config|run_dir|pictures|data_\w+")
-"""Modules of mpcc that cannot change a number, or whose word is checked otherwise: what `config`
-says is in every key, what the data files hold in their fingerprint."""
 
 
 class LedgerError(ValueError):
@@ -140,9 +134,7 @@ def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
 def new_plan(preset: str, base: Config) -> Plan:
     """A plan without cells."""
     files = code_fingerprints()
-    return Plan(
-        preset, base.override(seed=0), (), secrets.token_hex(6), run_dir.code_version(), files
-    )
+    return Plan(preset, base.override(seed=0), (), secrets.token_hex(6), code_version(), files)
 
 
 def read_plan(out: Path) -> Plan | None:
@@ -201,21 +193,6 @@ def check_same_code(out: Path, plan: Plan) -> None:
             f"{out} was written by other code: {', '.join(sorted(changed))} changed since; "
             "choose another --out, or mix old and new results knowingly with --accept-changed-code"
         )
-
-
-def code_fingerprints() -> dict[str, str]:
-    """Module -> hash of its code without comments, docstrings and layout."""
-    prints = {}
-    for file in sorted(Path(run_dir.__file__).parent.glob("*.py")):
-        if not OTHER_CODE.fullmatch(file.stem):
-            prints[f"mpcc/{file.name}"] = code_hash(file.read_text())
-    return prints
-
-
-def code_hash(source: str) -> str:
-    """Twelve hexadecimal digits of the code itself: comments and docstrings do not count."""
-    dump = ast.dump(_without_docstrings(ast.parse(source)))
-    return hashlib.sha256(dump.encode()).hexdigest()[:12]
 
 
 def trial_dir(out: Path, key: str) -> Path:
@@ -334,21 +311,3 @@ def _last(rows: list[dict[str, Any]]) -> int:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree without bare strings: docstrings, and what is written under a field."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [s for s in body if not (_is_bare_string(s))]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree
-
-
-def _is_bare_string(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )

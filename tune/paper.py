@@ -39,7 +39,7 @@ class Scale:
     """Learning rates are multiplied by it: fewer iterations need longer steps."""
 
 
-_SMALL = {"latent_size": 24, "ema_decay": 0.99, "ema_start": 100, "n_is_splits": 5}
+_SMALL: dict[str, Any] = {"latent_size": 24, "ema_decay": 0.99, "ema_start": 100, "n_is_splits": 5}
 
 SCALES = {
     "full": Scale("the paper's settings: a GPU for days", {}),
@@ -73,6 +73,7 @@ def cells(table: str, scale: str) -> list[Cell]:
     if table not in TABLES:
         raise ValueError(unknown("table", table, TABLES))
     start = base(scale)
+    changes: list[dict[str, Any]]
     if table == "1":
         factor = SCALES[scale].rate_factor
         rows = [(steps, rate * factor) for steps, rate in table1_rows(BASE_PRESET)]
