@@ -1,9 +1,12 @@
 """Shared by all tests: one thread, real digits, real data where MPCC_DATA_DIR says."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The user's own cache stays as it is; what one test prepares, the next finds.
+os.environ["MPCC_CACHE_DIR"] = tempfile.mkdtemp(prefix="mpcc-tests-")
 
 import pytest  # noqa: E402
 

@@ -35,6 +35,7 @@ examples:
   python tune/ablation.py --grid esteps,eta_p --dry-run    what would run, and how large it gets
   python tune/ablation.py                                  go on with what is planned
   python tune/ablation.py --status                         how far it is
+  python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
   python tune/ablation.py --retry failed,diverged          run these again
 
 Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
@@ -113,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--iterations", metavar="N", help="iterations of every trial (default: the preset's)")
     add("--only", action="append", default=[], metavar="CELL", help="only cells like esteps=4")
     add("--skip", action="append", default=[], metavar="CELL", help="all cells but these")
+    add(
+        "--confirm",
+        nargs="?",
+        const="acc_majority",
+        metavar="METRIC",
+        help="run the best cell and its ties again on fresh seeds (default: by acc_majority)",
+    )
     add("--retry", metavar="STATES", help="run again what is failed, diverged or failed,diverged")
     add(
         "--accept-changed-code",
@@ -230,6 +238,8 @@ def _planned(
         cells = [planned.cell for planned in old.cells]
         for planned in old.cells if seeds else ():
             plan = plan.grow([planned.cell], seeds or (), planned.grids[-1])
+    if args.confirm is not None:
+        return _confirmed(args, out, plan, old)
     if args.accept_changed_code and old is not None:
         plan = replace(plan, code_files=code_fingerprints())
     chosen = _chosen(args, plan, cells)
@@ -242,6 +252,24 @@ def _planned(
     if len(trials) > grid.MAX_TRIALS:
         raise UsageError(f"{len(trials):,} trials; at most {grid.MAX_TRIALS:,} are allowed")
     return plan, trials
+
+
+def _confirmed(
+    args: argparse.Namespace, out: Path, plan: Plan, old: Plan | None
+) -> tuple[Plan, list[Trial]]:
+    """The plan with fresh seeds for the best cell and its ties, and those trials."""
+    from tune.confirm import confirm
+
+    if old is None or args.grid or args.table or args.seeds:
+        raise UsageError(
+            "--confirm takes a folder whose grid has been run, without --grid, --table or --seeds"
+        )
+    plan, cells = confirm(plan, out, args.confirm)
+    for planned in cells:
+        seeds = ", ".join(map(str, planned.confirm_seeds))
+        print(f"best or tied by {args.confirm}: {planned.cell.text}; fresh seeds {seeds}")
+    fresh = {planned.cell.key: planned.confirm_seeds for planned in cells}
+    return plan, [t for t in plan.trials() if t.seed in fresh.get(t.cell.key, ())]
 
 
 def _base(args: argparse.Namespace, preset: str) -> Config:

@@ -42,6 +42,8 @@ class PlannedCell:
     grids: tuple[str, ...]
     seeds: tuple[int, ...]
     variant: str | None = None
+    confirm_seeds: tuple[int, ...] = ()
+    """Fresh seeds that took no part in choosing this cell (`tune.confirm`)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ class Plan:
 
     def trials(self) -> list[Trial]:
         """Every planned trial, cell by cell."""
-        return [trial for planned in self.cells for trial in trials(planned.cell, planned.seeds)]
+        return [
+            trial
+            for planned in self.cells
+            for trial in trials(planned.cell, (*planned.seeds, *planned.confirm_seeds))
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         base = {name: value for name, value in self.base.to_dict().items() if name != "seed"}
@@ -117,6 +123,7 @@ class Plan:
                     "grids": list(planned.grids),
                     "seeds": list(planned.seeds),
                 }
+                | ({"confirm_seeds": list(planned.confirm_seeds)} if planned.confirm_seeds else {})
                 for planned in self.cells
             ],
             "code": self.code,
@@ -289,7 +296,9 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         if cell.key != saved["key"]:
             raise ValueError(f"cell {saved['key']} has other settings")
         seeds = tuple(sorted(int(seed) for seed in saved["seeds"]))
-        cells.append(PlannedCell(cell, tuple(saved["grids"]), seeds, saved.get("variant")))
+        fresh = tuple(int(seed) for seed in saved.get("confirm_seeds", ()))
+        grids = tuple(saved["grids"])
+        cells.append(PlannedCell(cell, grids, seeds, saved.get("variant"), fresh))
     return Plan(
         str(values["preset"]),
         base,
