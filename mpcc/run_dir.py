@@ -62,7 +62,21 @@ def open_run(path: Path, config: Config) -> Path:
             f"{path} holds a run with {name}={value_text(was[name])}, now {value_text(now[name])}: "
             "go on with its own settings or choose another --out"
         )
+    refuse_foreign_checkpoints(path)
     return path
+
+
+def refuse_foreign_checkpoints(path: Path) -> None:
+    """Raise RunDirError for a checkpoint file that another program wrote; damage is no such."""
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
+        file = Path(path) / name
+        if file.exists():
+            with file.open("rb") as opened:
+                start = opened.read(len(_MAGIC))
+            if not _MAGIC.startswith(start):
+                raise RunDirError(
+                    f"{file} is not a checkpoint of this program; move it away to train here"
+                )
 
 
 def read_config(path: Path) -> Config | None:

@@ -107,6 +107,17 @@ def test_damaged_checkpoints_are_named_and_the_intact_one_is_used(tmp_path, dama
     assert len(problems) == 1 and str(file) in problems[0]
 
 
+def test_a_checkpoint_of_another_program_is_refused_and_left_alone(tmp_path, tiny):
+    run_dir.open_run(tmp_path / "r", tiny)
+    file = tmp_path / "r" / run_dir.CHECKPOINT
+    file.write_bytes(b"PK\x03\x04 somebody's weights")
+    with pytest.raises(run_dir.RunDirError, match="not a checkpoint of this program"):
+        run_dir.open_run(tmp_path / "r", tiny)
+    assert file.read_bytes().startswith(b"PK")
+    file.write_bytes(b"")  # cut short by a full disk: ours, and trained over
+    run_dir.open_run(tmp_path / "r", tiny)
+
+
 def test_code_version_is_a_commit_or_unknown():
     version = code_version()
     assert version == "unknown" or len(version.removesuffix("+changes")) == 12

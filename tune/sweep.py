@@ -80,6 +80,8 @@ def preflight(todo: Sequence[Trial], settings: Settings) -> None:
     """SweepError, or the data's own error, for what would stop the sweep: data, room, rights."""
     if settings.data_dir is not None and not settings.data_dir.is_dir():
         raise SweepError(f"--data-dir {settings.data_dir} is no folder")
+    for trial in todo:
+        run_dir.refuse_foreign_checkpoints(ledger.trial_dir(settings.out, trial.key))
     for dataset in sorted({trial.config.dataset for trial in todo}):
         data_files.check_available(dataset, settings.data_dir)
     there = settings.out
