@@ -128,7 +128,9 @@ class Delivery:
                 location = None
                 if not self.uri.startswith("http"):
                     location = (self.out.resolve() / ARTIFACTS / name).as_uri()
-                self._experiment = client.create_experiment(name, artifact_location=location)
+                self._experiment = client.create_experiment(
+                    name, artifact_location=location, tags=EXPERIMENT_TAGS
+                )
             else:
                 if experiment.lifecycle_stage == "deleted":
                     client.restore_experiment(experiment.experiment_id)
@@ -334,6 +336,10 @@ def one_line(error: BaseException) -> str:
     """The first line of an error that says something, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the experiment in MLflow's pages for trained models, not those for language models."""
 
 
 def _client(uri: str) -> Any:
