@@ -56,6 +56,7 @@ BAD = [
     (["--table", "1", "--grid", "esteps"], "--table and --grid exclude each other"),
     (["--table", "4", "--preset", "mnist"], "--table and --preset exclude each other"),
     (["--scale", "laptop"], "--scale is of --table"),
+    (["--grid", "esteps", "--inception-weights", "no/such.pth"], "no/such.pth do not exist"),
     (["--grid", "esteps", "--variant", "publishd-code"], "did you mean 'published-code'?"),
     (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),
     (["--grid", "esteps", "--set", "width=many"], "width must be a whole number, got 'many'"),

@@ -46,3 +46,24 @@ def test_unknown_tables_and_scales_name_what_there_is():
         paper.cells("5", "full")
     with pytest.raises(ValueError, match="unknown scale 'labtop'; did you mean 'laptop'?"):
         paper.cells("1", "labtop")
+
+
+def test_a_plan_knows_each_set_of_images_by_itself(tmp_path):
+    from mpcc import run_dir
+    from tune import ledger, sweep
+
+    plan = ledger.new_plan("cifar10", paper.base("minute"))
+    for table in ("1", "4"):
+        plan = plan.grow(paper.cells(table, "minute"), [0], paper.grid_name(table))
+    first = plan.trials()[0]
+    path = ledger.trial_dir(tmp_path, first.key)
+    path.mkdir(parents=True)
+    run_dir.write_json(path / run_dir.PROVENANCE, {"data": {"fingerprint": "abc"}})
+    plan = sweep._with_data(plan, tmp_path, plan.trials())
+    settings = sweep.Settings(out=tmp_path, uri="", checkpoint_seconds=60)
+    expected = {
+        (t.config.dataset, t.config.split): sweep.trial_spec(t, plan, settings, "s")["fingerprint"]
+        for t in plan.trials()
+    }
+    assert expected.pop(("cifar10", "train")) == "abc"
+    assert len(expected) == 5 and set(expected.values()) == {None}

@@ -15,6 +15,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mpcc import config as configs  # noqa: E402
+from mpcc import inception  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
 from tune import grid, ledger, lock, paper  # noqa: E402
@@ -131,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("where").add_argument
     add("--out", type=Path, metavar="DIR", help="default runs/PRESET, or runs/paper-SCALE")
     add("--data-dir", type=Path, metavar="DIR", help="the data sets' files ($MPCC_DATA_DIR)")
+    add("--download", action="store_true", help="get the data sets that are missing")
+    add(
+        "--inception-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of pytorch-fid's Inception, for IS, FID and KID ($MPCC_INCEPTION_WEIGHTS)",
+    )
     add("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the out folder)")
     add("--address", default="local", metavar="HOST:PORT", help="a Ray cluster, or auto")
     add("--cpus-per-trial", metavar="X", help="cores of a trial (default: its cpu_threads)")
@@ -162,12 +170,20 @@ def _run(args: argparse.Namespace) -> int:
     settings = _settings(args, out, tracking)
     if args.sync:
         return _sync(settings, plan, tracking)
+    if args.inception_weights is not None:
+        inception.find_weights(args.inception_weights)
+        os.environ[inception.WEIGHTS_VARIABLE] = str(args.inception_weights.resolve())
     retried = _retried(args, out, trials)
     now = sweep.statuses(out, trials)
     todo = [t for t in trials if t.key in retried or now[t.key].state not in ledger.run_dir.ENDED]
     if not todo and plan == old and tracking.in_step(out, plan, settings.uri):
         sweep.summary(settings, trials)
         return sweep.exit_code(out, trials)
+    if args.download:
+        from mpcc.data_download import download
+
+        for dataset in sorted({trial.config.dataset for trial in todo}):
+            download(dataset, settings.data_dir)
     sweep.preflight(todo, settings)
     held = lock.Lock(out)
     try:

@@ -23,6 +23,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from mpcc import data_files, run_dir
+from mpcc.config import Config
 from tune import ledger, tracking
 from tune.grid import checkpoint_bytes, cost
 from tune.ledger import Plan, Status, Trial
@@ -40,6 +41,10 @@ OTHER_BYTES = 2**20
 
 class SweepError(ValueError):
     """Something that must be put right before the sweep can start; the message is one line."""
+
+
+PASSED_ON = ("MPCC_CACHE_DIR", "MPCC_INCEPTION_WEIGHTS")
+"""Variables of the driver that trials on other machines need too."""
 
 
 @dataclass(frozen=True)
@@ -203,11 +208,8 @@ def program(name: str) -> str:
 
 def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> dict[str, Any]:
     """What a Ray worker needs to know of a trial, as plain data."""
-    plain = all(
-        getattr(trial.config, name) == getattr(plan.base, name)
-        for name in ("dataset", "split", "image_size")
-    )
-    expected = plan.data["fingerprint"] if plan.data and plain else None
+    known = (plan.data or {}).get(images_of(trial.config))
+    expected = known["fingerprint"] if known else None
     return {
         "key": trial.key,
         "config": trial.config.to_dict(),
@@ -278,6 +280,7 @@ class _Session:
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
         }
+        environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         room = min(len(todo), self._settings.max_concurrent or len(todo))
         engine.start(self._settings.address, room, self._cpus, temp_dir, environment)
         self._gpus = self._settings.gpus
@@ -388,22 +391,26 @@ class _Session:
         self._tracker.poke()
 
 
+def images_of(config: Config) -> str:
+    """The name of the images that trials of this data set, split and size share."""
+    return f"{config.dataset}, {config.split}, {config.image_size} pixels"
+
+
 def _with_data(plan: Plan, out: Path, trials: Sequence[Trial]) -> Plan:
-    """The plan with the data's fingerprint, once a trial on the base's images has read them."""
-    if plan.data:
-        return plan
+    """The plan with what is known of each set of images, once a trial has read them."""
+    known = dict(plan.data or {})
     for trial in trials:
-        if trial.config.dataset == plan.base.dataset:
-            try:
-                provenance = run_dir.read_json(
-                    ledger.trial_dir(out, trial.key) / run_dir.PROVENANCE
-                )
-            except run_dir.RunDirError:
-                continue
-            data = (provenance or {}).get("data")
-            if isinstance(data, dict) and "fingerprint" in data:
-                return dataclasses.replace(plan, data=data)
-    return plan
+        name = images_of(trial.config)
+        if name in known:
+            continue
+        try:
+            provenance = run_dir.read_json(ledger.trial_dir(out, trial.key) / run_dir.PROVENANCE)
+        except run_dir.RunDirError:
+            continue
+        data = (provenance or {}).get("data")
+        if isinstance(data, dict) and "fingerprint" in data:
+            known[name] = data
+    return dataclasses.replace(plan, data=known) if known else plan
 
 
 def _touch(file: Path) -> None:
