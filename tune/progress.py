@@ -188,9 +188,13 @@ class Display:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        for name in ("cell", "seeds", "iteration", "accuracy"):
-            table.add_column(name, justify="left" if name in ("cell", "seeds") else "right")
         plain = (getattr(sys.stderr, "encoding", "") or "").lower().replace("-", "") != "utf8"
+        seen = {row.state for _, rows in self._board.by_cell() for row in rows}
+        legend = ", ".join(f"{glyphs[plain]} {s}" for s, glyphs in GLYPHS.items() if s in seen)
+        for name in ("cell", f"seeds ({legend})"):
+            table.add_column(name)
+        for name in ("iteration", "accuracy"):
+            table.add_column(name, justify="right")
         for text, rows in self._board.by_cell():
             seeds = Text()
             for row in rows:
