@@ -180,7 +180,10 @@ def _group(key: str, part: str, trials: list[dict[str, Any]], n_planned: int) ->
     return Group(key, part, settings, variant, sweep, tuple(trials), n_planned)
 
 
-_TEXT = ("variant", "cause", "code", "code_id", "device", "fingerprint", "run_dir", "mlflow_run")
+_TEXT = (
+    *("variant", "cause", "code", "code_id", "device", "fingerprint", "data_notes"),
+    *("run_dir", "mlflow_run"),
+)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ META = (
     "device",
     "fingerprint",
     "n_images",
+    "data_notes",
     "run_dir",
     "mlflow_run",
     "digest",
@@ -46,6 +47,7 @@ META = (
 
 `code_id`: the hash of the modules that can change a number where a trial recorded it, else `code`;
 `run_dir`: relative to the sweep; `undefined`: metrics that were recorded as not a number;
+`data_notes`: what a reader must know of the images;
 `unavailable`: JSON, metric -> why it was not computed; `failures`: how a finished model failed
 (Appendix D); `confirm`: a fresh seed, to confirm a choice that the other seeds led to."""
 

@@ -202,6 +202,7 @@ def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
         "device": provenance.get("device"),
         "fingerprint": data.get("fingerprint"),
         "n_images": data.get("n_images"),
+        "data_notes": "; ".join(data.get("notes") or []) or None,
     }
 
 

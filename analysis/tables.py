@@ -171,9 +171,11 @@ def provenance_line(groups: Sequence[Group]) -> str:
     images = _distinct(trial["n_images"] for trial in done)
     prints = _distinct(trial["fingerprint"] for trial in done)
     code = _distinct(trial["code"] for trial in done)
+    notes = "".join(f" {sentence(note)}" for note in _distinct(t["data_notes"] for t in done))
     return (
         f"{' and '.join(iterations)} iterations; {' and '.join(images) or 'unknown'} images "
         f"(content {' and '.join(prints) or 'unknown'}); code {' and '.join(code) or 'unknown'}."
+        + notes
     )
 
 

@@ -206,7 +206,7 @@ def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> Non
     prior = state.prior
     plots.latent_picture(
         evaluation.z_means.cpu(),
-        torch.zeros(len(state.images)) if clusters is None else clusters.cpu(),
+        torch.zeros(len(state.images), dtype=torch.long) if clusters is None else clusters.cpu(),
         path / "latent.png",
         prior_means=prior.mean.cpu() if prior.has_clusters else None,
         prior_covariances=prior.sampling_std.square().cpu() if prior.has_clusters else None,

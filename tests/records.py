@@ -78,6 +78,7 @@ class SweepBuilder:
         run_id: str | None = None,
         failures: Sequence[str] = (),
         unavailable: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> Path:
         """One run directory; `state` None leaves it without a result."""
         config = self.config(changes, seed)
@@ -85,6 +86,7 @@ class SweepBuilder:
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / "config.json", config.to_dict())
         data = {"dataset": config.dataset, "fingerprint": fingerprint, "n_images": n_images}
+        data |= {"notes": list(notes)}
         write_json(path / "provenance.json", {"code": code, "device": "cpu", "data": data})
         reached = config.iterations if iteration is None else iteration
         rows = [*curve] or ([{"iteration": reached, **metrics}] if metrics else [])

@@ -350,6 +350,14 @@ def test_confirmation_on_fresh_seeds_is_never_averaged_with_the_choice(tmp_path:
     assert result.tables[0].rows[4].cells[2].text == "82.1 ± 1.3"
 
 
+def test_modified_images_are_said_under_the_table(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan([{"prior_lr": 1e-3}], seeds=(0,))
+    note = "cifar10: files differ from the official ones: recompressed"
+    sweep.trial({"prior_lr": 1e-3}, 0, {"acc_majority": 0.5}, notes=[note])
+    lines = " ".join(grid_of(sweep.path).tables[0].lines)
+    assert note[1:] in lines
+
+
 def test_table_2_picks_its_rows_by_settings(tmp_path: Path) -> None:
     changes = [
         {"prior": "normal", "encoder_shares_discriminator": False},

@@ -375,6 +375,15 @@ def test_unlabelled_images_train_without_accuracies(tiny, some_digits, tmp_path)
     assert "n_clusters_used" in found and not any(name.startswith("acc") for name in found)
 
 
+def test_model_under_a_normal_prior_ends_with_pictures_and_without_accuracies(
+    tiny, some_digits, tmp_path
+):
+    list(train(tiny.override(prior="normal"), tmp_path / "r", image_set=some_digits))
+    result = run_dir.read_result(tmp_path / "r")
+    assert result["state"] == "done" and "acc_majority" not in result["metrics"]
+    assert len(list((tmp_path / "r").glob("*.png"))) == 4
+
+
 def test_model_under_a_normal_prior_is_evaluated_without_clusters(tiny, some_digits):
     state = build_state(tiny.override(prior="normal"), some_digits)
     train_step(state)
