@@ -149,7 +149,7 @@ CHANGES = {
     "split": None,  # likewise
     "image_size": None,  # tests/test_networks.py: other shapes
     "n_is_splits": None,  # tests/test_generation_metrics.py
-    "n_generated": None,  # likewise
+    "n_generated": None,  # test_generated_images_are_scored_or_the_reason_is_recorded
     "cpu_threads": None,  # test_threads_are_those_of_the_configuration
     "latent_mode": "copy",
     "upsampling": "nearest",
@@ -235,6 +235,19 @@ def test_saturation_is_named_beyond_its_threshold(tiny, some_digits, tmp_path):
         state = build_state(tiny.override(max_saturation=threshold), some_digits)
         write_result(tmp_path, state, run_dir.DONE, None, {"saturation": 0.2})
         assert run_dir.read_result(tmp_path)["failures"] == names
+
+
+def test_generated_images_are_scored_or_the_reason_is_recorded(
+    tiny, some_digits, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MPCC_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))
+    for n, reason in ((None, "no images were drawn"), (20, "Inception weights missing")):
+        list(train(tiny.override(n_generated=n), tmp_path / str(n), image_set=some_digits))
+        result = run_dir.read_result(tmp_path / str(n))
+        assert set(result["unavailable"]) == {"inception_score", "fid", "kid"}
+        assert reason in result["unavailable"]["fid"]
+        assert ("fid_cnn" in result["metrics"]) == (n is not None)
 
 
 def test_threads_are_those_of_the_configuration(tiny, some_digits, tmp_path):
