@@ -1,0 +1,256 @@
+"""What `tune/ablation.py` and `tune/search.py` share: options, settings, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from mpcc import config as configs
+from mpcc import inception
+from tune import ledger, lock
+from tune.grid import checkpoint_bytes
+from tune.ledger import Plan, Trial
+
+RETRIED = (ledger.FAILED, ledger.DIVERGED)
+
+
+class UsageError(ValueError):
+    """What was asked for makes no sense; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Where trials run and write, and what to do instead."""
+    add = parser.add_argument_group("where").add_argument
+    add("--out", type=Path, metavar="DIR", help="default runs/PRESET, or runs/paper-SCALE")
+    add("--data-dir", type=Path, metavar="DIR", help="the data sets' files ($MPCC_DATA_DIR)")
+    add("--download", action="store_true", help="get the data sets that are missing")
+    add(
+        "--inception-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of pytorch-fid's Inception, for IS, FID and KID ($MPCC_INCEPTION_WEIGHTS)",
+    )
+    add("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the out folder)")
+    add("--address", default="local", metavar="HOST:PORT", help="a Ray cluster, or auto")
+    add("--cpus-per-trial", metavar="X", help="cores of a trial (default: its cpu_threads)")
+    add(
+        "--gpus-per-trial", metavar="X", help="GPU share of a trial (default 0.25 if there are any)"
+    )
+    add("--max-concurrent", metavar="N", help="at most so many trials at a time")
+    add("--checkpoint-seconds", metavar="S", default="60", help="between checkpoints (default 60)")
+
+    add = parser.add_argument_group("instead of running").add_argument
+    add("--dry-run", action="store_true", help="print the cells, trials, keys and sizes, and stop")
+    add("--status", action="store_true", help="print the state of every cell, and stop")
+    add("--sync", action="store_true", help="deliver to MLflow what it lacks, and stop")
+
+
+def answer(
+    name: str,
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """Do what the words of a command line say; the exit code, 2 with one line for a usage error."""
+    try:
+        args = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        if args.dry_run + args.status + args.sync > 1:
+            raise UsageError("--dry-run, --status and --sync exclude each other")
+        return run(args)
+    except (ValueError, OSError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"{name}: {text}", file=sys.stderr)
+        return 2
+
+
+def folder(given: Path) -> tuple[Path, Plan | None]:
+    """The output folder and what it has planned; UsageError where it is a file or not ours."""
+    out = given.expanduser().resolve()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; choose another --out")
+    old = ledger.read_plan(out)
+    if old is None and out.is_dir() and any(p.name != lock.LOCK for p in out.iterdir()):
+        raise UsageError(
+            f"--out {out} holds other files and no {ledger.PLAN}; choose another --out"
+        )
+    return out, old
+
+
+def run(
+    args: argparse.Namespace, out: Path, old: Plan | None, plan: Plan, trials: Sequence[Trial]
+) -> int:
+    """Run what is missing of these trials, or deliver it (--sync); the exit code."""
+    from tune import sweep, tracking
+
+    where = settings(args, out, tracking)
+    if args.sync:
+        return sync(where, plan, tracking)
+    if args.inception_weights is not None:
+        inception.find_weights(args.inception_weights)
+        os.environ[inception.WEIGHTS_VARIABLE] = str(args.inception_weights.resolve())
+    again = retried(args, out, trials)
+    now = sweep.statuses(out, trials)
+    todo = [t for t in trials if t.key in again or now[t.key].state not in ledger.run_dir.ENDED]
+    if not todo and plan == old and tracking.in_step(out, plan, where.uri):
+        sweep.summary(where, trials)
+        return sweep.exit_code(out, trials)
+    if args.download:
+        from mpcc.data_download import download
+
+        for dataset in sorted({trial.config.dataset for trial in todo}):
+            download(dataset, where.data_dir)
+    sweep.preflight(todo, where)
+    held = lock.Lock(out)
+    try:
+        ledger.write_plan(out, plan)
+        for trial in trials:
+            if trial.key in again:
+                ledger.forget(out, trial, again[trial.key])
+        code = sweep.run(plan, trials, where, held)
+    finally:
+        held.release()
+    sweep.summary(where, trials)
+    return code
+
+
+def changes(args: argparse.Namespace) -> dict[str, Any]:
+    """What --variant, --set and --iterations change, by full field names."""
+    changes: dict[str, Any] = {}
+    for text in args.changes:
+        name, value = configs.parse_assignment(text)
+        if name in changes:
+            raise UsageError(f"--set {name} is given twice")
+        changes[name] = value
+    if args.iterations is not None:
+        if "iterations" in changes:
+            raise UsageError("the iterations are given by both --iterations and --set")
+        changes["iterations"] = configs.parse_value("iterations", args.iterations)
+    if "seed" in changes:
+        raise UsageError(f"--set seed: give the seeds as --seeds {changes['seed']},")
+    return (configs.variant(args.variant) if args.variant else {}) | changes
+
+
+def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
+    """Where and how trials run, `tune.sweep.Settings`."""
+    from tune.sweep import Settings
+
+    uri = args.tracking_uri
+    data_dir = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
+    return Settings(
+        out=out,
+        uri=tracking.checked_uri(uri) if uri else tracking.default_uri(out),
+        data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
+        address=args.address,
+        cpus=number("--cpus-per-trial", args.cpus_per_trial, 0.01, 1024),
+        gpus=number("--gpus-per-trial", args.gpus_per_trial, 0, 64),
+        max_concurrent=whole("--max-concurrent", args.max_concurrent, 1, 100_000),
+        checkpoint_seconds=number("--checkpoint-seconds", args.checkpoint_seconds, 0, 1e6) or 0.0,
+    )
+
+
+def retried(args: argparse.Namespace, out: Path, trials: Sequence[Trial]) -> dict[str, str]:
+    """Key -> state of the trials that --retry names."""
+    if args.retry is None:
+        return {}
+    states = [state.strip() for state in args.retry.split(",")]
+    for state in states:
+        if state not in RETRIED:
+            raise UsageError(f"--retry must be failed, diverged or both, got '{args.retry}'")
+    found = {trial.key: ledger.status(out, trial).state for trial in trials}
+    return {key: state for key, state in found.items() if state in states}
+
+
+def sync(settings: Any, plan: Plan, tracking: ModuleType) -> int:
+    """Deliver to MLflow by hand; the exit code."""
+    live = lock.running_keys(settings.out)
+    if lock.lock_owner(settings.out) is not None:
+        raise UsageError(f"{settings.out} is in use: its driver delivers by itself")
+    held = lock.Lock(settings.out)
+    try:
+        sent = tracking.sync(settings.out, settings.uri, plan, live)
+    except Exception as error:
+        print(f"MLflow at {settings.uri}: {tracking.one_line(error)}", file=sys.stderr)
+        return 3
+    finally:
+        held.release()
+    print(f"{sent} trials delivered to {settings.uri}")
+    return 0
+
+
+def print_status(out: Path, trials: Sequence[Trial]) -> int:
+    """Cell by cell: the state of every seed. Exit code 0 only if all are done."""
+    live = lock.running_keys(out)
+    states = []
+    for cell in dict.fromkeys(trial.cell.text for trial in trials):
+        print(cell)
+        for trial in (t for t in trials if t.cell.text == cell):
+            status = ledger.status(out, trial, live)
+            states.append(status.state)
+            accuracy = status.metrics.get("acc_majority")
+            score = f"  accuracy {accuracy:.3f}" if isinstance(accuracy, float) else ""
+            at = f"{status.iteration:>7} of {trial.config.iterations}"
+            cause = f"  {status.cause}" if status.cause else ""
+            print(f"  seed {trial.seed:<3} {trial.key}  {status.state:<8}{at}{score}{cause}")
+    counts = [f"{states.count(state)} {state}" for state in ledger.STATES if state in states]
+    owner = lock.lock_owner(out)
+    driver = f"; driver: process {owner['pid']} on {owner['host']}" if owner else ""
+    print(f"{len(states)} trials: {', '.join(counts)}{driver}")
+    return 0 if set(states) <= {ledger.DONE} else 3
+
+
+def print_dry_run(out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
+    """Every cell, trial and key, what is to run and how large it gets."""
+    from tune.sweep import disk_need, size_text
+
+    live = lock.running_keys(out)
+    print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
+    todo = []
+    for key in dict.fromkeys(trial.cell.key for trial in trials):
+        seeds = [trial for trial in trials if trial.cell.key == key]
+        print(f"cell {key}  {seeds[0].cell.text}")
+        for trial in seeds:
+            state = ledger.status(out, trial, live).state
+            if state not in ledger.run_dir.ENDED:
+                todo.append(trial)
+            print(f"  trial {trial.key}  seed {trial.seed}  {state}")
+    n_cells = len({trial.cell.key for trial in trials})
+    print(f"{n_cells} cells, {len(trials)} trials, {len(todo)} to run")
+    if todo:
+        largest = max(checkpoint_bytes(trial.config) for trial in todo)
+        print(
+            f"about {size_text(largest)} per checkpoint, {size_text(disk_need(todo))} on the disk"
+        )
+    return 0
+
+
+def number(option: str, text: str | None, low: float, high: float) -> float | None:
+    """The number given for an option, None where it was not given; UsageError out of range."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise UsageError(f"{option} must be between {low:g} and {high:g}, got '{text}'")
+    return value
+
+
+def whole(option: str, text: str | None, low: int, high: int) -> int | None:
+    """The same, for a whole number."""
+    value = number(option, text, low, high)
+    if value is not None and value != int(value):
+        raise UsageError(f"{option} must be a whole number, got '{text}'")
+    return None if value is None else int(value)
