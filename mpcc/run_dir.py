@@ -4,6 +4,7 @@
     provenance.json  code version, libraries, machine, device, data fingerprint
     metrics.jsonl    one line per evaluation
     checkpoint.pt    the state of training; checkpoint-previous.pt is the one before
+    continues.json   after how many iterations it once ended, where it was told to go on
     result.json      how it ended: done, diverged or failed; absent while it has not
     *.png            pictures
 
@@ -28,6 +29,7 @@ PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
+CONTINUES = "continues.json"
 RESULT = "result.json"
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"
@@ -98,6 +100,17 @@ def read_result(path: Path) -> dict[str, Any] | None:
             f"{Path(path) / RESULT} has no state that is known; delete it to run again"
         )
     return result
+
+
+def earlier_iterations(path: Path) -> list[int]:
+    """After how many iterations this training has ended before it was told to go on."""
+    try:
+        found = (read_json(Path(path) / CONTINUES) or {}).get("iterations")
+        return [int(n) for n in found or ()]
+    except (ValueError, TypeError):
+        raise RunDirError(
+            f"{Path(path) / CONTINUES} is damaged; delete the run directory to start over"
+        ) from None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -172,10 +172,12 @@ def write_checkpoint(path: Path, state: TrainState) -> None:
 def restore(state: TrainState, path: Path) -> None:
     """Go on from the newest intact checkpoint; from the start, loudly, where none is intact."""
     payloads, problems = run_dir.read_checkpoints(path)
+    shorter = [state.config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
+    keys = {config.trial_key for config in (state.config, *shorter)}
     for payload in payloads:
         try:
             content = torch.load(io.BytesIO(payload), map_location=state.device, weights_only=True)
-            if content["trial_key"] != state.config.trial_key:
+            if content["trial_key"] not in keys:
                 problems.append(f"a checkpoint in {path} belongs to another trial")
                 continue
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:

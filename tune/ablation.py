@@ -15,7 +15,7 @@ if str(ROOT) not in sys.path:
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
-from tune import command, grid, ledger, paper  # noqa: E402
+from tune import command, continuation, grid, ledger, paper  # noqa: E402
 from tune.command import UsageError  # noqa: E402
 from tune.grid import Cell  # noqa: E402
 from tune.ledger import Plan, Trial  # noqa: E402
@@ -35,6 +35,7 @@ examples:
   python tune/ablation.py --status                         how far it is
   python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
   python tune/ablation.py --retry failed,diverged          run these again
+  python tune/ablation.py --iterations 3000 --continue-training     all of them go on to more
 
 Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
 Exit codes: 0 every trial is done; 2 a usage error; 3 not every trial is done; 130, 143 stopped by
@@ -95,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         help="change one base setting; may be repeated",
     )
     add("--iterations", metavar="N", help="iterations of every trial (default: the preset's)")
+    add(
+        "--continue-training",
+        action="store_true",
+        help="with a larger --iterations: go on from the last checkpoints of a folder's trials",
+    )
     add("--only", action="append", default=[], metavar="CELL", help="only cells like esteps=4")
     add("--skip", action="append", default=[], metavar="CELL", help="all cells but these")
     add(
@@ -146,9 +152,11 @@ def _planned(
 ) -> tuple[Plan, list[Trial]]:
     """The plan with what is asked for, and the trials of this command."""
     base = _base(args, preset)
+    if args.continue_training:
+        old = _lengthened(args, out, old)
     if old is not None:
         if not (args.grid or args.table or args.preset or args.variant or args.changes) and (
-            args.iterations is None
+            args.iterations is None or args.continue_training
         ):
             base = old.base
         ledger.check_same_base(out, old, base)
@@ -188,6 +196,15 @@ def _planned(
     if len(trials) > grid.MAX_TRIALS:
         raise UsageError(f"{len(trials):,} trials; at most {grid.MAX_TRIALS:,} are allowed")
     return plan, trials
+
+
+def _lengthened(args: argparse.Namespace, out: Path, old: Plan | None) -> Plan:
+    """The folder's plan at more iterations."""
+    if args.iterations is None or old is None:
+        raise UsageError(
+            "--continue-training takes a folder whose trials have run, and --iterations N"
+        )
+    return continuation.lengthen(old, configs.parse_value("iterations", args.iterations))
 
 
 def _confirmed(

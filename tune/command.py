@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from mpcc import config as configs
 from mpcc import inception
-from tune import ledger, lock
+from tune import continuation, ledger, lock
 from tune.grid import checkpoint_bytes
 from tune.ledger import Plan, Trial
 
@@ -92,7 +92,7 @@ def run(
     args: argparse.Namespace, out: Path, old: Plan | None, plan: Plan, trials: Sequence[Trial]
 ) -> int:
     """Run what is missing of these trials, or deliver it (--sync); the exit code."""
-    from tune import sweep, tracking
+    from tune import preflight, sweep, tracking
 
     where = settings(args, out, tracking)
     if args.sync:
@@ -111,7 +111,12 @@ def run(
 
         for dataset in sorted({trial.config.dataset for trial in todo}):
             download(dataset, where.data_dir)
-    sweep.preflight(todo, where)
+    preflight.check(todo, out, where.data_dir)
+    _check_memory(todo, where)
+    begun = any(status.state != ledger.PLANNED for status in now.values())
+    problem = preflight.check_tracking(where.uri, out, plan.preset, begun=begun)
+    if problem:
+        print(f"MLflow does not answer ({problem}); training goes on", file=sys.stderr)
     held = lock.Lock(out)
     try:
         ledger.write_plan(out, plan)
@@ -123,6 +128,17 @@ def run(
         held.release()
     sweep.summary(where, trials)
     return code
+
+
+def _check_memory(todo: Sequence[Trial], where: Any) -> None:
+    """PreflightError where this machine's memory is too small for the trials that fit its cores."""
+    from tune import preflight
+
+    if where.address != "local" or Path("/proc/driver/nvidia").exists():
+        return
+    cores = where.cpus or max((trial.config.cpu_threads for trial in todo), default=1)
+    at_once = max(1, int(len(os.sched_getaffinity(0)) / cores))
+    preflight.check_memory(todo, min(at_once, where.max_concurrent or at_once))
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -212,7 +228,7 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
 
 def print_dry_run(out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
     """Every cell, trial and key, what is to run and how large it gets."""
-    from tune.sweep import disk_need, size_text
+    from tune.preflight import disk_need, size_text
 
     live = lock.running_keys(out)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
@@ -224,7 +240,9 @@ def print_dry_run(out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
             state = ledger.status(out, trial, live).state
             if state not in ledger.run_dir.ENDED:
                 todo.append(trial)
-            print(f"  trial {trial.key}  seed {trial.seed}  {state}")
+            shorter = continuation.goes_on_from(out, plan, trial)
+            before = f", goes on from {shorter} iterations" if shorter else ""
+            print(f"  trial {trial.key}  seed {trial.seed}  {state}{before}")
     n_cells = len({trial.cell.key for trial in trials})
     print(f"{n_cells} cells, {len(trials)} trials, {len(todo)} to run")
     if todo:

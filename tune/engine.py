@@ -32,6 +32,7 @@ for _name, _value in QUIET.items():
 import ray  # noqa: E402
 from ray import cloudpickle, tune  # noqa: E402
 from ray.tune import Callback  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import TrialRunner, cause_of, is_out_of_memory  # noqa: E402
@@ -42,6 +43,8 @@ checkpoint."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Hardly used; Ray's default takes a third of the memory."""
+
+PROBE_SECONDS = 60.0
 
 TEMP_PREFIX = "mpcc-ray-"
 
@@ -116,6 +119,27 @@ def start(
 def n_gpus() -> float:
     """GPUs that Ray has."""
     return float(ray.cluster_resources().get("GPU", 0))
+
+
+def on_every_node(probe: Callable[[str], str | None], argument: str) -> dict[str, str]:
+    """Call `probe(argument)` on every machine; node's address -> what it says, where it does."""
+    remote = ray.remote(num_cpus=0)(probe)
+    said: dict[str, str] = {}
+    calls = {
+        node["NodeManagerAddress"]: remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(argument)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for address, call in calls.items():
+        try:
+            answer = ray.get(call, timeout=PROBE_SECONDS)
+        except ray.exceptions.RayError as error:  # a timeout is one of them
+            answer = " ".join(str(error).split())[:200] or type(error).__name__
+        if answer is not None:
+            said[address] = answer
+    return said
 
 
 def fit(

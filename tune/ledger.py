@@ -81,6 +81,8 @@ class Plan:
     code: str
     code_files: Mapping[str, str]
     data: Mapping[str, Any] | None = None
+    earlier_iterations: tuple[int, ...] = ()
+    """Iterations that were planned before the training was told to go on."""
 
     def grow(self, cells: Iterable[Cell], seeds: Iterable[int], grid: str) -> Plan:
         """This plan and these cells with these seeds; what was planned before stays."""
@@ -129,6 +131,8 @@ class Plan:
             "code": self.code,
             "code_files": dict(self.code_files),
         }
+        if self.earlier_iterations:
+            values["earlier_iterations"] = list(self.earlier_iterations)
         return values | ({"data": dict(self.data)} if self.data else {})
 
 
@@ -184,9 +188,11 @@ def check_same_base(out: Path, plan: Plan, base: Config) -> None:
             f"{SHORT.get(name, name)}={value_text(was[name])}, now {value_text(now[name])}"
             for name in differing
         )
+        longer = differing == ["iterations"] and now["iterations"] > was["iterations"]
+        more = "go on to more iterations with --continue-training, " if longer else ""
         raise LedgerError(
             f"{out} was written under other base settings: {text}; "
-            "give the same settings or choose another --out"
+            f"{more}give the same settings or choose another --out"
         )
 
 
@@ -307,6 +313,7 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         str(values.get("code", "unknown")),
         dict(values.get("code_files", {})),
         values.get("data"),
+        tuple(int(n) for n in values.get("earlier_iterations", ())),
     )
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from mpcc import data_files, run_dir
+from mpcc import run_dir
 from mpcc.config import Config
-from tune import ledger, tracking
-from tune.grid import checkpoint_bytes, cost
+from tune import continuation, ledger, preflight, tracking
+from tune.grid import cost
 from tune.ledger import Plan, Status, Trial
 from tune.lock import Lock
 from tune.progress import Board, Display
@@ -35,12 +35,6 @@ STOP = "driver.stop"
 STOP_SECONDS = 12.0
 """How long trials have to write their checkpoints after a signal."""
 DELIVERY_SECONDS = 60.0
-OTHER_BYTES = 2**20
-"""Pictures, metrics and MLflow's copies of one trial."""
-
-
-class SweepError(ValueError):
-    """Something that must be put right before the sweep can start; the message is one line."""
 
 
 PASSED_ON = ("MPCC_CACHE_DIR", "MPCC_INCEPTION_WEIGHTS")
@@ -81,41 +75,6 @@ class Signals:
         self.number = number
 
 
-def preflight(todo: Sequence[Trial], settings: Settings) -> None:
-    """SweepError, or the data's own error, for what would stop the sweep: data, room, rights."""
-    if settings.data_dir is not None and not settings.data_dir.is_dir():
-        raise SweepError(f"--data-dir {settings.data_dir} is no folder")
-    for trial in todo:
-        run_dir.refuse_foreign_checkpoints(ledger.trial_dir(settings.out, trial.key))
-    for dataset in sorted({trial.config.dataset for trial in todo}):
-        data_files.check_available(dataset, settings.data_dir)
-    there = settings.out
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise SweepError(f"{there} cannot be written to; choose another --out")
-    need, free = disk_need(todo), shutil.disk_usage(there).free
-    if need > free:
-        raise SweepError(
-            f"{len(todo)} trials need about {size_text(need)} on the disk of {settings.out}, "
-            f"{size_text(free)} are free; make room or choose another --out"
-        )
-
-
-def disk_need(todo: Sequence[Trial]) -> int:
-    """About how much room these trials take: two checkpoints each while they run, and pictures."""
-    return sum(2 * checkpoint_bytes(trial.config) + OTHER_BYTES for trial in todo)
-
-
-def size_text(n_bytes: float) -> str:
-    """`3.1 MB`, `14 GB`."""
-    for unit in ("kB", "MB", "GB"):
-        n_bytes /= 1000
-        if n_bytes < 1000:
-            return f"{n_bytes:.2g} {unit}" if n_bytes < 100 else f"{n_bytes:.0f} {unit}"
-    return f"{n_bytes / 1000:.3g} TB"
-
-
 def statuses(out: Path, trials: Sequence[Trial], live: Collection[str] = ()) -> dict[str, Status]:
     """What has become of each trial, by key."""
     return {trial.key: ledger.status(out, trial, live) for trial in trials}
@@ -138,6 +97,7 @@ def run(plan: Plan, trials: Sequence[Trial], settings: Settings, lock: Lock) -> 
     signals = Signals()
     signals.install()
     for trial in trials:
+        continuation.take_over(settings.out, plan, trial)
         mended = ledger.mend(settings.out, trial)
         if mended:
             print(mended, file=sys.stderr)
@@ -256,6 +216,7 @@ class _Session:
             temp_dir = engine.make_temp_dir()
             try:
                 self._start(engine, temp_dir, todo)
+                self._check_nodes(engine)
                 self._signals.engine = engine
                 self._signals.install()  # Ray has put its own handler for SIGTERM in place.
                 whole = self._rounds(engine, temp_dir, todo, display)
@@ -286,6 +247,18 @@ class _Session:
         self._gpus = self._settings.gpus
         if self._gpus is None:
             self._gpus = 0.25 if engine.n_gpus() else 0.0
+
+    def _check_nodes(self, engine: ModuleType) -> None:
+        """PreflightError that names each machine of a cluster that cannot write to the folder."""
+        if self._settings.address == "local":
+            return
+        problems = engine.on_every_node(preflight.write_probe, str(self._settings.out))
+        if problems:
+            engine.shutdown()
+            text = "; ".join(f"{node}: {problem}" for node, problem in problems.items())
+            raise preflight.PreflightError(
+                f"{self._settings.out} must be a folder that all machines share, but {text}"
+            )
 
     def _rounds(
         self, engine: ModuleType, temp_dir: Path, todo: list[Trial], display: Display

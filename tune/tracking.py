@@ -122,19 +122,8 @@ class Delivery:
     def _open(self, plan: Plan) -> None:
         """Connect, make data base and experiment where missing, and list the sweep's runs."""
         if self._client is None:
-            client, name = _client(self.uri), f"mpcc-{plan.preset}"
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                location = None
-                if not self.uri.startswith("http"):
-                    location = (self.out.resolve() / ARTIFACTS / name).as_uri()
-                self._experiment = client.create_experiment(
-                    name, artifact_location=location, tags=EXPERIMENT_TAGS
-                )
-            else:
-                if experiment.lifecycle_stage == "deleted":
-                    client.restore_experiment(experiment.experiment_id)
-                self._experiment = experiment.experiment_id
+            client = _client(self.uri)
+            self._experiment = _open_experiment(client, self.uri, self.out, plan.preset)
             self._client = client
         if self._runs is None:
             self._runs = self._find_runs(plan)
@@ -336,6 +325,28 @@ def one_line(error: BaseException) -> str:
     """The first line of an error that says something, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def write_probe(uri: str, out: Path, preset: str) -> None:
+    """Write to MLflow what the sweep writes first, its experiment; raises what MLflow raises."""
+    client = _client(uri)
+    experiment = _open_experiment(client, uri, out, preset)
+    for name, value in EXPERIMENT_TAGS.items():
+        client.set_experiment_tag(experiment, name, value)
+
+
+def _open_experiment(client: Any, uri: str, out: Path, preset: str) -> str:
+    """The id of the preset's experiment, made where it is missing."""
+    name = f"mpcc-{preset}"
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None
+        if not uri.startswith("http"):
+            location = (out.resolve() / ARTIFACTS / name).as_uri()
+        return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
