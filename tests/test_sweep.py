@@ -20,50 +20,32 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fault_tools import Sweep, cut_power, wait_for
 from mpcc import data_files, run_dir
 from mpcc.config import PRESETS
 from tune import ledger, sweep
 from tune.grid import cells, parse_grid
 from tune.ledger import Status, Trial
 
-ROOT = Path(sweep.__file__).resolve().parents[1]
 COMMON = ["--preset", "tiny", "--iterations", "60", "--set", "eval_every=20"]
 SMALL = [*COMMON, "--grid", "esteps=1,2", "--seeds", "2", "--checkpoint-seconds", "0"]
 LARGE = [*COMMON, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-seconds", "0"]
 TIMEOUT = 240
 
 
-def command(out: Path, *argv: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tune" / "ablation.py"), "--out", str(out), *argv]
-
-
 def launch(out: Path, *argv: str) -> "subprocess.Popen[str]":
-    # Not from the repository: the command must work from any folder.
-    return subprocess.Popen(
-        command(out, *argv),
-        cwd=out.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return Sweep(out, argv).start()
 
 
 def results(out: Path) -> dict[str, tuple[int, dict[str, Any]]]:
     """Trial key -> time of writing and content of its result."""
-    found = {}
-    for file in sorted(out.glob("trials/*/result.json")):
-        found[file.parent.name] = (file.stat().st_mtime_ns, json.loads(file.read_text()))
-    return found
+    return Sweep(out, ()).results()
 
 
 def wait(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            out, err = process.communicate()
-            pytest.fail(f"the sweep ended early ({process.returncode}):\n{out}\n{err}")
-        time.sleep(0.01)
+    if not wait_for(process, condition):
+        out, err = process.communicate()
+        pytest.fail(f"the sweep ended early ({process.returncode}):\n{out}\n{err}")
 
 
 def unfinished(out: Path, n_evaluations: int = 1) -> list[Path]:
@@ -74,30 +56,6 @@ def unfinished(out: Path, n_evaluations: int = 1) -> list[Path]:
         if not (file.parent / run_dir.RESULT).exists()
         and len(run_dir.read_metrics(file.parent)) <= n_evaluations
     ]
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes that this one has started, and those that these have."""
-    children = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                continue
-            if parent == pid:
-                children.append(int(entry.name))
-    return children + [below for child in children for below in descendants(child)]
-
-
-def cut_power(process: "subprocess.Popen[str]") -> None:
-    """End the driver and all that it has started at one blow."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    process.communicate()
 
 
 @dataclass
@@ -242,7 +200,7 @@ def test_a_finished_sweep_starts_nothing_and_answers_at_once(story: Story) -> No
     )
     begun = time.monotonic()
     again = subprocess.run(
-        [sys.executable, "-c", program, *command(story.out, *LARGE)[1:]],
+        [sys.executable, "-c", program, *Sweep(story.out, tuple(LARGE)).command()[1:]],
         capture_output=True,
         text=True,
     )

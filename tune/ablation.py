@@ -31,6 +31,7 @@ examples:
   python tune/ablation.py --table 2 --scale laptop --data-dir DIR
   python tune/ablation.py --table 4 --only dataset=mnist --data-dir DIR
   python tune/ablation.py --grid esteps,eta_p --dry-run    what would run, and how large it gets
+  python tune/ablation.py --grid esteps,eta_p --pilot      and how long it would take
   python tune/ablation.py                                  go on with what is planned
   python tune/ablation.py --status                         how far it is
   python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
@@ -127,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.status:
         return command.print_status(out, trials)
     if args.dry_run:
-        return command.print_dry_run(out, plan, trials)
+        return command.print_dry_run(args, out, plan, trials)
     return command.run(args, out, old, plan, trials)
 
 

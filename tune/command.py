@@ -53,6 +53,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("instead of running").add_argument
     add("--dry-run", action="store_true", help="print the cells, trials, keys and sizes, and stop")
+    add(
+        "--pilot",
+        action="store_true",
+        help="a dry run that measures a few iterations, to say how long the sweep will take",
+    )
     add("--status", action="store_true", help="print the state of every cell, and stop")
     add("--sync", action="store_true", help="deliver to MLflow what it lacks, and stop")
 
@@ -66,8 +71,9 @@ def answer(
     """Do what the words of a command line say; the exit code, 2 with one line for a usage error."""
     try:
         args = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        args.dry_run = args.dry_run or args.pilot
         if args.dry_run + args.status + args.sync > 1:
-            raise UsageError("--dry-run, --status and --sync exclude each other")
+            raise UsageError("--dry-run or --pilot, --status and --sync exclude each other")
         return run(args)
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -131,14 +137,12 @@ def run(
 
 
 def _check_memory(todo: Sequence[Trial], where: Any) -> None:
-    """PreflightError where this machine's memory is too small for the trials that fit its cores."""
+    """PreflightError where this machine's memory is too small for the trials side by side."""
     from tune import preflight
 
-    if where.address != "local" or Path("/proc/driver/nvidia").exists():
-        return
-    cores = where.cpus or max((trial.config.cpu_threads for trial in todo), default=1)
-    at_once = max(1, int(len(os.sched_getaffinity(0)) / cores))
-    preflight.check_memory(todo, min(at_once, where.max_concurrent or at_once))
+    n_at_once = trials_at_once(todo, where) if todo else None
+    if n_at_once and where.address == "local" and not Path("/proc/driver/nvidia").exists():
+        preflight.check_memory(todo, n_at_once)
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -226,23 +230,24 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
     return 0 if set(states) <= {ledger.DONE} else 3
 
 
-def print_dry_run(out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
-    """Every cell, trial and key, what is to run and how large it gets."""
+def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
+    """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
     from tune.preflight import disk_need, size_text
 
     live = lock.running_keys(out)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
-    todo = []
+    todo, reached = [], {}
     for key in dict.fromkeys(trial.cell.key for trial in trials):
         seeds = [trial for trial in trials if trial.cell.key == key]
         print(f"cell {key}  {seeds[0].cell.text}")
         for trial in seeds:
-            state = ledger.status(out, trial, live).state
-            if state not in ledger.run_dir.ENDED:
-                todo.append(trial)
+            status = ledger.status(out, trial, live)
             shorter = continuation.goes_on_from(out, plan, trial)
+            if status.state not in ledger.run_dir.ENDED:
+                todo.append(trial)
+                reached[trial.key] = shorter or status.iteration
             before = f", goes on from {shorter} iterations" if shorter else ""
-            print(f"  trial {trial.key}  seed {trial.seed}  {state}{before}")
+            print(f"  trial {trial.key}  seed {trial.seed}  {status.state}{before}")
     n_cells = len({trial.cell.key for trial in trials})
     print(f"{n_cells} cells, {len(trials)} trials, {len(todo)} to run")
     if todo:
@@ -250,7 +255,47 @@ def print_dry_run(out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
         print(
             f"about {size_text(largest)} per checkpoint, {size_text(disk_need(todo))} on the disk"
         )
+        print(_time_text(args, out, todo, reached))
     return 0
+
+
+def _time_text(
+    args: argparse.Namespace, out: Path, todo: Sequence[Trial], reached: dict[str, int]
+) -> str:
+    """How long these trials will take, from a pilot or from records; or how to find out."""
+    from tune import estimate, preflight, tracking
+
+    where = settings(args, out, tracking)
+    n_at_once = trials_at_once(todo, where)
+    if args.pilot:
+        preflight.check(todo, out, where.data_dir)
+        paces = estimate.by_pilot(todo, n_at_once or 1, where.data_dir, where.gpus)
+        source = "a pilot"
+    else:
+        folders = [out, *sorted(p.parent for p in out.parent.glob(f"*/{ledger.PLAN}"))]
+        paces = estimate.from_records(dict.fromkeys(folders))
+        source = "earlier trials on this machine"
+    share = where.gpus or where.cpus or todo[0].config.cpu_threads
+    found = estimate.estimate(todo, reached, paces, n_at_once, share, source)
+    if found is None:
+        return "time: not known without records of such trials on this machine; --pilot measures it"
+    beside = f", {n_at_once} at a time" if n_at_once else ""
+    return f"time: {found.text}{beside}"
+
+
+def trials_at_once(todo: Sequence[Trial], where: Any) -> int | None:
+    """How many of these trials run side by side; None where only a cluster knows."""
+    from tune.sweep import DEFAULT_GPU_SHARE
+
+    if where.address != "local":
+        return int(where.max_concurrent) if where.max_concurrent else None
+    if Path("/proc/driver/nvidia").exists() and where.gpus != 0:
+        n_gpus = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+        room = int(n_gpus / (where.gpus or DEFAULT_GPU_SHARE))
+    else:
+        cores = where.cpus or max(trial.config.cpu_threads for trial in todo)
+        room = int(len(os.sched_getaffinity(0)) / cores)
+    return max(1, min(room, len(todo), where.max_concurrent or room))
 
 
 def number(option: str, text: str | None, low: float, high: float) -> float | None:

@@ -35,6 +35,8 @@ STOP = "driver.stop"
 STOP_SECONDS = 12.0
 """How long trials have to write their checkpoints after a signal."""
 DELIVERY_SECONDS = 60.0
+DEFAULT_GPU_SHARE = 0.25
+"""Of a GPU, for one trial."""
 
 
 PASSED_ON = ("MPCC_CACHE_DIR", "MPCC_INCEPTION_WEIGHTS")
@@ -246,7 +248,7 @@ class _Session:
         engine.start(self._settings.address, room, self._cpus, temp_dir, environment)
         self._gpus = self._settings.gpus
         if self._gpus is None:
-            self._gpus = 0.25 if engine.n_gpus() else 0.0
+            self._gpus = DEFAULT_GPU_SHARE if engine.n_gpus() else 0.0
 
     def _check_nodes(self, engine: ModuleType) -> None:
         """PreflightError that names each machine of a cluster that cannot write to the folder."""

@@ -1,0 +1,198 @@
+"""Sweeps to be disturbed: start one, find its processes, read what it left, compare two of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 300.0
+STORED = ("trial_key", "state", "iteration", "metrics", "weights_sha256")
+"""What of a result must not depend on what happened on the way to it."""
+
+
+class SweepFailed(RuntimeError):
+    """A sweep ended otherwise than it should, with what it printed."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One command line and its output folder."""
+
+    out: Path
+    argv: tuple[str, ...]
+
+    def command(self, *more: str) -> list[str]:
+        program = str(ROOT / "tune" / "ablation.py")
+        return [sys.executable, program, "--out", str(self.out), *self.argv, *more]
+
+    def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """The sweep as a process of its own; not from the repository: any folder must do."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            self.command(),
+            cwd=self.out.parent,
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, expected: int = 0, environment: Mapping[str, str] | None = None) -> str:
+        """Run it to its end and return what it printed; SweepFailed for another exit code."""
+        return finish(self.start(environment), expected)
+
+    def results(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        """Trial key -> time of writing and content of each result that can be read."""
+        found = {}
+        for file in sorted(self.out.glob("trials/*/result.json")):
+            try:
+                found[file.parent.name] = (file.stat().st_mtime_ns, json.loads(file.read_text()))
+            except (ValueError, OSError):
+                continue
+        return found
+
+    def checkpointed(self) -> list[Path]:
+        """Run directories with a checkpoint and no result."""
+        return [
+            file.parent
+            for file in sorted(self.out.glob("trials/*/checkpoint.pt"))
+            if not (file.parent / "result.json").exists()
+        ]
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        """Trial key -> what its result says, but for times."""
+        return {
+            key: {name: result.get(name) for name in STORED}
+            for key, (_, result) in self.results().items()
+        }
+
+    def evaluations(self) -> dict[str, list[dict[str, Any]]]:
+        """Trial key -> its evaluations, but for times."""
+        rows = {}
+        for file in sorted(self.out.glob("trials/*/metrics.jsonl")):
+            read = [json.loads(line) for line in file.read_text().splitlines()]
+            rows[file.parent.name] = [{k: v for k, v in r.items() if k != "seconds"} for r in read]
+        return rows
+
+    def tables(self) -> dict[str, str]:
+        """File name -> content of the tables that are made of it now, but for times and run ids."""
+        folder = self.out.parent / f"tables-{self.out.name}"
+        program = str(ROOT / "analysis" / "make_tables.py")
+        words = ["--runs", str(self.out), "--table", "grid", "--format", "md,csv", "--no-pictures"]
+        made = subprocess.run(
+            [sys.executable, program, *words, "--out", str(folder)], capture_output=True, text=True
+        )
+        if made.returncode != 0:
+            raise SweepFailed(f"make_tables ended with {made.returncode}: {made.stderr}")
+        # Provenance names MLflow's runs and the trials' file: those are each sweep's own.
+        return {
+            file.name: _without(file.read_text(), ("seconds_train", "mlflow_run"))
+            for file in sorted(folder.glob("*.*"))
+            if not file.name.endswith("provenance.json")
+        }
+
+
+def _without(text: str, columns: Sequence[str]) -> str:
+    """A CSV text without these columns; any other text as it is."""
+    head = text.partition("\n")[0].split(",")
+    drop = [head.index(name) for name in columns if name in head]
+    if not drop:
+        return text
+    rows = [[v for i, v in enumerate(row) if i not in drop] for row in csv.reader(text.split("\n"))]
+    return "\n".join(",".join(row) for row in rows)
+
+
+def finish(process: subprocess.Popen[str], expected: int | None = 0) -> str:
+    """Wait for the end and return what was printed; SweepFailed for another exit code."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        cut_power(process)
+        raise SweepFailed(f"no end within {TIMEOUT:.0f} s") from None
+    if "Traceback" in err or (expected is not None and process.returncode != expected):
+        raise SweepFailed(f"exit code {process.returncode}, expected {expected}:\n{out}\n{err}")
+    return out + err
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], Any]) -> bool:
+    """Wait until the condition holds; False where the process ends before."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        if process.poll() is not None:
+            return False
+        if time.monotonic() > end:
+            cut_power(process)
+            raise SweepFailed(f"nothing to disturb within {TIMEOUT:.0f} s")
+        time.sleep(0.01)
+    return True
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that this one has started, and those that these have."""
+    children = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            if parent == pid:
+                children.append(int(entry.name))
+    return children + [below for child in children for below in descendants(child)]
+
+
+def cut_power(process: subprocess.Popen[str]) -> None:
+    """End the driver and all that it has started at one blow."""
+    kill([process.pid, *descendants(process.pid)])
+    process.communicate()
+
+
+def kill(pids: Sequence[int]) -> int:
+    """SIGKILL for these processes; how many there still were."""
+    killed = 0
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+        except ProcessLookupError:
+            pass
+    return killed
+
+
+def processes(driver: int, name: str) -> list[int]:
+    """Processes under this driver whose command line begins with, or whose program is, `name`."""
+    found = []
+    for pid in descendants(driver):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        first = words[0].decode(errors="replace")
+        if first.startswith(name) or Path(first).name == name:
+            found.append(pid)
+    return found
+
+
+def mlflow_runs(database: Path) -> list[tuple[str | None, str, int, int]]:
+    """Per active run: trial key (None for the sweep's own), status, rows of accuracy, steps."""
+    query = (
+        "select t.value, r.status, count(m.step), count(distinct m.step) from runs r "
+        "left join tags t on t.run_uuid = r.run_uuid and t.key = 'trial_key' "
+        "left join metrics m on m.run_uuid = r.run_uuid and m.key = 'acc_majority' "
+        "where r.lifecycle_stage = 'active' group by r.run_uuid"
+    )
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(query).fetchall()

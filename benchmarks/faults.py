@@ -1,0 +1,478 @@
+"""Every fault that a sweep must survive, for real: kills, full disks, dead servers, torn files.
+
+    python benchmarks/faults.py                    all of them, as often as stated (about an hour)
+    python benchmarks/faults.py --only sigint      some of them, by the beginning of their names
+    python benchmarks/faults.py --times 1          each once
+
+After each fault the same command runs again until every trial is done. Then: no trial lost (each
+has the result, the weights and the evaluations of an undisturbed sweep), none run twice (a result
+is never written again), MLflow with one finished run for each trial, the tables byte for byte those
+of the undisturbed sweep. Exit code 1 where anything else is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import platform
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.fault_tools import (  # noqa: E402
+    Sweep,
+    SweepFailed,
+    finish,
+    kill,
+    mlflow_runs,
+    processes,
+    wait_for,
+)
+
+INJECTION = ROOT / "benchmarks" / "injection"
+EVALUATIONS = 3
+SETTINGS = ("--preset", "tiny", "--iterations", "120", "--set", "eval_every=40")
+ARGV = (*SETTINGS, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-seconds", "0")
+HEADER = b"mpcc checkpoint 1\n"
+SIGNAL_SECONDS = 20.0
+
+
+@dataclass
+class Outcome:
+    """What one kind of fault has done, over all tries."""
+
+    tried: int = 0
+    lost: int = 0
+    twice: int = 0
+    other_tables: int = 0
+    other_mlflow: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        return not (self.lost or self.twice or self.other_tables or self.other_mlflow or self.notes)
+
+
+class Lab:
+    """An undisturbed sweep to compare with, and folders for the others."""
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.reference = Sweep(folder / "undisturbed", ARGV)
+        begun = time.monotonic()
+        self.reference.run()
+        self.seconds = time.monotonic() - begun
+        self.tables = self.reference.tables()
+        self.keys = sorted(self.reference.results())
+        self._count = 0
+
+    def sweep(self, *more: str, parent: Path | None = None) -> Sweep:
+        """A sweep of its own, with an empty folder."""
+        self._count += 1
+        return Sweep((parent or self.folder) / f"sweep-{self._count}", (*ARGV, *more))
+
+    def moment(self) -> float:
+        """Seconds from the start of a sweep, anywhere in its course."""
+        return self.random.uniform(0.0, self.seconds)
+
+    def go_on(
+        self, sweep: Sweep, outcome: Outcome, database: Path | None = None, runs: int = 1
+    ) -> None:
+        """Run the command again until all is done, and hold it against the undisturbed sweep."""
+        for _ in range(runs):
+            before = sweep.results()
+            sweep.run()
+            self.count_repeats(sweep, before, outcome)
+        self.compare(sweep, outcome, database)
+
+    @staticmethod
+    def count_repeats(sweep: Sweep, before: dict[str, Any], outcome: Outcome) -> None:
+        after = sweep.results()
+        outcome.twice += sum(after.get(key) != before[key] for key in before)
+
+    def compare(self, sweep: Sweep, outcome: Outcome, database: Path | None = None) -> None:
+        stored, evaluations = sweep.stored(), sweep.evaluations()
+        expected, rows = self.reference.stored(), self.reference.evaluations()
+        outcome.lost += sum(
+            stored.get(key) != expected[key] or evaluations.get(key) != rows[key]
+            for key in self.keys
+        )
+        outcome.other_tables += sweep.tables() != self.tables
+        runs = sorted(mlflow_runs(database or sweep.out / "mlflow.db"), key=str)
+        wanted = [(key, "FINISHED", EVALUATIONS, EVALUATIONS) for key in self.keys]
+        outcome.other_mlflow += runs != sorted([*wanted, (None, "FINISHED", 0, 0)], key=str)
+
+
+def sigkill_of_the_driver(lab: Lab, outcome: Outcome) -> None:
+    sweep = lab.sweep()
+    process = sweep.start()
+    time.sleep(lab.moment())
+    process.kill()
+    process.communicate()
+    lab.go_on(sweep, outcome)
+
+
+def sigkill_of_a_trial(lab: Lab, outcome: Outcome) -> None:
+    """The sweep mends that by itself; the second run finds nothing to do."""
+    sweep = lab.sweep()
+    process = sweep.start()
+    if not wait_for(process, lambda: processes(process.pid, "ray::TrialRunner")):
+        outcome.notes.append("the sweep ended before a trial began")
+    time.sleep(lab.random.uniform(0.0, lab.seconds / 2))
+    alive = processes(process.pid, "ray::TrialRunner")
+    kill(alive[:1])
+    finish(process)
+    lab.go_on(sweep, outcome)
+
+
+def sigkill_of_the_raylet(lab: Lab, outcome: Outcome) -> None:
+    sweep = lab.sweep()
+    process = sweep.start()
+    wait_for(process, sweep.checkpointed)
+    kill(processes(process.pid, "raylet"))
+    begun = time.monotonic()
+    said = finish(process, None)
+    if process.returncode not in (0, 3):
+        outcome.notes.append(f"exit code {process.returncode}")
+    if process.returncode == 3 and "Ray has died" not in said:
+        outcome.notes.append("Ray's death was not told")
+    if time.monotonic() - begun > 60:
+        outcome.notes.append(f"the driver needed {time.monotonic() - begun:.0f} s to end")
+    lab.go_on(sweep, outcome)
+
+
+def _signal(lab: Lab, outcome: Outcome, number: signal.Signals) -> None:
+    sweep = lab.sweep()
+    process = sweep.start()
+    wait_for(process, sweep.checkpointed)
+    time.sleep(lab.random.uniform(0.0, lab.seconds / 3))
+    begun = time.monotonic()
+    process.send_signal(number)
+    said = finish(process, None)
+    seconds = time.monotonic() - begun
+    # A signal may come when the last trial has just ended.
+    if process.returncode != 128 + number and len(sweep.results()) < len(lab.keys):
+        outcome.notes.append(f"exit code {process.returncode}: {said[-300:]}")
+    if seconds > SIGNAL_SECONDS:
+        outcome.notes.append(f"{seconds:.0f} s to the end")
+    lab.go_on(sweep, outcome)
+
+
+def sigint(lab: Lab, outcome: Outcome) -> None:
+    _signal(lab, outcome, signal.SIGINT)
+
+
+def sigterm(lab: Lab, outcome: Outcome) -> None:
+    _signal(lab, outcome, signal.SIGTERM)
+
+
+def second_sigint(lab: Lab, outcome: Outcome) -> None:
+    sweep = lab.sweep()
+    process = sweep.start()
+    wait_for(process, sweep.checkpointed)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    finish(process, None)
+    if process.returncode != 130 or time.monotonic() - begun > 3:
+        outcome.notes.append(
+            f"exit code {process.returncode} after {time.monotonic() - begun:.1f} s"
+        )
+    lab.go_on(sweep, outcome)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of this size in memory; Unsupported where it cannot be mounted."""
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)]
+    if subprocess.run(words, capture_output=True).returncode != 0:
+        raise Unsupported("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+class Unsupported(RuntimeError):
+    """This machine cannot make the fault happen."""
+
+
+def _full_disk(lab: Lab, outcome: Outcome, file: str) -> None:
+    """The disk is full when the file is written: stopped, not failed; room, and it goes on."""
+    lab._count += 1
+    with small_disk(lab.folder / f"disk-{lab._count}", 64) as disk:
+        sweep = lab.sweep(parent=disk)
+        ballast, done = disk / "ballast", lab.folder / f"full-{lab._count}"
+        order = {"kind": "full disk", "trial": lab.random.choice(lab.keys), "file": file}
+        orders = [order | {"ballast": str(ballast), "done": str(done)}]
+        said = sweep.run(3, injected(orders))
+        if not done.exists() or "no room" not in said and "No space" not in said:
+            outcome.notes.append(f"the disk was not full, or it was not told: {said[-300:]}")
+        ballast.unlink()
+        lab.go_on(sweep, outcome)
+
+
+def full_disk_at_a_checkpoint(lab: Lab, outcome: Outcome) -> None:
+    _full_disk(lab, outcome, "checkpoint.pt")
+
+
+def full_disk_at_a_result(lab: Lab, outcome: Outcome) -> None:
+    _full_disk(lab, outcome, "result.json")
+
+
+def full_disk_at_a_metric_line(lab: Lab, outcome: Outcome) -> None:
+    _full_disk(lab, outcome, "metrics.jsonl")
+
+
+def injected(orders: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The environment of a sweep whose trials meet these faults."""
+    return {"PYTHONPATH": str(INJECTION), "MPCC_FAULTS": json.dumps(list(orders))}
+
+
+def mlflow_server_restarted(lab: Lab, outcome: Outcome) -> None:
+    """The server dies at the first result and comes back: later runs deliver what is missing."""
+    database = lab.folder / f"server-{lab._count}.db"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = start_server(database, port)
+    try:
+        sweep = lab.sweep("--tracking-uri", f"http://127.0.0.1:{port}")
+        process = sweep.start()
+        wait_for(process, sweep.results)
+        stop_server(server)
+        said = finish(process)
+        if "--sync" not in said:
+            outcome.notes.append("what MLflow lacks was not told")
+        server = start_server(database, port)
+        lab.go_on(sweep, outcome, database)
+    finally:
+        stop_server(server)
+
+
+def start_server(database: Path, port: int) -> subprocess.Popen[bytes]:
+    """An MLflow server on this machine, once it answers."""
+    mlflow = str(Path(sys.executable).with_name("mlflow"))
+    words = ["server", "--workers", "1", "--port", str(port)]
+    server = subprocess.Popen(
+        [mlflow, *words, "--backend-store-uri", f"sqlite:///{database}"],
+        cwd=database.parent,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 180
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return server
+        time.sleep(0.2)
+    raise SweepFailed("the MLflow server did not start")
+
+
+def stop_server(server: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def mlflow_database_locked(lab: Lab, outcome: Outcome) -> None:
+    """Somebody holds the data base for 30 s, in the middle of the sweep."""
+    sweep = lab.sweep()
+    process = sweep.start()
+    wait_for(process, lambda: sweep.results() and (sweep.out / "mlflow.db").exists())
+    holder = sqlite3.connect(sweep.out / "mlflow.db", timeout=60)
+    try:
+        holder.execute("begin exclusive")
+        time.sleep(30)
+    finally:
+        holder.rollback()
+        holder.close()
+    finish(process)
+    lab.go_on(sweep, outcome)
+
+
+def _damaged(lab: Lab, outcome: Outcome, damage: Callable[[bytes], bytes]) -> None:
+    """Checkpoints of trials half done, and a result and a table of metrics of trials done."""
+    sweep = lab.sweep()
+    process = sweep.start()
+    wait_for(process, lambda: len(sweep.results()) >= 2 and sweep.checkpointed())
+    process.send_signal(signal.SIGINT)
+    finish(process, None)
+    spoilt = [path / "checkpoint.pt" for path in sweep.checkpointed()]
+    done = sorted(sweep.results())
+    spoilt += [sweep.out / "trials" / done[0] / "result.json"]
+    spoilt += [sweep.out / "trials" / done[1] / "metrics.jsonl"]
+    for file in spoilt:
+        file.write_bytes(damage(file.read_bytes()))
+    intact = {key: value for key, value in sweep.results().items() if key not in done[:2]}
+    sweep.run()
+    lab.count_repeats(sweep, intact, outcome)
+    lab.compare(sweep, outcome)
+
+
+def truncated_files(lab: Lab, outcome: Outcome) -> None:
+    _damaged(lab, outcome, lambda data: data[: len(data) // 2])
+
+
+def empty_files(lab: Lab, outcome: Outcome) -> None:
+    _damaged(lab, outcome, lambda data: b"")
+
+
+def flipped_bits(lab: Lab, outcome: Outcome) -> None:
+    """One bit of a payload, or of a brace that makes the file what it is."""
+
+    def flip(data: bytes) -> bytes:
+        at = 0 if data[:1] == b"{" else lab.random.randrange(len(HEADER) + 65, len(data))
+        return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+    _damaged(lab, outcome, flip)
+
+
+class Canary:
+    """A pickle that would leave a file behind if it were loaded without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
+    canary = lab.folder / f"canary-{lab._count}"
+    payload = pickle.dumps(Canary(canary))
+    whole = HEADER + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+    sweep = lab.sweep()
+    process = sweep.start()
+    wait_for(process, sweep.checkpointed)
+    process.send_signal(signal.SIGINT)
+    finish(process, None)
+    for path in sweep.checkpointed():
+        (path / "checkpoint.pt").write_bytes(whole)
+    lab.go_on(sweep, outcome)
+    if canary.exists():
+        outcome.notes.append("the code ran")
+
+
+def nan_exception_out_of_memory(lab: Lab, outcome: Outcome) -> None:
+    """Exactly these three trials are marked, with their causes; retried, they end as the others."""
+    kinds = ("nan", "exception", "out of memory")
+    hit = dict(zip(kinds, lab.random.sample(lab.keys, 3), strict=True))
+    orders = [{"kind": kind, "trial": key, "iteration": 50} for kind, key in hit.items()]
+    sweep = lab.sweep()
+    sweep.run(3, injected(orders))
+    results = {key: result for key, (_, result) in sweep.results().items()}
+    states = {key: result["state"] for key, result in results.items()}
+    wanted = dict.fromkeys(lab.keys, "done") | {hit["nan"]: "diverged"}
+    wanted |= {hit["exception"]: "failed", hit["out of memory"]: "failed"}
+    if states != wanted:
+        outcome.notes.append(f"states {states}, expected {wanted}")
+    for kind, words in (("nan", "not finite"), ("exception", "code: "), (kinds[2], kinds[2])):
+        if words not in str(results.get(hit[kind], {}).get("cause")):
+            outcome.notes.append(f"{kind}: cause {results.get(hit[kind], {}).get('cause')!r}")
+    untouched = {k: v for k, v in sweep.results().items() if states.get(k) == "done"}
+    before = lab.reference.stored()
+    if any(sweep.stored()[key] != before[key] for key in untouched):
+        outcome.notes.append("another trial has other numbers")
+    retried = Sweep(sweep.out, (*sweep.argv, "--retry", "failed,diverged"))
+    retried.run()
+    lab.count_repeats(sweep, untouched, outcome)
+    lab.compare(sweep, outcome)
+
+
+FAULTS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
+    "SIGKILL of the driver": (sigkill_of_the_driver, 10),
+    "SIGKILL of a trial": (sigkill_of_a_trial, 10),
+    "SIGKILL of the raylet": (sigkill_of_the_raylet, 3),
+    "SIGINT": (sigint, 5),
+    "SIGTERM": (sigterm, 5),
+    "second SIGINT": (second_sigint, 1),
+    "full disk at a checkpoint": (full_disk_at_a_checkpoint, 1),
+    "full disk at a result": (full_disk_at_a_result, 1),
+    "full disk at a metric line": (full_disk_at_a_metric_line, 1),
+    "MLflow server restarted": (mlflow_server_restarted, 1),
+    "MLflow data base locked": (mlflow_database_locked, 1),
+    "truncated files": (truncated_files, 1),
+    "empty files": (empty_files, 1),
+    "flipped bits": (flipped_bits, 1),
+    "pickle that would run code": (pickle_that_would_run_code, 1),
+    "NaN, exception, out of memory": (nan_exception_out_of_memory, 1),
+}
+"""Name -> what happens, and how often by default."""
+
+
+def attempt(lab: Lab, name: str, times: int) -> Outcome:
+    """Let one kind of fault happen so often."""
+    outcome = Outcome()
+    for _ in range(times):
+        try:
+            FAULTS[name][0](lab, outcome)
+        except SweepFailed as error:
+            outcome.notes.append(str(error))
+        outcome.tried += 1
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME")
+    parser.add_argument("--times", type=int, metavar="N", help="instead of the stated numbers")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    args = parser.parse_args()
+    chosen = [n for n in FAULTS if any(n.lower().startswith(o.lower()) for o in args.only)]
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
+    print(f"Python {platform.python_version()}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="mpcc-faults-"))
+    try:
+        lab = Lab(folder, args.seed)
+        print(f"undisturbed: {len(lab.keys)} trials in {lab.seconds:.0f} s\n")
+        print(f"{'fault':<32}{'tried':>6}{'lost':>6}{'twice':>7}{'tables':>12}{'MLflow':>10}  min")
+        sound = all([_report(lab, name, args.times or FAULTS[name][1]) for name in chosen])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if sound else 1
+
+
+def _report(lab: Lab, name: str, times: int) -> bool:
+    begun = time.monotonic()
+    try:
+        outcome = attempt(lab, name, times)
+    except Unsupported as error:
+        print(f"{name:<32}   not tried: {error}", flush=True)
+        return True
+    tables = f"{outcome.other_tables} differ" if outcome.other_tables else "identical"
+    runs = f"{outcome.other_mlflow} differ" if outcome.other_mlflow else "right"
+    minutes = (time.monotonic() - begun) / 60
+    print(
+        f"{name:<32}{outcome.tried:>6}{outcome.lost:>6}{outcome.twice:>7}{tables:>12}{runs:>10}"
+        f"{minutes:>5.1f}",
+        flush=True,
+    )
+    for note in outcome.notes:
+        print(f"    {note}", flush=True)
+    return outcome.sound
+
+
+if __name__ == "__main__":
+    sys.exit(main())
