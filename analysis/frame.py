@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from mpcc.config import DEFAULTS, SHORT
-from mpcc.run_dir import DIVERGED, DONE, FAILED
+from mpcc.run_dir import DIVERGED, DONE, ENDED, FAILED, PRUNED
 from tune.ledger import PLANNED, RUNNING, STOPPED
 
 DAMAGED, CONFLICT = "damaged", "conflicting"
-STATES = (DONE, DIVERGED, FAILED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
+STATES = (DONE, DIVERGED, FAILED, PRUNED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
 """`conflicting`: several records of one trial that disagree; none of them is used."""
 
 META = (
@@ -153,7 +153,7 @@ def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     for key, same in by_key.items():
         best = min(same, key=lambda row: STATES.index(row["state"]))
         if len(same) > 1:
-            ended = [row for row in same if row["state"] in (DONE, DIVERGED, FAILED)]
+            ended = [row for row in same if row["state"] in ENDED]
             done = [row for row in ended if row["state"] == DONE]
             distinct = {_outcome(row) for row in (done or ended)}
             if len(distinct) > 1:

@@ -32,9 +32,10 @@ PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
 CONTINUES = "continues.json"
 RESULT = "result.json"
 
-DONE, DIVERGED, FAILED = "done", "diverged", "failed"
-ENDED = (DONE, DIVERGED, FAILED)
-"""States that a result records. A trial without a result is planned, running or stopped."""
+DONE, DIVERGED, FAILED, PRUNED = "done", "diverged", "failed", "pruned"
+ENDED = (DONE, DIVERGED, FAILED, PRUNED)
+"""States that a result records; a search prunes what it gives up before its last iteration. A
+trial without a result is planned, running or stopped."""
 
 _MAGIC = b"mpcc checkpoint 1\n"
 

@@ -63,7 +63,7 @@ def train(
     """
     path = run_dir.open_run(path, config)
     ended = run_dir.read_result(path)
-    if ended is not None and ended["state"] != run_dir.FAILED:
+    if ended is not None and ended["state"] in (run_dir.DONE, run_dir.DIVERGED):
         seconds = sum(ended["seconds"].values())
         yield Progress(
             ended["iteration"], config.iterations, seconds, ended["state"], None, ended["cause"]

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         help="go on in a folder that was written by other code",
     )
 
-    command.add_common(parser)
+    command.add_common(parser, out="default runs/PRESET, or runs/paper-SCALE")
     return parser
 
 

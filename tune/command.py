@@ -30,10 +30,10 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     """Where trials run and write, and what to do instead."""
     add = parser.add_argument_group("where").add_argument
-    add("--out", type=Path, metavar="DIR", help="default runs/PRESET, or runs/paper-SCALE")
+    add("--out", type=Path, metavar="DIR", help=out)
     add("--data-dir", type=Path, metavar="DIR", help="the data sets' files ($MPCC_DATA_DIR)")
     add("--download", action="store_true", help="get the data sets that are missing")
     add(
@@ -95,9 +95,17 @@ def folder(given: Path) -> tuple[Path, Plan | None]:
 
 
 def run(
-    args: argparse.Namespace, out: Path, old: Plan | None, plan: Plan, trials: Sequence[Trial]
+    args: argparse.Namespace,
+    out: Path,
+    old: Plan | None,
+    plan: Plan,
+    trials: Sequence[Trial],
+    supply: Any = None,
 ) -> int:
-    """Run what is missing of these trials, or deliver it (--sync); the exit code."""
+    """Run what is missing of these trials, or deliver it (--sync); the exit code.
+
+    `supply`, of a search, has more trials as they end (`tune.sweep.Supply`).
+    """
     from tune import preflight, sweep, tracking
 
     where = settings(args, out, tracking)
@@ -129,10 +137,10 @@ def run(
         for trial in trials:
             if trial.key in again:
                 ledger.forget(out, trial, again[trial.key])
-        code = sweep.run(plan, trials, where, held)
+        code = sweep.run(plan, trials, where, held, supply)
     finally:
         held.release()
-    sweep.summary(where, trials)
+    sweep.summary(where, trials if supply is None else supply.all_trials())
     return code
 
 
@@ -232,8 +240,6 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
 
 def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
     """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
-    from tune.preflight import disk_need, size_text
-
     live = lock.running_keys(out)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
     todo, reached = [], {}
@@ -251,15 +257,12 @@ def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Seque
     n_cells = len({trial.cell.key for trial in trials})
     print(f"{n_cells} cells, {len(trials)} trials, {len(todo)} to run")
     if todo:
-        largest = max(checkpoint_bytes(trial.config) for trial in todo)
-        print(
-            f"about {size_text(largest)} per checkpoint, {size_text(disk_need(todo))} on the disk"
-        )
-        print(_time_text(args, out, todo, reached))
+        print(size_of(todo))
+        print(time_text(args, out, todo, reached))
     return 0
 
 
-def _time_text(
+def time_text(
     args: argparse.Namespace, out: Path, todo: Sequence[Trial], reached: dict[str, int]
 ) -> str:
     """How long these trials will take, from a pilot or from records; or how to find out."""
@@ -296,6 +299,14 @@ def trials_at_once(todo: Sequence[Trial], where: Any) -> int | None:
         cores = where.cpus or max(trial.config.cpu_threads for trial in todo)
         room = int(len(os.sched_getaffinity(0)) / cores)
     return max(1, min(room, len(todo), where.max_concurrent or room))
+
+
+def size_of(trials: Sequence[Trial]) -> str:
+    """How large these trials get."""
+    from tune.preflight import disk_need, size_text
+
+    largest = max(checkpoint_bytes(trial.config) for trial in trials)
+    return f"about {size_text(largest)} per checkpoint, {size_text(disk_need(trials))} on the disk"
 
 
 def number(option: str, text: str | None, low: float, high: float) -> float | None:

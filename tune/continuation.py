@@ -45,7 +45,13 @@ def lengthen(plan: Plan, iterations: int) -> Plan:
             "add a value to the axis instead"
         )
     earlier = tuple(sorted({*plan.earlier_iterations, *before}))
-    return dataclasses.replace(plan, base=base, cells=tuple(cells), earlier_iterations=earlier)
+    search = plan.search
+    if search is not None:
+        keys = [(old.cell.key, new.cell.key) for old, new in zip(plan.cells, cells, strict=True)]
+        search = {**search, "points": [dict(keys)[key] for key in search["points"]]}
+    return dataclasses.replace(
+        plan, base=base, cells=tuple(cells), earlier_iterations=earlier, search=search
+    )
 
 
 def goes_on_from(out: Path, plan: Plan, trial: Trial) -> int | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import queue
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ for _name, _value in QUIET.items():
 import ray  # noqa: E402
 from ray import cloudpickle, tune  # noqa: E402
 from ray.tune import Callback  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from tune.lock import process_lives  # noqa: E402
@@ -85,6 +88,49 @@ class Reporter(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause, text = _cause(trial)
         self._failed(trial.config["trial"]["key"], cause, text)
+
+
+class Feed(Searcher):
+    """Trials that are handed to Tune one by one while it runs, in the order they are put in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._specs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.closed = False
+
+    def put(self, spec: dict[str, Any]) -> None:
+        """One more trial."""
+        self._specs.put(spec)
+
+    def close(self) -> None:
+        """No more: Tune ends when those that it has have ended."""
+        self.closed = True
+
+    def suggest(self, trial_id: str) -> Any:
+        """Called by Tune: the next trial, nothing for now, or the end."""
+        closed = self.closed  # Looked at first: what was put in before is not lost.
+        try:
+            return {"trial": self._specs.get_nowait()}
+        except queue.Empty:
+            return Searcher.FINISHED if closed else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the run directories say how a trial ended."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: Tune's own state is never read again."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune keeps a pickle of its searcher, which nobody reads: an empty one."""
+        return Feed, ()
 
 
 def start(
@@ -143,18 +189,21 @@ def on_every_node(probe: Callable[[str], str | None], argument: str) -> dict[str
 
 
 def fit(
-    specs: Sequence[dict[str, Any]],
+    specs: Sequence[dict[str, Any]] | Feed,
     resources: Mapping[str, float],
     max_concurrent: int | None,
     storage: Path,
     reporter: Reporter,
 ) -> None:
     """Run the trials, in this order as far as there is room; returns when all have ended."""
+    feed = specs if isinstance(specs, Feed) else None
     tuner = tune.Tuner(
         tune.with_resources(TrialRunner, dict(resources)),
-        param_space={"trial": tune.grid_search(list(specs))},
+        param_space={} if feed else {"trial": tune.grid_search(list(specs))},  # type: ignore[arg-type]
         tune_config=tune.TuneConfig(
             reuse_actors=True,
+            search_alg=feed,
+            num_samples=sys.maxsize if feed else 1,
             max_concurrent_trials=max_concurrent,
             trial_dirname_creator=lambda trial: trial.config["trial"]["key"],
         ),

@@ -27,7 +27,8 @@ SCHEMA = 1
 
 PLANNED, RUNNING, STOPPED = "planned", "running", "stopped"
 DONE, DIVERGED, FAILED = run_dir.DONE, run_dir.DIVERGED, run_dir.FAILED
-STATES = (PLANNED, RUNNING, DONE, DIVERGED, FAILED, STOPPED)
+PRUNED = run_dir.PRUNED
+STATES = (PLANNED, RUNNING, DONE, DIVERGED, FAILED, PRUNED, STOPPED)
 
 
 class LedgerError(ValueError):
@@ -83,6 +84,8 @@ class Plan:
     data: Mapping[str, Any] | None = None
     earlier_iterations: tuple[int, ...] = ()
     """Iterations that were planned before the training was told to go on."""
+    search: Mapping[str, Any] | None = None
+    """What a search looks for and its points (`tune.points`); None for a grid."""
 
     def grow(self, cells: Iterable[Cell], seeds: Iterable[int], grid: str) -> Plan:
         """This plan and these cells with these seeds; what was planned before stays."""
@@ -133,7 +136,8 @@ class Plan:
         }
         if self.earlier_iterations:
             values["earlier_iterations"] = list(self.earlier_iterations)
-        return values | ({"data": dict(self.data)} if self.data else {})
+        more = {"search": self.search, "data": self.data}
+        return values | {name: dict(value) for name, value in more.items() if value}
 
 
 def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
@@ -276,6 +280,11 @@ def forget(out: Path, trial: Trial, state: str) -> None:
 
 def record_failed(path: Path, config: Config, cause: str) -> None:
     """Write the result of a trial that ended by an error, where it has no result yet."""
+    record_end(path, config, FAILED, cause)
+
+
+def record_end(path: Path, config: Config, state: str, cause: str) -> None:
+    """Write the result of a trial that ended before its last iteration, where it has none yet."""
     path.mkdir(parents=True, exist_ok=True)
     if run_dir.read_result(path) is not None:
         return
@@ -283,7 +292,7 @@ def record_failed(path: Path, config: Config, cause: str) -> None:
         run_dir.write_json(path / run_dir.CONFIG, config.to_dict())
     rows = run_dir.read_metrics(path)
     result = {
-        "state": FAILED,
+        "state": state,
         "cause": cause,
         "iteration": _last(rows),
         "trial_key": config.trial_key,
@@ -314,6 +323,7 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         dict(values.get("code_files", {})),
         values.get("data"),
         tuple(int(n) for n in values.get("earlier_iterations", ())),
+        values.get("search"),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from mpcc import run_dir
 from tune import ledger
 from tune.grid import cost
 from tune.ledger import Status, Trial
@@ -20,6 +21,7 @@ GLYPHS = {
     ledger.DONE: ("✓", "+"),
     ledger.DIVERGED: ("∞", "d"),
     ledger.FAILED: ("✗", "x"),
+    ledger.PRUNED: ("✂", "p"),
     ledger.STOPPED: ("‖", "s"),
 }
 COLOURS = {
@@ -27,6 +29,7 @@ COLOURS = {
     ledger.DONE: "green",
     ledger.DIVERGED: "yellow",
     ledger.FAILED: "red",
+    ledger.PRUNED: "magenta",
 }
 LINE_SECONDS = 20.0
 """Between two lines of progress where the output is no terminal."""
@@ -41,7 +44,7 @@ class _Row:
 
     @property
     def part(self) -> float:
-        if self.state in (ledger.DONE, ledger.DIVERGED, ledger.FAILED):
+        if self.state in run_dir.ENDED:
             return 1.0
         return min(1.0, self.iteration / self.trial.config.iterations)
 
@@ -52,18 +55,26 @@ class Board:
     def __init__(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
         self._lock = threading.Lock()
         self._started: float | None = None
-        self._rows = {}
+        self._rows: dict[str, _Row] = {}
+        self._at_start = 0.0
+        self.ended: list[Trial] = []
+        self.add(trials, statuses)
+
+    def add(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
+        """More trials: a search finds them as it goes."""
+        rows = {}
         for trial in trials:
             status = statuses[trial.key]
             accuracy = _number(status.metrics.get("acc_majority"))
-            self._rows[trial.key] = _Row(trial, status.state, status.iteration, accuracy)
-        self._at_start = self._work_done()
-        self.ended: list[Trial] = []
+            rows[trial.key] = _Row(trial, status.state, status.iteration, accuracy)
+        with self._lock:
+            self._at_start += sum(row.part * cost(row.trial.config) for row in rows.values())
+            self._rows = self._rows | rows
 
     def set(self, key: str, state: str, iteration: int | None = None, accuracy: Any = None) -> None:
         with self._lock:
             row = self._rows[key]
-            if row.state != state and state in (ledger.DONE, ledger.DIVERGED, ledger.FAILED):
+            if row.state != state and state in run_dir.ENDED:
                 self.ended.append(row.trial)
             if state == ledger.RUNNING and self._started is None:
                 self._started = time.monotonic()
@@ -74,6 +85,10 @@ class Board:
     def row(self, key: str) -> tuple[str, int, float | None]:
         row = self._rows[key]
         return row.state, row.iteration, row.accuracy
+
+    def trials(self) -> list[Trial]:
+        """All of them, in the order they came."""
+        return [row.trial for row in self._rows.values()]
 
     def running(self) -> frozenset[str]:
         with self._lock:
@@ -111,7 +126,7 @@ class Board:
     def line(self) -> str:
         """One line: `3 of 15 done, 2 running, 21 %, about 6:10 left`."""
         parts = [f"{self.count(ledger.DONE)} of {len(self)} done"]
-        for state in (ledger.RUNNING, ledger.DIVERGED, ledger.FAILED):
+        for state in (ledger.RUNNING, ledger.DIVERGED, ledger.FAILED, ledger.PRUNED):
             if self.count(state):
                 parts.append(f"{self.count(state)} {state}")
         parts.append(f"{100 * self.part():.0f} %")

@@ -20,11 +20,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from mpcc import run_dir
 from mpcc.config import Config
-from tune import continuation, ledger, preflight, tracking
+from tune import continuation, grid, ledger, preflight, tracking
 from tune.grid import cost
 from tune.ledger import Plan, Status, Trial
 from tune.lock import Lock
@@ -55,6 +55,19 @@ class Settings:
     gpus: float | None = None
     max_concurrent: int | None = None
     checkpoint_seconds: float = 60.0
+
+
+class Supply(Protocol):
+    """Where a sweep gets trials from while it runs."""
+
+    def more(self) -> tuple[Plan, list[Trial]]:
+        """The plan as it is now, and the trials in it that can start and have not been given yet.
+
+        Called often. None while others run means to wait, none while nothing runs the end.
+        """
+
+    def spec(self, trial: Trial) -> dict[str, Any]:
+        """What a worker must know of this trial beyond `trial_spec`."""
 
 
 class Signals:
@@ -91,8 +104,14 @@ def missing(trials: Sequence[Trial], now: Mapping[str, Status]) -> list[Trial]:
     return sorted(open_, key=lambda trial: (-cost(trial.config), trial.seed))
 
 
-def run(plan: Plan, trials: Sequence[Trial], settings: Settings, lock: Lock) -> int:
-    """Run what is missing of these trials and deliver everything; returns the exit code.
+def run(
+    plan: Plan,
+    trials: Sequence[Trial],
+    settings: Settings,
+    lock: Lock,
+    supply: Supply | None = None,
+) -> int:
+    """Run what is missing of these trials, and what `supply` has; deliver it; the exit code.
 
     0: every one of them is done. 3: not every one. 130, 143: ended by SIGINT, SIGTERM.
     """
@@ -106,9 +125,10 @@ def run(plan: Plan, trials: Sequence[Trial], settings: Settings, lock: Lock) -> 
     board = Board(trials, statuses(settings.out, trials))
     tracker = tracking.Background(settings.out, settings.uri, plan, board.running)
     todo = missing(trials, statuses(settings.out, trials))
-    session = _Session(plan, settings, lock, signals, board, tracker)
+    session = _Session(plan, settings, lock, signals, board, tracker, supply)
     whole = session.train(todo) if todo else True
-    plan = _with_data(plan, settings.out, trials)
+    trials = board.trials()
+    plan = _with_data(session.plan, settings.out, trials)
     try:
         ledger.write_plan(settings.out, plan)
     except OSError as error:  # The plan without the data's fingerprint is a plan as well.
@@ -134,8 +154,9 @@ def run(plan: Plan, trials: Sequence[Trial], settings: Settings, lock: Lock) -> 
 
 
 def exit_code(out: Path, trials: Sequence[Trial], signal_number: int | None = None) -> int:
-    """0 only if every trial is done."""
-    if all(ledger.status(out, trial).state == ledger.DONE for trial in trials):
+    """0 only if every trial is done, or pruned by its search."""
+    whole = (ledger.DONE, ledger.PRUNED)
+    if all(ledger.status(out, trial).state in whole for trial in trials):
         return 0
     return 3 if signal_number is None else 128 + signal_number
 
@@ -154,8 +175,8 @@ def summary(settings: Settings, trials: Sequence[Trial]) -> None:
         print("Go on:   the same command again")
     if ended:
         print(f"Retry:   the same command with --retry {','.join(ended)}")
-    tables = shlex.join([program("python"), _shown(ROOT / "analysis" / "make_tables.py")])
-    print(f"Tables:  {tables} --runs {shlex.quote(_shown(settings.out))}")
+    tables = shlex.join([program("python"), shown(ROOT / "analysis" / "make_tables.py")])
+    print(f"Tables:  {tables} --runs {shlex.quote(shown(settings.out))}")
     print(f"MLflow:  {tracking.ui_command(settings.uri, program('mlflow'))}")
 
 
@@ -165,7 +186,7 @@ def program(name: str) -> str:
     found = shutil.which(name)
     if found is not None and Path(found).resolve() == ours.resolve() or not ours.exists():
         return name
-    return _shown(ours)
+    return shown(ours)
 
 
 def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> dict[str, Any]:
@@ -198,9 +219,12 @@ class _Session:
         signals: Signals,
         board: Board,
         tracker: tracking.Background,
+        supply: Supply | None,
     ) -> None:
-        self._plan, self._settings, self._lock = plan, settings, lock
+        self.plan, self._settings, self._lock = plan, settings, lock
         self._signals, self._board, self._tracker = signals, board, tracker
+        self._supply = supply
+        self._in_hand: set[str] = set()
         self._id = secrets.token_hex(4)
         self._stopping = False
         self._alone: list[str] = []
@@ -209,6 +233,7 @@ class _Session:
 
     def train(self, todo: list[Trial]) -> bool:
         """Run these trials. False where Ray was left behind: stopped by a signal, or dead."""
+        self._given = list(todo)
         stop_file = self._settings.out / STOP
         stop_file.unlink(missing_ok=True)
         with Display(self._board) as display:
@@ -244,7 +269,8 @@ class _Session:
             "MKL_NUM_THREADS": str(threads),
         }
         environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        room = min(len(todo), self._settings.max_concurrent or len(todo))
+        count = len(todo) if self._supply is None else grid.MAX_TRIALS
+        room = min(count, self._settings.max_concurrent or count)
         engine.start(self._settings.address, room, self._cpus, temp_dir, environment)
         self._gpus = self._settings.gpus
         if self._gpus is None:
@@ -266,15 +292,50 @@ class _Session:
         self, engine: ModuleType, temp_dir: Path, todo: list[Trial], display: Display
     ) -> bool:
         """All trials; then, one at a time, those that found too little memory beside others."""
-        specs = [trial_spec(t, self._plan, self._settings, self._id) for t in todo]
-        if not self._round(engine, temp_dir, specs, self._gpus or 0.0, display):
-            return False
-        alone = [spec | {"alone": True} for spec in specs if spec["key"] in self._alone]
-        if not alone:
-            return True
-        display.say(f"{len(alone)} trials ran out of memory; each once more, alone …")
-        whole_gpu = 1.0 if self._gpus else 0.0
-        return self._round(engine, temp_dir, alone, whole_gpu, display, max_concurrent=1)
+        while todo:
+            specs = [self._spec(trial) for trial in todo]
+            if not self._round(engine, temp_dir, specs, self._gpus or 0.0, display):
+                return False
+            alone = [self._spec(t) | {"alone": True} for t in self._given if t.key in self._alone]
+            self._alone = []
+            if alone:
+                display.say(f"{len(alone)} trials ran out of memory; each once more, alone …")
+                whole_gpu = 1.0 if self._gpus else 0.0
+                if not self._round(engine, temp_dir, alone, whole_gpu, display, alone=True):
+                    return False
+            todo = self._more()  # A search may have waited for those.
+        return True
+
+    def _spec(self, trial: Trial) -> dict[str, Any]:
+        spec = trial_spec(trial, self.plan, self._settings, self._id)
+        if not self._gpus:
+            spec["device"] = "cpu"
+        return spec if self._supply is None else spec | self._supply.spec(trial)
+
+    def _more(self) -> list[Trial]:
+        """Trials that a search has found meanwhile; they are on the board from now on."""
+        if self._supply is None or self._signals.number is not None or self._error is not None:
+            return []
+        try:
+            self.plan, trials = self._supply.more()
+        except (OSError, ValueError) as error:  # told at the end; what runs, runs on
+            self._error = error
+            return []
+        if trials:
+            self._given += trials
+            self._board.add(trials, statuses(self._settings.out, trials))
+            self._tracker.grow(self.plan)
+        return trials
+
+    def _refill(self, feed: Any) -> None:
+        """Hand the trials on that can start; no more, once nothing runs and there is none."""
+        idle = not self._in_hand  # Before the run directories are read: then nothing is missed.
+        trials = self._more()
+        for trial in trials:
+            self._in_hand.add(trial.key)
+            feed.put(self._spec(trial))
+        if (idle and not trials) or self._stopping:
+            feed.close()
 
     def _round(
         self,
@@ -283,32 +344,41 @@ class _Session:
         specs: list[dict[str, Any]],
         gpus: float,
         display: Display,
-        max_concurrent: int | None = None,
+        *,
+        alone: bool = False,
     ) -> bool:
-        if not gpus:
-            specs = [spec | {"device": "cpu"} for spec in specs]
         storage = temp_dir / "results"
         storage.mkdir(exist_ok=True)
         reporter = engine.Reporter(self._started, self._retried, self._reported, self._failed)
         resources = {"cpu": self._cpus} | ({"gpu": gpus} if gpus else {})
-        limit = max_concurrent or self._settings.max_concurrent
+        limit = 1 if alone else self._settings.max_concurrent
+        feed = None
+        self._in_hand = {spec["key"] for spec in specs}
+        if self._supply is not None and not alone:
+            feed = engine.Feed()
+            for spec in specs:
+                feed.put(spec)
 
         def fit() -> None:
             try:
-                engine.fit(specs, resources, limit, storage, reporter)
+                engine.fit(feed or specs, resources, limit, storage, reporter)
             except BaseException as error:  # told by the main thread
                 self._error = error
 
         thread = threading.Thread(target=fit, name="tune", daemon=True)
         thread.start()
-        return self._watch(engine, thread, display)
+        return self._watch(engine, thread, display, feed)
 
-    def _watch(self, engine: ModuleType, thread: threading.Thread, display: Display) -> bool:
+    def _watch(
+        self, engine: ModuleType, thread: threading.Thread, display: Display, feed: Any
+    ) -> bool:
         """Wait for the end, a signal, or Ray's death; only the first leaves Ray whole."""
         deadline = 0.0
         while thread.is_alive():
             thread.join(0.2)
             display.update()
+            if feed is not None:
+                self._refill(feed)
             self._lock.renew(self._board.running())
             if self._tracker.problem and not self._told_tracking:
                 self._told_tracking = True
@@ -348,12 +418,15 @@ class _Session:
             self._alone.append(key)
             state = ledger.PLANNED
         self._board.set(key, state, report["iteration"], report["accuracy"])
+        if report["done"]:
+            self._in_hand.discard(key)
         if report["evaluated"] or report["done"]:
             self._tracker.poke()
 
     def _failed(self, key: str, cause: str | None, text: str) -> None:
         """Ray gave a trial up: failed where the cause is its own, else stopped, to run again."""
-        row = next(trial for trial in self._plan.trials() if trial.key == key)
+        row = next(trial for trial in self._given if trial.key == key)
+        self._in_hand.discard(key)
         if cause is None:
             self._board.set(key, ledger.STOPPED)
             print(f"stopped: {row.text} ({text})", file=sys.stderr)
@@ -395,7 +468,7 @@ def _touch(file: Path) -> None:
         pass  # A full disk: the deadline ends the trials.
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A path relative to the current directory where that is shorter."""
     try:
         return str(path.relative_to(Path.cwd()))

@@ -33,6 +33,7 @@ MLFLOW_STATUS = {
     ledger.DONE: "FINISHED",
     ledger.DIVERGED: "FAILED",
     ledger.FAILED: "FAILED",
+    ledger.PRUNED: "KILLED",
     ledger.STOPPED: "KILLED",
 }
 _BATCH = 900
@@ -273,6 +274,11 @@ class Background:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
+    def grow(self, plan: Plan) -> None:
+        """The plan has more trials now."""
+        self._plan = plan
+        self.poke()
+
     def poke(self) -> None:
         """Something new lies on disk."""
         self._wake.set()
@@ -314,7 +320,7 @@ def sync(out: Path, uri: str, plan: Plan, live: Collection[str] = ()) -> int:
 
 def sweep_state(states: Set[str]) -> str:
     """The state of the whole sweep by those of its trials, when no driver works on it."""
-    if states <= {ledger.DONE}:
+    if states <= {ledger.DONE, ledger.PRUNED}:
         return ledger.DONE
     if states & {ledger.PLANNED, ledger.RUNNING, ledger.STOPPED}:
         return ledger.STOPPED

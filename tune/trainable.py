@@ -50,6 +50,8 @@ class TrialRunner(tune.Trainable):
             if self._progress is None:
                 run_dir.open_run(self._path, self._config)
                 self._back_off()
+                if self._pruned():
+                    return self._report(ledger.PRUNED)
                 self._progress = self._start()
             progress = next(self._progress, None)
             if progress is None:
@@ -59,6 +61,8 @@ class TrialRunner(tune.Trainable):
         except Exception as error:  # the boundary of a trial: recorded, or given to Ray to retry
             self._close()
             return self._fault(error)
+        if progress.metrics is not None and progress.state == ledger.RUNNING and self._pruned():
+            return self._report(ledger.PRUNED, progress.iteration, progress.metrics)
         report = self._report(progress.state, progress.iteration, progress.metrics)
         if report["done"]:
             self._close()
@@ -128,6 +132,25 @@ class TrialRunner(tune.Trainable):
             return self._report(OUT_OF_MEMORY)
         ledger.record_failed(self._path, self._config, cause)
         return self._report(ledger.FAILED)
+
+    def _pruned(self) -> bool:
+        """Whether an evaluation is worse than its search allows; the trial's end is then written.
+
+        All evaluations are looked at, so a trial that was killed after one is pruned all the same.
+        """
+        limit = self._spec.get("limit")
+        if not limit or run_dir.read_result(self._path) is not None:
+            return False
+        sign = 1.0 if limit["higher"] else -1.0
+        for row in run_dir.read_metrics(self._path):
+            bound = limit["at"].get(str(row["iteration"]))
+            value = float(row.get(limit["metric"], "nan"))
+            if bound is not None and not sign * value >= sign * bound:
+                self._close()
+                cause = f"{limit['metric']} {value:.4g} at {row['iteration']}, {limit['why']}"
+                ledger.record_end(self._path, self._config, ledger.PRUNED, f"{cause} {bound:.4g}")
+                return True
+        return False
 
     def _check_data(self) -> None:
         """The data must be those of the sweep's other trials."""

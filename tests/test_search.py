@@ -1,0 +1,467 @@
+"""A search: its points rest on the records alone, so that no kill and no order changes them."""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpcc import run_dir
+from mpcc.config import PRESETS, Config
+from tune import ledger, lock, points, pruning, search
+from tune.points import Point, Points, Search
+from tune.space import parse_space
+
+ROOT = Path(search.__file__).resolve().parents[1]
+TINY = PRESETS["tiny"]
+SPACE = ("eta_p=1e-4..1e-1:log", "esteps=1..4")
+
+
+def value_of(config: Config) -> dict[str, Any]:
+    """A valley whose bottom lies at eta_p = 3e-3, esteps = 2; the seed adds a little."""
+    distance = abs(math.log10(config.prior_lr / 3e-3)) + 0.2 * abs(config.n_encoder_steps - 2)
+    return {"mse": distance + 0.01 * config.seed, "acc_majority": 1 / (1 + distance)}
+
+
+def finish(
+    out: Path, trial: ledger.Trial, state: str = "done", metrics: Mapping[str, Any] | None = None
+) -> None:
+    path = run_dir.open_run(ledger.trial_dir(out, trial.key), trial.config)
+    values = dict(value_of(trial.config) if metrics is None else metrics)
+    iterations = trial.config.iterations
+    for iteration in (iterations // 2, iterations):
+        run_dir.append_metrics(path, {"iteration": iteration} | values)
+    result = {"state": state, "cause": None, "iteration": iterations, "metrics": values}
+    run_dir.write_json(path / run_dir.RESULT, result)
+
+
+def begin(out: Path, **changes: Any) -> ledger.Plan:
+    """A search as the command line plans it, nothing drawn yet."""
+    known = Search(parse_space(SPACE, TINY), seeds=(0, 1), startup=4, ahead=3, n_points=12)
+    return replace(ledger.new_plan("tiny", TINY), search=replace(known, **changes).to_dict())
+
+
+def drive(
+    out: Path,
+    plan: ledger.Plan,
+    rng: random.Random,
+    stop_after: int = 10**6,
+    study: bool = False,
+) -> search.Supply:
+    """A driver without Ray: what is given out ends in any order, until there is no more."""
+    supply = search.Supply(out, plan)
+    if not study:
+        supply.write_study = lambda: None  # type: ignore[method-assign]
+    in_hand = [t for t in supply.all_trials() if ledger.status(out, t).state == "planned"]
+    n = 0
+    while True:
+        plan, new = supply.more()
+        in_hand += new
+        if not in_hand or n == stop_after:
+            return supply
+        finish(out, in_hand.pop(rng.randrange(len(in_hand))))
+        n += 1
+
+
+def found(supply: search.Supply) -> list[tuple[str, tuple[float, ...]]]:
+    return [(point.cell.key, point.values) for point in supply.found]
+
+
+def test_any_order_of_ends_gives_the_same_search(tmp_path: Path) -> None:
+    first = drive(tmp_path / "a", begin(tmp_path), random.Random(1))
+    second = drive(tmp_path / "b", begin(tmp_path), random.Random(2))
+    assert len(first.found) == 12 and first.complete()
+    assert found(first) == found(second)
+
+
+def test_a_search_cut_off_anywhere_goes_on_to_the_same_points(tmp_path: Path) -> None:
+    whole = drive(tmp_path / "a", begin(tmp_path), random.Random(1))
+    for stop in (0, 1, 5, 13):
+        out = tmp_path / f"cut{stop}"
+        plan = begin(tmp_path)
+        ledger.write_plan(out, plan)
+        drive(out, plan, random.Random(stop), stop_after=stop)
+        saved = ledger.read_plan(out)
+        assert saved is not None
+        assert found(drive(out, saved, random.Random(3))) == found(whole)
+
+
+def test_another_sampler_seed_is_another_search_and_a_longer_one_begins_alike(
+    tmp_path: Path,
+) -> None:
+    first = drive(tmp_path / "a", begin(tmp_path), random.Random(1))
+    other = drive(tmp_path / "b", begin(tmp_path, sampler_seed=1), random.Random(1))
+    longer = drive(tmp_path / "c", begin(tmp_path, n_points=15), random.Random(1))
+    assert found(first)[1:] != found(other)[1:]
+    assert found(longer)[:12] == found(first)
+
+
+def test_the_first_point_is_the_base_where_the_space_holds_it(tmp_path: Path) -> None:
+    inside = search.Supply(tmp_path, begin(tmp_path))
+    assert inside.found[0].cell.config == TINY
+    space = parse_space(["eta_p=1e-1..1"], TINY)
+    outside = search.Supply(tmp_path, begin(tmp_path, space=space))
+    assert all(point.cell.config.cell_key != TINY.cell_key for point in outside.found)
+
+
+def test_tpe_finds_the_valley_better_than_chance(tmp_path: Path) -> None:
+    def score(sampler: str, seed: int) -> float:
+        plan = begin(tmp_path, sampler=sampler, sampler_seed=seed, n_points=25)
+        supply = drive(tmp_path / f"{sampler}{seed}", plan, random.Random(seed))
+        values = sorted(point.values[0] for point in supply.found)
+        return sum(values[:10])
+
+    assert sum(score("tpe", s) for s in range(3)) < sum(score("random", s) for s in range(3))
+
+
+def test_no_point_comes_twice_and_a_small_space_ends(tmp_path: Path) -> None:
+    space = parse_space(["esteps=1..3", "prior_entropy_weight=0,1"], TINY)
+    supply = drive(tmp_path / "a", begin(tmp_path, space=space, n_points=50), random.Random(1))
+    keys = [point.cell.key for point in supply.found]
+    assert len(keys) == len(set(keys)) == 6
+    assert supply.complete() and supply.search.n_points == 6
+
+
+def test_settings_that_exclude_each_other_are_no_points(tmp_path: Path) -> None:
+    space = parse_space(["prior=normal,gaussian_mixture", "conditional=false,true"], TINY)
+    supply = drive(tmp_path / "a", begin(tmp_path, space=space, n_points=50), random.Random(1))
+    assert len(supply.found) == 3
+
+
+def test_a_point_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    supply = drive(tmp_path / "a", begin(tmp_path, n_points=1), random.Random(1))
+    values = [value_of(TINY.override(seed=seed))["mse"] for seed in (0, 1)]
+    assert supply.found[0].values == (pytest.approx(sum(values) / 2),)
+    assert supply.found[0].seeds == (tuple(values),)
+
+
+def test_a_diverged_point_counts_as_worse_and_a_failed_one_not_at_all(tmp_path: Path) -> None:
+    plan = begin(tmp_path)
+    supply = search.Supply(tmp_path, plan)
+    trials = supply.all_trials()
+    finish(tmp_path, trials[0], "diverged")
+    finish(tmp_path, trials[2], "failed")
+    finish(tmp_path, trials[4], metrics={"mse": math.inf})
+    for trial in (trials[1], trials[3], trials[5]):
+        finish(tmp_path, trial)
+    got = Points(tmp_path).read(supply.plan, supply.search)
+    assert [point.state for point in got] == ["cut", "failed", "cut"]
+    states = [points.frozen(supply.search, point).state.name for point in got]
+    assert states == ["PRUNED", "FAIL", "PRUNED"]
+    assert points.best(supply.search, got) == []
+
+
+def made(number: int, *values: float) -> Point:
+    cell = search.Supply(Path("nowhere"), begin(Path())).found[0].cell
+    return Point(number, cell, points.COMPLETE, values, tuple((v,) for v in values))
+
+
+def test_the_front_has_what_nothing_beats_in_all_objectives() -> None:
+    both = Search(parse_space(SPACE, TINY), objectives=("mse", "acc_majority"))
+    front = points.best(both, [made(0, 1, 0.5), made(1, 2, 0.9), made(2, 2, 0.8), made(3, 1, 0.4)])
+    assert [point.number for point in front] == [0, 1]
+    one = replace(both, objectives=("acc_majority",))
+    assert [p.number for p in points.best(one, [made(0, 0.2), made(1, 0.7)])] == [1]
+
+
+def test_two_objectives_are_searched_and_kept(tmp_path: Path) -> None:
+    goals = ("mse", "acc_majority")
+    supply = drive(tmp_path, begin(tmp_path, objectives=goals), random.Random(1), study=True)
+    study = opened(tmp_path)
+    assert [d.name for d in study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    front = {point.number for point in points.best(supply.search, supply.found)}
+    assert {trial.number for trial in study.best_trials} == front
+
+
+def opened(out: Path) -> Any:
+    import optuna
+
+    return optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
+
+
+def content(out: Path) -> list[Any]:
+    return [(t.number, t.state.name, t.params, t.values) for t in opened(out).get_trials()]
+
+
+def test_the_study_says_what_the_records_say_and_is_made_again_where_it_is_lost(
+    tmp_path: Path,
+) -> None:
+    supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
+    before = content(tmp_path)
+    assert len(before) == 12 and {state for _, state, *_ in before} == {"COMPLETE"}
+    assert [values for *_, values in before] == [list(point.values) for point in supply.found]
+    assert [t.user_attrs["cell_key"] for t in opened(tmp_path).trials] == list(supply.search.points)
+    for damage in (lambda f: f.unlink(), lambda f: f.write_bytes(b"torn" * 999)):
+        damage(tmp_path / "study.db")
+        assert search.Supply(tmp_path, supply.plan).complete()
+        assert content(tmp_path) == before
+
+
+def test_a_study_that_disagrees_with_the_records_is_made_again(tmp_path: Path) -> None:
+    supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
+    trial = ledger.trials(supply.found[3].cell, (0,))[0]
+    path = ledger.trial_dir(tmp_path, trial.key)
+    result = json.loads((path / run_dir.RESULT).read_text())
+    run_dir.write_json(path / run_dir.RESULT, result | {"metrics": {"mse": 7.0}})
+    again = search.Supply(tmp_path, supply.plan)
+    assert again.complete()
+    assert content(tmp_path)[3][3] == list(again.found[3].values)
+
+
+def test_a_trial_is_bounded_by_earlier_points_of_its_own_seed_alone(tmp_path: Path) -> None:
+    supply = drive(tmp_path, begin(tmp_path, prune="median"), random.Random(1))
+    trial = ledger.trials(supply.found[9].cell, (1,))[0]
+    bounds = supply.spec(trial)["limit"]
+    earlier = [value_of(p.cell.config.override(seed=1))["mse"] for p in supply.found[:7]]
+    assert bounds["at"] == {"2": pytest.approx(sorted(earlier)[3])}
+    assert not bounds["higher"] and bounds["metric"] == "mse"
+    early = ledger.trials(supply.found[6].cell, (1,))[0]
+    assert supply.spec(early) == {}  # four points before it are too few
+
+
+def test_halving_keeps_the_best_third_at_its_rungs() -> None:
+    config = PRESETS["digits"]
+    assert pruning.rungs("halving", config) == [250, 500]
+    assert pruning.rungs("median", config) == [250, 500, 750, 1000, 1250]
+    assert pruning._bound("halving", [5.0, 1.0, 2.0, 3.0, 4.0, 6.0], higher=False) == 2.0
+    assert pruning._bound("halving", [5.0, 1.0, 2.0], higher=True) == 5.0
+
+
+@pytest.mark.slow
+def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: Path) -> None:
+    from tests.test_sweep import FakeProgress
+    from tune import sweep
+    from tune.trainable import TrialRunner
+
+    supply = search.Supply(tmp_path, begin(tmp_path))
+    trial = supply.all_trials()[0]
+    settings = sweep.Settings(out=tmp_path, uri="")
+    limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
+    path = ledger.trial_dir(tmp_path, trial.key)
+
+    def run(mse: float) -> list[dict[str, Any]]:
+        shutil.rmtree(path, ignore_errors=True)
+        spec = sweep.trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
+        runner = TrialRunner.__new__(TrialRunner)
+        runner.setup({"trial": spec})
+
+        def training() -> Any:
+            for iteration, state in ((2, "running"), (4, "done")):
+                run_dir.append_metrics(path, {"iteration": iteration, "mse": mse})
+                yield FakeProgress(iteration, state, {"mse": mse})
+
+        runner._start = training
+        reports = [runner.step()]
+        while not reports[-1]["done"]:
+            reports.append(runner.step())
+        return reports
+
+    assert [report["state"] for report in run(0.4)] == ["running", "done"]
+    assert [report["state"] for report in run(0.6)] == ["pruned"]
+    status = ledger.status(tmp_path, trial)
+    assert status.state == "pruned" and status.iteration == 2
+    assert status.cause == "mse 0.6 at 2, worse than the median of 0.5"
+    # Killed between the evaluation and its verdict: the verdict is the same.
+    (path / run_dir.RESULT).unlink()
+    runner = TrialRunner.__new__(TrialRunner)
+    spec = sweep.trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
+    runner.setup({"trial": spec})
+    assert runner.step()["state"] == "pruned"
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = search.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+S = ["--space", "eta_p=1e-3..1e-2:log"]
+
+BAD = [
+    ([], "no search is planned in"),
+    (["--space", "eta_q=1..2"], "did you mean 'eta_p'?"),
+    (["--space"], "argument --space: expected at least one argument"),
+    ([*S, "--objective", "mze"], "unknown objective 'mze'; did you mean 'mse'?"),
+    ([*S, "--objective", ","], "--objective is empty"),
+    ([*S, "--objective", "mse,mse"], "given twice"),
+    ([*S, "--objective", "loss/encoder"], "loss/encoder is no objective"),
+    ([*S, "--points", "0"], "--points must be between 1 and 10000, got '0'"),
+    ([*S, "--seeds", "none"], "--seeds must be a count or a list"),
+    ([*S, "--sampler", "tpa"], "unknown sampler 'tpa'; did you mean 'tpe'?"),
+    ([*S, "--ahead", "1.5"], "--ahead must be a whole number"),
+    ([*S, "--startup", "-1"], "--startup must be between 1"),
+    ([*S, "--sampler-seed", "x"], "--sampler-seed must be between"),
+    ([*S, "--prune", "asha"], "--prune must be median or halving, got 'asha'"),
+    ([*S, "--prune", "median", "--objective", "mse,saturation"], "--prune is for one objective"),
+    ([*S, "--prune", "median", "--objective", "fid"], "cannot go by fid"),
+    ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
+    ([*S, "--preset", "digit"], "did you mean 'digits'?"),
+    ([*S, "--status", "--dry-run"], "exclude each other"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv)[:40] for argv, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = [] if "--preset" in argv else ["--preset", "tiny"]
+    code, out, err = call(capsys, *preset, "--out", str(tmp_path / "s"), *argv)
+    assert code == 2 and out == ""
+    assert err.startswith("search.py: ") and err.count("\n") == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_shows_the_points_that_are_known_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--preset", "tiny", *S, "--points", "9", "--seeds", "2", "--out", str(tmp_path / "s")]
+    code, out, err = call(capsys, *argv, "--dry-run")
+    assert code == 0 and err == "" and list(tmp_path.iterdir()) == []
+    assert "space eta_p=1e-3..0.01:log" in out and "9 points of 2 seeds, 18 trials" in out
+    assert "5 more points" in out and out.count("\npoint ") == 4
+    assert "no labels" in out
+    _, out, _ = call(capsys, *argv, "--dry-run", "--objective", "acc_majority")
+    assert "labels chose (acc_majority)" in out
+    _, out, _ = call(capsys, *argv, "--dry-run", "--prune", "median")
+    assert "gives up slow starters" in out
+
+
+def test_status_shows_each_point_its_value_and_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supply = drive(tmp_path, begin(tmp_path, n_points=5), random.Random(1), stop_after=8)
+    code, out, err = call(capsys, "--out", str(tmp_path), "--status")
+    best = points.best(supply.search, supply.found)[0]
+    assert code == 3 and err == ""
+    assert f"*{best.number:>4}  mse {best.values[0]:.4g} ± " in out
+    assert "of 5 points have ended" in out and f"Best: {best.cell.text}" in out
+
+
+def test_a_begun_search_cannot_become_another_but_may_grow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drive(tmp_path, begin(tmp_path, n_points=5), random.Random(1))
+    same = ["--out", str(tmp_path), "--dry-run"]
+    for argv, message in (
+        (["--space", "esteps=1..3"], "with space eta_p=1e-4..0.1:log esteps=1..4, now esteps=1..3"),
+        (["--objective", "saturation"], "with objectives ('mse',), now ('saturation',)"),
+        (["--sampler-seed", "4"], "with sampler_seed 0, now 4"),
+        (["--ahead", "7"], "with ahead 3, now 7"),
+        (["--points", "3"], "has 5 points already"),
+    ):
+        code, _, err = call(capsys, *same, *argv)
+        assert code == 2 and message in err and err.count("\n") == 1
+    code, out, _ = call(capsys, *same, "--points", "8")
+    assert code == 0 and "8 points of 2 seeds" in out
+
+
+def test_a_second_driver_is_refused_with_the_owners_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drive(tmp_path, begin(tmp_path), random.Random(1), stop_after=3)
+    held = lock.Lock(tmp_path)
+    try:
+        code, _, err = call(capsys, "--out", str(tmp_path))
+        assert code == 2 and f"in use by process {os.getpid()} on" in err
+    finally:
+        held.release()
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tune import search\n"
+        "try:\n    search.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'optuna', 'numpy', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] in ("['numpy']", "[]"), done.stderr
+    assert "examples:" in done.stdout and time.monotonic() - begun < 2
+
+
+# -- from end to end, with real Ray --------------------------------------------------------------
+
+WORDS = ["--preset", "tiny", "--space", "eta_p=1e-3..2e-2:log", "esteps=1..2", "--points", "5",
+         "--seeds", "2", "--startup", "2", "--ahead", "2", "--checkpoint-seconds", "0"]  # fmt: skip
+
+
+def launch(out: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tune" / "search.py"), "--out", str(out), *WORDS],
+        cwd=out.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 200
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail("\n".join(process.communicate()))
+        time.sleep(0.02)
+
+
+def ends(out: Path) -> dict[str, Any]:
+    found = {}
+    for file in out.glob("trials/*/result.json"):
+        result = json.loads(file.read_text())
+        found[file.parent.name] = (result["weights_sha256"], result["metrics"])
+    return found
+
+
+@pytest.mark.slow
+def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
+    tmp_path: Path,
+) -> None:
+    from tests.test_sweep import cut_power
+
+    whole, killed = launch(tmp_path / "whole"), launch(tmp_path / "killed")
+    wait_for(killed, lambda: len(ends(tmp_path / "killed")) >= 3)
+    cut_power(killed)
+    after = ends(tmp_path / "killed")
+    assert len(after) < 10
+    (tmp_path / "killed" / "study.db").unlink(missing_ok=True)
+    again = launch(tmp_path / "killed")
+    for process in (whole, again):
+        text, noise = process.communicate(timeout=240)
+        assert process.returncode == 0, text + noise
+        assert "10 of 10 trials done" in text and "Best: " in text
+        assert "--confirm" in text.splitlines()[-1]
+    assert ends(tmp_path / "killed") == ends(tmp_path / "whole")
+    plans = [ledger.read_plan(tmp_path / name) for name in ("killed", "whole")]
+    assert plans[0] and plans[1] and plans[0].search == plans[1].search
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert len(content(tmp_path / "killed")) == 5
+
+
+@pytest.mark.slow
+def test_a_search_that_is_interrupted_exits_130_with_what_it_has(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    process = launch(out)
+    wait_for(process, lambda: len(ends(out)) >= 1)
+    os.kill(process.pid, signal.SIGINT)
+    text, noise = process.communicate(timeout=60)
+    assert process.returncode == 130, text + noise
+    assert "same command again" in text and len(ends(out)) < 10
