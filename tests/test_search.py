@@ -5,7 +5,6 @@ import math
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -454,14 +453,3 @@ def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
     assert plans[0] and plans[1] and plans[0].search == plans[1].search
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert len(content(tmp_path / "killed")) == 5
-
-
-@pytest.mark.slow
-def test_a_search_that_is_interrupted_exits_130_with_what_it_has(tmp_path: Path) -> None:
-    out = tmp_path / "s"
-    process = launch(out)
-    wait_for(process, lambda: len(ends(out)) >= 1)
-    os.kill(process.pid, signal.SIGINT)
-    text, noise = process.communicate(timeout=60)
-    assert process.returncode == 130, text + noise
-    assert "same command again" in text and len(ends(out)) < 10
