@@ -43,14 +43,15 @@ def make_sweep(folder: Path, n_trials: int) -> int:
             cells.append({"key": config.cell_key, "changes": changes, "variant": None})
             cells[-1] |= {"grids": ["speed"], "seeds": list(SEEDS)}
             for seed in SEEDS:
-                _make_trial(folder, config.override(seed=seed), 0.6 + 0.002 * j, rng)
+                make_trial(folder, config.override(seed=seed), 0.6 + 0.002 * j, rng)
     settings = {k: v for k, v in base.to_dict().items() if k != "seed"}
     plan = {"schema": 1, "preset": "digits", "base": settings, "cells": cells, "code": "c0de"}
     (folder / "sweep.json").write_text(json.dumps(plan))
     return n_steps * n_rates * len(SEEDS)
 
 
-def _make_trial(folder: Path, config, centre: float, rng: np.random.Generator) -> None:
+def make_trial(folder: Path, config, centre: float, rng: np.random.Generator) -> None:
+    """Records of one finished trial."""
     path = folder / "trials" / config.trial_key
     path.mkdir(parents=True)
     final = {"acc_majority": centre + 0.02 * rng.standard_normal(), "mse": 0.1 + rng.random() / 50}

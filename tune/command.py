@@ -221,9 +221,9 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
     """Cell by cell: the state of every seed. Exit code 0 only if all are done."""
     live = lock.running_keys(out)
     states = []
-    for cell in dict.fromkeys(trial.cell.text for trial in trials):
-        print(cell)
-        for trial in (t for t in trials if t.cell.text == cell):
+    for seeds in ledger.by_cell(trials):
+        print(seeds[0].cell.text)
+        for trial in seeds:
             status = ledger.status(out, trial, live)
             states.append(status.state)
             accuracy = status.metrics.get("acc_majority")
@@ -243,9 +243,9 @@ def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Seque
     live = lock.running_keys(out)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
     todo, reached = [], {}
-    for key in dict.fromkeys(trial.cell.key for trial in trials):
-        seeds = [trial for trial in trials if trial.cell.key == key]
-        print(f"cell {key}  {seeds[0].cell.text}")
+    cells = ledger.by_cell(trials)
+    for seeds in cells:
+        print(f"cell {seeds[0].cell.key}  {seeds[0].cell.text}")
         for trial in seeds:
             status = ledger.status(out, trial, live)
             shorter = continuation.goes_on_from(out, plan, trial)
@@ -254,8 +254,7 @@ def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Seque
                 reached[trial.key] = shorter or status.iteration
             before = f", goes on from {shorter} iterations" if shorter else ""
             print(f"  trial {trial.key}  seed {trial.seed}  {status.state}{before}")
-    n_cells = len({trial.cell.key for trial in trials})
-    print(f"{n_cells} cells, {len(trials)} trials, {len(todo)} to run")
+    print(f"{len(cells)} cells, {len(trials)} trials, {len(todo)} to run")
     if todo:
         print(size_of(todo))
         print(time_text(args, out, todo, reached))

@@ -146,6 +146,14 @@ def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
     return [Trial(cell, seed, config, config.trial_key) for seed, config in configs]
 
 
+def by_cell(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The trials of each cell, in the order given."""
+    cells: dict[str, list[Trial]] = {}
+    for trial in trials:
+        cells.setdefault(trial.cell.key, []).append(trial)
+    return list(cells.values())
+
+
 def new_plan(preset: str, base: Config) -> Plan:
     """A plan without cells."""
     files = code_fingerprints()
