@@ -29,11 +29,11 @@ from mpcc.config import DEFAULTS, Config, from_dict
 from mpcc.run_dir import (
     CONFIG,
     METRICS,
-    PROVENANCE,
     RESULT,
     RunDirError,
     read_json,
     read_metrics,
+    read_provenance,
     read_result,
 )
 from tune.ledger import PLANNED, RUNNING, STOPPED
@@ -57,11 +57,9 @@ def load(folders: Sequence[Path], *, evaluations: bool = False) -> Records:
 
 
 def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
-    plan = read_json(folder / SWEEP)
+    plan = _read_plan(folder)
     if plan is None:
         return _load_loose(folder, curves)
-    if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
-        raise LoadError(f"{folder / SWEEP} is not a plan that this version reads (schema 1)")
     name = str(plan.get("preset") or folder.name)
     rows: list[dict[str, Any]] = []
     evaluations: list[dict[str, Any]] = []
@@ -78,6 +76,30 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
     return (_sweep(folder, name, plan), rows + extra_rows, evaluations + extra_curves, notes)
 
 
+def _read_plan(folder: Path) -> dict[str, Any] | None:
+    """sweep.json, with what is read of it checked; LoadError in one line."""
+    file = folder / SWEEP
+    try:
+        plan = read_json(file)
+    except RunDirError as error:
+        raise LoadError(f"{str(error).split(';')[0]}; name another folder with --runs") from None
+    if plan is None:
+        return None
+    if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
+        raise LoadError(f"{file} is not a plan that this version reads (schema 1)")
+    try:
+        from_dict(plan["base"])
+        for cell in plan["cells"]:
+            from_dict(cell["changes"])
+            texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("a cell's key, variant or grid is no text")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged: {error}"
+        raise LoadError(f"{file} {what}; name another folder with --runs") from None
+    return plan
+
+
 def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]]:
     """A row without results for every planned trial."""
     for cell in plan["cells"]:
@@ -88,7 +110,7 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
             for seed in sorted({*cell["seeds"], *fresh}):
                 key = dataclasses.replace(config, seed=seed).trial_key
                 yield blank | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
 
 
@@ -160,7 +182,7 @@ def _read_trial(path: Path, folder: Path, running: Collection[str]) -> dict[str,
     row: dict[str, Any] = {"run_dir": path.relative_to(folder).as_posix(), "digest": digest(path)}
     try:
         result = read_result(path)
-        provenance = read_json(path / PROVENANCE) or {}
+        provenance = read_provenance(path)
         mlflow = read_json(path / MLFLOW) or {}
         if result is None:
             evaluations = read_metrics(path)
@@ -170,12 +192,13 @@ def _read_trial(path: Path, folder: Path, running: Collection[str]) -> dict[str,
             metrics = last
         else:
             row |= {name: result.get(name) for name in ("state", "cause", "iteration")}
-            row["seconds_train"] = (result.get("seconds") or {}).get("train")
+            row["seconds_train"] = result.get("seconds", {}).get("train")
             metrics = result.get("metrics") or {}
     except (RunDirError, OSError) as error:
         return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
     row |= from_provenance(provenance)
-    row["mlflow_run"] = mlflow.get("run_id")
+    run_id = mlflow.get("run_id")
+    row["mlflow_run"] = run_id if isinstance(run_id, str) else None
     row |= measured(metrics)
     ended = result or {}
     row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
@@ -211,7 +234,10 @@ def digest(path: Path) -> str:
     content = hashlib.sha256()
     for name in (CONFIG, METRICS, RESULT):
         file = path / name
-        data = file.read_bytes() if file.exists() else b""
+        try:
+            data = file.read_bytes() if file.exists() else b""
+        except OSError as error:  # a folder, or no right to read: the row says so
+            data = str(error.errno).encode()
         content.update(f"{name} {len(data)}\n".encode() + data)
     return content.hexdigest()[:12]
 
@@ -219,6 +245,6 @@ def digest(path: Path) -> str:
 def _curve(path: Path, key: str) -> list[dict[str, Any]]:
     try:
         rows = read_metrics(path)
-    except RunDirError:
+    except (RunDirError, OSError):
         return []
     return [{"trial_key": key} | {k: number(v) for k, v in row.items()} for row in rows]

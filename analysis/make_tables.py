@@ -8,10 +8,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
+
+from mpcc.options import OneLineParser, path  # noqa: E402
 
 if TYPE_CHECKING:
     from analysis.build import Choices, Product
@@ -24,22 +26,16 @@ FORMATS = ("md", "csv", "tex", "html", "fig")
 DEFAULT_FORMATS = "md,csv,tex"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, exit 2."""
-        self.exit(2, f"make_tables: {message}\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = _Parser(
+    p = OneLineParser(
+        speaker="make_tables",
         prog="make_tables.py",
         description="Tables from the records of a sweep: printed, and written to <sweep>/tables.",
         epilog="Without options: the latest sweep under runs/, as Table 1 where it has that shape.",
-        allow_abbrev=False,
     )
     p.add_argument(
-        "--runs", nargs="+", type=Path, metavar="DIR", help="sweep folders (default: the latest)"
+        "--runs", nargs="+", type=path, metavar="DIR", help="sweep folders (default: the latest)"
     )
     p.add_argument(
         "--mlflow", metavar="URI", help="read from MLflow alone, where the run directories are gone"
@@ -56,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"files to write, of {', '.join(FORMATS)}; fig: PDF and PNG (default: %(default)s)",
     )
-    p.add_argument("--out", type=Path, metavar="DIR", help="where to (default: <sweep>/tables)")
+    p.add_argument("--out", type=path, metavar="DIR", help="where to (default: <sweep>/tables)")
     p.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 where the files are stale"
     )
@@ -90,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formats = _formats(options.format)
         return _run(options, formats)
     except ValueError as error:
-        print(f"make_tables: {error}", file=sys.stderr)
+        print(f"make_tables: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
@@ -115,6 +111,8 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
 
     if options.mlflow and options.runs:
         raise ValueError("--mlflow and --runs are two sources; give one of them")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; name a folder")
     if options.sweep and not options.mlflow:
         raise ValueError("--sweep goes with --mlflow; a folder is named with --runs")
     with tempfile.TemporaryDirectory() as scratch:
@@ -193,16 +191,16 @@ def write(out: Path, files: dict[str, bytes]) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        path = out / name
-        if not path.exists() or path.read_bytes() != data:
-            write_bytes(path, data)
+        file = out / name
+        if not file.exists() or file.read_bytes() != data:
+            write_bytes(file, data)
 
 
 def _check(out: Path, files: dict[str, bytes]) -> int:
     stale = []
     for name, data in files.items():
-        path = out / name
-        if not path.exists() or path.read_bytes() != data:
+        file = out / name
+        if not file.exists() or file.read_bytes() != data:
             stale.append(name)
     if stale:
         print(f"stale or missing in {out}: {', '.join(stale)}; run make_tables.py again")

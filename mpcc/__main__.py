@@ -6,15 +6,20 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from mpcc.config import PRESETS, VARIANTS, Config, parse_assignment, preset, variant
 from mpcc.data_files import DataError, check_available
 from mpcc.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
+from mpcc.options import OneLineParser, path
 from mpcc.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
+
+MAX_SECONDS = 1e6
 
 EXAMPLES = """examples:
   python -m mpcc --preset digits --set seed=1 --out runs/one
@@ -27,7 +32,8 @@ The same command again goes on where it stopped. Progress goes to stderr, the re
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = OneLineParser(
+        speaker="python -m mpcc",
         prog="python -m mpcc",
         description="Train MPCC once: cluster images without labels and draw new ones.",
         epilog=EXAMPLES,
@@ -44,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
         dest="assignments",
         help="change any field of the configuration (--dry-run prints them all)",
     )
-    p.add_argument("--out", type=Path, help="run directory (default: runs/PRESET-seedN)")
-    p.add_argument("--data-dir", type=Path, help="where the data sets lie (or MPCC_DATA_DIR)")
+    p.add_argument("--out", type=path, help="run directory (default: runs/PRESET-seedN)")
+    p.add_argument("--data-dir", type=path, help="where the data sets lie (or MPCC_DATA_DIR)")
     p.add_argument("--download", action="store_true", help="get the data set where it is missing")
     p.add_argument(
         "--inception-weights",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="weights of pytorch-fid's Inception, for IS, FID and KID (or MPCC_INCEPTION_WEIGHTS)",
     )
@@ -66,16 +72,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 diverged, 2 bad input, 130 or 143 stopped by a signal."""
+    """Exit status: 0 done, 1 diverged, 2 bad input, or files that cannot be read or written,
+    130 or 143 stopped by a signal."""
     options = parser().parse_args(argv)
     try:
-        changes = dict(parse_assignment(text) for text in options.assignments)
+        changes = assigned(options.assignments)
         named = variant(options.variant) if options.variant else {}
         config = preset(options.preset).override(**named | changes)
-        if options.checkpoint_seconds < 0:
+        if not 0 <= options.checkpoint_seconds <= MAX_SECONDS:
             raise ValueError(
-                f"--checkpoint-seconds must be at least 0, got {options.checkpoint_seconds:g}"
+                f"--checkpoint-seconds must be between 0 and {MAX_SECONDS:g}, "
+                f"got {options.checkpoint_seconds:g}"
             )
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+            raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got '{options.device}'")
         out = options.out or Path("runs") / f"{options.preset}-seed{config.seed}"
         if options.dry_run:
             print(json.dumps(config.to_dict(), indent=1))
@@ -84,8 +94,19 @@ def main(argv: list[str] | None = None) -> int:
         return refuse(error)
     try:
         return run(config, out.resolve(), options)
-    except (DataError, InceptionMissing, RunDirError) as error:
+    except (DataError, InceptionMissing, RunDirError, OSError) as error:
         return refuse(error)
+
+
+def assigned(texts: list[str]) -> dict[str, Any]:
+    """The fields that --set changes; ValueError for one that is given twice."""
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, value = parse_assignment(text)
+        if name in changes:
+            raise ValueError(f"--set {name} is given twice")
+        changes[name] = value
+    return changes
 
 
 def run(config: Config, out: Path, options: argparse.Namespace) -> int:
@@ -140,7 +161,7 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         print(f"diverged: {result['cause']}. Run directory: {out}", file=sys.stderr)
         return 1
     print(json.dumps({"out": str(out)} | result["metrics"]))
-    took = result["seconds"]
+    took = {"train": 0.0, "evaluate": 0.0} | result.get("seconds", {})
     print(
         f"done in {took['train']:.0f} s of training and {took['evaluate']:.0f} s of evaluation; "
         f"pictures and records: {out}",

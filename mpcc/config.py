@@ -133,7 +133,7 @@ class Config:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must be {_range_text(low, high)}, got {value:g}")
+                raise ValueError(f"{name} must be {_range_text(low, high)}, got {_short(value)}")
         if self.image_size not in IMAGE_SIZES:
             raise ValueError(
                 f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, "
@@ -338,12 +338,14 @@ def _check_types(config: Config) -> None:
     for name, hint in _HINTS.items():
         value = getattr(config, name)
         if isinstance(value, int) and not isinstance(value, bool) and hint is float:
+            if abs(value) > 1e300:  # float() of a longer one raises
+                raise ValueError(f"{name} must be {_kind_text(hint)}, got {_short(value)}")
             object.__setattr__(config, name, float(value))
             continue
         if not _fits(value, hint):
             if typing.get_origin(hint) is Literal and isinstance(value, str):
                 raise ValueError(unknown(name, value, typing.get_args(hint)))
-            raise ValueError(f"{name} must be {_kind_text(hint)}, got {value!r}")
+            raise ValueError(f"{name} must be {_kind_text(hint)}, got {_short(value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -376,6 +378,14 @@ def _kind_text(hint: Any) -> str:
         return "numbers separated by '/'"
     names = {bool: "true or false", int: "a whole number", float: "a finite number"}
     return names.get(hint, "none")
+
+
+def _short(value: Any) -> str:
+    """A value of any kind in an error message; a number of hundreds of digits does not fill it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _range_text(low: float, high: float) -> str:

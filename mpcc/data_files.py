@@ -113,7 +113,10 @@ def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
     """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them."""
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if given:
-        return Path(given).expanduser()
+        try:
+            return Path(given).expanduser()
+        except RuntimeError:
+            raise DataError(f"data folder {given} names the home of an unknown user") from None
     downloaded = cache_dir() / "data"
     return downloaded if downloaded.is_dir() else None
 
@@ -226,7 +229,7 @@ def omniglot_names(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as opened:
             names = opened.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive} is not a sound zip archive ({error}); get it again") from None
     return sorted(n for n in names if n.endswith(".png") and "images_background/" in n)
 
@@ -281,7 +284,14 @@ def read_checked(path: Path, checksum: str | None, *, unpack: bool = True) -> by
 def modification(folder: Path) -> str | None:
     """The first line of the folder's MODIFIED.txt; None where the files claim to be official."""
     try:
-        lines = (folder / MODIFIED).read_text(encoding="utf-8").strip().splitlines()
+        text = (folder / MODIFIED).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise DataError(
+            f"{folder / MODIFIED} cannot be read ({reason}); write in its first line how the "
+            "files beside it differ from the official ones"
+        ) from None
+    lines = text.strip().splitlines()
     return lines[0] if lines else "changed, without a word on how"

@@ -131,7 +131,7 @@ def _read_idx_set(config: Config, data_dir: Path | None) -> Source:
     images, labels = [], []
     for i in range(0, 2 if config.split == "train" else 4, 2):
         x, y = (_read_idx(p, data_files.checksum(config.dataset, p)) for p in paths[i : i + 2])
-        if x.ndim != 3:
+        if x.ndim != 3 or not x.size:
             raise DataError(f"{paths[i]} holds no images; get it again")
         _check_labels(paths[i + 1], y, len(x), 10)
         images.append(x)
@@ -177,9 +177,9 @@ def _read_cifar(config: Config, data_dir: Path | None) -> Source:
         x = batch.get("data")
         if key not in batch or not isinstance(x, np.ndarray):
             raise DataError(f"{path} has no data with {key}; it is another file: get it again")
-        if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072:
+        if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072 or not x.size:
             raise DataError(f"{path} holds no 32 x 32 colour images of bytes; get it again")
-        y = np.asarray(batch[key])
+        y = _array(path, batch[key])
         _check_labels(path, y, len(x), len(names))
         images.append(x.reshape(-1, 3, 32, 32))
         labels.append(y.astype(np.int64))
@@ -207,20 +207,18 @@ class _ArraysOnly(pickle.Unpickler):
 def _unpickle(path: Path, data: bytes) -> dict[str, Any]:
     try:
         batch = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        ImportError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # By its documentation a damaged pickle may raise any.
         raise DataError(f"{path} is not a batch of images ({error}); get it again") from None
     if not isinstance(batch, dict):
         raise DataError(f"{path} is not a batch of images; get it again")
     return batch
+
+
+def _array(path: Path, labels: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(labels)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path} holds no row of labels ({error}); get it again") from None
 
 
 # -- Omniglot ------------------------------------------------------------------------------------
@@ -260,13 +258,15 @@ def _characters(place: Path) -> Iterator[tuple[str, list[Image.Image]]]:
     for file in sorted(files):
         by_character.setdefault("/".join(Path(file).parts[-3:-1]), []).append(file)
     for name in sorted(by_character)[: data_files.OMNIGLOT_CHARACTERS]:
-        drawings = []
+        drawings: list[Image.Image] = []
         for file in by_character[name]:
             try:
                 data = archive.read(file) if archive else (place / file).read_bytes()
                 grey = Image.open(io.BytesIO(data)).convert("L")
-            except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+            except Exception as error:  # Decoders of images and archives raise all sorts.
                 raise DataError(f"{place}: {file} is damaged ({error}); get it again") from None
+            if drawings and grey.size != drawings[0].size:
+                raise DataError(f"{place}: {file} has another size than its fellows; get it again")
             drawings.append(grey.point(lambda level: 255 - level))
         yield name, drawings
 
@@ -311,7 +311,7 @@ def _read_folder(config: Config, data_dir: Path | None) -> Source:
         try:
             with Image.open(path) as opened:
                 colour = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Decoders of images raise all sorts.
             raise DataError(f"{path} is not a sound image ({error}); mend or remove it") from None
         side = min(colour.shape[1:])
         top, left = ((length - side) // 2 for length in colour.shape[1:])

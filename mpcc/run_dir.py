@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,23 @@ def open_run(path: Path, config: Config) -> Path:
     Raises RunDirError when it holds a trial of another configuration, and names the difference.
     """
     path = Path(path)
+    if check_run(path, config):
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / CONFIG, config.to_dict())
+    return path
+
+
+def check_run(path: Path, config: Config) -> bool:
+    """Whether a directory is free for this trial; False where it holds it already.
+
+    Writes nothing. Raises RunDirError where it holds another trial, or what is none of ours.
+    """
     if path.exists() and not path.is_dir():
         raise RunDirError(f"{path} is a file; choose another --out")
     saved = read_config(path)
     if saved is None:
         if path.exists() and any(path.iterdir()):
             raise RunDirError(f"{path} holds other files and no {CONFIG}; choose another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / CONFIG, config.to_dict())
     elif saved != config:
         was, now = saved.to_dict(), config.to_dict()
         name = next(n for n in was if was[n] != now[n])
@@ -66,13 +75,15 @@ def open_run(path: Path, config: Config) -> Path:
             "go on with its own settings or choose another --out"
         )
     refuse_foreign_checkpoints(path)
-    return path
+    return saved is None
 
 
 def refuse_foreign_checkpoints(path: Path) -> None:
     """Raise RunDirError for a checkpoint file that another program wrote; damage is no such."""
     for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
         file = Path(path) / name
+        if file.is_dir():
+            raise RunDirError(f"{file} is a folder; move it away to train here")
         if file.exists():
             with file.open("rb") as opened:
                 start = opened.read(len(_MAGIC))
@@ -95,37 +106,51 @@ def read_config(path: Path) -> Config | None:
 
 def read_result(path: Path) -> dict[str, Any] | None:
     """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not."""
-    result = read_json(Path(path) / RESULT)
-    if result is not None and result.get("state") not in ENDED:
-        raise RunDirError(
-            f"{Path(path) / RESULT} has no state that is known; delete it to run again"
-        )
+    file = Path(path) / RESULT
+    result = read_json(file)
+    if result is None:
+        return None
+    if result.get("state") not in ENDED:
+        raise RunDirError(f"{file} has no state that is known; delete it to run again")
+    wrong = _misfit({"metrics": {}, "iteration": None} | result, _RESULT_FIELDS)
+    if wrong:
+        raise RunDirError(f"{file} has a '{wrong}' that cannot be; delete it to run again")
     return result
 
 
 def earlier_iterations(path: Path) -> list[int]:
     """After how many iterations this training has ended before it was told to go on."""
-    try:
-        found = (read_json(Path(path) / CONTINUES) or {}).get("iterations")
-        return [int(n) for n in found or ()]
-    except (ValueError, TypeError):
-        raise RunDirError(
-            f"{Path(path) / CONTINUES} is damaged; delete the run directory to start over"
-        ) from None
+    file = Path(path) / CONTINUES
+    found = (read_json(file) or {}).get("iterations") or []
+    if not isinstance(found, list) or not all(_is_count(n) and n for n in found):
+        raise RunDirError(f"{file} is damaged; delete the run directory to start over")
+    return found
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What a trial ran on, the content of provenance.json; empty where there is none."""
+    file = Path(path) / PROVENANCE
+    found = read_json(file) or {}
+    wrong = _misfit(found, {"code": _is_text, "device": _is_text, "data": _is_object})
+    wrong = wrong or _misfit(found.get("data") or {}, _DATA_FIELDS)
+    if wrong:
+        raise RunDirError(f"{file} has a '{wrong}' that cannot be; delete it to run again")
+    return found
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The evaluations so far, by rising iteration; a torn last line is left out."""
-    try:
-        lines = (Path(path) / METRICS).read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
+    data = _read(Path(path) / METRICS)
+    lines = (data or b"").split(b"\n")
+    lines = lines[: -1 if not lines[-1] else None]
     rows: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
+            if not _is_count(row["iteration"]):
+                raise ValueError
             rows[row["iteration"]] = row
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(lines):
                 raise RunDirError(
                     f"{Path(path) / METRICS}, line {number} is not a row of metrics; "
@@ -184,15 +209,71 @@ def read_checkpoints(path: Path) -> tuple[list[bytes], list[str]]:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in this file, None where there is no file."""
-    try:
-        value = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
+    data = _read(path)
+    if data is None:
         return None
-    except ValueError:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
         raise RunDirError(f"{path} is not JSON; delete it to run again") from None
     if not isinstance(value, dict):
         raise RunDirError(f"{path} holds no JSON object; delete it to run again")
     return value
+
+
+def _read(path: Path) -> bytes | None:
+    """The bytes of a file, None where there is none; RunDirError where something else is there."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # Other errors (rights, a disk that fails) are no damage that a new run may replace.
+        if error.errno not in (errno.EISDIR, errno.ELOOP):
+            raise
+        raise RunDirError(f"{path} is no file ({error.strerror}); delete it to run again") from None
+
+
+def _misfit(values: Mapping[str, Any], fields: Mapping[str, Callable[[Any], bool]]) -> str | None:
+    """The first field whose value is not of its kind; a field may be missing."""
+    return next((n for n, fits in fields.items() if n in values and not fits(values[n])), None)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**12
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+_RESULT_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "cause": _is_text,
+    "iteration": _is_count,
+    "metrics": _is_object,
+    "failures": _is_texts,
+    "unavailable": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    "baseline": _is_object,
+    "seconds": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+}
+_DATA_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "dataset": _is_text,
+    "fingerprint": _is_text,
+    "n_images": _is_count,
+    "notes": _is_texts,
+}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import logging
 import pickle
 import platform
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,18 +61,20 @@ def train(
     checkpoint. A trial that has ended yields its end at once. Raises DataError and RunDirError
     (one line, the user's to mend); other errors are faults of the machine or the code.
     """
-    path = run_dir.open_run(path, config)
+    path = Path(path)
+    run_dir.check_run(path, config)
     ended = run_dir.read_result(path)
     if ended is not None and ended["state"] in (run_dir.DONE, run_dir.DIVERGED):
-        seconds = sum(ended["seconds"].values())
-        yield Progress(
-            ended["iteration"], config.iterations, seconds, ended["state"], None, ended["cause"]
-        )
+        seconds = sum(ended.get("seconds", {}).values())
+        cause = ended.get("cause")
+        yield Progress(ended["iteration"], config.iterations, seconds, ended["state"], None, cause)
         return
     where = resolve_device(device)
     if where.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
+    # Before anything is written: images that are refused leave no directory behind.
     image_set = load(config, data_dir) if image_set is None else image_set
+    run_dir.open_run(path, config)
     write_provenance(path, config, image_set, where)
     state = build_state(config, image_set, where)
     restore(state, path)
@@ -177,11 +179,11 @@ def restore(state: TrainState, path: Path) -> None:
     for payload in payloads:
         try:
             content = torch.load(io.BytesIO(payload), map_location=state.device, weights_only=True)
-            if content["trial_key"] not in keys:
-                problems.append(f"a checkpoint in {path} belongs to another trial")
-                continue
+            problem = unfit(content, state, keys)
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            problems.append(f"a checkpoint in {path} cannot be read: {str(error).splitlines()[0]}")
+            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
+        if problem:
+            problems.append(f"a checkpoint in {path} {problem}")
             continue
         for name, part in state.parts().items():
             part.load_state(content["parts"][name])
@@ -194,6 +196,28 @@ def restore(state: TrainState, path: Path) -> None:
     if problems:
         start = f"going on at iteration {state.iteration}" if state.iteration else "starting over"
         log.warning("%s; %s", "; ".join(problems), start)
+
+
+def unfit(content: dict[str, Any], state: TrainState, keys: Collection[str]) -> str | None:
+    """Why training cannot go on from a checkpoint, such as one of another version's networks.
+
+    `keys` are those of this trial and of its shorter self.
+    Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
+    """
+    if content["trial_key"] not in keys:
+        return "belongs to another trial"
+    if not 0 <= content["iteration"] <= state.config.iterations:
+        return f"is of iteration {content['iteration']}"
+    pairs = list(zip(state.average, content["average"], strict=False))
+    complete = len(state.average) == len(content["average"])
+    for name, part in state.parts().items():
+        saved = content["parts"].get(name, {})
+        for key, tensor in part.state().items():
+            complete &= key in saved
+            pairs += [(tensor, saved[key])] if key in saved else []
+    if not complete or any(ours.shape != theirs.shape for ours, theirs in pairs):
+        return "is of other networks; another version wrote it"
+    return None
 
 
 def write_result(
@@ -236,8 +260,8 @@ def write_result(
 def write_provenance(path: Path, config: Config, image_set: ImageSet, device: torch.device) -> None:
     """Record what a reader needs to judge and repeat the trial; refuse other data than before."""
     file = path / run_dir.PROVENANCE
-    before = run_dir.read_json(file) or {}
-    was = before.get("data", {}).get("fingerprint", image_set.fingerprint)
+    before = run_dir.read_provenance(path)
+    was = (before.get("data") or {}).get("fingerprint", image_set.fingerprint)
     if was != image_set.fingerprint:
         raise run_dir.RunDirError(
             f"{path} was begun on {config.dataset} data {was}, now {image_set.fingerprint}: "
@@ -274,9 +298,13 @@ def kmeans_baseline(state: TrainState) -> dict[str, float]:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means here; ValueError where it is not to be had."""
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here; ValueError where it is not to
+    be had."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device} is not available here; use --device cpu")
-    return torch.device(device)
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} is not here: there are {torch.cuda.device_count()} GPUs")
+    return found

@@ -176,6 +176,7 @@ def _planned(
         _check_not_set(args, asked)
         cells = grid.cells(base, asked)
         seeds = seeds or asked.seeds or DEFAULT_SEEDS
+        grid.check_count(len(cells) * len(seeds))  # before a million keys are computed
         plan = plan.grow(cells, seeds, asked.text)
     elif old is None:
         raise UsageError(f"nothing is planned in {out} yet: say what to vary, --grid esteps,eta_p")
@@ -194,8 +195,7 @@ def _planned(
         for trial in plan.trials()
         if trial.cell.key in wanted and (seeds is None or trial.seed in seeds)
     ]
-    if len(trials) > grid.MAX_TRIALS:
-        raise UsageError(f"{len(trials):,} trials; at most {grid.MAX_TRIALS:,} are allowed")
+    grid.check_count(len(trials))
     return plan, trials
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from mpcc import config as configs
 from mpcc import inception
+from mpcc.options import path
 from tune import continuation, ledger, lock
 from tune.grid import checkpoint_bytes
 from tune.ledger import Plan, Trial
@@ -33,12 +34,12 @@ class Parser(argparse.ArgumentParser):
 def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     """Where trials run and write, and what to do instead."""
     add = parser.add_argument_group("where").add_argument
-    add("--out", type=Path, metavar="DIR", help=out)
-    add("--data-dir", type=Path, metavar="DIR", help="the data sets' files ($MPCC_DATA_DIR)")
+    add("--out", type=path, metavar="DIR", help=out)
+    add("--data-dir", type=path, metavar="DIR", help="the data sets' files ($MPCC_DATA_DIR)")
     add("--download", action="store_true", help="get the data sets that are missing")
     add(
         "--inception-weights",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="weights of pytorch-fid's Inception, for IS, FID and KID ($MPCC_INCEPTION_WEIGHTS)",
     )
@@ -178,14 +179,22 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
     data_dir = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
     return Settings(
         out=out,
-        uri=tracking.checked_uri(uri) if uri else tracking.default_uri(out),
+        uri=tracking.default_uri(out) if uri is None else tracking.checked_uri(uri),
         data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
-        address=args.address,
+        address=address(args.address),
         cpus=number("--cpus-per-trial", args.cpus_per_trial, 0.01, 1024),
         gpus=number("--gpus-per-trial", args.gpus_per_trial, 0, 64),
         max_concurrent=whole("--max-concurrent", args.max_concurrent, 1, 100_000),
         checkpoint_seconds=number("--checkpoint-seconds", args.checkpoint_seconds, 0, 1e6) or 0.0,
     )
+
+
+def address(text: str) -> str:
+    """Where Ray is, as given; UsageError for what can be no address."""
+    host, colon, port = text.removeprefix("ray://").rpartition(":")
+    if text in ("local", "auto") or (host and port.isdecimal() and 0 < int(port) < 65536):
+        return text
+    raise UsageError(f"--address must be local, auto or HOST:PORT, got '{text}'")
 
 
 def retried(args: argparse.Namespace, out: Path, trials: Sequence[Trial]) -> dict[str, str]:

@@ -138,6 +138,12 @@ def cells(base: Config, grid: Grid) -> list[Cell]:
     return made
 
 
+def check_count(n_trials: int) -> None:
+    """GridError for more trials than one command may plan."""
+    if n_trials > MAX_TRIALS:
+        raise GridError(f"{n_trials:,} trials; at most {MAX_TRIALS:,} are allowed")
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`5` means the seeds 0 to 4; `0,3,7` these; `7,` the one seed 7."""
     try:

@@ -251,17 +251,26 @@ def mend(out: Path, trial: Trial) -> str | None:
     """Set aside what cannot be read in a run directory, so that the trial can run; says what."""
     path = trial_dir(out, trial.key)
     if not path.is_dir():
-        return None
+        if not os.path.lexists(path):
+            return None
+        _set_aside(path)
+        return f"{path} was no folder; set aside, runs again"
     damaged = []
     for name, read in (
         (run_dir.CONFIG, run_dir.read_config),
+        (run_dir.PROVENANCE, run_dir.read_provenance),
         (run_dir.RESULT, run_dir.read_result),
         (run_dir.METRICS, run_dir.read_metrics),
+        (run_dir.CONTINUES, run_dir.earlier_iterations),
     ):
         try:
             read(path)
         except run_dir.RunDirError:
-            os.replace(path / name, path / f"{name}.damaged")
+            _set_aside(path / name)
+            damaged.append(name)
+    for name in (run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT):
+        if (path / name).is_dir():
+            _set_aside(path / name)
             damaged.append(name)
     rows = [] if run_dir.METRICS in damaged else run_dir.read_metrics(path)
     result = None if run_dir.RESULT in damaged else run_dir.read_result(path)
@@ -274,6 +283,15 @@ def mend(out: Path, trial: Trial) -> str | None:
     if not (path / run_dir.CONFIG).exists():
         run_dir.write_json(path / run_dir.CONFIG, trial.config.to_dict())
     return f"{path}: {', '.join(damaged)} damaged, runs again" if damaged else None
+
+
+def _set_aside(file: Path) -> None:
+    """Rename a file or folder to `NAME.damaged`, or `NAME.damaged2` and so on."""
+    aside, number = file.with_name(f"{file.name}.damaged"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = file.with_name(f"{file.name}.damaged{number}")
+    os.replace(file, aside)
 
 
 def forget(out: Path, trial: Trial, state: str) -> None:
@@ -312,15 +330,21 @@ def record_end(path: Path, config: Config, state: str, cause: str) -> None:
 
 def _plan(values: Mapping[str, Any]) -> Plan:
     base = from_dict(values["base"])
+    data = values.get("data") or {}
+    for name, known in data.items():
+        if not isinstance(known["fingerprint"], str):
+            raise ValueError(f"the fingerprint of {name} is no text")
     cells = []
     for saved in values["cells"]:
         changes = {name: _untuple(value) for name, value in saved["changes"].items()}
         cell = Cell(base.override(**changes), changes)
         if cell.key != saved["key"]:
             raise ValueError(f"cell {saved['key']} has other settings")
-        seeds = tuple(sorted(int(seed) for seed in saved["seeds"]))
-        fresh = tuple(int(seed) for seed in saved.get("confirm_seeds", ()))
+        seeds = tuple(sorted(base.override(seed=seed).seed for seed in saved["seeds"]))
+        fresh = tuple(base.override(seed=seed).seed for seed in saved.get("confirm_seeds", ()))
         grids = tuple(saved["grids"])
+        if not all(isinstance(grid, str) for grid in grids):
+            raise ValueError(f"the grids of cell {saved['key']} are no texts")
         cells.append(PlannedCell(cell, grids, seeds, saved.get("variant"), fresh))
     return Plan(
         str(values["preset"]),
@@ -329,8 +353,8 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         str(values["id"]),
         str(values.get("code", "unknown")),
         dict(values.get("code_files", {})),
-        values.get("data"),
-        tuple(int(n) for n in values.get("earlier_iterations", ())),
+        data or None,
+        tuple(base.override(iterations=n).iterations for n in values.get("earlier_iterations", ())),
         values.get("search"),
     )
 

@@ -122,6 +122,8 @@ def _held(file: int, owner: Mapping[str, Any], kind: int) -> bool:
 def _owner(file: int) -> dict[str, Any] | None:
     try:
         value = json.loads(os.pread(file, 1 << 20, 0))
-    except (ValueError, OSError):
+        ours = (value["host"], value["pid"], value["started"], value["running"])
+    except (ValueError, OSError, KeyError, TypeError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    kinds: tuple[Any, ...] = (str, int, (int, float), list)
+    return value if all(map(isinstance, ours, kinds)) else None

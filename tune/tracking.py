@@ -55,6 +55,9 @@ def checked_uri(uri: str) -> str:
         path = Path(uri.removeprefix("sqlite:///")).expanduser()
         if path.is_dir() or not path.name:
             raise TrackingError(f"--tracking-uri {uri} names a folder, not a data base file")
+        there = next(place for place in path.resolve().parents if place.exists())
+        if not there.is_dir():
+            raise TrackingError(f"--tracking-uri {uri}: {there} is a file; name another place")
         return f"sqlite:///{path.resolve()}"
     if re.match(r"(https?|postgresql(\+\w+)?|mysql(\+\w+)?)://[^/\s]+", uri):
         return uri
