@@ -206,8 +206,10 @@ def unfit(content: dict[str, Any], state: TrainState, keys: Collection[str]) -> 
     """
     if content["trial_key"] not in keys:
         return "belongs to another trial"
-    if not 0 <= content["iteration"] <= state.config.iterations:
-        return f"is of iteration {content['iteration']}"
+    if not 0 <= content["iteration"] < state.config.iterations:
+        # A checkpoint of the end has its result beside it, unless that was damaged or deleted: the
+        # last evaluation is then made again, from the checkpoint before.
+        return f"is of iteration {content['iteration']}, and the result is missing"
     pairs = list(zip(state.average, content["average"], strict=False))
     complete = len(state.average) == len(content["average"])
     for name, part in state.parts().items():

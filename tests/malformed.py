@@ -19,7 +19,13 @@ from mpcc.config import DEFAULTS
 
 MPCC, ABLATION, TABLES, RESTART = "python -m mpcc", "ablation.py", "make_tables", "restart"
 
-SHARES = {"command line": 0.4, "configuration": 0.2, "run directory": 0.2, "data": 0.2}
+SHARES = {
+    "command line": 0.4,
+    "configuration": 0.2,
+    "run directory": 0.16,
+    "restart": 0.04,
+    "data": 0.2,
+}
 
 REFUSED = frozenset({2})
 TOLERATED = frozenset({0, 2, 3})
@@ -378,7 +384,6 @@ _directories = st.one_of(
     _on("run directory", TABLES, _MAKE, _records, TOLERATED),
     _on("run directory", ABLATION, _STATUS, _stopped, frozenset({3})),
     _on("run directory", MPCC, _RUN, _spoilt("trials/done/result.json", _unreadable), REFUSED),
-    _on("run directory", RESTART, "", _restarted, frozenset({0})),
 )
 
 # -- data ----------------------------------------------------------------------------------------
@@ -435,5 +440,6 @@ KINDS: Mapping[str, SearchStrategy[Case]] = {
     "command line": _commands,
     "configuration": _configuration,
     "run directory": _directories,
+    "restart": _on("restart", RESTART, "", _restarted, frozenset({0})),
     "data": _datasets,
 }

@@ -39,7 +39,10 @@ def test_one_run_ends_with_its_result_on_stdout_and_goes_on_saying_so(tmp_path):
         (["--set", "batch_size=big"], "batch_size must be a whole number, got 'big'"),
         (["--set", "batch_size=0"], "batch_size must be at least 2, got 0"),
         (["--set", "batch_size"], "expected field=value, got 'batch_size'"),
-        (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be at least 0, got -1"),
+        (
+            ["--checkpoint-seconds", "-1"],
+            "--checkpoint-seconds must be between 0 and 1e+06, got -1",
+        ),
         (["--preset", "mnist", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--variant", "published-cod"], "did you mean 'published-code'?"),

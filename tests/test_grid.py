@@ -1,8 +1,11 @@
 """Axes, cells and keys: what a `--grid` means."""
 
+from pathlib import Path
+
 import pytest
 
-from mpcc.config import PRESETS
+from mpcc.config import PRESETS, Config
+from tune import ablation
 from tune.grid import (
     GridError,
     cells,
@@ -168,3 +171,12 @@ def test_the_estimated_checkpoint_of_mnist_fits_its_known_parameter_counts() -> 
     shared = 277_968 - own
     numbers = 4 * generator + 3 * discriminator + 3 * own + 2 * shared
     assert checkpoint_bytes(PRESETS["mnist"]) == pytest.approx(4 * numbers, rel=0.15)
+
+
+def test_too_many_trials_are_refused_before_their_keys_are_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Config, "trial_key", property(lambda _: pytest.fail("a key was computed")))
+    argv = ["--grid", "esteps=1,2", "--seeds", "60000", "--out", str(tmp_path / "s"), "--dry-run"]
+    assert ablation.main(argv) == 2
+    assert "120,000 trials; at most 100,000 are allowed" in capsys.readouterr().err

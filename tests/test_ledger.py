@@ -221,3 +221,22 @@ def test_a_lock_of_another_machine_holds_while_it_is_renewed(tmp_path: Path) -> 
 def test_a_torn_lock_file_of_a_dead_driver_is_taken_over(tmp_path: Path, content: bytes) -> None:
     (tmp_path / lock.LOCK).write_bytes(content)
     lock.Lock(tmp_path).release()
+
+
+def test_folders_and_links_in_the_place_of_records_are_set_aside_under_names_of_their_own(
+    tmp_path: Path,
+) -> None:
+    trial = planned("esteps=1").trials()[0]
+    path = run_dir.open_run(ledger.trial_dir(tmp_path, trial.key), trial.config)
+    for aside in ("result.json.damaged", "result.json.damaged2"):
+        (path / "result.json").mkdir()
+        (path / "result.json" / "inside").touch()
+        (path / "checkpoint.pt").mkdir(exist_ok=True)
+        message = ledger.mend(tmp_path, trial)
+        assert message is not None and "result.json, checkpoint.pt damaged" in message
+        assert (path / aside / "inside").exists()
+        assert not (path / "result.json").exists() and not (path / "checkpoint.pt").exists()
+    trial_again = planned("esteps=1").trials()[1]
+    ledger.trial_dir(tmp_path, trial_again.key).symlink_to("nowhere")
+    assert "was no folder" in str(ledger.mend(tmp_path, trial_again))
+    assert ledger.status(tmp_path, trial_again).state == ledger.PLANNED

@@ -17,7 +17,7 @@ from mpcc.data import ImageSet
 from mpcc.evaluation import evaluate
 from mpcc.networks import n_parameters
 from mpcc.state import build_state, raw_parameters
-from mpcc.trainer import train, write_result
+from mpcc.trainer import train, write_checkpoint, write_result
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +348,33 @@ def test_non_finite_loss_ends_the_trial_as_diverged_with_iteration_and_term(
     assert result["cause"].endswith(f"is not finite at iteration {result['iteration']}")
     again = list(train(config, tmp_path / "again", image_set=some_digits))[-1]
     assert again.cause == last.cause
+
+
+def test_a_finished_trial_whose_result_is_deleted_ends_again_alike(tiny, some_digits, tmp_path):
+    for _ in train(tiny, tmp_path / "r", image_set=some_digits, checkpoint_seconds=0):
+        pass
+    before = run_dir.read_result(tmp_path / "r")
+    (tmp_path / "r" / run_dir.RESULT).unlink()
+    for _ in train(tiny, tmp_path / "r", image_set=some_digits):
+        pass
+    after = run_dir.read_result(tmp_path / "r")
+    assert before is not None and after is not None
+    for name in ("state", "metrics", "iteration", "weights_sha256"):
+        assert after[name] == before[name]
+
+
+def test_a_checkpoint_of_other_networks_is_not_half_taken_over(tiny, some_digits, tmp_path, caplog):
+    state = build_state(tiny.override(width=2), some_digits)
+    train_step(state)
+    state.config = tiny  # As another version's networks under the same settings would be.
+    run_dir.open_run(tmp_path / "r", tiny)
+    write_checkpoint(tmp_path / "r", state)
+    for path in (tmp_path / "r", tmp_path / "fresh"):
+        for _ in train(tiny, path, image_set=some_digits):
+            pass
+    assert "another version wrote it; starting over" in caplog.text
+    found, fresh = (run_dir.read_result(tmp_path / name) for name in ("r", "fresh"))
+    assert found["weights_sha256"] == fresh["weights_sha256"]
 
 
 def test_same_seed_gives_the_same_result_and_another_seed_another(tiny, some_digits, tmp_path):
