@@ -307,7 +307,8 @@ def preset(name: str) -> Config:
 def unknown(what: str, given: str, available: Iterable[str]) -> str:
     """One line for a name that does not exist: what was given, the nearest, all there are."""
     available = sorted(available, key=str.lower)
-    near = difflib.get_close_matches(given, available, n=1, cutoff=0.5)
+    alike = [name for name in available if name.lower() == given.lower()]
+    near = alike or difflib.get_close_matches(given, available, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ";"
     return f"unknown {what} '{given}'{hint} available: {', '.join(available)}"
 

@@ -42,6 +42,8 @@ def finish(out: Path, trial: ledger.Trial, state: str = "done", cause: str | Non
 BAD = [
     (["--grid", "esteps,eta_q"], "unknown field 'eta_q'; did you mean 'eta_p'?"),
     (["--grid", ""], "the grid is empty"),
+    (["--grid", "esteps=1", "2"], "'2' in --grid is no axis; values follow each other by commas"),
+    (["--grid", "esteps", "--preset", "MNIST"], "unknown preset 'MNIST'; did you mean 'mnist'?"),
     (["--grid"], "argument --grid: expected at least one argument"),
     (["--grid", "esteps="], "axis esteps has no values"),
     (["--grid", "width"], "axis width needs values"),

@@ -214,6 +214,11 @@ def _split(words: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
                 continue
             if not name:
                 raise GridError(f"'{word}' in --grid has an empty name; write --grid esteps,eta_p")
+            if not equals and name[0].isdigit():
+                raise GridError(
+                    f"'{name}' in --grid is no axis; values follow each other by commas without "
+                    "spaces: --grid esteps=1,2,4"
+                )
             field = full_name(name)
             if field in given:
                 raise GridError(f"axis {name} is given twice in --grid")
