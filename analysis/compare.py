@@ -64,6 +64,8 @@ class Spread:
         if self.collapsed:
             return f"pooled SD refused: {self.collapsed}"
         if not self.agree:
+            if math.isnan(self.p) and math.isfinite(self.ratio):
+                return "pooled SD refused: two seeds are too few to compare spreads"
             ratio = "a cell has none" if math.isinf(self.ratio) else f"ratio {self.ratio:.1f}"
             test = "" if math.isnan(self.p) else f"Brown-Forsythe p {p_text(self.p)}, "
             return f"pooled SD refused: spreads differ ({test}{ratio})"

@@ -27,16 +27,19 @@ MAX_SEEDS = 1000
 def spreads_agree(groups: Sequence[ArrayLike]) -> tuple[bool, float, float]:
     """Whether a pooled SD is fair: (yes or no, Brown-Forsythe p, largest / smallest SD).
 
-    No where p < 0.05, the ratio reaches 3, or a group has no spread at all.
+    No where p < 0.05, the ratio reaches 3, a group has no spread at all, or none has three values:
+    two lie equally far from their median, whatever they are.
     """
     arrays = [x for x in (np.asarray(g, float) for g in groups) if x.size > 1]
     spreads = [std(x) for x in arrays]
     if len(arrays) < 2 or min(spreads) == 0:
         return False, math.nan, math.inf
+    ratio = max(spreads) / min(spreads)
+    if max(x.size for x in arrays) < 3:
+        return False, math.nan, ratio
     from scipy.stats import levene
 
     p = float(levene(*arrays, center="median").pvalue)
-    ratio = max(spreads) / min(spreads)
     return bool(p >= ALPHA and ratio < 3), p, ratio
 
 

@@ -72,6 +72,7 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
                 evaluations += _curve(path, row["trial_key"])
         rows.append(row)
     known = {row["trial_key"] for row in rows}
+    known |= _earlier(plan)
     extra_rows, extra_curves, notes = _unplanned(folder, name, known, running, curves)
     return (_sweep(folder, name, plan), rows + extra_rows, evaluations + extra_curves, notes)
 
@@ -118,6 +119,17 @@ def _sweep(folder: Path, name: str, plan: Mapping[str, Any]) -> Sweep:
     axes = tuple(dict.fromkeys(axis for cell in plan["cells"] for axis in cell["changes"]))
     grids = tuple(dict.fromkeys(g for cell in plan["cells"] for g in cell.get("grids", [])))
     return Sweep(folder, name, axes, grids, plan["base"], plan)
+
+
+def _earlier(plan: Mapping[str, Any]) -> set[str]:
+    """Keys of the trials that have gone on to more iterations since (--continue-training)."""
+    shorter = [int(n) for n in plan.get("earlier_iterations", ())]
+    cells = [
+        cell | {"changes": cell["changes"] | {"iterations": n}}
+        for cell in plan["cells"]
+        for n in shorter
+    ]
+    return {row["trial_key"] for row in planned_rows({**plan, "cells": cells}, "")}
 
 
 def _unplanned(

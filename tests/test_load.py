@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_trial_outside_the_plan_is_shown_and_noted(tmp_path: Path) -> None:
     records = load([sweep.path])
     assert records.trials["seed"].tolist() == [0, 5]
     assert "not in the plan" in records.notes[0]
+
+
+def test_trials_that_have_gone_on_to_more_iterations_are_left_aside(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s", (0,))
+    sweep.trial(CHANGE, 0, metrics())
+    sweep.trial(CHANGE | {"iterations": 700}, 0, metrics())
+    assert len(load([sweep.path]).trials) == 2
+    plan = json.loads((sweep.path / "sweep.json").read_text())
+    (sweep.path / "sweep.json").write_text(json.dumps(plan | {"earlier_iterations": [700]}))
+    records = load([sweep.path])
+    assert records.trials["iterations"].tolist() == [sweep.base.iterations]
+    assert not records.notes
 
 
 def test_evaluations_are_a_row_each(tmp_path: Path) -> None:

@@ -161,6 +161,11 @@ def test_a_cell_without_spread_refuses_pooling() -> None:
     assert designs.spreads_agree([[1, 2, 3], [4, 5.5, 6]])[0] is True
 
 
+def test_spreads_of_two_values_cannot_be_compared_and_nothing_is_warned_of() -> None:
+    agree, p, ratio = designs.spreads_agree([[1.0, 2.0], [1.0, 2.5]])
+    assert not agree and math.isnan(p) and ratio == pytest.approx(1.5)
+
+
 def test_anova_with_block_equals_r() -> None:
     """R: summary(aov(yield ~ block + N * P + N * K + P * K, npk))."""
     factors = {"N": NPK_N, "P": NPK_P, "K": NPK_K}
