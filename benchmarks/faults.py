@@ -52,6 +52,7 @@ SETTINGS = ("--preset", "tiny", "--iterations", "120", "--set", "eval_every=40")
 ARGV = (*SETTINGS, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-seconds", "0")
 HEADER = b"mpcc checkpoint 1\n"
 SIGNAL_SECONDS = 20.0
+MALFORMED = 300
 
 
 @dataclass
@@ -401,6 +402,16 @@ def nan_exception_out_of_memory(lab: Lab, outcome: Outcome) -> None:
     lab.compare(sweep, outcome)
 
 
+def malformed_inputs(lab: Lab, outcome: Outcome) -> None:
+    """Command lines, settings, run directories and data files that are wrong: one line, code 2."""
+    from tests import malformed_runs
+
+    folder = lab.folder / "malformed"
+    found = malformed_runs.run(MALFORMED, 0, folder)
+    outcome.notes += found.offences
+    outcome.tried += sum(found.tried.values()) - 1
+
+
 FAULTS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
     "SIGKILL of the driver": (sigkill_of_the_driver, 10),
     "SIGKILL of a trial": (sigkill_of_a_trial, 10),
@@ -418,6 +429,7 @@ FAULTS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
     "flipped bits": (flipped_bits, 1),
     "pickle that would run code": (pickle_that_would_run_code, 1),
     "NaN, exception, out of memory": (nan_exception_out_of_memory, 1),
+    "malformed inputs": (malformed_inputs, 1),
 }
 """Name -> what happens, and how often by default."""
 
