@@ -1,13 +1,22 @@
-"""Algorithm 1: one iteration, and the update functions that it is made of."""
+"""Algorithm 1: one iteration, and the update functions that it is made of.
+
+All random numbers of a phase are drawn at once, before its first update that needs them; so the
+images of a phase, during which G stands still, can be generated together.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from mpcc import losses
-from mpcc.state import TrainState, as_input, raw_parameters
+from mpcc.state import TrainState, as_input
 from mpcc.weights import minimise, only_trainable
+
+CPU_GENERATED_BYTES = 8 * 2**20
+"""Largest layer of the images generated together on a CPU: what its cache holds."""
 
 
 @torch.no_grad()
@@ -15,25 +24,24 @@ def train_step(state: TrainState) -> dict[str, Tensor]:
     """One iteration of Algorithm 1. Returns losses, 0-d on the device; the caller decides when to
     look at them."""
     terms: dict[str, Tensor] = {}
-    for _ in range(state.config.n_discriminator_steps):
-        terms["loss/discriminator"] = update_discriminator(state)
+    for batch in discriminator_batches(state):
+        terms["loss/discriminator"] = update_discriminator(state, *batch)
     terms["loss/generator"] = update_generator_and_prior(state)
-    for i in range(state.config.n_encoder_steps):
-        terms |= update_encoder(state, with_prior=i == 0)
+    terms |= update_encoder_and_prior(state)
+    for z, x_fake in encoder_batches(state):
+        terms["loss/encoder"] = update_encoder(state, z, x_fake)
     state.iteration += 1
     update_average(state)
     return terms
 
 
-def update_discriminator(state: TrainState) -> Tensor:
-    """Lines 8-12: D learns to tell real images from generated ones. Nothing else moves."""
-    x, y_real = draw_batch(state)
-    z, y = state.prior.sample(state.config.batch_size, state.rng)
-    x_fake = state.generator(z, y)
-    labels = None if y_real is None or y is None else torch.cat((y_real, y))
+def update_discriminator(state: TrainState, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Lines 8-12: D learns to tell the first half of x, real images, from the generated second.
+
+    Nothing else moves.
+    """
     with only_trainable(state.discriminator_part):
-        scores = state.discriminator(torch.cat((x, x_fake)), labels)
-        real, fake = scores.split(len(x))
+        real, fake = state.discriminator(x, labels).chunk(2)
         loss = losses.discriminator_hinge_loss(real, fake)
         minimise(loss, state.discriminator_part)
     return loss.detach()
@@ -54,45 +62,88 @@ def update_generator_and_prior(state: TrainState) -> Tensor:
     return loss.detach()
 
 
-def update_encoder(state: TrainState, *, with_prior: bool) -> dict[str, Tensor]:
-    """Lines 19-27: E learns q(z|x) on generated images; with_prior, the prior its own losses.
+def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
+    """Lines 19-27, an iteration's first time: E learns q(z|x), and the prior its own losses.
 
-    G never moves here, and eq. 7 does not move the prior unless the configuration says so.
+    G does not move, and eq. 7 does not move the prior unless the configuration says so.
     """
-    config = state.config
-    prior_part = state.prior_part if with_prior else None
+    config, prior_part = state.config, state.prior_part
     parts = [state.encoder_part] + ([prior_part] if prior_part else [])
     with only_trainable(*parts):
         z, y = state.prior.sample(config.batch_size, state.rng)
         with torch.no_grad():
-            x_fake = state.generator(z, y)
-        z_mean, z_log_var = state.encoder(x_fake)
+            x_fake = generate(state, z, y)
         target = z if config.prior_learns_from_encoder_loss else z.detach()
-        nll = losses.gaussian_nll(target, z_mean, z_log_var).mean() / config.n_values
-        terms = {"loss/encoder": nll.detach()}
-        loss = nll
+        loss = encoder_loss(state, target, x_fake)
+        terms = {"loss/encoder": loss.detach()}
         if prior_part and y is not None:
             prior_part.lr = config.prior_lr
             membership = losses.membership_loss(state.prior.log_memberships(z), y)
             entropy = losses.prior_entropy_loss(
                 state.prior.log_weights, state.prior.entropies(), config.latent_size
             )
-            loss = nll + membership + config.prior_entropy_weight * entropy
+            loss = loss + membership + config.prior_entropy_weight * entropy
             terms |= {"loss/membership": membership.detach(), "loss/entropy": entropy.detach()}
         minimise(loss, *parts)
     return terms
+
+
+def update_encoder(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
+    """Lines 19-27 from the second time on: E alone learns q(z|x) on these images of z."""
+    with only_trainable(state.encoder_part):
+        loss = encoder_loss(state, z, x_fake)
+        minimise(loss, state.encoder_part)
+    return loss.detach()
+
+
+def encoder_loss(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
+    """L_q, eq. 7, over the number of values of an image."""
+    z_mean, z_log_var = state.encoder(x_fake)
+    return losses.gaussian_nll(z, z_mean, z_log_var).mean() / state.config.n_values
 
 
 def update_average(state: TrainState) -> None:
     """Moving average of G's parameters; a copy up to `ema_start`."""
     early = state.iteration <= state.config.ema_start
     decay = 0.0 if early else state.config.ema_decay
-    torch._foreach_lerp_(state.average, raw_parameters(state.generator_part), 1 - decay)
+    torch._foreach_lerp_(state.average, state.generator_part.raw, 1 - decay)
 
 
-def draw_batch(state: TrainState) -> tuple[Tensor, Tensor | None]:
-    """n images from the data, with replacement (line 8), in [-1, 1] with their labels."""
-    n = state.config.batch_size
-    index = torch.randint(len(state.images), (n,), generator=state.rng, device=state.device)
-    labels = state.labels if state.config.conditional else None
-    return as_input(state, state.images[index]), None if labels is None else labels[index]
+def discriminator_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """For every update of D n real images, then n generated ones (lines 8-9), and their labels.
+
+    Real images are drawn with replacement. Labels are None unless the configuration is conditional.
+    """
+    n, n_all = state.config.batch_size, state.config.batch_size * state.config.n_discriminator_steps
+    index = torch.randint(len(state.images), (n_all,), generator=state.rng, device=state.device)
+    z, y = state.prior.sample(n_all, state.rng)
+    x, x_fake = as_input(state, state.images[index]), generate(state, z, y)
+    for start in range(0, n_all, n):
+        chunk, labels = slice(start, start + n), None
+        if state.config.conditional:
+            assert state.labels is not None and y is not None
+            labels = torch.cat((state.labels[index[chunk]], y[chunk]))
+        yield torch.cat((x[chunk], x_fake[chunk])), labels
+
+
+def encoder_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor]]:
+    """(z, x̃) for every update of E after an iteration's first, which moves the prior."""
+    n, n_updates = state.config.batch_size, state.config.n_encoder_steps - 1
+    if n_updates:
+        z, y = state.prior.sample(n * n_updates, state.rng)
+        yield from zip(z.split(n), generate(state, z, y).split(n), strict=True)
+
+
+def generate(state: TrainState, z: Tensor, y: Tensor | None) -> Tensor:
+    """Images of one or more batches, each normalised by its own statistics; no gradient into G."""
+    config, n = state.config, state.config.batch_size
+    at_once = len(z) // n if config.fast else 1
+    if state.device.type == "cpu":
+        largest = n * 4 * config.width * config.image_size**2 * z.element_size()
+        at_once = max(1, min(at_once, CPU_GENERATED_BYTES // largest))
+    chunks = z.split(n * at_once)
+    of_each = [None] * len(chunks) if y is None else y.split(n * at_once)
+    return torch.cat([
+        state.generator(z, y, len(z) // n if config.fast else None)
+        for z, y in zip(chunks, of_each, strict=True)
+    ])  # fmt: skip

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from mpcc import metrics, pictures, plots, run_dir
 from mpcc.data import to_uint8
-from mpcc.networks import Generator, Spectral
+from mpcc.networks import Generator
 from mpcc.state import TrainState, as_input
-from mpcc.weights import FlatPart, Pool
 
 CHUNK_BATCHES = 10
 """Batches that one pass of an evaluation takes at once."""
@@ -80,21 +79,11 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     config = state.config
     with torch.random.fork_rng(devices=[]):
         generator = Generator(config).to(state.device, state.average[0].dtype)
-    live = state.generator_part
-    if isinstance(live, FlatPart):
-        part = Pool([[generator]]).part(0, 0, 0.0)
-        part.load_weights(state.average[0], live.vectors(), N_POWER_ITERATIONS_OF_AVERAGE)
-    else:
-        generator.load_state_dict(state.generator.state_dict())
-        for parameter, average in zip(generator.parameters(), state.average, strict=True):
-            parameter.copy_(average)
-        for module in generator.modules():
-            if isinstance(module, Spectral):
-                module.power_iterate(N_POWER_ITERATIONS_OF_AVERAGE)
+    state.generator_part.give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
     for statistics in generator.statistics():
         statistics.state = "collecting"
     for _ in range(config.n_standing_passes):
-        generator(*state.prior.sample(config.batch_size, rng))
+        generator(*state.prior.sample(config.batch_size, rng), n_batches=1)
     for statistics in generator.statistics():
         statistics.state = "standing"
     return generator
@@ -119,7 +108,7 @@ def reconstruct(
     for start in range(0, len(state.images), n * CHUNK_BATCHES):
         chunk = slice(start, start + n * CHUNK_BATCHES)
         x = as_input(state, state.images[chunk])
-        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk])
+        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk], 1)
         yield from zip(
             (b.numpy() for b in x.cpu().split(n)),
             (b.numpy() for b in x_hat.cpu().split(n)),
@@ -136,7 +125,7 @@ def sample_clusters_evenly(
     samples = []
     for y in every.split(state.config.batch_size * CHUNK_BATCHES):
         given = y if state.prior.has_clusters else None
-        samples.append(to_uint8(generator(state.prior.sample_z(given, len(y), rng), given)))
+        samples.append(to_uint8(generator(state.prior.sample_z(given, len(y), rng), given, 1)))
     return torch.cat(samples), every
 
 
@@ -179,7 +168,7 @@ def generated_batches(state: TrainState, generator: Generator, n: int) -> Iterat
     size = state.config.batch_size * CHUNK_BATCHES
     for start in range(0, n, size):
         z, y = state.prior.sample(min(size, n - start), rng)
-        yield to_uint8(generator(z, y))
+        yield to_uint8(generator(z, y, 1))
 
 
 @torch.no_grad()
@@ -199,7 +188,7 @@ def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> Non
         chosen = torch.as_tensor(pictures.choose_by_label(labels, each))
     chosen = chosen.to(state.device)
     given = None if clusters is None else clusters[chosen]
-    x_hat = to_uint8(evaluation.generator(evaluation.z_means[chosen], given))
+    x_hat = to_uint8(evaluation.generator(evaluation.z_means[chosen], given, 1))
     pictures.reconstruction_sheet(
         state.images[chosen].cpu(),
         x_hat.cpu(),

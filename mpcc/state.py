@@ -11,7 +11,7 @@ from mpcc.config import Config
 from mpcc.data import ImageSet, to_float
 from mpcc.networks import Discriminator, Encoder, Generator, build_networks
 from mpcc.prior import Prior
-from mpcc.weights import FlatPart, ModulePart, Part, Pool
+from mpcc.weights import ModulePart, Part, Pool
 
 
 @dataclass
@@ -33,7 +33,7 @@ class TrainState:
     prior_part: Part | None
     rng: torch.Generator
     average: list[Tensor]
-    """Moving average of G's raw parameters, in the order of `raw_parameters`."""
+    """Moving average of G's raw parameters, in the order of its part's `raw`."""
     iteration: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
 
@@ -84,7 +84,7 @@ def build_state(
         encoder_part=parts[2],
         prior_part=Pool([[prior]]).part(0, 0, config.prior_lr) if has_prior_parameters else None,
         rng=rng,
-        average=[t.detach().clone() for t in raw_parameters(parts[0])],
+        average=[t.detach().clone() for t in parts[0].raw],
     )
 
 
@@ -129,11 +129,6 @@ def build_plain_parts(
         ModulePart([discriminator], lr),
         ModulePart([encoder], lr),
     )
-
-
-def raw_parameters(part: Part) -> list[Tensor]:
-    """The tensors that hold a part's raw parameters."""
-    return [part.raw] if isinstance(part, FlatPart) else part.leaves
 
 
 def as_input(state: TrainState, images: Tensor) -> Tensor:

@@ -29,10 +29,16 @@ class Part:
     """Parameters that one optimiser moves; `leaves` are the tensors a loss is differentiated by."""
 
     leaves: list[Tensor]
+    raw: list[Tensor]
+    """What the optimiser moves, the moving average follows."""
     lr: float
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters by one Adam step; gradients in the order of `leaves`."""
+        raise NotImplementedError
+
+    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        """Set a module of this part's layout to these raw weights, normalised afresh."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
@@ -75,13 +81,18 @@ class Adam:
     """Adam without a first moment on one tensor."""
 
     square_average: Tensor
-    n_steps: int = 0
+    n_steps: Tensor = field(init=False)
+    """Steps so far, 0-d on the device: a recorded iteration counts them without the host."""
+
+    def __post_init__(self) -> None:
+        device = self.square_average.device
+        self.n_steps = torch.zeros((), dtype=torch.float64, device=device)
 
     def step(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
         """Move `parameter` in place; all of one shape."""
-        self.n_steps += 1
+        self.n_steps.add_(1)
         self.square_average.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        correction = (1 - BETA2**self.n_steps) ** 0.5
+        correction = (1 - BETA2**self.n_steps).sqrt_()
         denominator = self.square_average.sqrt().div_(correction).add_(EPS)
         parameter.addcdiv_(gradient, denominator, value=-lr)
 
@@ -98,21 +109,21 @@ class _Group:
     span: slice
     sigma: Tensor = field(init=False)
 
-    def power_iterate(self, n: int = 1) -> None:
-        for _ in range(n):
-            torch.bmm(self.raw.mT, self.u, out=self.v)
-            self.v.div_(torch.linalg.vector_norm(self.v, dim=1, keepdim=True).clamp_min_(1e-12))
+    def normalise(self, n_power_iterations: int) -> None:
+        """Improve v that often, then take u and σ = uᵀ W v from it: W v is σ u."""
+        for _ in range(max(1, n_power_iterations)):
+            if n_power_iterations:
+                torch.bmm(self.raw.mT, self.u, out=self.v)
+                self.v.div_(torch.linalg.vector_norm(self.v, dim=1, keepdim=True).clamp_min_(1e-12))
             torch.bmm(self.raw, self.v, out=self.u)
-            self.u.div_(torch.linalg.vector_norm(self.u, dim=1, keepdim=True).clamp_min_(1e-12))
-
-    def normalise(self) -> None:
-        self.sigma = torch.bmm(self.u.mT, torch.bmm(self.raw, self.v))
+            self.sigma = torch.linalg.vector_norm(self.u, dim=1, keepdim=True).clamp_min_(1e-12)
+            self.u.div_(self.sigma)
         torch.div(self.raw, self.sigma, out=self.normalised)
 
     def raw_gradient(self, gradient: Tensor) -> None:
         """Turn the gradient by W/σ into that by W, in place: (g - <g, W/σ> u vᵀ) / σ."""
         g = gradient[self.span].view_as(self.raw)
-        along = (g * self.normalised).sum((1, 2), keepdim=True)
+        along = torch.linalg.vecdot(g.flatten(1), self.normalised.flatten(1))[:, None, None]
         torch.baddbmm(g, self.u * along, self.v.mT, alpha=-1, out=g)
         g.div_(self.sigma)
 
@@ -171,7 +182,7 @@ class Pool:
             _view(v[i, :, 0], one).copy_(layer.v.view(one))
         raw, normalised = self.raw[span].view(kind), self.normalised[span].view(kind)
         group = _Group(layers, raw, normalised, u, v, span)
-        group.normalise()
+        group.normalise(0)
         return group
 
     def part(self, first: int, last: int, lr: float) -> FlatPart:
@@ -186,11 +197,10 @@ class FlatPart(Part):
         span = slice(pool.spans[first].start, pool.spans[last].stop)
         self.leaves = [leaf for leaves in pool.leaves[first : last + 1] for leaf in leaves]
         self.groups = [group for groups in pool.groups[first : last + 1] for group in groups]
-        self.raw = pool.raw[span]
-        self.start = span.start
+        self.raw = [pool.raw[span]]
         self.gradient = torch.empty_like(pool.raw)
         self.span = span
-        self.adam = Adam(torch.zeros_like(self.raw))
+        self.adam = Adam(torch.zeros_like(pool.raw[span]))
         self.lr = lr
 
     def step(self, gradients: Sequence[Tensor]) -> None:
@@ -198,43 +208,46 @@ class FlatPart(Part):
         torch.cat([_lying(g) for g in gradients], out=gradient)
         for group in self.groups:
             group.raw_gradient(self.gradient)
-        self.adam.step(self.raw, gradient, self.lr)
+        self.adam.step(self.raw[0], gradient, self.lr)
         self.refresh()
 
     def refresh(self, n_power_iterations: int = 1) -> None:
         """Normalise the weights anew, after a change."""
         for group in self.groups:
-            if n_power_iterations:
-                group.power_iterate(n_power_iterations)
-            group.normalise()
+            group.normalise(n_power_iterations)
+
+    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        part = Pool([[module]]).part(0, 0, 0.0)
+        part.load_weights(raw[0], self.vectors(), n_power_iterations)
 
     def vectors(self) -> Tensor:
-        """u and v of every group, end to end."""
-        vectors = [t.flatten() for group in self.groups for t in (group.u, group.v)]
-        return torch.cat(vectors) if vectors else self.raw.new_empty(0)
+        """v of every group, end to end; u follows from it."""
+        vectors = [group.v.flatten() for group in self.groups]
+        return torch.cat(vectors) if vectors else self.raw[0].new_empty(0)
 
     def load_weights(self, raw: Tensor, vectors: Tensor, n_power_iterations: int = 0) -> None:
         """Take over raw weights and singular vectors of a part of the same layout."""
-        self.raw.copy_(raw)
+        self.raw[0].copy_(raw)
         start = 0
         for group in self.groups:
-            for tensor in (group.u, group.v):
-                tensor.copy_(vectors[start : start + tensor.numel()].view_as(tensor))
-                start += tensor.numel()
-        self.refresh(n_power_iterations)
+            group.v.copy_(vectors[start : start + group.v.numel()].view_as(group.v))
+            start += group.v.numel()
+        self.refresh(0)  # u from v, before it improves v
+        if n_power_iterations:
+            self.refresh(n_power_iterations)
 
     def state(self) -> dict[str, Tensor]:
         return {
-            "raw": self.raw,
+            "raw": self.raw[0],
             "vectors": self.vectors(),
             "square_average": self.adam.square_average,
-            "n_steps": torch.tensor(self.adam.n_steps),
+            "n_steps": self.adam.n_steps,
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.load_weights(state["raw"], state["vectors"])
         self.adam.square_average.copy_(state["square_average"])
-        self.adam.n_steps = int(state["n_steps"])
+        self.adam.n_steps.copy_(state["n_steps"])
 
 
 class ModulePart(Part):
@@ -242,7 +255,7 @@ class ModulePart(Part):
 
     def __init__(self, modules: Sequence[nn.Module], lr: float) -> None:
         self.modules = nn.ModuleList(modules)
-        self.leaves = [p for p in self.modules.parameters()]
+        self.leaves = self.raw = list(self.modules.parameters())
         self.layers = [m for m in self.modules.modules() if isinstance(m, Spectral)]
         for leaf in self.leaves:
             leaf.requires_grad_(False)
@@ -257,6 +270,14 @@ class ModulePart(Part):
         self.adam.zero_grad()
         for layer in self.layers:
             layer.power_iterate()
+
+    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        module.load_state_dict(self.modules[0].state_dict())
+        for parameter, value in zip(module.parameters(), raw, strict=True):
+            parameter.copy_(value)
+        for layer in module.modules():
+            if isinstance(layer, Spectral):
+                layer.power_iterate(n_power_iterations)
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"module/{k}": v for k, v in self.modules.state_dict().items()}

@@ -7,16 +7,19 @@ import torch
 
 from mpcc import run_dir
 from mpcc.algorithm import (
+    discriminator_batches,
+    encoder_batches,
     train_step,
     update_discriminator,
     update_encoder,
+    update_encoder_and_prior,
     update_generator_and_prior,
 )
 from mpcc.config import PRESETS, Config
 from mpcc.data import ImageSet
 from mpcc.evaluation import evaluate
 from mpcc.networks import n_parameters
-from mpcc.state import build_state, raw_parameters
+from mpcc.state import build_state
 from mpcc.trainer import train, write_checkpoint, write_result
 
 
@@ -53,12 +56,13 @@ def moved(before, after) -> set[str]:
 @pytest.mark.parametrize(
     ("update", "shared", "apart"),
     [
-        (update_discriminator, {"discriminator", "trunk", "encoder_trunk"},
+        (lambda s: update_discriminator(s, *next(discriminator_batches(s))),
+         {"discriminator", "trunk", "encoder_trunk"},
          {"discriminator", "trunk"}),
         (update_generator_and_prior, {"generator", "prior"}, {"generator", "prior"}),
-        (lambda s: update_encoder(s, with_prior=True),
+        (update_encoder_and_prior,
          {"encoder", "trunk", "encoder_trunk", "prior"}, {"encoder", "encoder_trunk", "prior"}),
-        (lambda s: update_encoder(s, with_prior=False),
+        (lambda s: update_encoder(s, *next(encoder_batches(s))),
          {"encoder", "trunk", "encoder_trunk"}, {"encoder", "encoder_trunk"}),
     ],
     ids=["discriminator", "generator and prior", "encoder and prior", "encoder"],
@@ -78,7 +82,7 @@ def test_each_update_moves_its_own_parameters_and_no_others(
 def prior_after_encoder_update(config: Config, images) -> torch.Tensor:
     state = build_state(config, images, dtype=torch.float64)
     with torch.no_grad():
-        update_encoder(state, with_prior=True)
+        update_encoder_and_prior(state)
     return snapshot(state)["prior"]
 
 
@@ -91,9 +95,9 @@ def test_the_encoder_loss_moves_the_prior_only_where_the_setting_says_so(tiny, s
     # By the text the prior's step does not depend on the encoder's weights at all.
     state = build_state(tiny, some_digits, dtype=torch.float64)
     with torch.no_grad():
-        state.encoder_part.raw.mul_(1.5).add_(0.01)
+        state.encoder_part.raw[0].mul_(1.5).add_(0.01)
         state.encoder_part.refresh()
-        update_encoder(state, with_prior=True)
+        update_encoder_and_prior(state)
     assert torch.equal(snapshot(state)["prior"], text)
 
 
@@ -135,7 +139,7 @@ def test_average_is_a_copy_until_its_start_and_lags_after(tiny, some_digits):
     state = build_state(tiny.override(ema_start=2, ema_decay=0.9), some_digits)
     for _ in range(2):
         train_step(state)
-    live = raw_parameters(state.generator_part)[0]
+    live = state.generator_part.raw[0]
     assert torch.equal(state.average[0], live)
     before = state.average[0].clone()
     train_step(state)
