@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -275,6 +276,10 @@ def parse_value(name: str, text: str) -> Any:
     if type(None) in options and text.lower() == "none":
         return None
     kind = next(o for o in options if o is not type(None))
+    if kind in (int, float) and re.match(r"-?0\d", text):
+        raise ValueError(
+            f"{name}: a number does not begin with 0, got '{text}'; write 0.001, not 0,001"
+        )
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]

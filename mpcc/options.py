@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,22 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, exit 2."""
-        self.exit(2, f"{self.speaker}: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.speaker}: {' '.join(explained(message, self).split())}\n")
+
+
+def explained(message: str, parser: argparse.ArgumentParser) -> str:
+    """argparse's message, and what was probably meant where it does not know a word."""
+    unknown = message.removeprefix("unrecognized arguments: ")
+    if unknown == message:
+        return message
+    options = list(parser._option_string_actions)
+    for word in unknown.split():
+        near = difflib.get_close_matches(word.partition("=")[0], options, n=1, cutoff=0.7)
+        if word.startswith("-") and near:
+            return f"{message}; did you mean {near[0]}?"
+        if not word.startswith("-") and "=" in word and "--set" in options:
+            return f"{message}; a setting each: --set {word}"
+    return f"{message}; --help lists what there is"
 
 
 def path(text: str) -> Path:

@@ -40,6 +40,9 @@ def finish(out: Path, trial: ledger.Trial, state: str = "done", cause: str | Non
 
 
 BAD = [
+    (["--grid", "esteps", "--seed", "3"], "did you mean --seeds?"),
+    (["--grid", "esteps", "--set", "C=4", "J=8"], "--set J=8"),
+    (["--grid", "eta_p=0,001"], "write 0.001, not 0,001"),
     (["--grid", "esteps,eta_q"], "unknown field 'eta_q'; did you mean 'eta_p'?"),
     (["--grid", ""], "the grid is empty"),
     (["--grid", "esteps=1", "2"], "'2' in --grid is no axis; values follow each other by commas"),

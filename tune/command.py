@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from mpcc import config as configs
 from mpcc import inception
-from mpcc.options import path
+from mpcc.options import explained, path
 from tune import continuation, ledger, lock
 from tune.grid import checkpoint_bytes
 from tune.ledger import Plan, Trial
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would end the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        raise UsageError(explained(message, self))
 
 
 def add_common(parser: argparse.ArgumentParser, out: str) -> None:
