@@ -1,11 +1,13 @@
 # make ablation   install, run the main sweep on real digits, print its table
 # make test       install, run every test
 # make lint       style and types
+# make benchmark  every figure that is quoted: the step, the sweep, the tables, their statistics
+# make faults     every fault that a sweep must survive, as often as stated (about an hour)
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation test lint benchmark
+.PHONY: ablation test lint benchmark faults
 
 ablation: .venv/installed
 	$(BIN)/python tune/ablation.py --grid esteps,eta_p
@@ -20,7 +22,11 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 benchmark: .venv/installed
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for name in training_step sweep_speed tables_speed statistics_simulation; do \
+	$(BIN)/python benchmarks/$$name.py || exit 1; echo; done
+
+faults: .venv/installed
+	$(BIN)/python benchmarks/faults.py
 
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " \
