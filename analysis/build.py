@@ -24,6 +24,8 @@ class Choices:
     formats: tuple[str, ...] = ("md", "csv", "tex")
     test: str = "welch"
     baseline: str | None = None
+    lines: tuple[str, ...] = ()
+    """How a search compares with another sweep, for its table."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,15 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
         "4": lambda: _paper(*table4(records, groups)),
         "grid": lambda: _grid(records, groups, choices),
     }
+    if records.searches:
+        made["search"] = lambda: _search(records, groups, choices)
     if choices.table == "all":
         names = [name for name in made if _fits(name, bool(pairs), groups)]
     else:
-        names = [choices.table or ("1" if pairs else "grid")]
+        default = "search" if records.searches else "1" if pairs else "grid"
+        names = [choices.table or default]
+    if names == ["search"] and not records.searches:
+        raise ValueError("these records hold no search; run tune/search.py, or use --table grid")
     if names == ["1"] and not pairs:
         raise ValueError(
             "these cells are not Table 1's five rows (three esteps at the lowest eta_p, then two "
@@ -77,6 +84,16 @@ def _grid(records: Records, groups: Sequence[Group], choices: Choices) -> Produc
     return Product("grid", result.tables, list(groups), raw, result)
 
 
+def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
+    from analysis import search
+
+    found = search.found(records, groups)
+    assert found is not None
+    made = search.tables(found)
+    made[0].lines += list(choices.lines)
+    return Product("search", made, list(groups))
+
+
 def _fits(name: str, is_table1: bool, groups: Sequence[Group]) -> bool:
     """Whether these cells have anything to say in a table, for `--table all`."""
 
@@ -90,6 +107,7 @@ def _fits(name: str, is_table1: bool, groups: Sequence[Group]) -> bool:
         "3b": some(lambda s: s["conditional"]),
         "4": some(lambda s: s["dataset"] in DATASETS),
         "grid": True,
+        "search": True,
     }
     return answers[name]
 

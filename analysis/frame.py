@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mpcc.config import DEFAULTS, SHORT
+from mpcc.metrics import NEED_LABELS
 from mpcc.run_dir import DIVERGED, DONE, ENDED, FAILED, PRUNED
 from tune.ledger import PLANNED, RUNNING, STOPPED
 
@@ -91,6 +92,22 @@ class Records:
             for cell in sweep.plan["cells"]
             if not set(grids).isdisjoint(cell.get("grids", ()))
         }
+
+    @property
+    def searches(self) -> tuple[Mapping[str, Any], ...]:
+        """What was searched for (`tune.points.Search`), as the plans have it."""
+        plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
+        return tuple(plan["search"] for plan in plans if plan.get("search"))
+
+    @property
+    def selection(self) -> str:
+        """Who chose the settings, for the line under every table."""
+        goals = list(dict.fromkeys(name for s in self.searches for name in s["objectives"]))
+        chosen = [name for name in goals if name in NEED_LABELS]
+        if chosen:
+            return f"labels chose the settings: the search went by {' and '.join(chosen)}"
+        free = f": the search went by {' and '.join(goals)}" if goals else ""
+        return f"labels chose nothing{free}"
 
     @property
     def axes(self) -> tuple[str, ...]:

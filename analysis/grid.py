@@ -86,9 +86,13 @@ def grid_tables(
     records: Records, groups: Sequence[Group], test: str, baseline: Group
 ) -> GridResult:
     """Values, differences and effects, those that the grid has."""
-    metrics = shown_metrics(groups)
+    goals = [name for search in records.searches for name in search["objectives"]]
+    metrics = list(dict.fromkeys([*shown_metrics(groups), *goals]))
     found = {m: lines(groups, baseline, m, test) for m in metrics}
-    measured = {m: effects(groups, swept(records), m) for m in metrics}
+    if records.searches:  # Each point has levels of its own: fANOVA stands in its table instead.
+        measured: dict[str, tuple[list[designs.Effect], str]] = {m: ([], "") for m in metrics}
+    else:
+        measured = {m: effects(groups, swept(records), m) for m in metrics}
     tables = [values_table(records, groups, metrics, test)]
     if any(found.values()):
         tables.append(differences_table(records, groups, baseline, found, test))
@@ -121,7 +125,7 @@ def values_table(
     reference = kmeans_row(table, groups, len(table.headings) - len(metrics), metrics)
     table.rows += [reference] if reference else []
     table.lines = [
-        *spread_lines(groups, metrics, test),
+        *spread_lines(records, groups, metrics, test),
         provenance_line(groups),
         *record_lines(records),
     ]

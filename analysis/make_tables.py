@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from analysis.frame import Records
     from analysis.layout import Table
 
-TABLES = ("1", "2", "3a", "3b", "4", "grid", "all")
+TABLES = ("1", "2", "3a", "3b", "4", "grid", "search", "all")
 FORMATS = ("md", "csv", "tex", "html", "fig")
 DEFAULT_FORMATS = "md,csv,tex"
 
@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         "--sweep", metavar="NAME", help="with --mlflow: preset, sweep id or run name (the latest)"
     )
     p.add_argument(
-        "--table", choices=TABLES, help="which table (default: 1 where it fits, else grid)"
+        "--table",
+        choices=TABLES,
+        help="which table (default: search for a search, 1 where it fits, else grid)",
     )
     p.add_argument(
         "--format",
@@ -65,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--baseline",
         metavar="CELL",
-        help="cell to compare with: settings, variant or key (default: the base settings)",
+        help="cell to compare with: settings, variant or key (default: the base settings); for a "
+        "search also the folder of another sweep, whose best cell the best point must beat",
     )
     p.add_argument(
         "--explain", metavar="CELL", help='print every trial behind a cell, "esteps=4,eta_p=6e-4"'
@@ -139,8 +142,10 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     else:
         out = options.out or folders[0] / "tables"
     records = load(folders, evaluations=curves)
-    choices = Choices(options.table, tuple(formats), options.test, options.baseline)
     cells = groups(records, pool_code=options.pool_code)
+    lines = _against(options, records, cells)
+    baseline = None if lines else options.baseline
+    choices = Choices(options.table, tuple(formats), options.test, baseline, tuple(lines))
     if options.explain:
         from analysis.explain import explain
 
@@ -159,6 +164,7 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         from analysis.grid import shown_metrics, swept
 
         contents |= figures(cells, swept(records), shown_metrics(cells)[0])
+        contents |= _search_figures(records, cells)
     if options.check:
         return _check(out, contents)
     write(out, contents)
@@ -182,7 +188,33 @@ def _report_page(
 
     if not any(product.result for product in found):
         found = [*found, *products(records, cells, replace(choices, table="grid"))]
-    return report(records, cells, found, choices.test, pictures=not options.no_pictures)
+    pictures = not options.no_pictures
+    return report(records, cells, found, choices.test, pictures=pictures, lines=choices.lines)
+
+
+def _against(options: argparse.Namespace, records: Records, cells: list[Group]) -> list[str]:
+    """How a search compares with the folder that --baseline names; nothing for a cell's name."""
+    if not options.baseline or not Path(options.baseline).is_dir():
+        return []
+    from analysis.folders import check_folders
+    from analysis.load import load
+    from analysis.search import against
+
+    if not records.searches:
+        raise ValueError(f"--baseline {options.baseline} is a folder, which only a search takes")
+    other = Path(options.baseline)
+    check_folders([other])
+    return against(records, cells, load([other]), other.resolve().name)
+
+
+def _search_figures(records: Records, cells: list[Group]) -> dict[str, bytes]:
+    if not records.searches:
+        return {}
+    from analysis.search import found
+    from analysis.search_figures import files
+
+    search = found(records, cells)
+    return files(search) if search else {}
 
 
 def write(out: Path, files: dict[str, bytes]) -> None:

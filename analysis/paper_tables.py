@@ -140,7 +140,7 @@ def _value_or_empty(table: Table, group: Group, metric: str) -> Cell:
 def _finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:
     table.title += f": {progress(used)}" if used else ": nothing of it was run yet"
     if used:
-        lines = spread_lines(used, metrics, None)
+        lines = spread_lines(records, used, metrics, None)
         table.lines += [*lines, provenance_line(used), *record_lines(records)]
     return table
 

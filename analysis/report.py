@@ -32,12 +32,17 @@ def report(
     test: str,
     *,
     pictures: bool = True,
+    lines: Sequence[str] = (),
 ) -> str:
-    """The page. Same records, same bytes: it holds no time stamp and no path of a machine."""
+    """The page; `lines` say how a search compares with another sweep.
+
+    Same records, same bytes: it holds no time stamp and no path of a machine.
+    """
     title = " and ".join(dict.fromkeys(sweep.name for sweep in records.sweeps))
     result = next((p.result for p in products if p.result), None)
     sections = {
         "Summary": f"<p>{escape(words.paragraph(records, groups, result, test))}</p>",
+        "Search": _search(records, groups, lines) if pictures else "",
         "Tables": "".join(html.table(t) for p in products for t in p.tables),
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),
@@ -63,6 +68,31 @@ def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple
 
     axes, scratch = swept(records), Table("", "")
     return [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
+
+
+def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> str:
+    """The pictures of a search; Optuna and matplotlib are opened only where there is one."""
+    if not records.searches:
+        return ""
+    from analysis.search import found
+    from analysis.search_figures import pictures
+
+    search = found(records, groups)
+    parts = [f"<p>{escape(line)}</p>" for line in (f"{_sentence(records.selection)}", *lines)]
+    figures = []
+    for name, (png, text) in (pictures(search) if search else {}).items():
+        wide = ' class="wide"' if name == "parallel" else ""
+        data = base64.b64encode(png).decode()
+        figures.append(
+            f'<figure{wide}><img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{escape(text)}</figcaption></figure>"
+        )
+    none = "<p>No point is complete yet.</p>" if not figures else ""
+    return "".join(parts) + none + f'<div class="pictures">{"".join(figures)}</div>'
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _strips(records: Records, groups: Sequence[Group]) -> str:
@@ -205,7 +235,7 @@ def _provenance(records: Records, groups: Sequence[Group]) -> str:
         ["code", _distinct(trials, "code")],
         ["images", f"{_distinct(trials, 'n_images')}, content {_distinct(trials, 'fingerprint')}"],
         ["device", _distinct(trials, "device")],
-        ["selection", "last iteration (@last); nothing was chosen by labels"],
+        ["selection", f"last iteration (@last); {records.selection}"],
     ]
     rows = [
         [t["trial_key"], g.label(swept(records)), str(t["seed"]), t["state"], _text(t["run_dir"])]

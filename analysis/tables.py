@@ -149,11 +149,13 @@ def kmeans_row(
     return Row((*label, *cells), REFERENCE)
 
 
-def spread_lines(groups: Sequence[Group], metrics: Sequence[str], test: str | None) -> list[str]:
+def spread_lines(
+    records: Records, groups: Sequence[Group], metrics: Sequence[str], test: str | None
+) -> list[str]:
     """What ± is, which evaluation counts, and what the marks mean."""
     lines = [
         "± is the standard deviation over seeds (ddof 1); a cell shows (n/planned) where a planned "
-        "trial has no value. Values are those of the last iteration (@last); labels chose nothing."
+        f"trial has no value. Values are those of the last iteration (@last); {records.selection}."
     ]
     if test and len(groups) > 1:
         lines.append(
@@ -261,7 +263,7 @@ def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test
     reference = kmeans_row(table, groups, len(TABLE1_AXES), TABLE1)
     table.rows += [reference] if reference else []
     table.lines = [
-        *spread_lines(groups, TABLE1, test),
+        *spread_lines(records, groups, TABLE1, test),
         provenance_line(groups),
         *record_lines(records),
     ]

@@ -136,6 +136,10 @@ METRICS: dict[str, Metric] = {
 }
 
 
+NEED_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari", "fid_cnn")
+"""Metrics that look at labels: what is chosen by them is chosen by labels."""
+
+
 def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.int64]:
     """Counts (n_clusters, n_labels) of images by cluster and label."""
     labels, clusters = np.asarray(labels, np.int64), np.asarray(clusters, np.int64)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpcc.config import SHORT, Config, unknown, value_text
-from mpcc.metrics import METRICS
+from mpcc.metrics import METRICS, NEED_LABELS
 from tune import ledger
 from tune.grid import Cell
 from tune.ledger import LedgerError, Plan
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "halving")
-
-BY_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari", "fid_cnn")
-"""Objectives that look at labels; a search by them says so wherever its results are shown."""
 
 DEFAULT_OBJECTIVE = "cluster_information"
 """It needs no labels and is measured on the real images. Over 24 random settings of the digits, 300
@@ -70,7 +67,7 @@ class Search:
     @property
     def by_labels(self) -> tuple[str, ...]:
         """The objectives that look at labels."""
-        return tuple(name for name in self.objectives if name in BY_LABELS)
+        return tuple(name for name in self.objectives if name in NEED_LABELS)
 
     @property
     def name(self) -> str:
