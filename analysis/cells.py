@@ -99,6 +99,11 @@ class Group:
         return tuple(trial for trial in self.trials if trial["state"] == DONE)
 
     @property
+    def changes(self) -> str:
+        """What a named variant changes of the full model, in words; empty for a cell of a grid."""
+        return str(self.trials[0]["changes"] or "")
+
+    @property
     def key(self) -> str:
         """The cell's key, with a number where the cell has several parts."""
         return self.cell_key + (f" ({self.part})" if self.part else "")
@@ -181,7 +186,7 @@ def _group(key: str, part: str, trials: list[dict[str, Any]], n_planned: int) ->
 
 
 _TEXT = (
-    *("variant", "cause", "code", "code_id", "device", "fingerprint", "data_notes"),
+    *("variant", "changes", "cause", "code", "code_id", "device", "fingerprint", "data_notes"),
     *("run_dir", "mlflow_run"),
 )
 

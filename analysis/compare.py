@@ -13,6 +13,7 @@ from analysis.cells import Group, unlike
 from analysis.frame import short
 from mpcc.config import from_dict, full_name, parse_value, value_text
 from mpcc.run_dir import DIVERGED
+from tune.ledger import FULL_MODEL
 
 TEST_WORDS = {
     "welch": "Welch's t test",
@@ -98,7 +99,13 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
 
 
 def default_baseline(groups: Sequence[Group], base: dict) -> Group:
-    """The cell with the sweep's own base settings, else the first that has a finished trial."""
+    """The full model of an ablation, else the cell with the sweep's own base settings.
+
+    Where there is neither: the first cell with a finished trial.
+    """
+    full = [g for g in groups if g.variant == FULL_MODEL]
+    if full:
+        return full[0]
     key = from_dict({**base, "seed": 0}).cell_key
     own = [g for g in groups if g.cell_key == key]
     return own[0] if own else next((g for g in groups if g.done), groups[0])
@@ -208,7 +215,7 @@ def effects(
     groups: Sequence[Group], axes: Sequence[str], metric: str
 ) -> tuple[list[designs.Effect], str]:
     """Main effects and interactions of a grid with two or more axes, and a line on the design."""
-    used = [g for g in groups if g.summary(metric).n and not g.variant]
+    used = [g for g in groups if g.summary(metric).n and g.variant in (None, FULL_MODEL)]
     axes = [a for a in axes if len({g.settings[a] for g in used}) > 1]
     if len(axes) < 2:
         return [], ""

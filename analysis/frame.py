@@ -14,7 +14,7 @@ import pandas as pd
 from mpcc.config import DEFAULTS, SHORT
 from mpcc.metrics import NEED_LABELS
 from mpcc.run_dir import DIVERGED, DONE, ENDED, FAILED, PRUNED
-from tune.ledger import PLANNED, RUNNING, STOPPED
+from tune.ledger import FULL_MODEL, PLANNED, RUNNING, STOPPED
 
 DAMAGED, CONFLICT = "damaged", "conflicting"
 STATES = (DONE, DIVERGED, FAILED, PRUNED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
@@ -25,6 +25,7 @@ META = (
     "trial_key",
     "cell_key",
     "variant",
+    "changes",
     "planned",
     "state",
     "cause",
@@ -46,6 +47,7 @@ META = (
 )
 """Columns of the frame that are neither settings nor metrics.
 
+`changes`: what a named variant changes of the full model, in words;
 `code_id`: the hash of the modules that can change a number where a trial recorded it, else `code`;
 `run_dir`: relative to the sweep; `undefined`: metrics that were recorded as not a number;
 `data_notes`: what a reader must know of the images;
@@ -129,7 +131,7 @@ def records(
     for name in [*metrics, *(n for n in extra if n.startswith(BASELINE))]:
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
     axes = tuple(dict.fromkeys(axis for sweep in sweeps for axis in sweep.axes))
-    order = [*axes, "cell_key", "seed", "sweep"]
+    order = ["variant", *axes, "cell_key", "seed", "sweep"]
     frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
     check(frame)
     return Records(frame, tuple(sweeps), tuple(notes), metrics, pd.DataFrame(list(curves)))
@@ -194,6 +196,14 @@ def _sortable(column: pd.Series) -> pd.Series:
     numeric = pd.to_numeric(column, errors="coerce")
     if numeric.notna().all() and not column.map(lambda v: isinstance(v, bool)).any():
         return numeric
+    if column.name == "variant":  # Cells of a grid, the full model, then what leaves a part out.
+        return column.map(
+            lambda v: (
+                f"2 {v}"
+                if isinstance(v, str) and v != FULL_MODEL
+                else ("1" if v == FULL_MODEL else "")
+            )
+        )
     return column.map(lambda v: "" if v is None else str(v))
 
 

@@ -55,7 +55,7 @@ def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> 
 
 def labels(table: Table, group: Group, axes: Sequence[str], variants: bool) -> list[Cell]:
     """The first cells of a row: the variant where there are any, then the swept settings."""
-    cells = [Cell(group.variant or "–")] if variants else []
+    cells = [Cell(group.variant or "–"), Cell(group.changes)] if variants else []
     for axis in axes:
         value = group.settings[axis]
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -69,7 +69,7 @@ def labels(table: Table, group: Group, axes: Sequence[str], variants: bool) -> l
 
 def label_headings(groups: Sequence[Group], axes: Sequence[str], variants: bool) -> list[Heading]:
     """The headings over `labels`."""
-    heads = [Heading("variant", numeric=False)] if variants else []
+    heads = [Heading(name, numeric=False) for name in ("variant", "change")] if variants else []
     return [*heads, *(Heading(short(axis)) for axis in axes)] or [Heading("cell", numeric=False)]
 
 
@@ -110,7 +110,7 @@ def values_table(
 ) -> Table:
     """Every cell with its swept settings and metrics."""
     axes, variants = swept(records), any(g.variant for g in groups)
-    name = " × ".join(map(short, axes)) or "seeds"
+    name = " × ".join(map(short, axes)) or ("one part less" if variants else "seeds")
     dataset = " and ".join(sorted({g.settings["dataset"] for g in groups}))
     table = Table("grid", f"{name} on {dataset}: {progress(groups)}")
     table.headings = label_headings(groups, axes, variants)

@@ -24,8 +24,9 @@ from analysis.frame import (
     merge_duplicates,
     number,
     records,
+    short,
 )
-from mpcc.config import DEFAULTS, Config, from_dict
+from mpcc.config import DEFAULTS, Config, from_dict, value_text
 from mpcc.run_dir import (
     CONFIG,
     METRICS,
@@ -36,7 +37,7 @@ from mpcc.run_dir import (
     read_provenance,
     read_result,
 )
-from tune.ledger import PLANNED, RUNNING, STOPPED
+from tune.ledger import FULL_MODEL, PLANNED, RUNNING, STOPPED
 from tune.lock import running_keys
 
 MLFLOW = "mlflow.json"
@@ -107,6 +108,7 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
         try:
             config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
             blank = _blank(config, sweep, variant=cell.get("variant"), planned=True)
+            blank["changes"] = _change_text(plan, cell)
             fresh = set(cell.get("confirm_seeds", ()))
             for seed in sorted({*cell["seeds"], *fresh}):
                 key = dataclasses.replace(config, seed=seed).trial_key
@@ -116,7 +118,7 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
 
 
 def _sweep(folder: Path, name: str, plan: Mapping[str, Any]) -> Sweep:
-    axes = tuple(dict.fromkeys(axis for cell in plan["cells"] for axis in cell["changes"]))
+    axes = _axes(plan)
     grids = tuple(dict.fromkeys(g for cell in plan["cells"] for g in cell.get("grids", [])))
     return Sweep(folder, name, axes, grids, plan["base"], plan)
 
@@ -130,6 +132,25 @@ def _earlier(plan: Mapping[str, Any]) -> set[str]:
         for n in shorter
     ]
     return {row["trial_key"] for row in planned_rows({**plan, "cells": cells}, "")}
+
+
+def _axes(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that a grid or a search varies; what a named variant changes is no axis."""
+    cells = [cell for cell in plan["cells"] if cell.get("variant") in (None, FULL_MODEL)]
+    return tuple(dict.fromkeys(axis for cell in cells for axis in cell["changes"]))
+
+
+def _change_text(plan: Mapping[str, Any], cell: Mapping[str, Any]) -> str | None:
+    """What a variant changes of the full model: `esteps=1`; None for a cell of a grid."""
+    if cell.get("variant") is None:
+        return None
+    full: dict[str, Any] = {}
+    for other in plan["cells"]:
+        if other.get("variant") == FULL_MODEL:
+            full = other["changes"]
+    new = {name: value for name, value in cell["changes"].items() if full.get(name) != value}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in new.items()}
+    return ", ".join(f"{short(name)}={value_text(value)}" for name, value in values.items())
 
 
 def _unplanned(

@@ -43,6 +43,8 @@ def _many(n: int, word: str) -> str:
 
 def _design(records: Records, groups: Sequence[Group]) -> str:
     axes = " and ".join(short(axis) for axis in swept(records)) or "the seed"
+    if any(g.variant for g in groups):
+        axes = "one part of the model at a time" if not swept(records) else f"{axes}, and parts"
     planned = sorted({g.n_planned for g in groups})
     seeds = " to ".join(count(n) for n in (planned[0], planned[-1])[: len(planned)])
     iterations = sorted({g.settings["iterations"] for g in groups})

@@ -457,6 +457,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-prior-entropy": {"prior_entropy_weight": 0.0},
     "no-floor": {"prior_min_std": 0.0},
     "no-average": {"ema_decay": 0.0},
+    "plain-latent": {"latent_mode": "plain"},
 }
 """Named changes of a preset: every departure of the published code at once, the text to the letter,
 and what an ablation leaves out one at a time."""

@@ -15,7 +15,7 @@ if str(ROOT) not in sys.path:
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
-from tune import command, continuation, grid, ledger, paper  # noqa: E402
+from tune import command, continuation, grid, leave_out, ledger, paper  # noqa: E402
 from tune.command import UsageError  # noqa: E402
 from tune.grid import Cell  # noqa: E402
 from tune.ledger import Plan, Trial  # noqa: E402
@@ -28,6 +28,8 @@ examples:
   python tune/ablation.py --grid esteps,eta_p              Table 1's five rows, three seeds each
   python tune/ablation.py --grid esteps=1,2,4 eta_p=1e-3,1e-2 --seeds 5
   python tune/ablation.py --grid lambda_p --set n_encoder_steps=2 --out runs/lambda
+  python tune/ablation.py --ablate --out runs/parts         the model without one part at a time
+  python tune/ablation.py --ablate no-floor,not-shared --ablate-from best --out runs/search-digits
   python tune/ablation.py --table 2 --scale laptop --data-dir DIR
   python tune/ablation.py --table 4 --only dataset=mnist --data-dir DIR
   python tune/ablation.py --grid esteps,eta_p --dry-run    what would run, and how large it gets
@@ -87,6 +89,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"change the base settings by name: {', '.join(configs.VARIANTS)}",
     )
+    add(
+        "--ablate",
+        nargs="?",
+        const="",
+        metavar="NAMES",
+        help="instead of a grid: the full model, and without one thing at a time: "
+        + ", ".join(leave_out.LEFT_OUT)
+        + " (default: all that apply); any --variant can be named",
+    )
+    add(
+        "--ablate-from",
+        metavar="CELL",
+        help="the full model is this cell of the folder, or its best one: best (chosen by the "
+        "search's objective, else without labels)",
+    )
     add("--seeds", metavar="N|A,B,C", help="number of seeds, or the seeds themselves (default 3)")
     add(
         "--set",
@@ -107,9 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--confirm",
         nargs="?",
-        const="acc_majority",
+        const="",
         metavar="METRIC",
-        help="run the best cell and its ties again on fresh seeds (default: by acc_majority)",
+        help="run the best cell and its ties again on as many fresh seeds, or --seeds N of them "
+        "(default: by acc_majority); of a search the best point and the base settings (by its "
+        "objectives)",
     )
     add("--retry", metavar="STATES", help="run again what is failed, diverged or failed,diverged")
     add(
@@ -134,6 +153,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _folder(args: argparse.Namespace) -> tuple[str, Path, Plan | None]:
     """The preset, the output folder and what it has planned so far."""
+    if args.ablate is not None and (args.grid or args.table):
+        raise UsageError("--ablate is a plan of its own: leave out --grid and --table")
+    if args.ablate_from is not None and args.ablate is None:
+        raise UsageError("--ablate-from is of --ablate")
     if args.table is not None:
         _check_table(args)
     elif args.scale is not None:
@@ -163,12 +186,18 @@ def _planned(
         ledger.check_same_base(out, old, base)
         if not args.accept_changed_code and not args.status:
             ledger.check_same_code(out, old)
-    seeds = grid.parse_seeds(args.seeds) if args.seeds is not None else None
+    given = args.seeds is not None and args.confirm is None  # --confirm reads them itself.
+    seeds = grid.parse_seeds(args.seeds) if given else None
     plan = old or ledger.new_plan(preset, base)
     if args.table is not None:
         cells = _table_cells(args)
         seeds = seeds or tuple(range(paper.N_SEEDS[args.table]))
         plan = plan.grow(cells, seeds, paper.grid_name(args.table))
+    elif args.ablate is not None:
+        named = _left_out(args, plan, out)
+        seeds = seeds or DEFAULT_SEEDS
+        plan = leave_out.grow(plan, named, seeds)
+        cells = [cell for _, cell in named]
     elif args.grid is not None:
         asked = grid.parse_grid(args.grid, preset)
         if seeds and asked.seeds:
@@ -208,20 +237,33 @@ def _lengthened(args: argparse.Namespace, out: Path, old: Plan | None) -> Plan:
     return continuation.lengthen(old, configs.parse_value("iterations", args.iterations))
 
 
+def _left_out(args: argparse.Namespace, plan: Plan, out: Path) -> list[tuple[str, Cell]]:
+    """The variants that --ablate names, with the full model first."""
+    start = leave_out.starting_cell(args.ablate_from, plan, out)
+    names = [name.strip() for name in args.ablate.split(",") if name.strip()]
+    made = leave_out.cells(names, plan.base, start.changes)
+    rest = [n for n in leave_out.LEFT_OUT if n not in {name for name, _ in made}]
+    print(f"full model: {start.text}")
+    if rest and not names:
+        print(f"not a part of it: {', '.join(rest)}")
+    return made
+
+
 def _confirmed(
     args: argparse.Namespace, out: Path, plan: Plan, old: Plan | None
 ) -> tuple[Plan, list[Trial]]:
     """The plan with fresh seeds for the best cell and its ties, and those trials."""
     from tune.confirm import confirm
 
-    if old is None or args.grid or args.table or args.seeds:
+    if old is None or args.grid or args.table or args.ablate is not None:
         raise UsageError(
-            "--confirm takes a folder whose grid has been run, without --grid, --table or --seeds"
+            "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
         )
-    plan, cells = confirm(plan, out, args.confirm)
+    count = command.whole("--seeds", args.seeds, 2, 10_000)
+    plan, cells, by = confirm(plan, out, args.confirm or None, count)
     for planned in cells:
         seeds = ", ".join(map(str, planned.confirm_seeds))
-        print(f"best or tied by {args.confirm}: {planned.cell.text}; fresh seeds {seeds}")
+        print(f"{by}: {planned.cell.text}; fresh seeds {seeds}")
     fresh = {planned.cell.key: planned.confirm_seeds for planned in cells}
     return plan, [t for t in plan.trials() if t.seed in fresh.get(t.cell.key, ())]
 

@@ -9,27 +9,33 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from mpcc.config import unknown
 from mpcc.metrics import METRICS
 from tune import ledger
 from tune.ledger import LedgerError, Plan, PlannedCell
+from tune.points import Points, Search, best, search_of
+
+DEFAULT_METRIC = "acc_majority"
 
 FIRST_FRESH_SEED = 1000
 """Fresh seeds count from here, clear of those that anyone asks for by number."""
 
 
-def confirm(plan: Plan, out: Path, metric: str) -> tuple[Plan, list[PlannedCell]]:
-    """The plan with fresh seeds for the best cell by `metric` and its ties, and those cells.
+def confirm(
+    plan: Plan, out: Path, metric: str | None = None, n_seeds: int | None = None
+) -> tuple[Plan, list[PlannedCell], str]:
+    """The plan with fresh seeds for what is to be confirmed, those cells, and what they are.
 
-    As many fresh seeds as the cell had; where a confirmation is planned already it stays the one.
-    Raises LedgerError for an unknown metric and while a trial of the grid is missing.
+    The best cell by `metric` (majority accuracy) and its ties. Of a search the best point alone, or
+    the front of several objectives, since with few seeds almost all tie, and the base settings
+    beside it. As many fresh seeds as the cell had, or `n_seeds`; where a confirmation is planned
+    already it stays the one. Raises LedgerError for an unknown metric and while a trial is missing.
     """
-    if metric not in METRICS:
-        from mpcc.config import unknown
-
+    if metric is not None and metric not in METRICS:
         raise LedgerError(unknown("metric", metric, METRICS))
     planned = [cell for cell in plan.cells if cell.confirm_seeds]
     if planned:
-        return plan, planned
+        return plan, planned, "planned for confirmation"
     trials = plan.trials()
     missing = [t for t in trials if ledger.status(out, t).state not in ledger.run_dir.ENDED]
     if missing:
@@ -37,12 +43,30 @@ def confirm(plan: Plan, out: Path, metric: str) -> tuple[Plan, list[PlannedCell]
             f"{len(missing)} of {len(trials)} trials have not ended: a choice among cells needs "
             "them all; run the command without --confirm first"
         )
-    keys = best_cells(out, metric)
+    search = search_of(plan)
+    if search is not None:
+        goals = replace(search, objectives=(metric,)) if metric else search
+        keys = _best_points(plan, out, goals)
+        name = f"best by {' and '.join(goals.objectives)}, or the base settings"
+    else:
+        keys = best_cells(out, metric or DEFAULT_METRIC)
+        name = f"best or tied by {metric or DEFAULT_METRIC}"
     cells = [
-        replace(cell, confirm_seeds=_fresh(len(cell.seeds))) if cell.cell.key in keys else cell
+        replace(cell, confirm_seeds=_fresh(n_seeds or len(cell.seeds)))
+        if cell.cell.key in keys
+        else cell
         for cell in plan.cells
     ]
-    return replace(plan, cells=tuple(cells)), [cell for cell in cells if cell.confirm_seeds]
+    return replace(plan, cells=tuple(cells)), [c for c in cells if c.confirm_seeds], name
+
+
+def _best_points(plan: Plan, out: Path, search: Search) -> set[str]:
+    """Keys of a search's best points, and of the base settings where they are a point."""
+    front = {point.cell.key for point in best(search, Points(out).read(plan, search))}
+    if not front:
+        raise LedgerError("no point of the search is complete: nothing to confirm")
+    own = plan.base.cell_key
+    return front | ({own} if own in search.points else set())
 
 
 def best_cells(out: Path, metric: str) -> set[str]:

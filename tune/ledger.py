@@ -31,6 +31,10 @@ PRUNED = run_dir.PRUNED
 STATES = (PLANNED, RUNNING, DONE, DIVERGED, FAILED, PRUNED, STOPPED)
 
 
+FULL_MODEL = "full-model"
+"""The variant that the others leave one thing out of (`tune.leave_out`)."""
+
+
 class LedgerError(ValueError):
     """The output folder does not fit what is asked for; the message is one line."""
 

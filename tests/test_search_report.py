@@ -1,0 +1,142 @@
+"""A search in tables, pictures and the report: from records alone, and who chose is said."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis import search as found_in
+from analysis.build import Choices, products
+from analysis.cells import groups
+from analysis.load import load
+from analysis.make_tables import main
+from analysis.render import markdown
+from tests.test_search import begin, drive, finish, value_of
+from tune import ledger, points
+
+
+def searched(out: Path, **changes):
+    plan = begin(out, **({"n_points": 16} | changes))
+    ledger.write_plan(out, plan)
+    return drive(out, plan, random.Random(1))
+
+
+def test_the_best_points_are_those_of_the_search(tmp_path: Path) -> None:
+    supply = searched(tmp_path)
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None and len(search.points) == 16
+    assert [p.values for p in search.points] == [pytest.approx(p.values) for p in supply.found]
+    best = points.best(supply.search, supply.found)[0]
+    assert found_in.best(search)[0].number == best.number
+    text = markdown(found_in.best_table(search))
+    assert "16 of 16 complete" in text and "Labels chose nothing: the search went by mse." in text
+
+
+def test_labels_that_chose_are_named_in_every_table(tmp_path: Path) -> None:
+    searched(tmp_path, objectives=("acc_majority",))
+    records = load([tmp_path])
+    for product in products(records, groups(records), Choices("all")):
+        first = "\n".join(product.tables[0].lines).lower()
+        assert "labels chose the settings: the search went by acc_majority" in first
+        assert "labels chose nothing" not in first
+
+
+def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Path) -> None:
+    searched(tmp_path, n_points=24, sampler="random")
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None
+    by_axis = {i.axis: i for i in found_in.importances(search, 0)}
+    rate, steps = by_axis["prior_lr"], by_axis["n_encoder_steps"]
+    assert rate.mean > 0.5 > steps.mean
+    assert rate.low < rate.mean < rate.high <= 1
+    again = found_in.importances(search, 0)
+    assert again == list(by_axis.values())
+    few = replace(search, points=search.points[:5])
+    assert found_in.importances(few, 0) == [] and len(found_in.tables(few)) == 1
+
+
+def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> None:
+    supply = searched(tmp_path, objectives=("mse", "acc_majority"))
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None
+    table = found_in.best_table(search)
+    assert table.title.startswith("Pareto front")
+    front = points.best(supply.search, supply.found)
+    assert {row.cells[0].text for row in table.rows} == {str(p.number) for p in front}
+
+
+def test_unfinished_and_pruned_points_are_left_out_and_counted(tmp_path: Path) -> None:
+    supply = searched(tmp_path, n_points=10, prune="median")
+    trial = ledger.trials(supply.found[3].cell, (0,))[0]
+    path = ledger.trial_dir(tmp_path, trial.key)
+    (path / "result.json").unlink()
+    ledger.record_end(path, trial.config, ledger.PRUNED, "mse 0.9 at 2")
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None and len(search.points) == 9
+    table = found_in.best_table(search)
+    assert "9 of 10 complete" in table.title
+    assert any("slow starters" in line for line in table.lines)
+
+
+def test_the_report_carries_the_pictures_of_a_search(tmp_path: Path, capsys) -> None:
+    searched(tmp_path)
+    argv = ["--runs", str(tmp_path), "--format", "html,md,csv,tex"]
+    assert main(argv) == 0
+    page = (tmp_path / "tables" / "report.html").read_text()
+    shown = ("best so far", "fANOVA", "along eta_p", "along esteps", "interpolated", "A line per")
+    for words in shown:
+        assert words in page
+    assert page.count("data:image/png;base64,") == 6
+    assert (tmp_path / "tables" / "search.md").exists()
+    assert (tmp_path / "tables" / "search-importance.tex").exists()
+    assert main([*argv, "--check"]) == 0  # The same records, the same bytes.
+    capsys.readouterr()
+
+
+def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
+    tmp_path: Path, capsys
+) -> None:
+    from tune.confirm import confirm
+
+    supply = searched(tmp_path / "s")
+    other = begin(tmp_path)
+    plan = replace(other, search=None)
+    cell = supply.found[0].cell
+    plan = plan.grow([cell], (0, 1), "esteps")
+    ledger.write_plan(tmp_path / "grid", plan)
+    for trial in plan.trials():
+        finish(tmp_path / "grid", trial)
+    argv = ["--runs", str(tmp_path / "s"), "--baseline", str(tmp_path / "grid")]
+    assert main(argv) == 0
+    assert "on the seeds that chose them" in " ".join(capsys.readouterr().out.split())
+
+    confirmed, cells, _ = confirm(supply.plan, tmp_path / "s", n_seeds=3)
+    ledger.write_plan(tmp_path / "s", confirmed)
+    fresh = cells[0].confirm_seeds
+    theirs = replace(plan, cells=(replace(plan.cells[0], confirm_seeds=fresh),))
+    ledger.write_plan(tmp_path / "grid", theirs)
+    for out, made in ((tmp_path / "s", confirmed), (tmp_path / "grid", theirs)):
+        for trial in made.trials():
+            if trial.seed in fresh:
+                noise = 1e-3 * (trial.seed % 5)
+                mse = value_of(trial.config.override(seed=0))["mse"] + noise
+                finish(out, trial, metrics={"mse": mse})
+    assert main(argv) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "against the best cell of grid" in text and "on fresh seeds: MSE" in text
+    assert "beats it" in text and "n = 3 and 3" in text
+
+
+def test_a_folder_is_a_baseline_for_a_search_alone(tmp_path: Path, capsys) -> None:
+    from tests.records import table1_sweep
+
+    sweep = table1_sweep(tmp_path / "s")
+    assert main(["--runs", str(sweep.path), "--baseline", str(tmp_path)]) == 2
+    assert "is a folder, which only a search takes" in capsys.readouterr().err
+    assert main(["--runs", str(sweep.path), "--table", "search"]) == 2
+    assert "hold no search" in capsys.readouterr().err
