@@ -6,7 +6,7 @@ images of a phase, during which G stands still, can be generated together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,9 +20,19 @@ CPU_GENERATED_BYTES = 8 * 2**20
 
 
 @torch.no_grad()
-def train_step(state: TrainState) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState, updates: Callable[[TrainState], dict[str, Tensor]] | None = None
+) -> dict[str, Tensor]:
     """One iteration of Algorithm 1. Returns losses, 0-d on the device; the caller decides when to
-    look at them."""
+    look at them. `updates` is how its updates are made; None: by `update_all`."""
+    terms = (updates or update_all)(state)
+    state.iteration += 1
+    update_average(state)
+    return terms
+
+
+def update_all(state: TrainState) -> dict[str, Tensor]:
+    """Every update of one iteration. Nothing here waits for the device, or asks it anything."""
     terms: dict[str, Tensor] = {}
     for batch in discriminator_batches(state):
         terms["loss/discriminator"] = update_discriminator(state, *batch)
@@ -30,8 +40,6 @@ def train_step(state: TrainState) -> dict[str, Tensor]:
     terms |= update_encoder_and_prior(state)
     for z, x_fake in encoder_batches(state):
         terms["loss/encoder"] = update_encoder(state, z, x_fake)
-    state.iteration += 1
-    update_average(state)
     return terms
 
 

@@ -125,6 +125,9 @@ class Config:
     """Of weights, batches and latents. Evaluation has a stream of its own, from the same seed."""
     cpu_threads: int = 1
     """Threads of a trial on a CPU: a setting, since another order of sums changes the last bit."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the networks' products. `tf32`: on a GPU their factors have 10 bits after the point, on a
+    CPU as float32. `bfloat16`: layers work in 7 bits; weights, statistics and losses keep 23."""
     fast: bool = True
     """False: every layer, norm and optimiser by torch's own modules, one batch at a time. Slower,
     the oracle of the fast path."""

@@ -7,7 +7,9 @@ power iteration for each change of the weight (`mpcc.weights` does that for all 
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,20 @@ from mpcc.config import Config
 
 N_POWER_ITERATIONS_AT_START = 15
 BATCH_NORM_EPS = 1e-5
+
+
+def in_its_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A network's forward pass in bfloat16 where it is so set; what it returns is float32."""
+
+    @wraps(forward)
+    def wrapped(network: Any, x: Tensor, *more: Any, **named: Any) -> Any:
+        if not network.in_bfloat16:
+            return forward(network, x, *more, **named)
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            out = forward(network, x, *more, **named)
+        return out.float() if isinstance(out, Tensor) else tuple(o.float() for o in out)
+
+    return wrapped
 
 
 class Spectral(nn.Module):
@@ -222,6 +238,18 @@ class StandingStatistics:
             self.var = self.var + (var - self.var) / self.n_passes
 
 
+def bilinear_double(x: Tensor) -> Tensor:
+    """F.interpolate(x, scale_factor=2, mode="bilinear") as sums of neighbours, one direction at a
+    time: on a GPU the gradient of torch's own adds in no fixed order."""
+    for dim in (2, 3):
+        n = x.shape[dim]
+        before = torch.cat((x.narrow(dim, 0, 1), x.narrow(dim, 0, n - 1)), dim)
+        after = torch.cat((x.narrow(dim, 1, n - 1), x.narrow(dim, n - 1, 1)), dim)
+        both = torch.stack((x.lerp(before, 0.25), x.lerp(after, 0.25)), dim + 1)
+        x = both.flatten(dim, dim + 1)
+    return x
+
+
 class GeneratorBlock(nn.Module):
     """Residual block that doubles height and width (figure 4a)."""
 
@@ -244,6 +272,8 @@ class GeneratorBlock(nn.Module):
     def _double(self, x: Tensor) -> Tensor:
         if self.upsampling == "nearest":
             return F.interpolate(x, scale_factor=2, mode="nearest")
+        if x.device.type == "cuda":
+            return bilinear_double(x)
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -253,6 +283,7 @@ class Generator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         n_channels = 4 * config.width
+        self.in_bfloat16 = config.precision == "bfloat16"
         self.latent_mode = config.latent_mode
         self.n_places = config.n_latent_places
         chunk = config.latent_size
@@ -274,6 +305,7 @@ class Generator(nn.Module):
         self.norm = ConditionalBatchNorm(n_channels)
         self.last = Conv(n_channels, config.n_channels, 3)
 
+    @in_its_precision
     def forward(self, z: Tensor, y: Tensor | None, n_batches: int | None = None) -> Tensor:
         """The images; with `n_batches`, of so many equal batches, each by its own statistics.
 
@@ -285,7 +317,7 @@ class Generator(nn.Module):
         for block, condition in zip(self.blocks, conditions, strict=True):
             h = block(h, condition, n_batches)
         h = self.norm(h, None, n_batches).relu_()
-        few = n_batches is not None and h.device.type == "cpu"
+        few = n_batches is not None and h.device.type == "cpu" and not self.in_bfloat16
         return torch.tanh(self.last.to_few_channels(h) if few else self.last(h))
 
     def _deliver(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
@@ -340,6 +372,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: Config, trunk: nn.Sequential) -> None:
         super().__init__()
         n_channels = 4 * config.width
+        self.in_bfloat16 = config.precision == "bfloat16"
         self.trunk = trunk
         self.block = DiscriminatorBlock(n_channels, n_channels, down=False)
         self.score = Linear(n_channels, 1)
@@ -347,6 +380,7 @@ class Discriminator(nn.Module):
             SpectralEmbedding(config.n_clusters, n_channels) if config.conditional else None
         )
 
+    @in_its_precision
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         h = F.relu(self.block(self.trunk(x))).sum((2, 3))
         score = self.score(h).squeeze(1)
@@ -359,6 +393,7 @@ class Encoder(nn.Module):
     def __init__(self, config: Config, trunk: nn.Sequential) -> None:
         super().__init__()
         n_channels = 4 * config.width
+        self.in_bfloat16 = config.precision == "bfloat16"
         self.trunk = trunk
         size = config.image_size // 2 ** sum(bool(block.down) for block in trunk)
         blocks = [DiscriminatorBlock(n_channels, n_channels, down=False)]
@@ -378,6 +413,7 @@ class Encoder(nn.Module):
             Linear(n_features // 2, config.latent_size),
         )
 
+    @in_its_precision
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # Flattened pixel by pixel, which is the order in memory.
         h = self.blocks(self.trunk(x)).permute(0, 2, 3, 1).flatten(1)

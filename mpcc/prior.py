@@ -93,8 +93,10 @@ class Prior(nn.Module):
             return torch.randint(
                 self.n_clusters, (n,), generator=rng, device=self.weight_logits.device
             )
-        weights = self.log_weights.detach().exp()
-        return torch.multinomial(weights, n, replacement=True, generator=rng)
+        # The inverse of the distribution function; torch.multinomial would wait for the device.
+        below = self.log_weights.detach().exp().cumsum(0)
+        u = torch.rand(n, generator=rng, device=below.device, dtype=below.dtype)
+        return torch.searchsorted(below, u * below[-1], right=True).clamp_(max=len(below) - 1)
 
     def sample_z(self, y: Tensor | None, n: int, rng: torch.Generator) -> Tensor:
         """z ~ p(z|y) by reparameterisation, (n, J): its gradient reaches means and scales."""

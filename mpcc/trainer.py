@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from mpcc import baseline, metrics, run_dir
-from mpcc.algorithm import train_step
 from mpcc.code_version import code_fingerprints, code_version
 from mpcc.config import Config
-from mpcc.data import ImageSet, load
+from mpcc.cuda_graph import stepper
+from mpcc.data import DataError, ImageSet, load
+from mpcc.device import prepare_process, resolve_device
 from mpcc.evaluation import evaluate, generation_scores, write_pictures
 from mpcc.networks import n_parameters
 from mpcc.state import TrainState, build_state
@@ -70,79 +71,99 @@ def train(
         yield Progress(ended["iteration"], config.iterations, seconds, ended["state"], None, cause)
         return
     where = resolve_device(device)
-    if where.type == "cpu":
-        torch.set_num_threads(config.cpu_threads)
+    prepare_process(config, where)
     # Before anything is written: images that are refused leave no directory behind.
     image_set = load(config, data_dir) if image_set is None else image_set
+    if config.conditional and image_set.labels is None:
+        raise DataError(
+            f"conditional=true needs labels, and the images of {config.dataset} have none: "
+            "set conditional=false or choose a data set with labels"
+        )
     run_dir.open_run(path, config)
     write_provenance(path, config, image_set, where)
     state = build_state(config, image_set, where)
     restore(state, path)
     run_dir.drop_metrics_after(path, state.iteration)
-    yield from _loop(state, path, checkpoint_seconds)
+    yield from _Run(state, path, checkpoint_seconds).iterate()
 
 
-def _loop(state: TrainState, path: Path, checkpoint_seconds: float) -> Generator[Progress]:
-    config = state.config
-    checkpointed = state.iteration
-    last_checkpoint = last_progress = clock = time.monotonic()
-    waiting: list[dict[str, Tensor]] = []
-    flush_every = 1 if state.device.type == "cpu" else FLUSH_EVERY_ON_GPU
+class _Run:
+    """A trial under way: its state, its directory, and when it last wrote and spoke."""
 
-    def progress(**more: Any) -> Progress:
-        seconds = sum(state.seconds.values())
-        given = {"state": "running"} | more
-        return Progress(state.iteration, config.iterations, seconds, **given)
+    def __init__(self, state: TrainState, path: Path, checkpoint_seconds: float) -> None:
+        self.state, self.path, self.checkpoint_seconds = state, path, checkpoint_seconds
+        self.saved_iteration = state.iteration
+        self.saved = self.spoke = self.clock = time.monotonic()
 
-    try:
-        while state.iteration < config.iterations:
-            waiting.append(train_step(state))
-            last = state.iteration == config.iterations
-            evaluating = last or state.iteration % config.eval_every == 0
-            if not evaluating and len(waiting) < flush_every:
-                continue
-            cause = first_not_finite(waiting, state.iteration)
-            now = time.monotonic()
-            state.seconds["train"] += now - clock
-            clock = now
-            if cause is not None:
-                write_result(path, state, run_dir.DIVERGED, cause, {})
-                checkpointed = state.iteration
-                yield progress(state="diverged", cause=cause)
-                return
-            terms, waiting = waiting[-1], []
-            if evaluating:
-                evaluation = evaluate(state)
-                values = {name: float(value) for name, value in terms.items()}
-                row = {"iteration": state.iteration} | evaluation.metrics | values
-                unavailable: dict[str, str] = {}
-                if last:
-                    generated, unavailable = generation_scores(state, evaluation)
-                    row |= generated
-                state.seconds["evaluate"] += time.monotonic() - clock
-                row["seconds"] = round(state.seconds["train"], 3)
-                run_dir.append_metrics(path, row)
-                if last:
-                    write_pictures(path, state, evaluation)
-                    # In this order: a checkpoint at the end always has its result beside it.
-                    write_result(path, state, run_dir.DONE, None, row, unavailable)
-                    write_checkpoint(path, state)
-                    checkpointed = state.iteration
-                    yield progress(state="done", metrics=row)
+    def iterate(self) -> Generator[Progress]:
+        """Train to the end; see `train`."""
+        state, config = self.state, self.state.config
+        step = stepper(state)
+        waiting: list[dict[str, Tensor]] = []
+        flush_every = 1 if state.device.type == "cpu" else FLUSH_EVERY_ON_GPU
+        try:
+            while state.iteration < config.iterations:
+                waiting.append(step())
+                last = state.iteration == config.iterations
+                evaluating = last or state.iteration % config.eval_every == 0
+                if not evaluating and len(waiting) < flush_every:
+                    continue
+                cause = first_not_finite(waiting, state.iteration)
+                self._count("train")
+                if cause is not None:
+                    write_result(self.path, state, run_dir.DIVERGED, cause, {})
+                    self.saved_iteration = state.iteration
+                    yield self._progress(state="diverged", cause=cause)
                     return
-                yield progress(metrics=row)
-            if time.monotonic() - last_checkpoint > checkpoint_seconds:
-                write_checkpoint(path, state)
-                checkpointed = state.iteration
-                last_checkpoint = time.monotonic()
-            if time.monotonic() - last_progress > PROGRESS_SECONDS:
-                last_progress = time.monotonic()
-                yield progress()
-            clock = time.monotonic()
-    except GeneratorExit:
-        if state.iteration > checkpointed:
-            write_checkpoint(path, state)
-        raise
+                if evaluating:
+                    row = self._evaluate(waiting[-1], last)
+                    yield self._progress(state="done" if last else "running", metrics=row)
+                waiting = []
+                if not last and time.monotonic() - self.saved > self.checkpoint_seconds:
+                    self._save()
+                if not last and time.monotonic() - self.spoke > PROGRESS_SECONDS:
+                    self.spoke = time.monotonic()
+                    yield self._progress()
+                self.clock = time.monotonic()
+        except GeneratorExit:
+            if state.iteration > self.saved_iteration:
+                self._save()
+            raise
+
+    def _evaluate(self, terms: dict[str, Tensor], last: bool) -> dict[str, Any]:
+        """Record the model's scores; the last time, its end as well."""
+        state = self.state
+        evaluation = evaluate(state)
+        values = {name: float(value) for name, value in terms.items()}
+        row = {"iteration": state.iteration} | evaluation.metrics | values
+        unavailable: dict[str, str] = {}
+        if last:
+            generated, unavailable = generation_scores(state, evaluation)
+            row |= generated
+        self._count("evaluate")
+        row["seconds"] = round(state.seconds["train"], 3)
+        run_dir.append_metrics(self.path, row)
+        if last:
+            write_pictures(self.path, state, evaluation)
+            # In this order: a checkpoint at the end always has its result beside it.
+            write_result(self.path, state, run_dir.DONE, None, row, unavailable)
+            self._save()
+        return row
+
+    def _count(self, what: str) -> None:
+        """Add the time since the last look to that of training or evaluation."""
+        now = time.monotonic()
+        self.state.seconds[what] += now - self.clock
+        self.clock = now
+
+    def _save(self) -> None:
+        write_checkpoint(self.path, self.state)
+        self.saved_iteration, self.saved = self.state.iteration, time.monotonic()
+
+    def _progress(self, **more: Any) -> Progress:
+        seconds = sum(self.state.seconds.values())
+        given = {"state": "running"} | more
+        return Progress(self.state.iteration, self.state.config.iterations, seconds, **given)
 
 
 def first_not_finite(waiting: list[dict[str, Tensor]], iteration: int) -> str | None:
@@ -297,16 +318,3 @@ def kmeans_baseline(state: TrainState) -> dict[str, float]:
         return {}
     accuracy = baseline.kmeans_acc_majority(state.image_set, state.config.n_clusters)
     return {"kmeans_acc_majority": accuracy}
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here; ValueError where it is not to
-    be had."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device} is not available here; use --device cpu")
-    found = torch.device(device)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device} is not here: there are {torch.cuda.device_count()} GPUs")
-    return found

@@ -16,7 +16,7 @@ from mpcc.algorithm import (
     update_generator_and_prior,
 )
 from mpcc.config import PRESETS, Config
-from mpcc.data import ImageSet
+from mpcc.data import DataError, ImageSet
 from mpcc.evaluation import evaluate
 from mpcc.networks import n_parameters
 from mpcc.state import build_state
@@ -186,6 +186,7 @@ CHANGES = {
     "max_saturation": None,  # test_saturation_is_named_beyond_its_threshold
     "min_diversity": 1.0,
     "seed": 1,
+    "precision": "bfloat16",
     "fast": False,
 }
 BASE_FOR = {
@@ -410,6 +411,15 @@ def test_run_directory_explains_itself(tiny, some_digits, tmp_path):
     )
     assert {"acc_majority", "acc_hungarian", "mse", "mse_squared_mean"} <= set(result["metrics"])
     assert {"samples.png", "reconstructions.png"} <= {p.name for p in path.iterdir()}
+
+
+def test_conditional_training_without_labels_is_refused_before_anything_is_written(
+    tiny, some_digits, tmp_path
+):
+    unlabelled = dataclasses.replace(some_digits, labels=None)
+    with pytest.raises(DataError, match="conditional=true needs labels.*digits have none"):
+        next(train(tiny.override(conditional=True), tmp_path / "r", image_set=unlabelled))
+    assert not (tmp_path / "r").exists()
 
 
 def test_unlabelled_images_train_without_accuracies(tiny, some_digits, tmp_path):

@@ -1,0 +1,142 @@
+"""What a GPU's recorded iterations rest on, shown on a CPU; on a GPU, the recording itself."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mpcc import cuda_graph
+from mpcc.algorithm import train_step, update_all
+from mpcc.cuda_graph import N_PLAIN_ITERATIONS, Recorded
+from mpcc.data import ImageSet
+from mpcc.networks import bilinear_double
+from mpcc.state import build_state
+from tests.test_weights import VARIANTS, images
+
+WAITING_OPS = {
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "is_nonzero",
+    "masked_select",
+    "equal",
+    "_unique2",
+    "multinomial",
+}
+"""Operations that hand a value to the host, or whose result's size is one."""
+
+
+class OpsSeen(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.fixture(scope="module")
+def some_images() -> ImageSet:
+    return images()
+
+
+def small(tiny, **changes):
+    return tiny.override(**{"n_clusters": 3, "latent_size": 4, "batch_size": 6, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [c for name, c in VARIANTS.items() if name != "16 pixels, wide"]
+    + [{"cluster_weights": "learnt"}, {"given_cluster_weights": (1.0, 2.0, 3.0)}],
+    ids=str,
+)
+def test_an_iteration_asks_the_device_for_nothing(changes, tiny, some_images):
+    state = build_state(small(tiny, **changes), some_images)
+    with torch.no_grad(), OpsSeen() as seen:
+        update_all(state)
+    assert seen.names & {"convolution", "bmm"} and not seen.names & WAITING_OPS
+
+
+def test_the_look_for_waiting_operations_finds_one():
+    with OpsSeen() as seen:
+        float(torch.ones(()))
+    assert seen.names & WAITING_OPS
+
+
+def replaying(state):
+    """Stands for a CUDA graph: what it replays fills the same tensors every time."""
+    losses = {name: torch.empty(()) for name in ("loss/discriminator", "loss/generator")}
+    losses |= {f"loss/{name}": torch.empty(()) for name in ("encoder", "membership", "entropy")}
+
+    def replay() -> None:
+        for name, value in update_all(state).items():
+            losses[name].copy_(value)
+
+    return replay, losses
+
+
+def run(state, n, updates=None) -> list[dict[str, float]]:
+    kept = [train_step(state, updates) for _ in range(n)]
+    return [{name: float(value) for name, value in terms.items()} for terms in kept]
+
+
+def test_replayed_iterations_go_on_where_plain_ones_end_and_keep_their_losses(tiny, some_images):
+    n = N_PLAIN_ITERATIONS + 3
+    plain = run(build_state(small(tiny), some_images), n)
+    recorded = Recorded(replaying)
+    assert run(build_state(small(tiny), some_images), n, recorded) == plain
+    assert recorded.replay is not None
+
+
+def test_a_recording_that_fails_leaves_the_trial_as_it_is_and_says_so_once(
+    tiny, some_images, caplog
+):
+    def failing(state):
+        torch.rand(5, generator=state.rng)  # as a half-made recording may
+        raise RuntimeError("operation not permitted when stream is capturing\nsecond line")
+
+    n = N_PLAIN_ITERATIONS + 3
+    plain = run(build_state(small(tiny), some_images), n)
+    assert run(build_state(small(tiny), some_images), n, Recorded(failing)) == plain
+    assert [r.getMessage() for r in caplog.records] == [
+        "iterations run kernel by kernel, as recording one failed: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+def test_bilinear_doubling_is_torchs_own():
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    oracle = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(bilinear_double(x), oracle)
+    weight = torch.randn_like(oracle)
+    (ours,) = torch.autograd.grad((bilinear_double(x) * weight).sum(), x)
+    (theirs,) = torch.autograd.grad((oracle * weight).sum(), x)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_recorded_iterations_are_plain_ones_to_the_bit_on_a_gpu(precision, tiny, some_images):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: recorded iterations are not tested")
+    config = small(tiny, precision=precision, width=8)
+    states = [build_state(config, some_images, "cuda") for _ in range(2)]
+    recorded = Recorded(cuda_graph.record)
+    n = N_PLAIN_ITERATIONS + 20
+    assert run(states[0], n) == run(states[1], n, recorded)
+    assert recorded.replay is not None, "the recording failed"
+    assert torch.equal(states[0].rng.get_state(), states[1].rng.get_state())
+    assert torch.equal(states[0].average[0], states[1].average[0])
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_images_that_the_cpu_draws(tiny, some_images):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: its images are not compared with the CPU's")
+    # Weights are the same on every device; random streams are not.
+    states = [build_state(small(tiny), some_images, device) for device in ("cpu", "cuda")]
+    z, y = states[0].prior.sample(6, states[0].rng)
+    with torch.no_grad():
+        a = states[0].generator(z, y, 1)
+        b = states[1].generator(z.cuda(), y.cuda(), 1)
+    torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-4)
