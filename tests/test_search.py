@@ -82,6 +82,7 @@ def test_any_order_of_ends_gives_the_same_search(tmp_path: Path) -> None:
     first = drive(tmp_path / "a", begin(tmp_path), random.Random(1))
     second = drive(tmp_path / "b", begin(tmp_path), random.Random(2))
     assert len(first.found) == 12 and first.complete()
+    assert first.n_trials == len(first.all_trials()) == 24
     assert found(first) == found(second)
 
 
@@ -278,6 +279,17 @@ def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: P
     spec = sweep.trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
     runner.setup({"trial": spec})
     assert runner.step()["state"] == "pruned"
+
+
+def test_progress_counts_the_trials_that_are_still_to_be_found(tmp_path: Path) -> None:
+    from tune.progress import Board
+
+    supply = drive(tmp_path, begin(tmp_path, n_points=6), random.Random(1), stop_after=4)
+    trials = supply.all_trials()
+    board = Board(trials, {t.key: ledger.status(tmp_path, t) for t in trials})
+    assert board.line().startswith(f"4 of {len(trials)} done")
+    board.expected = supply.n_trials
+    assert board.line().startswith("4 of 12 done") and board.part() < 0.5
 
 
 # -- the command ---------------------------------------------------------------------------------

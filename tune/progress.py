@@ -58,6 +58,8 @@ class Board:
         self._rows: dict[str, _Row] = {}
         self._at_start = 0.0
         self.ended: list[Trial] = []
+        self.expected = 0
+        """Trials in all, where a search will find more than there are."""
         self.add(trials, statuses)
 
     def add(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
@@ -110,7 +112,7 @@ class Board:
 
     def part(self) -> float:
         """How much of the work is done, 0 to 1."""
-        return self._work_done() / max(1e-9, sum(cost(r.trial.config) for r in self._rows.values()))
+        return self._work_done() / max(1e-9, self._work())
 
     def seconds_left(self) -> float | None:
         """At the pace since the first trial began; None while that says nothing."""
@@ -118,14 +120,14 @@ class Board:
             return None
         elapsed, done = time.monotonic() - self._started, self._work_done()
         fresh = done - self._at_start
-        total = sum(cost(row.trial.config) for row in self._rows.values())
+        total = self._work()
         if elapsed < 5 or fresh <= 0:
             return None
         return elapsed * (total - done) / fresh
 
     def line(self) -> str:
         """One line: `3 of 15 done, 2 running, 21 %, about 6:10 left`."""
-        parts = [f"{self.count(ledger.DONE)} of {len(self)} done"]
+        parts = [f"{self.count(ledger.DONE)} of {self.total} done"]
         for state in (ledger.RUNNING, ledger.DIVERGED, ledger.FAILED, ledger.PRUNED):
             if self.count(state):
                 parts.append(f"{self.count(state)} {state}")
@@ -134,6 +136,16 @@ class Board:
         if left is not None and self.part() < 1:
             parts.append(f"about {clock(left)} left")
         return ", ".join(parts)
+
+    @property
+    def total(self) -> int:
+        """Trials, with those that a search has still to find."""
+        return max(self.expected, len(self))
+
+    def _work(self) -> float:
+        """Of all trials; those to be found count as the others do on average."""
+        known = sum(cost(row.trial.config) for row in self._rows.values())
+        return known * self.total / max(1, len(self))
 
     def _work_done(self) -> float:
         return sum(row.part * cost(row.trial.config) for row in self._rows.values())

@@ -231,6 +231,11 @@ class Supply:
         assert search is not None
         return search
 
+    @property
+    def n_trials(self) -> int:
+        """Trials of all points that were asked for."""
+        return self.search.n_points * len(self.search.seeds)
+
     def more(self) -> tuple[Plan, list[Trial]]:
         """The plan, and trials that can start and have not been given yet."""
         before = self.plan

@@ -60,6 +60,10 @@ class Settings:
 class Supply(Protocol):
     """Where a sweep gets trials from while it runs."""
 
+    @property
+    def n_trials(self) -> int:
+        """How many trials there will be in all."""
+
     def more(self) -> tuple[Plan, list[Trial]]:
         """The plan as it is now, and the trials in it that can start and have not been given yet.
 
@@ -123,6 +127,7 @@ def run(
         if mended:
             print(mended, file=sys.stderr)
     board = Board(trials, statuses(settings.out, trials))
+    board.expected = 0 if supply is None else supply.n_trials
     tracker = tracking.Background(settings.out, settings.uri, plan, board.running)
     todo = missing(trials, statuses(settings.out, trials))
     session = _Session(plan, settings, lock, signals, board, tracker, supply)
@@ -237,7 +242,7 @@ class _Session:
         stop_file = self._settings.out / STOP
         stop_file.unlink(missing_ok=True)
         with Display(self._board) as display:
-            display.say(f"{len(todo)} of {len(self._board)} trials to run; starting Ray …")
+            display.say(f"{len(todo)} of {self._board.total} trials to run; starting Ray …")
             from tune import engine
 
             temp_dir = engine.make_temp_dir()
