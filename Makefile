@@ -1,5 +1,6 @@
 # make ablation   install, run the main sweep on real digits, print its table
 # make test       install, run every test
+# make test-cluster  two Ray nodes, S3, MLflow on PostgreSQL, all on this machine
 # make lint       style and types
 # make benchmark  every figure that is quoted: the step, the sweep, the tables, their statistics
 # make faults     every fault that a sweep must survive, as often as stated (about an hour)
@@ -7,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation test lint benchmark faults
+.PHONY: ablation test test-cluster lint benchmark faults
 
 ablation: .venv/installed
 	$(BIN)/python tune/ablation.py --grid esteps,eta_p
@@ -15,6 +16,13 @@ ablation: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-cluster: .venv/installed
+	@echo "Needs PostgreSQL's server programs (apt-get install postgresql) and, to hide the code" \
+	"from the nodes, unshare; about five minutes on two cores."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements-cluster.txt -c constraints.txt
+	$(BIN)/python -m pytest -m cluster tests/test_cluster.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import re
 import subprocess
 from functools import cache
 from pathlib import Path
+
+VERSION_VARIABLE = "MPCC_CODE_VERSION"
+"""Set where this code was sent to a machine without its repository: the sender's word."""
 
 OTHER_CODE = re.compile(r"__\w+__|config|run_dir|code_version|cache|pictures|plots|data_\w+")
 """Modules of mpcc that cannot change a number, or whose word is checked otherwise: what `config`
@@ -16,8 +20,12 @@ says is in every key, what the data files hold in their fingerprint."""
 
 @cache
 def code_version() -> str:
-    """The git commit of this code, with `+changes` where the working tree differs; or `unknown`."""
+    """The git commit of this code, with `+changes` where the working tree differs.
+
+    Outside its repository what MPCC_CODE_VERSION says, else `unknown`.
+    """
     root = Path(__file__).resolve().parents[1]
+    unknown = os.environ.get(VERSION_VARIABLE) or "unknown"
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -25,11 +33,11 @@ def code_version() -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return "unknown"
+            return unknown
         changes = git("status", "--porcelain", "--untracked-files=no", "--", "mpcc", "tune")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return unknown
 
 
 @cache

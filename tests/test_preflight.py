@@ -19,7 +19,7 @@ def trials(preset: str = "tiny") -> list[Trial]:
 
 
 def test_a_sound_folder_passes(tmp_path: Path) -> None:
-    preflight.check(trials(), tmp_path / "a" / "b", None)
+    preflight.check(trials(), tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
 
 
@@ -29,7 +29,7 @@ def test_too_small_a_disk_is_refused_with_both_sizes(
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(preflight.PreflightError, match="1 MB are free; make room"):
-        preflight.check(trials(), tmp_path, None)
+        preflight.check(trials(), tmp_path)
 
 
 def test_too_little_memory_is_refused_with_the_number_that_fits(

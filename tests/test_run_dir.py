@@ -2,9 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from mpcc import code_version as code_version_module
 from mpcc import run_dir
 from mpcc.code_version import code_version
 from mpcc.config import PRESETS
@@ -127,3 +131,28 @@ def test_every_preset_survives_the_disk(tmp_path):
     for name, preset in PRESETS.items():
         run_dir.open_run(tmp_path / name, preset)
         assert run_dir.read_config(tmp_path / name) == preset
+
+
+def test_code_without_its_repository_is_of_the_version_that_the_sender_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "mpcc" / "code_version.py"
+    copy.parent.mkdir()
+    copy.write_text(Path(code_version_module.__file__).read_text())
+    program = "import mpcc.code_version as m; print(m.code_version())"
+
+    def said(**variables: str) -> str:
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)} | variables
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert said() == "unknown"
+    assert said(MPCC_CODE_VERSION="abc123") == "abc123"
+    monkeypatch.setenv("MPCC_CODE_VERSION", "abc123")
+    code_version.cache_clear()
+    in_repository = (Path(code_version_module.__file__).parents[1] / ".git").exists()
+    assert (code_version() == "abc123") != in_repository
+    code_version.cache_clear()

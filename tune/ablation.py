@@ -165,7 +165,7 @@ def _folder(args: argparse.Namespace) -> tuple[str, Path, Plan | None]:
     if preset not in configs.PRESETS:
         raise UsageError(configs.unknown("preset", preset, configs.PRESETS))
     name = f"paper-{args.scale}" if args.table else preset
-    out, old = command.folder(args.out or ROOT / "runs" / name)
+    out, old = command.folder(args.out or ROOT / "runs" / name, args.storage)
     if old is not None and args.preset is None:
         preset = old.preset
     return preset, out, old

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from mpcc import config as configs
 from mpcc import inception
 from mpcc.options import explained, path
-from tune import continuation, ledger, lock
+from tune import continuation, ledger, lock, mirror, node_data
 from tune.grid import checkpoint_bytes
 from tune.ledger import Plan, Trial
 
@@ -35,7 +35,13 @@ def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     """Where trials run and write, and what to do instead."""
     add = parser.add_argument_group("where").add_argument
     add("--out", type=path, metavar="DIR", help=out)
-    add("--data-dir", type=path, metavar="DIR", help="the data sets' files ($MPCC_DATA_DIR)")
+    add(
+        "--data-dir",
+        type=lambda text: text if node_data.is_address(text) else path(text),
+        metavar="DIR|URI",
+        help="the data sets' files ($MPCC_DATA_DIR): a folder, on a cluster one of every machine, "
+        "or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX",
+    )
     add("--download", action="store_true", help="get the data sets that are missing")
     add(
         "--inception-weights",
@@ -45,6 +51,12 @@ def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     )
     add("--tracking-uri", metavar="URI", help="MLflow (default: a SQLite file in the out folder)")
     add("--address", default="local", metavar="HOST:PORT", help="a Ray cluster, or auto")
+    add(
+        "--storage",
+        metavar="DIR|URI",
+        help="where trials keep their files on a cluster without a shared disk: a folder, "
+        "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX (default: in the out folder)",
+    )
     add("--cpus-per-trial", metavar="X", help="cores of a trial (default: its cpu_threads)")
     add(
         "--gpus-per-trial", metavar="X", help="GPU share of a trial (default 0.25 if there are any)"
@@ -82,16 +94,24 @@ def answer(
         return 2
 
 
-def folder(given: Path) -> tuple[Path, Plan | None]:
-    """The output folder and what it has planned; UsageError where it is a file or not ours."""
+def folder(given: Path, storage: str | None = None) -> tuple[Path, Plan | None]:
+    """The output folder and what it has planned; UsageError where it is a file or not ours.
+
+    With a storage, given or remembered by the folder, its plan and records are fetched first.
+    """
     out = given.expanduser().resolve()
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; choose another --out")
     old = ledger.read_plan(out)
-    if old is None and out.is_dir() and any(p.name != lock.LOCK for p in out.iterdir()):
+    ours = (lock.LOCK, mirror.REMEMBERED)
+    if old is None and out.is_dir() and any(p.name not in ours for p in out.iterdir()):
         raise UsageError(
             f"--out {out} holds other files and no {ledger.PLAN}; choose another --out"
         )
+    address = mirror.storage_of(out, storage)
+    if address and lock.lock_owner(out) is None:
+        mirror.bring(out, address)
+        old = ledger.read_plan(out)
     return out, old
 
 
@@ -122,24 +142,29 @@ def run(
         sweep.summary(where, trials)
         return sweep.exit_code(out, trials)
     if args.download:
+        if node_data.is_address(where.data_dir):
+            raise UsageError("--download fills a folder: give one as --data-dir, and copy it")
         from mpcc.data_download import download
 
         for dataset in sorted({trial.config.dataset for trial in todo}):
             download(dataset, where.data_dir)
-    preflight.check(todo, out, where.data_dir)
+    preflight.check_data(todo, where.data_dir, here=where.address == "local")
+    preflight.check(todo, out, stored=where.storage is not None)
     _check_memory(todo, where)
     begun = any(status.state != ledger.PLANNED for status in now.values())
     problem = preflight.check_tracking(where.uri, out, plan.preset, begun=begun)
     if problem:
         print(f"MLflow does not answer ({problem}); training goes on", file=sys.stderr)
     held = lock.Lock(out)
+    files = mirror.opened(out, where.storage)
     try:
-        ledger.write_plan(out, plan)
+        files.begin(plan, trials)
         for trial in trials:
             if trial.key in again:
-                ledger.forget(out, trial, again[trial.key])
-        code = sweep.run(plan, trials, where, held, supply)
+                files.forget(trial, again[trial.key])
+        code = sweep.run(plan, trials, where, held, files, supply)
     finally:
+        files.release()
         held.release()
     sweep.summary(where, trials if supply is None else supply.all_trials())
     return code
@@ -176,12 +201,15 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
     from tune.sweep import Settings
 
     uri = args.tracking_uri
-    data_dir = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
+    data_dir: Path | str | None = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
+    if data_dir and not node_data.is_address(data_dir):
+        data_dir = Path(data_dir).expanduser().resolve()
     return Settings(
         out=out,
         uri=tracking.default_uri(out) if uri is None else tracking.checked_uri(uri),
-        data_dir=Path(data_dir).expanduser().resolve() if data_dir else None,
+        data_dir=data_dir,
         address=address(args.address),
+        storage=mirror.storage_of(out, args.storage),
         cpus=number("--cpus-per-trial", args.cpus_per_trial, 0.01, 1024),
         gpus=number("--gpus-per-trial", args.gpus_per_trial, 0, 64),
         max_concurrent=whole("--max-concurrent", args.max_concurrent, 1, 100_000),
@@ -228,7 +256,8 @@ def sync(settings: Any, plan: Plan, tracking: ModuleType) -> int:
 
 def print_status(out: Path, trials: Sequence[Trial]) -> int:
     """Cell by cell: the state of every seed. Exit code 0 only if all are done."""
-    live = lock.running_keys(out)
+    owner = lock.lock_owner(out) or mirror.owner_of(out)
+    live = owner["running"] if owner else ()
     states = []
     for seeds in ledger.by_cell(trials):
         print(seeds[0].cell.text)
@@ -241,7 +270,6 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
             cause = f"  {status.cause}" if status.cause else ""
             print(f"  seed {trial.seed:<3} {trial.key}  {status.state:<8}{at}{score}{cause}")
     counts = [f"{states.count(state)} {state}" for state in ledger.STATES if state in states]
-    owner = lock.lock_owner(out)
     driver = f"; driver: process {owner['pid']} on {owner['host']}" if owner else ""
     print(f"{len(states)} trials: {', '.join(counts)}{driver}")
     return 0 if set(states) <= {ledger.DONE} else 3
@@ -279,7 +307,10 @@ def time_text(
     where = settings(args, out, tracking)
     n_at_once = trials_at_once(todo, where)
     if args.pilot:
-        preflight.check(todo, out, where.data_dir)
+        if node_data.is_address(where.data_dir):
+            raise UsageError("--pilot measures on this machine: give a folder as --data-dir")
+        preflight.check_data(todo, where.data_dir, here=True)
+        preflight.check(todo, out, stored=where.storage is not None)
         paces = estimate.by_pilot(todo, n_at_once or 1, where.data_dir, where.gpus)
         source = "a pilot"
     else:

@@ -58,7 +58,7 @@ def goes_on_from(out: Path, plan: Plan, trial: Trial) -> int | None:
     """After how many iterations the run directory that this trial starts from ended, if any."""
     shorter = [n for n in plan.earlier_iterations if n < trial.config.iterations]
     return next(
-        (n for n in sorted(shorter, reverse=True) if _earlier(out, trial, n).is_dir()), None
+        (n for n in sorted(shorter, reverse=True) if earlier_dir(out, trial, n).is_dir()), None
     )
 
 
@@ -70,7 +70,7 @@ def take_over(out: Path, plan: Plan, trial: Trial) -> None:
     n = goes_on_from(out, plan, trial)
     if n is None:
         return
-    path, earlier = ledger.trial_dir(out, trial.key), _earlier(out, trial, n)
+    path, earlier = ledger.trial_dir(out, trial.key), earlier_dir(out, trial, n)
     if not path.exists():
         _copy(earlier, path, trial, n)
     aside = Path(out) / EARLIER / f"{n}-iterations" / earlier.name
@@ -80,7 +80,8 @@ def take_over(out: Path, plan: Plan, trial: Trial) -> None:
         (aside / name).unlink(missing_ok=True)
 
 
-def _earlier(out: Path, trial: Trial, n: int) -> Path:
+def earlier_dir(out: Path, trial: Trial, n: int) -> Path:
+    """The run directory of the same trial with n iterations."""
     return ledger.trial_dir(out, trial.config.override(iterations=n).trial_key)
 
 

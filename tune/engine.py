@@ -37,6 +37,7 @@ from ray.tune import Callback  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+from tune import cluster  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import TrialRunner, cause_of, is_out_of_memory  # noqa: E402
 
@@ -140,11 +141,18 @@ def start(
     temp_dir: Path,
     environment: Mapping[str, str],
 ) -> None:
-    """Start Ray on this machine (`local`), with room for so many trials, or join a cluster."""
+    """Start Ray on this machine (`local`), with room for so many trials, or join a cluster.
+
+    A cluster is sent the packages that trials import; nothing is read from its disks.
+    """
     # Whatever dies is told by us, in one line; Ray would print a paragraph into the display.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    runtime = {"env_vars": dict(environment)}
-    if address != "local":
+    if address != cluster.LOCAL:
+        runtime = {
+            "env_vars": dict(environment),
+            "py_modules": cluster.code(),
+            "excludes": ["**/__pycache__"],
+        }
         ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
         return
     os.environ.update(environment)
@@ -167,18 +175,24 @@ def n_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
-def on_every_node(probe: Callable[[str], str | None], argument: str) -> dict[str, str]:
-    """Call `probe(argument)` on every machine; node's address -> what it says, where it does."""
-    remote = ray.remote(num_cpus=0)(probe)
+def on_every_node(probe: Callable[[Any], str | None], argument: Any) -> dict[str, str]:
+    """Call `probe(argument)` on every machine that has cores for trials.
+
+    Returns node's address -> what it says, where it does.
+    """
+    remote = ray.remote(num_cpus=0, max_retries=0)(probe)
     said: dict[str, str] = {}
-    calls = {
-        node["NodeManagerAddress"]: remote.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(argument)
+    calls = [
+        (
+            node["NodeManagerAddress"],
+            remote.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(argument),
+        )
         for node in ray.nodes()
-        if node["Alive"]
-    }
-    for address, call in calls.items():
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    for address, call in calls:
         try:
             answer = ray.get(call, timeout=PROBE_SECONDS)
         except ray.exceptions.RayError as error:  # a timeout is one of them
@@ -218,6 +232,15 @@ def fit(
     )
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     tuner.fit()
+
+
+def room_for(cpus: float, gpus: float) -> bool:
+    """Whether some machine is large enough for a trial."""
+    return any(
+        node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def dead_processes() -> list[str]:
@@ -265,4 +288,6 @@ def _cause(trial: Any) -> tuple[str | None, str]:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if is_out_of_memory(error):
         return f"out of memory: {text}", text
+    if "node has died" in str(error):
+        return None, "its machine was lost again and again"
     return f"killed: its process died {MAX_FAILURES + 1} times", text

@@ -300,12 +300,15 @@ def _set_aside(file: Path) -> None:
 
 def forget(out: Path, trial: Trial, state: str) -> None:
     """Make an ended trial run again: a failed one from its checkpoint, a diverged one afresh."""
-    path = trial_dir(out, trial.key)
-    names = [run_dir.RESULT]
+    for name in forgotten(state):
+        (trial_dir(out, trial.key) / name).unlink(missing_ok=True)
+
+
+def forgotten(state: str) -> list[str]:
+    """The files that go when a trial that ended like this is to run again."""
     if state == DIVERGED:
-        names += [run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT, run_dir.METRICS]
-    for name in names:
-        (path / name).unlink(missing_ok=True)
+        return [run_dir.RESULT, run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT, run_dir.METRICS]
+    return [run_dir.RESULT]
 
 
 def record_failed(path: Path, config: Config, cause: str) -> None:

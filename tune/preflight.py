@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mpcc import data_files, run_dir
 from mpcc.config import Config
-from tune import ledger, tracking
+from tune import ledger, node_data, tracking
 from tune.grid import checkpoint_bytes
 from tune.ledger import Trial
 
@@ -33,25 +33,40 @@ class PreflightError(ValueError):
     """Something that must be put right before the sweep can start; the message is one line."""
 
 
-def check(todo: Sequence[Trial], out: Path, data_dir: Path | None) -> None:
-    """PreflightError, or the data's own error, for what would stop these trials on this machine."""
-    if data_dir is not None and not data_dir.is_dir():
-        raise PreflightError(f"--data-dir {data_dir} is no folder")
+def check(todo: Sequence[Trial], out: Path, *, stored: bool = False) -> None:
+    """PreflightError for what would stop these trials in this output folder.
+
+    `stored`: their checkpoints go to a storage.
+    """
     for trial in todo:
         run_dir.refuse_foreign_checkpoints(ledger.trial_dir(out, trial.key))
-    for dataset in sorted({trial.config.dataset for trial in todo}):
-        data_files.check_available(dataset, data_dir)
     there = out
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise PreflightError(f"{there} cannot be written to; choose another --out")
-    need, free = disk_need(todo), shutil.disk_usage(there).free
+    need = len(todo) * OTHER_BYTES if stored else disk_need(todo)
+    free = shutil.disk_usage(there).free
     if need > free:
         raise PreflightError(
             f"{len(todo)} trials need about {size_text(need)} on the disk of {out}, "
             f"{size_text(free)} are free; make room or choose another --out"
         )
+
+
+def check_data(todo: Sequence[Trial], data_dir: Path | str | None, *, here: bool) -> None:
+    """PreflightError, or the data's own error, where the trials' data sets are not to be had.
+
+    Unless trials run `here`, a folder is one of the cluster's machines, which are asked later.
+    """
+    datasets = sorted({trial.config.dataset for trial in todo})
+    if isinstance(data_dir, str) and node_data.is_address(data_dir):
+        node_data.check_stored(data_dir, datasets)
+    elif here:
+        if data_dir is not None and not Path(data_dir).is_dir():
+            raise PreflightError(f"--data-dir {data_dir} is no folder")
+        for dataset in datasets:
+            data_files.check_available(dataset, data_dir)
 
 
 def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:

@@ -120,6 +120,8 @@ def _run(args: argparse.Namespace) -> int:
     preset = args.preset or DEFAULT_PRESET
     if preset not in configs.PRESETS:
         raise UsageError(configs.unknown("preset", preset, configs.PRESETS))
+    if args.storage is not None:
+        raise UsageError("--storage is of ablation.py; a search needs an --out that machines share")
     out, old = command.folder(args.out or ROOT / "runs" / f"search-{preset}")
     plan, search = _planned(args, old.preset if old and not args.preset else preset, out, old)
     if args.status:

@@ -24,23 +24,21 @@ from typing import Any, Protocol
 
 from mpcc import run_dir
 from mpcc.config import Config
-from tune import continuation, grid, ledger, preflight, tracking
+from tune import cluster, grid, ledger, node_data, preflight, tracking
 from tune.grid import cost
 from tune.ledger import Plan, Status, Trial
 from tune.lock import Lock
+from tune.mirror import STOP, OutFolder
 from tune.progress import Board, Display
 
 ROOT = Path(__file__).resolve().parents[1]
-STOP = "driver.stop"
 STOP_SECONDS = 12.0
 """How long trials have to write their checkpoints after a signal."""
+SENDING_SECONDS = 30.0
+"""How much longer where checkpoints go to a storage."""
 DELIVERY_SECONDS = 60.0
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
-
-
-PASSED_ON = ("MPCC_CACHE_DIR", "MPCC_INCEPTION_WEIGHTS")
-"""Variables of the driver that trials on other machines need too."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,15 @@ class Settings:
 
     out: Path
     uri: str
-    data_dir: Path | None = None
+    data_dir: Path | str | None = None
+    """A folder, on each machine; or the address of a storage, see `tune.node_data`."""
     address: str = "local"
     cpus: float | None = None
     gpus: float | None = None
     max_concurrent: int | None = None
     checkpoint_seconds: float = 60.0
+    storage: str | None = None
+    """Where the trials' files lie if not in `out`, see `tune.storage`."""
 
 
 class Supply(Protocol):
@@ -113,33 +114,39 @@ def run(
     trials: Sequence[Trial],
     settings: Settings,
     lock: Lock,
+    files: OutFolder,
     supply: Supply | None = None,
 ) -> int:
     """Run what is missing of these trials, and what `supply` has; deliver it; the exit code.
 
-    0: every one of them is done. 3: not every one. 130, 143: ended by SIGINT, SIGTERM.
+    `files` has begun. 0: every one of them is done. 3: not every one. 130, 143: ended by SIGINT,
+    SIGTERM.
     """
     signals = Signals()
     signals.install()
     for trial in trials:
-        continuation.take_over(settings.out, plan, trial)
+        files.take_over(plan, trial)
         mended = ledger.mend(settings.out, trial)
         if mended:
             print(mended, file=sys.stderr)
     board = Board(trials, statuses(settings.out, trials))
     board.expected = 0 if supply is None else supply.n_trials
     tracker = tracking.Background(settings.out, settings.uri, plan, board.running)
+    files.attend(board.running, tracker.poke)
     todo = missing(trials, statuses(settings.out, trials))
-    session = _Session(plan, settings, lock, signals, board, tracker, supply)
+    session = _Session(plan, settings, lock, signals, board, tracker, files, supply)
     whole = session.train(todo) if todo else True
+    quick = signals.number is not None or not whole
+    hindrance = files.settle(4.0 if quick else DELIVERY_SECONDS)
+    if hindrance:
+        print(f"{hindrance}; the same command fetches what is missing here", file=sys.stderr)
     trials = board.trials()
     plan = _with_data(session.plan, settings.out, trials)
     try:
-        ledger.write_plan(settings.out, plan)
+        files.write_plan(plan)
     except OSError as error:  # The plan without the data's fingerprint is a plan as well.
         print(tracking.one_line(error), file=sys.stderr)
     states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
-    quick = signals.number is not None or not whole
     problem = tracker.finish(tracking.sweep_state(states), 4.0 if quick else DELIVERY_SECONDS)
     if problem:
         print(
@@ -151,6 +158,7 @@ def run(
     if not whole:
         # Tune's thread may wait for ever for a Ray that is gone.
         summary(settings, trials)
+        files.release()
         lock.release()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -207,6 +215,7 @@ def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> di
         "checkpoint_seconds": settings.checkpoint_seconds,
         "stop_file": str(settings.out / STOP),
         "fingerprint": expected,
+        "storage": settings.storage,
         "session": session,
         "driver": [socket.gethostname(), os.getpid()],
         "alone": False,
@@ -224,8 +233,10 @@ class _Session:
         signals: Signals,
         board: Board,
         tracker: tracking.Background,
+        files: OutFolder,
         supply: Supply | None,
     ) -> None:
+        self._files = files
         self.plan, self._settings, self._lock = plan, settings, lock
         self._signals, self._board, self._tracker = signals, board, tracker
         self._supply = supply
@@ -239,8 +250,7 @@ class _Session:
     def train(self, todo: list[Trial]) -> bool:
         """Run these trials. False where Ray was left behind: stopped by a signal, or dead."""
         self._given = list(todo)
-        stop_file = self._settings.out / STOP
-        stop_file.unlink(missing_ok=True)
+        self._files.clear_stop()
         with Display(self._board) as display:
             display.say(f"{len(todo)} of {self._board.total} trials to run; starting Ray …")
             from tune import engine
@@ -248,7 +258,7 @@ class _Session:
             temp_dir = engine.make_temp_dir()
             try:
                 self._start(engine, temp_dir, todo)
-                self._check_nodes(engine)
+                self._check_nodes(engine, todo, display)
                 self._signals.engine = engine
                 self._signals.install()  # Ray has put its own handler for SIGTERM in place.
                 whole = self._rounds(engine, temp_dir, todo, display)
@@ -258,7 +268,7 @@ class _Session:
                     engine.kill()
                 self._signals.engine = None
             finally:
-                stop_file.unlink(missing_ok=True)
+                self._files.clear_stop()
                 shutil.rmtree(temp_dir, ignore_errors=True)
         if self._error is not None:
             print(f"Ray: {tracking.one_line(self._error)}", file=sys.stderr)
@@ -267,31 +277,30 @@ class _Session:
     def _start(self, engine: ModuleType, temp_dir: Path, todo: Sequence[Trial]) -> None:
         threads = max(trial.config.cpu_threads for trial in todo)
         self._cpus = self._settings.cpus or threads
-        inherited = os.environ.get("PYTHONPATH")
-        environment = {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *([inherited] if inherited else [])]),
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-        }
-        environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        address = self._settings.address
+        stored = bool(self._settings.storage) or node_data.is_address(self._settings.data_dir)
+        environment = cluster.environment(address, threads, storage=stored)
         count = len(todo) if self._supply is None else grid.MAX_TRIALS
         room = min(count, self._settings.max_concurrent or count)
-        engine.start(self._settings.address, room, self._cpus, temp_dir, environment)
+        engine.start(address, room, self._cpus, temp_dir, environment)
         self._gpus = self._settings.gpus
         if self._gpus is None:
             self._gpus = DEFAULT_GPU_SHARE if engine.n_gpus() else 0.0
 
-    def _check_nodes(self, engine: ModuleType) -> None:
-        """PreflightError that names each machine of a cluster that cannot write to the folder."""
-        if self._settings.address == "local":
+    def _check_nodes(self, engine: ModuleType, todo: Sequence[Trial], display: Display) -> None:
+        """PreflightError that names each machine of a cluster that lacks something."""
+        where = self._settings
+        if where.address == cluster.LOCAL:
             return
-        problems = engine.on_every_node(preflight.write_probe, str(self._settings.out))
+        needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
+        problems = engine.on_every_node(cluster.missing_here, needed)
         if problems:
             engine.shutdown()
-            text = "; ".join(f"{node}: {problem}" for node, problem in problems.items())
-            raise preflight.PreflightError(
-                f"{self._settings.out} must be a folder that all machines share, but {text}"
-            )
+            text = "; ".join(f"{node} {problem}" for node, problem in problems.items())
+            raise preflight.PreflightError(f"not every machine is ready: {text}")
+        if not engine.room_for(self._cpus, self._gpus or 0.0):
+            size = f"{self._cpus:g} cores and {self._gpus or 0:g} GPUs"
+            display.say(f"no machine has {size} for a trial yet; waiting for one to join")
 
     def _rounds(
         self, engine: ModuleType, temp_dir: Path, todo: list[Trial], display: Display
@@ -393,14 +402,19 @@ class _Session:
                 display.say(f"Ray has died ({', '.join(dead)} ended); run the same command again")
                 self._forget_running()
                 return False
+            if self._files.lost:
+                display.say("another driver has taken this storage over; leaving it to that one")
+                self._forget_running()
+                return False
             if self._signals.number is None:
                 continue
             if not self._stopping:
                 self._stopping = True
-                deadline = time.monotonic() + STOP_SECONDS
+                longer = SENDING_SECONDS if self._settings.storage else 0.0
+                deadline = time.monotonic() + STOP_SECONDS + longer
                 name = signal.Signals(self._signals.number).name
                 display.say(f"{name}: writing checkpoints …")
-                _touch(self._settings.out / STOP)
+                self._files.ask_stop()
             if not self._board.running() or time.monotonic() > deadline:
                 self._forget_running()
                 return False
@@ -426,7 +440,7 @@ class _Session:
         if report["done"]:
             self._in_hand.discard(key)
         if report["evaluated"] or report["done"]:
-            self._tracker.poke()
+            self._files.news(key)
 
     def _failed(self, key: str, cause: str | None, text: str) -> None:
         """Ray gave a trial up: failed where the cause is its own, else stopped, to run again."""
@@ -438,6 +452,7 @@ class _Session:
             return
         try:
             ledger.record_failed(ledger.trial_dir(self._settings.out, key), row.config, cause)
+            self._files.send_failed(key)
             self._board.set(key, ledger.FAILED)
         except (OSError, run_dir.RunDirError):
             self._board.set(key, ledger.STOPPED)
@@ -464,13 +479,6 @@ def _with_data(plan: Plan, out: Path, trials: Sequence[Trial]) -> Plan:
         if isinstance(data, dict) and "fingerprint" in data:
             known[name] = data
     return dataclasses.replace(plan, data=known) if known else plan
-
-
-def _touch(file: Path) -> None:
-    try:
-        file.touch()
-    except OSError:
-        pass  # A full disk: the deadline ends the trials.
 
 
 def shown(path: Path) -> str:

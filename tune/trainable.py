@@ -11,15 +11,15 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from mpcc import run_dir
 from mpcc.config import Config, from_dict
-from tune import ledger
+from tune import ledger, node_data
 from tune.lock import process_lives
+from tune.place import place_of
 
 OUT_OF_MEMORY = "out of memory"
 ATTEMPTS = "attempts"
@@ -31,11 +31,13 @@ class TrialRunner(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self._spec: dict[str, Any] = config["trial"]
         self._config: Config = from_dict(self._spec["config"])
-        self._path = Path(self._spec["run_dir"])
+        self._place = place_of(self._spec)
+        self._path = self._place.path
         self._progress: Iterator[Any] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._close()
+        self._place.leave()
         self.setup(new_config)
         return True
 
@@ -43,11 +45,13 @@ class TrialRunner(tune.Trainable):
         """Train for about a second; the returned `state` is running, stopped or how it ended."""
         if self._orphaned():
             os._exit(1)  # Another driver may be at this trial by now: write nothing more.
-        if self._stop_asked():
+        if self._place.stop_asked():
             self._close()
+            self._place.finish()
             return self._report(ledger.STOPPED)
         try:
             if self._progress is None:
+                self._place.fetch()
                 run_dir.open_run(self._path, self._config)
                 self._back_off()
                 if self._pruned():
@@ -58,6 +62,7 @@ class TrialRunner(tune.Trainable):
                 self._step_back()
                 return self._report(ledger.RUNNING)
             self._check_data()
+            self._place.send()
         except Exception as error:  # the boundary of a trial: recorded, or given to Ray to retry
             self._close()
             return self._fault(error)
@@ -68,10 +73,12 @@ class TrialRunner(tune.Trainable):
             self._close()
             (self._path / ATTEMPTS).unlink(missing_ok=True)
             (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
+            self._place.finish()
         return report
 
     def cleanup(self) -> None:
         self._close()
+        self._place.leave()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the trainer's checkpoint in the run directory is the only one."""
@@ -85,11 +92,10 @@ class TrialRunner(tune.Trainable):
         from mpcc.trainer import train
 
         torch.set_num_threads(self._config.cpu_threads)
-        data_dir = self._spec["data_dir"]
         return train(
             self._config,
             self._path,
-            data_dir=Path(data_dir) if data_dir else None,
+            data_dir=node_data.folder_here(self._spec["data_dir"], self._config.dataset),
             device=self._spec["device"],
             checkpoint_seconds=self._spec["checkpoint_seconds"],
         )
@@ -131,6 +137,7 @@ class TrialRunner(tune.Trainable):
         if cause.startswith(OUT_OF_MEMORY) and not self._spec["alone"]:
             return self._report(OUT_OF_MEMORY)
         ledger.record_failed(self._path, self._config, cause)
+        self._place.finish()
         return self._report(ledger.FAILED)
 
     def _pruned(self) -> bool:
@@ -170,9 +177,6 @@ class TrialRunner(tune.Trainable):
         host, pid = self._spec["driver"]
         return host == socket.gethostname() and not process_lives(pid)
 
-    def _stop_asked(self) -> bool:
-        return Path(self._spec["stop_file"]).exists()
-
     def _back_off(self) -> None:
         """Wait before another try in the same sweep: 2, 4, 8 … seconds, and no longer than 30."""
         session = self._spec["session"]
@@ -184,7 +188,7 @@ class TrialRunner(tune.Trainable):
         except (OSError, UnicodeError):
             return
         until = time.monotonic() + (min(30.0, 2.0**tries) if tries else 0.0)
-        while time.monotonic() < until and not self._stop_asked():
+        while time.monotonic() < until and not self._place.stop_asked():
             time.sleep(0.1)
 
 

@@ -1,0 +1,388 @@
+"""`make test-cluster`: two machines' worth of Ray, S3, MLflow on PostgreSQL, all started here.
+
+Two Ray nodes run as processes of this machine, each with its own folders and pretended GPUs, token
+authentication on. Where the system lets us (`unshare`), they do not see the repository's code, the
+driver's folders or each other's: code and files must travel. The S3 store is moto's server, or the
+one that MPCC_TEST_S3 names (with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of it).
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.fault_tools import ROOT, Sweep, descendants, kill
+
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.cluster
+GRID = [
+    "--preset", "tiny", "--iterations", "40", "--set", "eval_every=20",
+    "--grid", "esteps=1,2", "eta_p=1e-3,5e-3", "batch_size=25,50", "--seeds", "3",
+    "--checkpoint-seconds", "0",
+]  # fmt: skip
+N_TRIALS = 24
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"{what}: not within {seconds:.0f} s")
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as opened:
+        opened.settimeout(1)
+        return opened.connect_ex(("127.0.0.1", port)) == 0
+
+
+@dataclass
+class Site:
+    """What runs for the tests, and ends with them."""
+
+    base: Path
+    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def start(self, name: str, *command: str, **environment: str) -> "subprocess.Popen[bytes]":
+        with (self.base / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=self.base,
+                env=self.environment | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in reversed(self.processes):
+            kill_tree(process.pid)
+            process.wait(30)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all that it has started."""
+    kill([*reversed(descendants(pid)), pid])
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program; skips, saying what to install, where it is missing."""
+    found = shutil.which(name, path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        found = str(places[-1]) if places else None
+    if found is None:
+        pytest.skip(f"{name} is not installed: {package}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"))
+    made.environment["RAY_AUTH_MODE"] = "token"
+    made.environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    made.environment["OMP_NUM_THREADS"] = "1"
+    # Trials must train on the CPU, for the numbers to be equal to the bit.
+    made.environment["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture(scope="module")
+def s3(site: Site) -> str:
+    """The address of an S3 store, a bucket in it; credentials are in the site's environment."""
+    pytest.importorskip("boto3", reason="pip install -r requirements-cluster.txt")
+    import boto3
+
+    address = os.environ.get("MPCC_TEST_S3")
+    if address is None:
+        port = free_port()
+        moto = program("moto_server", "pip install -r requirements-cluster.txt")
+        site.start("s3", moto, "-H", "127.0.0.1", "-p", str(port))
+        until(lambda: answers(port), 60, "the S3 store")
+        address = f"http://127.0.0.1:{port}"
+        site.environment |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    site.environment |= {
+        "AWS_ENDPOINT_URL": address,
+        "MLFLOW_S3_ENDPOINT_URL": address,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=address,
+        region_name="us-east-1",
+        aws_access_key_id=site.environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=site.environment["AWS_SECRET_ACCESS_KEY"],
+    )
+    client.create_bucket(Bucket="mpcc-test")
+    return "s3://mpcc-test"
+
+
+@pytest.fixture(scope="module")
+def postgres(site: Site) -> str:
+    """The URI of a new data base in a PostgreSQL of our own."""
+    pytest.importorskip("psycopg", reason="pip install -r requirements-cluster.txt")
+    initdb = program("initdb", "apt-get install postgresql")
+    server = program("postgres", "apt-get install postgresql")
+    data, port = site.base / "postgres", free_port()
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    if os.geteuid() != 0:  # PostgreSQL refuses to run as root
+        user = []
+    else:
+        data.mkdir()
+        shutil.chown(data, "postgres", "postgres")
+        for folder in [site.base, *site.base.parents][:3]:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    password = site.base / "password"
+    secret = secrets.token_hex(16)
+    password.write_text(secret)
+    password.chmod(0o644)
+    subprocess.run(
+        [*user, initdb, "-D", str(data), "-U", "mlflow", f"--pwfile={password}",
+         "--auth=scram-sha-256"],
+        check=True, capture_output=True, cwd="/",
+    )  # fmt: skip
+    site.start("postgres", *user, server, "-D", str(data), "-p", str(port),
+               "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}",
+               "-c", "fsync=off")  # fmt: skip
+    until(lambda: answers(port), 60, "PostgreSQL")
+    return f"postgresql://mlflow:{secret}@127.0.0.1:{port}/postgres"
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(site: Site, s3: str, postgres: str) -> str:
+    """An MLflow server on PostgreSQL that keeps artifacts in S3."""
+    port = free_port()
+    site.start(
+        "mlflow", str(BIN / "mlflow"), "server", "--workers", "1", "--host", "127.0.0.1",
+        "--port", str(port), "--backend-store-uri", postgres,
+        "--artifacts-destination", f"{s3}/mlflow", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )  # fmt: skip
+    until(lambda: answers(port), 180, "MLflow")
+    return f"http://127.0.0.1:{port}"
+
+
+def hidden(site: Site, *command: str) -> list[str]:
+    """The command where it sees neither the repository's code nor the driver's folders."""
+    shadows = [ROOT / "mpcc", ROOT / "tune", site.base / "outs"]
+    script = "".join(f"mount -t tmpfs none '{folder}' && " for folder in shadows) + 'exec "$@"'
+    wrapped = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    trial = subprocess.run([*wrapped, "sh", "-c", script, "sh", "true"], capture_output=True)
+    return [*wrapped, "sh", "-c", script, "sh", *command] if trial.returncode == 0 else [*command]
+
+
+def start_node(site: Site, name: str, *options: str) -> "subprocess.Popen[bytes]":
+    temp = Path("/tmp") / f"mpcc-{os.getpid()}-{name}"  # A socket's path must be short.
+    temp.mkdir(exist_ok=True)
+    (site.base / "outs").mkdir(exist_ok=True)
+    scratch = site.base / f"{name}-scratch"
+    command = [
+        str(BIN / "ray"), "start", "--block", "--num-cpus=2", "--num-gpus=2",
+        "--object-store-memory=80000000", "--disable-usage-stats", f"--temp-dir={temp}", *options,
+    ]  # fmt: skip
+    pretended = {"CUDA_VISIBLE_DEVICES": "98,99", "MPCC_SCRATCH_DIR": str(scratch)}
+    return site.start(name, *hidden(site, *command), **pretended)
+
+
+@pytest.fixture(scope="module")
+def cluster(site: Site, s3: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A head and a second node: the address, and the second node's process."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    start_node(site, "head", "--head", f"--port={port}", "--node-ip-address=127.0.0.1",
+               "--include-dashboard=false")  # fmt: skip
+    until(lambda: answers(port), 60, "Ray's head")
+    second = start_node(site, "second", f"--address={address}")
+    until(lambda: n_nodes(site, address) == 2, 90, "two Ray nodes")
+    yield address, second
+    for name in ("head", "second"):
+        shutil.rmtree(f"/tmp/mpcc-{os.getpid()}-{name}", ignore_errors=True)
+
+
+def n_nodes(site: Site, address: str) -> int:
+    code = (
+        "import ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR');"
+        "print(sum(node['Alive'] for node in ray.nodes()))"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}", address],
+        env=site.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    return int(asked.stdout.strip() or 0) if asked.returncode == 0 else 0
+
+
+def sweep(site: Site, name: str, *options: str) -> "subprocess.Popen[bytes]":
+    out = site.base / "outs" / name
+    return site.start(
+        name, sys.executable, str(ROOT / "tune/ablation.py"), "--out", str(out), *GRID, *options
+    )
+
+
+def finished(site: Site, name: str, process: "subprocess.Popen[bytes]", seconds: float) -> str:
+    code = process.wait(seconds)
+    log = (site.base / f"{name}.log").read_text()
+    assert code == 0, log
+    return log
+
+
+def tables(site: Site, name: str) -> dict[str, str]:
+    """Every table of the sweep, byte for byte, but for seconds and MLflow's names."""
+    return Sweep(site.base / "outs" / name, ()).tables()
+
+
+def weights(out: Path) -> dict[str, str]:
+    found = (json.loads(file.read_text()) for file in out.glob("trials/*/result.json"))
+    return {result["trial_key"]: result["weights_sha256"] for result in found}
+
+
+@pytest.fixture(scope="module")
+def local(site: Site) -> dict[str, str]:
+    """The tables of the same sweep on this machine alone."""
+    finished(site, "local", sweep(site, "local"), 900)
+    return tables(site, "local")
+
+
+def test_a_node_killed_in_the_middle_costs_nothing_but_time(
+    site: Site,
+    s3: str,
+    mlflow_server: str,
+    cluster: tuple[str, "subprocess.Popen[bytes]"],
+    local: dict[str, str],
+) -> None:
+    address, second = cluster
+    where = ["--address", address, "--storage", f"{s3}/sweeps/one", "--tracking-uri", mlflow_server]
+    process = sweep(site, "killed", *where, "--gpus-per-trial", "1")
+    out = site.base / "outs" / "killed"
+
+    def both_at_work() -> bool:
+        assert process.poll() is None, (site.base / "killed.log").read_text()
+        scratch = [site.base / f"{name}-scratch" for name in ("head", "second")]
+        running = [list(folder.glob("*/trials/*/checkpoint.pt")) for folder in scratch]
+        return all(running) and len(weights(out)) >= 4
+
+    until(both_at_work, 300, "trials on both nodes")
+    before = {p: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
+    kill_tree(second.pid)
+    text = finished(site, "killed", process, 900)
+    assert "View run" not in text and "Traceback" not in text
+    assert len(weights(out)) == N_TRIALS
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert weights(out) == weights(site.base / "outs" / "local")
+    assert tables(site, "killed") == local
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("mpcc-tiny")
+    runs = [r for r in client.search_runs([experiment.experiment_id], max_results=1000)]
+    keys = [r.data.tags["trial_key"] for r in runs if "trial_key" in r.data.tags]
+    assert sorted(keys) == sorted(weights(out)) and {r.info.status for r in runs} == {"FINISHED"}
+    assert any(a.path == "samples.png" for a in client.list_artifacts(runs[0].info.run_id)) or any(
+        a.path == "sweep.json" for a in client.list_artifacts(runs[0].info.run_id)
+    )
+
+
+def test_the_trials_said_which_code_they_ran_and_that_they_ran_on_the_cpu(
+    site: Site, local: dict[str, str]
+) -> None:
+    said = {
+        name: [
+            json.loads(p.read_text()) for p in (site.base / "outs" / name).glob("trials/*/prov*")
+        ]
+        for name in ("local", "killed")
+    }
+    assert len(said["killed"]) == N_TRIALS
+    for entry in ("code", "code_files", "device", "torch", "python"):
+        values = {name: {json.dumps(p[entry]) for p in found} for name, found in said.items()}
+        assert len(values["local"]) == 1 and values["local"] == values["killed"], entry
+    assert said["killed"][0]["device"].startswith("cpu")
+
+
+def test_a_cluster_and_this_machine_alone_give_the_same_tables(
+    site: Site,
+    s3: str,
+    cluster: tuple[str, "subprocess.Popen[bytes]"],
+    local: dict[str, str],
+) -> None:
+    """On what is left of the cluster: one node, joined by hand."""
+    process = sweep(site, "joined", "--address", cluster[0], "--storage", f"{s3}/sweeps/two",
+                    "--data-dir", f"{s3}/data")  # fmt: skip
+    finished(site, "joined", process, 900)
+    assert tables(site, "joined") == local
+
+
+def test_without_a_storage_a_node_that_cannot_see_the_folder_is_named_before_anything_runs(
+    site: Site, cluster: tuple[str, "subprocess.Popen[bytes]"], local: dict[str, str]
+) -> None:
+    if not hidden(site, "true")[0] == "unshare":
+        pytest.skip("no `unshare --mount` here: every node sees every folder")
+    process = sweep(site, "refused", "--address", cluster[0])
+    assert process.wait(120) == 2
+    log = (site.base / "refused.log").read_text()
+    assert "give --storage" in log and "127.0.0.1" in log
+    assert not list((site.base / "outs" / "refused").glob("trials/*"))
+
+
+def test_the_slurm_script_starts_nodes_runs_the_sweep_and_ends_them(site: Site) -> None:
+    """With stand-ins for Slurm's own commands, two "nodes" on this machine."""
+    if not (ROOT / ".venv" / "bin" / "ray").exists():
+        pytest.skip("the script wants .venv in the repository: make .venv/installed")
+    tools = site.base / "slurm-tools"
+    tools.mkdir()
+    stand_ins = {
+        "scontrol": "echo one; echo two",
+        "hostname": "echo 127.0.0.1",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    }
+    for name, body in stand_ins.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    job = str(os.getpid())
+    out = site.base / "outs" / "slurm"
+    words = ["--preset", "tiny", "--iterations", "4", "--grid", "esteps=1,2", "--seeds", "1"]
+    process = site.start(
+        "slurm", "bash", str(ROOT / "deploy" / "slurm.sh"), "--out", str(out), *words,
+        PATH=f"{tools}{os.pathsep}{os.environ['PATH']}", SLURM_SUBMIT_DIR=str(ROOT),
+        SLURM_JOB_ID=job, SLURM_JOB_NODELIST="one,two", SLURM_CPUS_PER_TASK="1",
+        SLURM_GPUS_ON_NODE="0", MPCC_RAY_PORT=str(free_port()),
+    )  # fmt: skip
+    assert process.wait(400) == 0, (site.base / "slurm.log").read_text()
+    assert len(weights(out)) == 2
+    left = f"/tmp/mpcc-{job}/"
+    until(lambda: not any(left in line for line in commands()), 60, "the end of the job's nodes")
+    shutil.rmtree(left, ignore_errors=True)
+
+
+def commands() -> list[str]:
+    """The command line of every process."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(file.read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,112 @@
+"""The files of deploy/, as far as they can be checked without a cloud."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+PYTHON = re.search(r"python=(\S+)", (ROOT / "environment.yml").read_text())
+assert RAY and PYTHON
+
+
+def parsed(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / name).read_text()))
+
+
+@pytest.mark.slow
+def test_the_cloud_cluster_passes_rays_own_validation() -> None:
+    pytest.importorskip("jsonschema")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = parsed("ray-cluster.yaml")[0]
+    validate_config(prepare_config(config))
+    assert config["provider"]["type"] == "aws"
+    broken = config | {"available_node_type": {}}
+    with pytest.raises(Exception, match="available_node_type"):
+        validate_config(broken)
+
+
+def test_versions_are_those_of_the_constraints() -> None:
+    assert RAY and PYTHON
+    ray, python = RAY[1], PYTHON[1]
+    tag = f"rayproject/ray:{ray}-py{python.replace('.', '')}"
+    assert f"FROM {tag}\n" in (DEPLOY / "Dockerfile").read_text()
+    kube = parsed("kuberay.yaml")[0]["spec"]
+    assert kube["rayVersion"] == ray
+    pods = [kube["headGroupSpec"], *kube["workerGroupSpecs"]]
+    images = {pod["template"]["spec"]["containers"][0]["image"] for pod in pods}
+    assert images == {f"REGISTRY/mpcc-ray:{ray}"}
+    assert f"python{python} -m venv" in (DEPLOY / "ray-cluster.yaml").read_text()
+    assert f"python:{python}-slim" in (DEPLOY / "compose.yaml").read_text()
+
+
+def test_every_way_to_a_cluster_asks_for_a_token() -> None:
+    cloud = (DEPLOY / "ray-cluster.yaml").read_text()
+    starts = [line for line in cloud.splitlines() if "ray start" in line]
+    assert len(starts) == 2 and all("RAY_AUTH_MODE=token ray start" in line for line in starts)
+    assert parsed("kuberay.yaml")[0]["spec"]["authOptions"] == {"mode": "token"}
+    assert "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN" in (DEPLOY / "slurm.sh").read_text()
+    for file in DEPLOY.iterdir():
+        assert "AUTH_MODE=disabled" not in file.read_text()
+
+
+def test_nothing_of_ours_listens_to_the_world() -> None:
+    services = parsed("compose.yaml")[0]["services"]
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert ports and all(str(port).startswith("127.0.0.1:") for port in ports)
+    assert "ports" not in services["database"]
+    for name in ("ray-cluster.yaml", "kuberay.yaml", "slurm.sh"):
+        assert "dashboard-host" not in (DEPLOY / name).read_text()
+    assert parsed("kuberay.yaml")[0]["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MLflow's import
+def test_the_commands_know_the_options_that_the_files_give_them() -> None:
+    from mlflow.cli import server
+    from ray.scripts.scripts import start
+
+    def options(command: Any) -> set[str]:
+        return {name for parameter in command.params for name in parameter.opts}
+
+    for name, command, word in (
+        ("compose.yaml", server, "mlflow server"),
+        ("slurm.sh", start, "ray start"),
+        ("ray-cluster.yaml", start, "ray start"),
+    ):
+        text = re.sub(r"\\\n\s*", " ", (DEPLOY / name).read_text())
+        lines = [line for line in text.splitlines() if word in line and "#" not in line]
+        if name == "compose.yaml":
+            lines = [parsed(name)[0]["services"]["mlflow"]["command"][2]]
+        assert lines
+        for line in lines:
+            given = set(re.findall(r"(--[a-z-]+)", line.split(word)[1]))
+            assert given and given <= options(command), given - options(command)
+
+
+def test_the_slurm_script_is_sound_shell() -> None:
+    script = DEPLOY / "slurm.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(script)], check=True)
+
+
+def test_compose_accepts_its_file() -> None:
+    services = parsed("compose.yaml")[0]
+    assert set(services["services"]) == {"database", "mlflow"}
+    assert set(services["volumes"]) == {"database", "artifacts"}
+    probe = ["docker", "compose", "version"]
+    if not shutil.which("docker") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("no docker compose here")
+    command = ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={"MLFLOW_DB_PASSWORD": "x", "PATH": "/usr/bin"}
+    )
+    assert done.returncode == 0, done.stderr
