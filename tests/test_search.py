@@ -163,6 +163,19 @@ def test_a_diverged_point_counts_as_worse_and_a_failed_one_not_at_all(tmp_path: 
     assert points.best(supply.search, got) == []
 
 
+def test_a_point_that_runs_again_is_read_again(tmp_path: Path) -> None:
+    supply = drive(tmp_path, begin(tmp_path, n_points=3), random.Random(1))
+    trial = supply.all_trials()[2]
+    path = ledger.trial_dir(tmp_path, trial.key) / run_dir.RESULT
+    path.unlink()
+    ledger.record_end(path.parent, trial.config, "failed", "killed")
+    again = search.Supply(tmp_path, supply.plan)
+    assert again.found[1].state == "failed" and again.complete()
+    ledger.forget(tmp_path, trial, "failed")
+    again.forget()
+    assert again.found[1].state == "open" and not again.complete()
+
+
 def made(number: int, *values: float) -> Point:
     cell = search.Supply(Path("nowhere"), begin(Path())).found[0].cell
     return Point(number, cell, points.COMPLETE, values, tuple((v,) for v in values))

@@ -162,6 +162,8 @@ def run(
         for trial in trials:
             if trial.key in again:
                 files.forget(trial, again[trial.key])
+        if supply is not None and again:
+            supply.forget()
         code = sweep.run(plan, trials, where, held, files, supply)
     finally:
         files.release()

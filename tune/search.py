@@ -256,6 +256,11 @@ class Supply:
         started = {t.key for t in new if ledger.status(self._out, t).state in ENDED}
         return self.plan, [trial for trial in new if trial.key not in started]
 
+    def forget(self) -> None:
+        """Trials run again: what their points had come to is no longer so."""
+        self._points = Points(self._out)
+        self._draw()
+
     def spec(self, trial: Trial) -> dict[str, Any]:
         """The bounds at which a trial is given up, where the search prunes."""
         number = self.search.points.index(trial.cell.key)
