@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from mpcc.algorithm import train_step
 from mpcc.config import from_dict
+from mpcc.cuda_graph import N_PLAIN_ITERATIONS, stepper
 from mpcc.data import load
+from mpcc.device import prepare_process, resolve_device
 from mpcc.evaluation import evaluate
 from mpcc.state import build_state
-from mpcc.trainer import resolve_device
 
-WARM_UP = 3
+WARM_UP = N_PLAIN_ITERATIONS + 1
 SECONDS = 4.0
 """How long iterations are measured, at least."""
 
@@ -28,15 +28,16 @@ def main() -> None:
     """Print `{"iteration": s, "evaluation": s, "device": name}`."""
     config = from_dict(json.loads(sys.argv[1]))
     device = resolve_device(sys.argv[2])
-    torch.set_num_threads(config.cpu_threads)
+    prepare_process(config, device)
     state = build_state(
         config, load(config, Path(sys.argv[3]) if len(sys.argv) > 3 else None), device
     )
+    step = stepper(state)
     for _ in range(WARM_UP):
-        train_step(state)
+        step()
     n, begun = 0, _now(device)
     while n < 2 or _now(device) - begun < SECONDS:
-        train_step(state)
+        step()
         n += 1
     iteration = (_now(device) - begun) / n
     begun = _now(device)

@@ -20,7 +20,7 @@ def disturb_training(module):
     orders = {order["trial"]: order for order in ORDERS if "iteration" in order}
     original = module.train_step
 
-    def train_step(state):
+    def train_step(state, *rest):
         order = orders.get(state.config.trial_key)
         if order and state.iteration == order["iteration"]:
             if order["kind"] == "exception":
@@ -31,7 +31,7 @@ def disturb_training(module):
                 torch.empty(2**50, dtype=torch.uint8)
             for parameter in state.generator.parameters():
                 parameter.data.fill_(float("nan"))
-        return original(state)
+        return original(state, *rest)
 
     module.train_step = train_step
 
