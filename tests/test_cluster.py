@@ -6,6 +6,7 @@ driver's folders or each other's: code and files must travel. The S3 store is mo
 one that MPCC_TEST_S3 names (with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of it).
 """
 
+import gzip
 import json
 import os
 import secrets
@@ -257,6 +258,36 @@ def tables(site: Site, name: str) -> dict[str, str]:
 def weights(out: Path) -> dict[str, str]:
     found = (json.loads(file.read_text()) for file in out.glob("trials/*/result.json"))
     return {result["trial_key"]: result["weights_sha256"] for result in found}
+
+
+def test_files_in_s3_are_written_listed_and_removed_and_a_missing_bucket_is_named(
+    site: Site, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune.node_data import check_stored
+    from tune.storage import Storage, StorageError
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL",
+                 "AWS_DEFAULT_REGION"):  # fmt: skip
+        monkeypatch.setenv(name, site.environment[name])
+    store = Storage(f"{s3}/by-hand", retry_seconds=0)
+    packed = gzip.compress(b"stays packed")
+    assert store.read("a/b.gz") is None and store.list() == {} and store.info("a/b.gz") is None
+    store.write("a/b.gz", b"first")
+    store.write("a/b.gz", packed)
+    store.write("empty", b"")
+    assert store.read("a/b.gz") == packed and store.read("empty") == b""
+    assert {n: about.size for n, about in store.list().items()} == {
+        "a/b.gz": len(packed),
+        "empty": 0,
+    }
+    assert abs(time.time() - store.list("a")["a/b.gz"].time_ns / 1e9) < 60
+    store.delete("a/b.gz")
+    store.delete("a/b.gz")
+    assert not store.exists("a/b.gz") and set(store.list()) == {"empty"}
+    with pytest.raises(StorageError, match="NO_SUCH_BUCKET"):
+        Storage("s3://mpcc-nowhere/x", retry_seconds=0).write("x", b"1")
+    with pytest.raises(ValueError, match="mnist: train-images.*not found in s3://"):
+        check_stored(f"{s3}/data", ["mnist"])
 
 
 @pytest.fixture(scope="module")

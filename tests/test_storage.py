@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def test_addresses_are_kept_and_paths_made_absolute(
     assert checked_storage("gs://bucket") == "gs://bucket"
     assert checked_storage("here") == checked_storage(f"file://{tmp_path}/here")
     assert checked_storage("here") == str(tmp_path / "here")
+
+
+def test_every_kind_of_address_is_one_that_pyarrow_takes_with_our_options() -> None:
+    """No network: nothing is asked of them yet. An option that pyarrow does not know raises."""
+    for address in ("gs://anonymous@bucket/x", "s3://bucket/x?region=us-east-1"):
+        assert Storage(address, 0).address == address
+    with pytest.raises(StorageError, match="nonsense"):
+        Storage("gs://anonymous@bucket/x?nonsense=1", 0)
 
 
 def test_files_are_written_replaced_listed_and_removed(store: Storage) -> None:
@@ -330,6 +339,37 @@ def test_the_output_folder_gets_the_records_and_not_the_checkpoints(
     (here / key / "metrics.jsonl").write_bytes(b"damaged in this copy")
     copy.pull([key])
     assert (here / key / "metrics.jsonl").read_bytes() == b"metrics.jsonl"
+
+
+def test_news_that_come_while_the_storage_is_away_are_fetched_when_it_is_back(
+    store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, trials = planned()
+    root = Path(store.address)
+    copy = Mirror(tmp_path / "out", store)
+    copy.begin(plan, trials)
+    store.retry_seconds = 0
+    poked = threading.Event()
+    copy.attend(lambda: [trials[0].key], poked.set)
+    fill(root / "trials" / trials[0].key, "metrics.jsonl")
+    root.rename(f"{root}-away")
+    copy.news(trials[0].key)
+    end = time.monotonic() + 20
+    while copy.problem is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert copy.problem and "is gone" in copy.problem and not poked.is_set()
+    Path(f"{root}-away").rename(root)
+    assert poked.wait(20)
+    assert (tmp_path / "out" / "trials" / trials[0].key / "metrics.jsonl").exists()
+    owner = storage_owner(store)
+    assert owner and owner["running"] == [trials[0].key]
+    copy.ask_stop()
+    while not store.exists(mirror.STOP) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert store.exists(mirror.STOP)
+    assert copy.settle(5) is None
+    copy.release()
+    assert storage_owner(store) is None
 
 
 def test_another_machine_finds_the_plan_and_another_sweep_is_refused(

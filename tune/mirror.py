@@ -141,6 +141,7 @@ class Mirror(OutFolder):
         self._running: Callable[[], Collection[str]] = lambda: ()
         self._wake, self._end = threading.Event(), threading.Event()
         self._keys: set[str] = set()
+        self._keys_lock = threading.Lock()
         self._stop_wanted = False
 
     @property
@@ -248,7 +249,8 @@ class Mirror(OutFolder):
         self._thread.start()
 
     def news(self, key: str) -> None:
-        self._keys.add(key)
+        with self._keys_lock:
+            self._keys.add(key)
         self._wake.set()
 
     def send_failed(self, key: str) -> None:
@@ -288,7 +290,8 @@ class Mirror(OutFolder):
         while not self._end.is_set():
             self._wake.wait(RENEW_SECONDS)
             self._wake.clear()
-            keys = set(self._keys)
+            with self._keys_lock:
+                keys, self._keys = self._keys, set()
             try:
                 if self._stop_wanted:
                     self._storage.write(STOP, b"")
@@ -296,12 +299,13 @@ class Mirror(OutFolder):
                 self.pull(keys)
                 self._lock.renew(self._running())
             except OSError as error:
+                with self._keys_lock:
+                    self._keys |= keys
                 self.problem, pause = str(error), min(2 * pause, 30.0)
                 self._end.wait(pause)
                 self._wake.set()
                 continue
             self.problem, pause = None, 1.0
-            self._keys -= keys
             if keys:
                 self._poke()
 

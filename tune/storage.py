@@ -20,6 +20,8 @@ from mpcc import run_dir
 RETRY_SECONDS = 60.0
 """How long a storage that does not answer is asked again, 0.5, 1, 2, 4, 8, 8 ... seconds apart."""
 
+GCS_RETRIES = "retry_limit_seconds=5"
+
 REFUSALS = (
     "ACCESS_DENIED",
     "NO_SUCH_BUCKET",
@@ -95,9 +97,10 @@ class Storage:
             self._fs: Any = fs.LocalFileSystem()
             self._root = address
         else:
-            if address.startswith("s3://"):
-                # One request per small file, where the default begins with an upload in parts.
-                address += ("&" if "?" in address else "?") + "allow_delayed_open=true"
+            # S3: one request per small file, where the default begins with an upload in parts.
+            # Google: give up within seconds, for us to try again and to tell; else it is minutes.
+            option = "allow_delayed_open=true" if address.startswith("s3") else GCS_RETRIES
+            address += ("&" if "?" in address else "?") + option
             try:
                 self._fs, self._root = fs.FileSystem.from_uri(address)
             except (OSError, ValueError) as error:
