@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from mpcc import metrics, pictures, plots, run_dir
 from mpcc.data import to_uint8
 from mpcc.networks import Generator
-from mpcc.state import TrainState, as_input
+from mpcc.state import TrainState, as_input, seeded
 
 CHUNK_BATCHES = 10
 """Batches that one pass of an evaluation takes at once."""
@@ -21,6 +22,9 @@ SAMPLES_PER_CLUSTER = 20
 MANY_CLUSTERS = 10
 """More clusters than these have a row each, as in figures 11 and 12, not two columns."""
 N_POWER_ITERATIONS_OF_AVERAGE = 15
+
+_drawing = threading.Lock()
+"""Matplotlib draws for one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def evaluate(state: TrainState) -> Evaluation:
 def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     """G with its averaged weights, and batch statistics averaged over passes of its own."""
     config = state.config
-    with torch.random.fork_rng(devices=[]):
+    with seeded(config.seed):  # only so that the global random stream stays where it is
         generator = Generator(config).to(state.device, state.average[0].dtype)
     state.generator_part.give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
     for statistics in generator.statistics():
@@ -174,6 +178,11 @@ def generated_batches(state: TrainState, generator: Generator, n: int) -> Iterat
 @torch.no_grad()
 def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> None:
     """Samples by cluster, reconstructions by label, the latent space and the curves, as PNG."""
+    with _drawing:
+        _write_pictures(path, state, evaluation)
+
+
+def _write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> None:
     clusters, names = evaluation.clusters, list(state.image_set.label_names)
     n_clusters = state.config.n_clusters if state.prior.has_clusters else 1
     samples, of_cluster = evaluation.samples.cpu(), evaluation.sample_clusters.cpu()

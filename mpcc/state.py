@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mpcc.config import Config
 from mpcc.data import ImageSet, to_float
 from mpcc.networks import Discriminator, Encoder, Generator, build_networks
 from mpcc.prior import Prior
 from mpcc.weights import ModulePart, Part, Pool
+
+_global_random, _copying = threading.Lock(), threading.Lock()
+_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Tensor on the CPU -> device -> its copy there, for as long as the former is in use."""
 
 
 @dataclass
@@ -59,8 +67,7 @@ def build_state(
     dtype: torch.dtype = torch.float32,
 ) -> TrainState:
     """A trial before its first iteration. Weights depend on the seed alone, not on the device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         prior = build_prior(config).to(device, dtype)
         generator, discriminator, encoder = build_networks(config)
     for network in (generator, discriminator, encoder):
@@ -73,8 +80,8 @@ def build_state(
     return TrainState(
         config=config,
         image_set=image_set,
-        images=image_set.images.to(device),
-        labels=None if image_set.labels is None else image_set.labels.to(device),
+        images=on_device(image_set.images, device),
+        labels=None if image_set.labels is None else on_device(image_set.labels, device),
         generator=generator,
         discriminator=discriminator,
         encoder=encoder,
@@ -86,6 +93,26 @@ def build_state(
         rng=rng,
         average=[t.detach().clone() for t in parts[0].raw],
     )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global random stream from this seed on, for one thread; then back where it was."""
+    with _global_random, torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it also seeds the GPU's, which another trial may be recording.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device: one copy for all trials of the process that use it there."""
+    if torch.device(device) == tensor.device:
+        return tensor
+    with _copying:
+        copies: dict[str, Tensor] = _copies.setdefault(tensor, {})
+        if str(device) not in copies:
+            copies[str(device)] = tensor.to(device)
+        return copies[str(device)]
 
 
 def build_prior(config: Config) -> Prior:
