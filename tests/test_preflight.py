@@ -1,14 +1,16 @@
 """What is looked at before the first trial."""
 
 import shutil
+import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from mpcc.code_version import code_version
 from mpcc.config import PRESETS
-from tune import ledger, preflight, tracking
+from tune import cluster, ledger, preflight, tracking
 from tune.grid import cells, parse_grid
 from tune.ledger import Trial
 
@@ -83,3 +85,49 @@ def test_the_write_probe_leaves_nothing_and_names_what_hinders(tmp_path: Path) -
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").touch()
     assert preflight.write_probe(str(tmp_path / "file" / "under"))
+
+
+def test_an_address_where_no_cluster_answers_is_refused_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(
+        preflight.PreflightError, match=f"no Ray cluster answers at 127.0.0.1:{port}"
+    ):
+        cluster.check_address(f"127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        cluster.check_address(f"127.0.0.1:{listening.getsockname()[1]}")
+    for text in ("local", "auto"):
+        cluster.check_address(text)
+
+
+def test_what_a_machine_lacks_for_the_trials_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = cluster.needs(trials(), tmp_path, None, None)
+    assert "does not see" in str(cluster.missing_here(needed))
+    (tmp_path / "driver.lock").touch()
+    assert cluster.missing_here(needed) is None
+    lacking = [
+        ({"python": ("3", "1")}, "the driver 3.1"),
+        ({"libraries": {"torch": "0.1"}}, "the driver 0.1"),
+        ({"libraries": {"no-such-library": "1"}}, "has no no-such-library"),
+        ({"code": {"mpcc/losses.py": "other"}}, "another version of this code"),
+        ({"datasets": ["mnist"], "data_dir": str(tmp_path / "none")}, "does not exist"),
+    ]
+    for change, word in lacking:
+        assert word in str(cluster.missing_here(needed | change))
+
+
+def test_only_a_cluster_is_sent_credentials_and_the_version_of_the_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("UNRELATED", "stays")
+    here = cluster.environment("local", 1, storage=True)
+    shared = cluster.environment("auto", 1, storage=False)
+    stored = cluster.environment("auto", 2, storage=True)
+    assert "PYTHONPATH" in here and "AWS_SECRET_ACCESS_KEY" not in here
+    assert "AWS_SECRET_ACCESS_KEY" not in shared and "PYTHONPATH" not in shared
+    assert stored["AWS_SECRET_ACCESS_KEY"] == "secret" and "UNRELATED" not in stored
+    assert stored["MPCC_CODE_VERSION"] == code_version() and stored["OMP_NUM_THREADS"] == "2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +23,23 @@ PASSED_ON = ("MPCC_CACHE_DIR", "MPCC_INCEPTION_WEIGHTS", "MPCC_SCRATCH_DIR")
 """Variables of the driver that trials on other machines need too."""
 CREDENTIALS = ("AWS_", "GOOGLE_APPLICATION_CREDENTIALS")
 """Beginnings of what goes along where files lie in a storage; roles of the machines are safer."""
+ANSWER_SECONDS = 5.0
 SAME_LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
 """Another version may give another number."""
+
+
+def check_address(address: str) -> None:
+    """PreflightError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise preflight.PreflightError(
+            f"no Ray cluster answers at {address} ({error}): start one, ray start --head, "
+            "or correct --address"
+        ) from None
 
 
 def environment(address: str, threads: int, *, storage: bool) -> dict[str, str]:

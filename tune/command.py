@@ -127,7 +127,7 @@ def run(
 
     `supply`, of a search, has more trials as they end (`tune.sweep.Supply`).
     """
-    from tune import preflight, sweep, tracking
+    from tune import cluster, preflight, sweep, tracking
 
     where = settings(args, out, tracking)
     if args.sync:
@@ -150,6 +150,7 @@ def run(
             download(dataset, where.data_dir)
     preflight.check_data(todo, where.data_dir, here=where.address == "local")
     preflight.check(todo, out, stored=where.storage is not None)
+    cluster.check_address(where.address)
     _check_memory(todo, where)
     begun = any(status.state != ledger.PLANNED for status in now.values())
     problem = preflight.check_tracking(where.uri, out, plan.preset, begun=begun)
