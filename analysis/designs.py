@@ -87,14 +87,13 @@ def detectable(n: int, alpha: float = ALPHA, target: float = POWER) -> float:
 
 def seeds_needed(effect: float, alpha: float = ALPHA, target: float = POWER) -> int | None:
     """Seeds per cell to find a difference of so many standard deviations; None beyond MAX_SEEDS."""
-    if not abs(effect) >= detectable(MAX_SEEDS, alpha, target):
+    if not power(effect, MAX_SEEDS, alpha) >= target:
         return None
     low, high = 2, MAX_SEEDS
     while low < high:
         middle = (low + high) // 2
-        low, high = (
-            (middle + 1, high) if detectable(middle, alpha, target) > abs(effect) else (low, middle)
-        )
+        enough = power(effect, middle, alpha) >= target
+        low, high = (low, middle) if enough else (middle + 1, high)
     return low
 
 
