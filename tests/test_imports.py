@@ -64,7 +64,14 @@ def test_pure_modules_take_no_config(name):
 
 @pytest.mark.parametrize(
     "module",
-    ["mpcc.__main__", "tune.ablation", "tune.grid", "tune.ledger", "analysis.make_tables"],
+    [
+        "mpcc.__main__",
+        "tune.ablation",
+        "tune.search",
+        "tune.grid",
+        "tune.ledger",
+        "analysis.make_tables",
+    ],
 )
 def test_light_entry_points_import_nothing_heavy(module):
     code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"

@@ -442,7 +442,7 @@ def launch(out: Path) -> "subprocess.Popen[str]":
 
 
 def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 200
+    end = time.monotonic() + 500
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
             pytest.fail("\n".join(process.communicate()))
@@ -471,7 +471,7 @@ def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
     (tmp_path / "killed" / "study.db").unlink(missing_ok=True)
     again = launch(tmp_path / "killed")
     for process in (whole, again):
-        text, noise = process.communicate(timeout=240)
+        text, noise = process.communicate(timeout=600)
         assert process.returncode == 0, text + noise
         assert "10 of 10 trials done" in text and "Best: " in text
         assert "--confirm" in text.splitlines()[-1]
