@@ -90,7 +90,7 @@ def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Prod
     found = search.found(records, groups)
     assert found is not None
     made = search.tables(found)
-    made[0].lines += list(choices.lines)
+    made[0].lines += [*search.against_base(records, groups), *choices.lines]
     return Product("search", made, list(groups))
 
 

@@ -21,7 +21,7 @@ from analysis.columns import Column, column
 from analysis.compare import p_text, unlike
 from analysis.frame import Records, short
 from analysis.layout import Cell, Heading, Row, Table
-from mpcc.config import value_text
+from mpcc.config import from_dict, value_text
 from mpcc.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -263,6 +263,29 @@ def _category(value: Any) -> Any:
 # -- against another sweep -------------------------------------------------------------------------
 
 
+def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
+    """A line that says whether the best point beats the base settings, once both are confirmed."""
+    search = found(records, groups)
+    if search is None or not search.points:
+        return []
+    ours = _best_by_first(search)
+    key = from_dict({**records.sweeps[0].base, "seed": 0}).cell_key
+    base = next((g for g in groups if g.cell_key == key), None)
+    if base is None or base is ours:
+        return []
+    a, b = _fresh(records, ours), _fresh(records, base)
+    if a is None or b is None:
+        return []
+    head = f"The best point ({ours.label(search.axes)}) against the base settings, on fresh seeds"
+    return [f"{head}: {_verdicts(a, b, search.objectives[0])}."]
+
+
+def _best_by_first(search: Found) -> Group:
+    """The best point by the first objective."""
+    sign = 1 if METRICS[search.objectives[0]].higher_is_better else -1
+    return max(search.points, key=lambda point: sign * point.values[0]).group
+
+
 def against(records: Records, groups: Sequence[Group], other: Records, name: str) -> list[str]:
     """Lines that say whether the search's best point beats the best cell of another sweep.
 
@@ -278,7 +301,7 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
     if not known:
         return [f"{name} has no finished trial with {metric}: nothing to compare with."]
     rival = max(known, key=lambda g: sign * g.summary(metric).mean.estimate)
-    ours = max(search.points, key=lambda p: sign * p.values[0]).group
+    ours = _best_by_first(search)
     fresh = [_fresh(r, chosen) for r, chosen in ((records, ours), (other, rival))]
     a, b = (fresh[0] or ours, fresh[1] or rival) if all(fresh) else (ours, rival)
     where = "on fresh seeds" if all(fresh) else "on the seeds that chose them, which favour both"
@@ -286,11 +309,13 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
         f"The search's best point ({ours.label(search.axes)}) against the best cell of {name} "
         f"({rival.label(list(other.axes))}), {where}"
     )
-    shown = [
-        m for m in dict.fromkeys([metric, "acc_majority"]) if a.summary(m).n and b.summary(m).n
-    ]
-    parts = [_verdict(a, b, column(m)) for m in shown]
-    return [f"{head}: {'; '.join(parts)}."]
+    return [f"{head}: {_verdicts(a, b, metric)}."]
+
+
+def _verdicts(a: Group, b: Group, metric: str) -> str:
+    names = dict.fromkeys([metric, "acc_majority"])
+    shown = [name for name in names if a.summary(name).n and b.summary(name).n]
+    return "; ".join(_verdict(a, b, column(name)) for name in shown)
 
 
 def _fresh(records: Records, chosen: Group) -> Group | None:

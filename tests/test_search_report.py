@@ -130,6 +130,7 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
     text = " ".join(capsys.readouterr().out.split())
     assert "against the best cell of grid" in text and "on fresh seeds: MSE" in text
     assert "beats it" in text and "n = 3 and 3" in text
+    assert "against the base settings, on fresh seeds: MSE" in text
 
 
 def test_a_folder_is_a_baseline_for_a_search_alone(tmp_path: Path, capsys) -> None:
