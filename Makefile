@@ -19,7 +19,7 @@ test: .venv/installed
 
 test-cluster: .venv/installed
 	@echo "Needs PostgreSQL's server programs (apt-get install postgresql) and, to hide the code" \
-	"from the nodes, unshare; about five minutes on two cores."
+	"from the nodes, unshare; some minutes, fifteen on two busy cores."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements-cluster.txt -c constraints.txt
 	$(BIN)/python -m pytest -m cluster tests/test_cluster.py
