@@ -68,9 +68,10 @@ def power(effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA) -> NDArray[np.f
     d, n = np.broadcast_arrays(np.asarray(effect, float), np.asarray(n, float))
     df, shift = 2 * n - 2, np.abs(d) * np.sqrt(n / 2)
     critical = stdtrit(df, 1 - alpha / 2)
-    below = nctdtr(df, shift, critical) - nctdtr(df, shift, -critical)
-    # Far out nctdtr underflows to NaN: there a difference is always found.
-    return 1 - np.where(np.isnan(below) & (shift > 10), 0.0, below)
+    tails = nctdtr(df, shift, critical), nctdtr(df, shift, -critical)
+    # Far out nctdtr underflows to NaN, where it means nothing.
+    upper, lower = (np.where(np.isnan(tail) & (shift > 5), 0.0, tail) for tail in tails)
+    return 1 - (upper - lower)
 
 
 @cache
@@ -87,6 +88,8 @@ def detectable(n: int, alpha: float = ALPHA, target: float = POWER) -> float:
 
 def seeds_needed(effect: float, alpha: float = ALPHA, target: float = POWER) -> int | None:
     """Seeds per cell to find a difference of so many standard deviations; None beyond MAX_SEEDS."""
+    if math.isinf(effect):
+        return 2
     if not power(effect, MAX_SEEDS, alpha) >= target:
         return None
     low, high = 2, MAX_SEEDS

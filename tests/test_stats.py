@@ -210,6 +210,16 @@ def test_power_equals_statsmodels() -> None:
             assert designs.power(effect, n) == pytest.approx(expected, abs=1e-6)
 
 
+def test_power_equals_that_of_the_noncentral_f_distribution_everywhere() -> None:
+    from scipy.stats import f, ncf
+
+    effects, n = np.meshgrid(np.linspace(0.05, 6, 30), [2, 3, 5, 10, 40, 100, 297, 1000])
+    df = 2 * n - 2
+    expected = ncf.sf(f.isf(0.05, 1, df), 1, df, effects**2 * n / 2)
+    assert np.allclose(designs.power(effects, n), expected, rtol=0, atol=1e-7)
+    assert designs.seeds_needed(math.inf) == 2 and designs.seeds_needed(math.nan) is None
+
+
 def test_seeds_needed_reach_the_power_and_one_less_does_not() -> None:
     for effect in (0.2, 0.8, 1.5, 3.0, 9.0):
         n = designs.seeds_needed(effect)
