@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mpcc.networks import Spectral
+from mpcc.layers import Spectral
 
 BETA2 = 0.999
 EPS = 1e-8

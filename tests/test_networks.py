@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from mpcc.config import PRESETS, Config
-from mpcc.networks import Conv, Generator, Linear, build_networks, n_parameters
+from mpcc.layers import Conv, Linear
+from mpcc.networks import Generator, build_networks, n_parameters
 
 COUNTS = {  # generator, discriminator, what the encoder has of its own
     "mnist": (157_249, 148_465, 171_120),

@@ -6,7 +6,7 @@ import torch
 from mpcc.algorithm import train_step
 from mpcc.config import Config
 from mpcc.data import ImageSet
-from mpcc.networks import Spectral
+from mpcc.layers import Spectral
 from mpcc.state import build_state
 from mpcc.weights import Adam, minimise, only_trainable
 
