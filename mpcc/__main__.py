@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="time between checkpoints (default: 60)",
     )
+    p.add_argument(
+        "--checkpoint-iterations",
+        type=int,
+        metavar="N",
+        help="a checkpoint after so many iterations too, if that comes first",
+    )
     p.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
     return p
 
@@ -83,6 +89,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"--checkpoint-seconds must be between 0 and {MAX_SECONDS:g}, "
                 f"got {options.checkpoint_seconds:g}"
+            )
+        if options.checkpoint_iterations is not None and options.checkpoint_iterations < 1:
+            raise ValueError(
+                f"--checkpoint-iterations must be at least 1, got {options.checkpoint_iterations}"
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
             raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got '{options.device}'")
@@ -145,6 +155,7 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         device=options.device,
         checkpoint_seconds=options.checkpoint_seconds,
+        checkpoint_iterations=options.checkpoint_iterations,
     )
     start, first = time.monotonic(), None
     for now in progress:

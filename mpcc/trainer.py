@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import pickle
 import platform
 import time
@@ -54,13 +55,15 @@ def train(
     data_dir: Path | None = None,
     device: str = "auto",
     checkpoint_seconds: float = 60.0,
+    checkpoint_iterations: int | None = None,
     image_set: ImageSet | None = None,
 ) -> Generator[Progress]:
     """Train one trial in its run directory, on from its last checkpoint, until it has a result.
 
-    Yields about every second and at every evaluation. Closing the iterator early writes a
-    checkpoint. A trial that has ended yields its end at once. Raises DataError and RunDirError
-    (one line, the user's to mend); other errors are faults of the machine or the code.
+    A checkpoint is written after so many seconds, or after so many iterations where they are given,
+    whichever comes first. Yields about every second and at every evaluation. Closing the iterator
+    early writes a checkpoint. A trial that has ended yields its end at once. Raises DataError and
+    RunDirError (one line, the user's to mend); other errors are faults of the machine or the code.
     """
     path = Path(path)
     run_dir.check_run(path, config)
@@ -84,14 +87,17 @@ def train(
     state = build_state(config, image_set, where)
     restore(state, path)
     run_dir.drop_metrics_after(path, state.iteration)
-    yield from _Run(state, path, checkpoint_seconds).iterate()
+    yield from _Run(state, path, checkpoint_seconds, checkpoint_iterations).iterate()
 
 
 class _Run:
     """A trial under way: its state, its directory, and when it last wrote and spoke."""
 
-    def __init__(self, state: TrainState, path: Path, checkpoint_seconds: float) -> None:
-        self.state, self.path, self.checkpoint_seconds = state, path, checkpoint_seconds
+    def __init__(
+        self, state: TrainState, path: Path, seconds: float, iterations: int | None
+    ) -> None:
+        self.state, self.path = state, path
+        self.checkpoint_seconds, self.checkpoint_iterations = seconds, iterations or math.inf
         self.saved_iteration = state.iteration
         self.saved = self.spoke = self.clock = time.monotonic()
 
@@ -119,7 +125,7 @@ class _Run:
                     row = self._evaluate(waiting[-1], last)
                     yield self._progress(state="done" if last else "running", metrics=row)
                 waiting = []
-                if not last and time.monotonic() - self.saved > self.checkpoint_seconds:
+                if not last and self._checkpoint_due():
                     self._save()
                 if not last and time.monotonic() - self.spoke > PROGRESS_SECONDS:
                     self.spoke = time.monotonic()
@@ -155,6 +161,11 @@ class _Run:
         now = time.monotonic()
         self.state.seconds[what] += now - self.clock
         self.clock = now
+
+    def _checkpoint_due(self) -> bool:
+        iterations = self.state.iteration - self.saved_iteration
+        seconds = time.monotonic() - self.saved
+        return iterations >= self.checkpoint_iterations or seconds > self.checkpoint_seconds
 
     def _save(self) -> None:
         write_checkpoint(self.path, self.state)

@@ -40,6 +40,7 @@ def finish(out: Path, trial: ledger.Trial, state: str = "done", cause: str | Non
 
 
 BAD = [
+    (["--grid", "esteps", "--checkpoint-iterations", "0"], "--checkpoint-iterations must be"),
     (["--grid", "esteps", "--seed", "3"], "did you mean --seeds?"),
     (["--grid", "esteps", "--set", "C=4", "J=8"], "--set J=8"),
     (["--grid", "eta_p=0,001"], "write 0.001, not 0,001"),

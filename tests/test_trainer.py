@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from mpcc import run_dir
+from mpcc import run_dir, trainer
 from mpcc.algorithm import (
     discriminator_batches,
     encoder_batches,
@@ -301,6 +301,17 @@ def test_kill_between_a_row_and_its_checkpoint_repeats_the_row_once(tiny, some_d
     (tmp_path / "cut" / run_dir.CHECKPOINT).write_bytes(saved)
     list(train(config, tmp_path / "cut", image_set=some_digits))
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_checkpoints_come_after_so_many_iterations_where_these_are_given(
+    tiny, some_digits, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(trainer, "write_checkpoint", lambda _, state: seen.append(state.iteration))
+    config = tiny.override(iterations=7)
+    for _ in train(config, tmp_path / "a", image_set=some_digits, checkpoint_iterations=3):
+        pass
+    assert seen == [3, 6, 7]
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(tiny, some_digits, tmp_path, caplog):

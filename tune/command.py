@@ -63,6 +63,7 @@ def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     )
     add("--max-concurrent", metavar="N", help="at most so many trials at a time")
     add("--checkpoint-seconds", metavar="S", default="60", help="between checkpoints (default 60)")
+    add("--checkpoint-iterations", metavar="N", help="or so many iterations, if that comes first")
 
     add = parser.add_argument_group("instead of running").add_argument
     add("--dry-run", action="store_true", help="print the cells, trials, keys and sizes, and stop")
@@ -217,6 +218,9 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
         gpus=number("--gpus-per-trial", args.gpus_per_trial, 0, 64),
         max_concurrent=whole("--max-concurrent", args.max_concurrent, 1, 100_000),
         checkpoint_seconds=number("--checkpoint-seconds", args.checkpoint_seconds, 0, 1e6) or 0.0,
+        checkpoint_iterations=whole(
+            "--checkpoint-iterations", args.checkpoint_iterations, 1, 10**9
+        ),
     )
 
 

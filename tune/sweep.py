@@ -54,6 +54,7 @@ class Settings:
     gpus: float | None = None
     max_concurrent: int | None = None
     checkpoint_seconds: float = 60.0
+    checkpoint_iterations: int | None = None
     storage: str | None = None
     """Where the trials' files lie if not in `out`, see `tune.storage`."""
 
@@ -213,6 +214,7 @@ def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> di
         "data_dir": str(settings.data_dir) if settings.data_dir else None,
         "device": "auto",
         "checkpoint_seconds": settings.checkpoint_seconds,
+        "checkpoint_iterations": settings.checkpoint_iterations,
         "stop_file": str(settings.out / STOP),
         "fingerprint": expected,
         "storage": settings.storage,

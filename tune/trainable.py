@@ -98,6 +98,7 @@ class TrialRunner(tune.Trainable):
             data_dir=node_data.folder_here(self._spec["data_dir"], self._config.dataset),
             device=self._spec["device"],
             checkpoint_seconds=self._spec["checkpoint_seconds"],
+            checkpoint_iterations=self._spec["checkpoint_iterations"],
         )
 
     def _step_back(self) -> None:
