@@ -172,8 +172,12 @@ def kill(pids: Sequence[int]) -> int:
     return killed
 
 
-def processes(driver: int, name: str) -> list[int]:
-    """Processes under this driver whose command line begins with, or whose program is, `name`."""
+TRIAL = ("ray::TrialRunner", "ray::ResourceTrainable")
+"""What Ray calls a process with a trial, at rest and at work."""
+
+
+def processes(driver: int, *names: str) -> list[int]:
+    """Processes under this driver whose command line begins with, or whose program is, a name."""
     found = []
     for pid in descendants(driver):
         try:
@@ -181,7 +185,7 @@ def processes(driver: int, name: str) -> list[int]:
         except OSError:
             continue
         first = words[0].decode(errors="replace")
-        if first.startswith(name) or Path(first).name == name:
+        if first.startswith(names) or Path(first).name in names:
             found.append(pid)
     return found
 

@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.fault_tools import (  # noqa: E402
+    TRIAL,
     Sweep,
     SweepFailed,
     finish,
@@ -135,11 +136,10 @@ def sigkill_of_a_trial(lab: Lab, outcome: Outcome) -> None:
     """The sweep mends that by itself; the second run finds nothing to do."""
     sweep = lab.sweep()
     process = sweep.start()
-    if not wait_for(process, lambda: processes(process.pid, "ray::TrialRunner")):
-        outcome.notes.append("the sweep ended before a trial began")
-    time.sleep(lab.random.uniform(0.0, lab.seconds / 2))
-    alive = processes(process.pid, "ray::TrialRunner")
-    kill(alive[:1])
+    wait_for(process, lambda: processes(process.pid, *TRIAL))
+    time.sleep(lab.random.uniform(0.0, lab.seconds / 3))
+    if not kill(processes(process.pid, *TRIAL)[:1]) and len(sweep.results()) < len(lab.keys):
+        outcome.notes.append("no trial process was found")
     finish(process)
     lab.go_on(sweep, outcome)
 
