@@ -53,6 +53,8 @@ SETTINGS = ("--preset", "tiny", "--iterations", "120", "--set", "eval_every=40")
 ARGV = (*SETTINGS, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-seconds", "0")
 HEADER = b"mpcc checkpoint 1\n"
 SIGNAL_SECONDS = 20.0
+TRIES = 3
+Process = subprocess.Popen[str]
 MALFORMED = 300
 
 
@@ -91,9 +93,25 @@ class Lab:
         self._count += 1
         return Sweep((parent or self.folder) / f"sweep-{self._count}", (*ARGV, *more))
 
-    def moment(self) -> float:
-        """Seconds from the start of a sweep, anywhere in its course."""
-        return self.random.uniform(0.0, self.seconds)
+    def at_random_moment(self, *, in_training: bool = True) -> tuple[Sweep, Process]:
+        """A sweep of its own that runs and has come to a random moment of its course.
+
+        By what is on disk, not by the clock: a machine is not equally fast all the time. Without
+        `in_training` the moment may also lie before the first iteration.
+        """
+        for _ in range(TRIES):
+            sweep = self.sweep()
+            process = sweep.start()
+            stage = self.random.randrange(0 if in_training else -2, len(self.keys) - 1)
+            if stage < 0:
+                time.sleep(self.random.uniform(0.0, 6.0))
+            else:
+                wait_for(process, lambda: len(sweep.results()) >= stage and sweep.checkpointed())
+                time.sleep(self.random.uniform(0.0, 0.5))
+            if process.poll() is None:
+                return sweep, process
+            process.communicate()
+        raise SweepFailed(f"{TRIES} sweeps ended before anything could be done to them")
 
     def go_on(
         self, sweep: Sweep, outcome: Outcome, database: Path | None = None, runs: int = 1
@@ -124,9 +142,7 @@ class Lab:
 
 
 def sigkill_of_the_driver(lab: Lab, outcome: Outcome) -> None:
-    sweep = lab.sweep()
-    process = sweep.start()
-    time.sleep(lab.moment())
+    sweep, process = lab.at_random_moment(in_training=False)
     process.kill()
     process.communicate()
     lab.go_on(sweep, outcome)
@@ -134,10 +150,7 @@ def sigkill_of_the_driver(lab: Lab, outcome: Outcome) -> None:
 
 def sigkill_of_a_trial(lab: Lab, outcome: Outcome) -> None:
     """The sweep mends that by itself; the second run finds nothing to do."""
-    sweep = lab.sweep()
-    process = sweep.start()
-    wait_for(process, lambda: processes(process.pid, *TRIAL))
-    time.sleep(lab.random.uniform(0.0, lab.seconds / 3))
+    sweep, process = lab.at_random_moment()
     if not kill(processes(process.pid, *TRIAL)[:1]) and len(sweep.results()) < len(lab.keys):
         outcome.notes.append("no trial process was found")
     finish(process)
@@ -145,10 +158,9 @@ def sigkill_of_a_trial(lab: Lab, outcome: Outcome) -> None:
 
 
 def sigkill_of_the_raylet(lab: Lab, outcome: Outcome) -> None:
-    sweep = lab.sweep()
-    process = sweep.start()
-    wait_for(process, sweep.checkpointed)
-    kill(processes(process.pid, "raylet"))
+    sweep, process = lab.at_random_moment()
+    if not kill(processes(process.pid, "raylet")):
+        outcome.notes.append("no raylet was found")
     begun = time.monotonic()
     said = finish(process, None)
     if process.returncode not in (0, 3):
@@ -161,10 +173,7 @@ def sigkill_of_the_raylet(lab: Lab, outcome: Outcome) -> None:
 
 
 def _signal(lab: Lab, outcome: Outcome, number: signal.Signals) -> None:
-    sweep = lab.sweep()
-    process = sweep.start()
-    wait_for(process, sweep.checkpointed)
-    time.sleep(lab.random.uniform(0.0, lab.seconds / 3))
+    sweep, process = lab.at_random_moment()
     begun = time.monotonic()
     process.send_signal(number)
     said = finish(process, None)
