@@ -72,6 +72,10 @@ class Sweep:
             if not (file.parent / "result.json").exists()
         ]
 
+    def has_come_to(self, n_results: int) -> bool:
+        """Whether so many trials have a result and another one a checkpoint."""
+        return len(self.results()) >= n_results and bool(self.checkpointed())
+
     def stored(self) -> dict[str, dict[str, Any]]:
         """Trial key -> what its result says, but for times."""
         return {

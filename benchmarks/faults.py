@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class Lab:
             if stage < 0:
                 time.sleep(self.random.uniform(0.0, 6.0))
             else:
-                wait_for(process, lambda: len(sweep.results()) >= stage and sweep.checkpointed())
+                wait_for(process, partial(sweep.has_come_to, stage))
                 time.sleep(self.random.uniform(0.0, 0.5))
             if process.poll() is None:
                 return sweep, process

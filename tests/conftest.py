@@ -1,12 +1,15 @@
 """Shared by all tests: one thread, real digits, real data where MPCC_DATA_DIR says."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The user's own cache stays as it is; what one test prepares, the next finds.
 os.environ["MPCC_CACHE_DIR"] = tempfile.mkdtemp(prefix="mpcc-tests-")
+atexit.register(shutil.rmtree, os.environ["MPCC_CACHE_DIR"], ignore_errors=True)
 
 import pytest  # noqa: E402
 
