@@ -171,7 +171,7 @@ def called(program: str, argv: list[str]) -> Call:
     code: int | str
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            with patch.object(sweep, "run", _started), patch.object(trainer, "_loop", _started):
+            with patch.object(sweep, "run", _started), patch.object(trainer, "_Run", _started):
                 code = programs[program](argv)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else repr(ended.code)

@@ -58,6 +58,7 @@ def spec_of(trial: Trial, store: Storage, **more) -> dict:
         "data_dir": None,
         "device": "cpu",
         "checkpoint_seconds": 0.0,
+        "checkpoint_iterations": None,
         "stop_file": f"/nowhere/{mirror.STOP}",
         "fingerprint": None,
         "storage": store.address,
