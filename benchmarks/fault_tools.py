@@ -176,7 +176,7 @@ def kill(pids: Sequence[int]) -> int:
     return killed
 
 
-TRIAL = ("ray::TrialRunner", "ray::ResourceTrainable")
+TRIAL = ("ray::TrialRunner", "ray::GroupRunner", "ray::ResourceTrainable")
 """What Ray calls a process with a trial, at rest and at work."""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mpcc.cache import cached_arrays
 from mpcc.data import ImageSet, to_float
 from mpcc.generation_metrics import FeatureNetwork
+from mpcc.state import seeded
 
 N_FEATURES = 128
 _VERSION = 1
@@ -54,8 +55,7 @@ def load_classifier(image_set: ImageSet, seed: int = 0) -> FeatureNetwork:
     n_labels = int(labels.max()) + 1
     _, channels, size, _ = image_set.images.shape
     name = f"cnn-{_VERSION}-{seed}-{image_set.fingerprint}"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         classifier = Classifier(channels, size, n_labels)
 
     def make() -> dict[str, NDArray[Any]]:

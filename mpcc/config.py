@@ -162,6 +162,15 @@ class Config:
         return N_CHANNELS[self.dataset]
 
     @property
+    def of_the_process(self) -> tuple[int, bool, str]:
+        """What a process has only once, so that trials can share one only where it is the same.
+
+        A trial in TF32 whose generated images are scored shares with none: scores switch it off.
+        """
+        tf32 = self.precision == "tf32"
+        return self.cpu_threads, tf32, self.trial_key if tf32 and self.n_generated else ""
+
+    @property
     def n_values(self) -> int:
         """Values of an image, channels × height × width: the divisor of eq. 7."""
         return self.n_channels * self.image_size**2

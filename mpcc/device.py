@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -28,7 +31,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
-    """Set what the process has only once, as this trial needs it; see `may_share_process`."""
+    """Set what the process has only once, as this trial needs it (`Config.of_the_process`)."""
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
         keep_freed_memory()
@@ -36,14 +39,26 @@ def prepare_process(config: Config, device: torch.device) -> None:
     # Sums in a fixed order, so that a trial repeats itself; cuDNN takes TF32 unless told not to.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    precision = "tf32" if config.precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    for products in _float32_products():
+        products.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
 
 
-def may_share_process(a: Config, b: Config) -> bool:
-    """Whether two trials want the same of `prepare_process`."""
-    return (a.cpu_threads, a.precision) == (b.cpu_threads, b.precision)
+@contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """Within, a GPU multiplies float32 as they are; a process that does so anyway is left alone."""
+    rounded = [products for products in _float32_products() if products.fp32_precision == "tf32"]
+    for products in rounded:
+        products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for products in rounded:
+            products.fp32_precision = "tf32"
+
+
+def _float32_products() -> tuple[Any, Any]:
+    """torch's settings of what a GPU multiplies float32 in: matrices, convolutions."""
+    return torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
 
 
 @cache

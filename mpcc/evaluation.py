@@ -62,7 +62,7 @@ def evaluate(state: TrainState) -> Evaluation:
             row |= metrics.clustering(state.labels.cpu(), clusters.cpu(), config.n_clusters)
     row |= metrics.reconstruction(reconstruct(state, generator, z_means, clusters))
     samples, sample_clusters = sample_clusters_evenly(state, generator, rng)
-    images = state.images.cpu()
+    images = state.image_set.images
     row["saturation"] = metrics.saturation(samples.cpu(), images)
     if clusters is not None:
         row |= metrics.degeneration(

@@ -92,7 +92,7 @@ class Conv(Spectral):
         if self.normalised is not None and weight.shape[2] == 1:
             # Channels last, a 1×1 convolution is a product of two matrices, at a third of the cost
             # on small images.
-            by_pixel = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], self.bias)
+            by_pixel = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias)
             return by_pixel.permute(0, 3, 1, 2)
         return F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import LowRankMultivariateNormal
 
 FAMILIES = ("gaussian_mixture", "laplace_mixture", "low_rank_mixture", "normal")
 
@@ -125,7 +124,7 @@ class Prior(nn.Module):
     def log_density(self, z: Tensor) -> Tensor:
         """log p(z|y=k) in nats for every component; z (B, J), the result (B, K)."""
         if self.family == "low_rank_mixture":
-            return self._low_rank().log_prob(z[:, None])
+            return self._low_rank_density(z)
         difference = z[:, None] - self.mean
         if self.family == "laplace_mixture":
             scale = (self.var / 2).sqrt()
@@ -142,12 +141,29 @@ class Prior(nn.Module):
         """Entropy of each p(z|y) in nats, closed form, (K,)."""
         var = self.log_var.exp() if self.published_entropy else self.sampling_std.square()
         if self.family == "low_rank_mixture":
-            return self._low_rank(var).entropy()
+            log_det = self._low_rank(var)[2]
+            return 0.5 * (self.latent_size * (1 + math.log(2 * math.pi)) + log_det)
         if self.family == "laplace_mixture":
             return (1 + 0.5 * (2 * var).log()).sum(1)
         return 0.5 * (1 + math.log(2 * math.pi) + var.log()).sum(1)
 
-    def _low_rank(self, var: Tensor | None = None) -> LowRankMultivariateNormal:
-        return LowRankMultivariateNormal(
-            self.mean, self.directions, self.var if var is None else var, validate_args=False
-        )
+    def _low_rank_density(self, z: Tensor) -> Tensor:
+        """`log_density` where components share directions: Woodbury's identity for the inverse."""
+        difference = z[:, None] - self.mean
+        along, root, log_det = self._low_rank(self.var)
+        projected = torch.einsum("bkj,kjr->bkr", difference, along)[..., None]
+        explained = torch.linalg.solve_triangular(root, projected, upper=False).square()
+        squares = (difference.square() / self.var).sum(2) - explained.sum((2, 3))
+        return -0.5 * (self.latent_size * math.log(2 * math.pi) + log_det + squares)
+
+    def _low_rank(self, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each covariance, D = diag(var) and W Wᵀ: D⁻¹ W, the root of I + Wᵀ D⁻¹ W, log det.
+
+        Not `torch.distributions`: its decomposition hands its success to the host, and so cannot
+        be recorded on a GPU.
+        """
+        along = self.directions / var[..., None]
+        identity = torch.eye(self.directions.shape[2], dtype=var.dtype, device=var.device)
+        root = torch.linalg.cholesky_ex(identity + self.directions.mT @ along).L
+        diagonal = root.diagonal(dim1=1, dim2=2)
+        return along, root, var.log().sum(1) + 2 * diagonal.log().sum(1)

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from mpcc.config import Config
 from mpcc.data import ImageSet, to_float
@@ -18,8 +18,17 @@ from mpcc.prior import Prior
 from mpcc.weights import ModulePart, Part, Pool
 
 _global_random, _copying = threading.Lock(), threading.Lock()
-_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Tensor on the CPU -> device -> its copy there, for as long as the former is in use."""
+_copies: WeakValueDictionary[tuple[str, str], DeviceImages] = WeakValueDictionary()
+"""Fingerprint of a data set, device -> its copy there, for as long as a trial uses it."""
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """A data set as it lies on a device."""
+
+    images: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor | None
 
 
 @dataclass
@@ -28,9 +37,7 @@ class TrainState:
 
     config: Config
     image_set: ImageSet
-    images: Tensor
-    """uint8 (N, C, H, W), on the device."""
-    labels: Tensor | None
+    data: DeviceImages
     generator: Generator
     discriminator: Discriminator
     encoder: Encoder
@@ -44,6 +51,16 @@ class TrainState:
     """Moving average of G's raw parameters, in the order of its part's `raw`."""
     iteration: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 (N, C, H, W), on the device."""
+        return self.data.images
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 (N,), on the device; None where the data has none."""
+        return self.data.labels
 
     @property
     def device(self) -> torch.device:
@@ -80,8 +97,7 @@ def build_state(
     return TrainState(
         config=config,
         image_set=image_set,
-        images=on_device(image_set.images, device),
-        labels=None if image_set.labels is None else on_device(image_set.labels, device),
+        data=on_device(image_set, device),
         generator=generator,
         discriminator=discriminator,
         encoder=encoder,
@@ -104,15 +120,17 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on the device: one copy for all trials of the process that use it there."""
-    if torch.device(device) == tensor.device:
-        return tensor
+def on_device(image_set: ImageSet, device: torch.device | str) -> DeviceImages:
+    """The data set on the device: one copy for all trials of the process that use it there."""
+    if torch.device(device) == image_set.images.device:
+        return DeviceImages(image_set.images, image_set.labels)
+    key = (image_set.fingerprint, str(device))
     with _copying:
-        copies: dict[str, Tensor] = _copies.setdefault(tensor, {})
-        if str(device) not in copies:
-            copies[str(device)] = tensor.to(device)
-        return copies[str(device)]
+        copy = _copies.get(key)
+        if copy is None:
+            labels = None if image_set.labels is None else image_set.labels.to(device)
+            copy = _copies[key] = DeviceImages(image_set.images.to(device), labels)
+        return copy
 
 
 def build_prior(config: Config) -> Prior:

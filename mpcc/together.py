@@ -2,7 +2,7 @@
 
 A small model leaves most of a GPU idle. Here every trial has a thread, a CUDA stream, random
 streams and a recorded iteration of its own; they share nothing but the images on the device. What
-a process has only once must be the same for all (`device.may_share_process`).
+a process has only once must be the same for all (`Config.of_the_process`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from mpcc.config import Config
 from mpcc.cuda_graph import N_PLAIN_ITERATIONS, stepper
 from mpcc.data import ImageSet
-from mpcc.device import may_share_process, prepare_process
+from mpcc.device import prepare_process
 from mpcc.state import build_state
 from mpcc.trainer import Progress, train
+
+Said = TypeVar("Said")
 
 MAX_TRIALS = 16
 MIN_GAIN = 1.1
@@ -44,12 +47,8 @@ def train_together(
     lets every trial write a checkpoint. Raises ValueError for trials that cannot share a process.
     """
     check(trials)
-    said: queue.Queue[tuple[str, Progress | Exception | None]] = queue.Queue()
-    stop = threading.Event()
-
-    def work(config: Config, path: Path) -> None:
-        key = config.trial_key
-        progress = train(
+    runs = {
+        config.trial_key: train(
             config,
             path,
             data_dir=data_dir,
@@ -57,9 +56,26 @@ def train_together(
             checkpoint_seconds=checkpoint_seconds,
             image_set=image_set,
         )
+        for config, path in trials
+    }
+    yield from side_by_side(runs, device)
+
+
+def side_by_side(
+    runs: Mapping[str, Generator[Said]], device: str
+) -> Generator[tuple[str, Said | Exception]]:
+    """Let every run go on in a thread and, on a GPU, a stream of its own; yield what they yield.
+
+    A run that raises yields its exception last. Closing the iterator early closes every run, in its
+    thread, and waits for that.
+    """
+    said: queue.Queue[tuple[str, Said | Exception | None]] = queue.Queue()
+    stop = threading.Event()
+
+    def work(key: str, run: Generator[Said]) -> None:
         try:
-            with own_stream(device), contextlib.closing(progress):
-                for now in progress:
+            with own_stream(device), contextlib.closing(run):
+                for now in run:
                     said.put((key, now))
                     if stop.is_set():
                         break
@@ -68,9 +84,7 @@ def train_together(
         finally:
             said.put((key, None))
 
-    threads = [
-        threading.Thread(target=work, args=trial, name=trial[0].trial_key) for trial in trials
-    ]
+    threads = [threading.Thread(target=work, args=run, name=run[0]) for run in runs.items()]
     for thread in threads:
         thread.start()
     try:
@@ -93,7 +107,7 @@ def check(trials: Sequence[tuple[Config, Path]]) -> None:
         raise ValueError("the same trial is given twice; give each configuration and seed once")
     first = trials[0][0]
     for config, path in trials[1:]:
-        if not may_share_process(first, config):
+        if config.of_the_process != first.of_the_process:
             raise ValueError(
                 f"trials in one process need the same cpu_threads and precision: {trials[0][1]} "
                 f"has {first.cpu_threads} and {first.precision}, {path} {config.cpu_threads} and "

@@ -108,6 +108,10 @@ class _Group:
     v: Tensor
     span: slice
     sigma: Tensor = field(init=False)
+    """Written in place, never replaced: a recorded iteration reads it where it first lay."""
+
+    def __post_init__(self) -> None:
+        self.sigma = self.u.new_empty(len(self.layers), 1, 1)
 
     def normalise(self, n_power_iterations: int) -> None:
         """Improve v that often, then take u and σ = uᵀ W v from it: W v is σ u."""
@@ -116,7 +120,8 @@ class _Group:
                 torch.bmm(self.raw.mT, self.u, out=self.v)
                 self.v.div_(torch.linalg.vector_norm(self.v, dim=1, keepdim=True).clamp_min_(1e-12))
             torch.bmm(self.raw, self.v, out=self.u)
-            self.sigma = torch.linalg.vector_norm(self.u, dim=1, keepdim=True).clamp_min_(1e-12)
+            torch.linalg.vector_norm(self.u, dim=1, keepdim=True, out=self.sigma)
+            self.sigma.clamp_min_(1e-12)
             self.u.div_(self.sigma)
         torch.div(self.raw, self.sigma, out=self.normalised)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mpcc import cuda_graph
 from mpcc.algorithm import train_step, update_all
@@ -21,6 +22,7 @@ WAITING_OPS = {
     "equal",
     "_unique2",
     "multinomial",
+    "_linalg_check_errors",
 }
 """Operations that hand a value to the host, or whose result's size is one."""
 
@@ -140,3 +142,67 @@ def test_a_gpu_draws_the_images_that_the_cpu_draws(tiny, some_images):
         a = states[0].generator(z, y, 1)
         b = states[1].generator(z.cuda(), y.cuda(), 1)
     torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-4)
+
+
+class Emulated(TorchDispatchMode):
+    """Records every operation with its very tensors, as a CUDA graph does with their addresses.
+
+    `replay` runs them again on those: what an iteration replaces instead of overwriting stays old.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        for func, args, kwargs, out in self.calls:
+            if any(returned.alias_info is not None for returned in func._schema.returns):
+                if func._schema.is_mutable:
+                    func(*args, **kwargs)
+                continue  # A view shares its memory already.
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def emulated(state):
+    """As `cuda_graph.record`: the recorded run itself must leave the state as it was."""
+    tensors = [t for part in state.parts().values() for t in part.state().values()]
+    for part in state.parts().values():
+        for group in part.groups:
+            tensors += [group.u, group.v, group.sigma, group.normalised]
+    before, random_state = [t.clone() for t in tensors], state.rng.get_state()
+    with torch.no_grad(), Emulated() as recording:
+        losses = update_all(state)
+    for tensor, value in zip(tensors, before, strict=True):
+        tensor.copy_(value)
+    state.rng.set_state(random_state)
+    return recording.replay, losses
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conditional": True},
+        {"prior": "low_rank_mixture"},
+        {"latent_mode": "split"},
+        {"cluster_weights": "learnt"},
+        {"upsampling": "nearest", "prior_adversarial_lr": "network"},
+    ],
+    ids=str,
+)
+def test_a_recording_that_is_replayed_is_the_plain_iteration_to_the_bit(changes, tiny, some_images):
+    config = small(tiny, width=8, **changes)
+    states = [build_state(config, some_images) for _ in range(2)]
+    n = N_PLAIN_ITERATIONS + 4
+    recorded = Recorded(emulated)
+    assert run(states[0], n) == run(states[1], n, recorded)
+    assert recorded.replay is not None
+    pairs = zip(*(state.parts().values() for state in states), strict=True)
+    assert all(torch.equal(a.raw[0], b.raw[0]) for a, b in pairs)

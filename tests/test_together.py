@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mpcc import run_dir, together, trainer
+from mpcc import run_dir, state, together, trainer
 from mpcc.data import ImageSet
 from mpcc.state import on_device
 from mpcc.together import iterations_per_second, n_that_fit, n_trials_for, n_worth_it
@@ -92,10 +92,14 @@ def test_trials_that_cannot_share_a_process_are_refused(changes, message, tiny, 
 
 
 def test_images_are_copied_to_a_device_once():
-    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-    assert on_device(images, "cpu") is images
-    assert on_device(images, "meta") is on_device(images, "meta")
-    assert on_device(images.clone(), "meta") is not on_device(images, "meta")
+    pixels = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    # Each trial reads the data set for itself: what tells that it is the same is its fingerprint.
+    sets = [ImageSet(pixels.clone(), None, (), name) for name in ("a", "a", "b")]
+    assert on_device(sets[0], "cpu").images is sets[0].images
+    first, again, other = (on_device(images, "meta") for images in sets)
+    assert again is first and other is not first
+    del first, again
+    assert ("a", "meta") not in state._copies  # The last trial that uses it takes it along.
 
 
 def test_as_many_trials_as_fit_the_memory_and_no_more_than_make_it_faster():

@@ -15,6 +15,7 @@ from mpcc import inception
 from mpcc.options import explained, path
 from tune import continuation, ledger, lock, mirror, node_data
 from tune.grid import checkpoint_bytes
+from tune.groups import gpus_here
 from tune.ledger import Plan, Trial
 
 RETRIED = (ledger.FAILED, ledger.DIVERGED)
@@ -60,6 +61,12 @@ def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     add("--cpus-per-trial", metavar="X", help="cores of a trial (default: its cpu_threads)")
     add(
         "--gpus-per-trial", metavar="X", help="GPU share of a trial (default 0.25 if there are any)"
+    )
+    add(
+        "--trials-per-gpu",
+        metavar="N",
+        help="so many trials in one process on each GPU, or auto: as many as make it fastest; "
+        "results are those of each alone. Without a GPU: so many processes, a core each",
     )
     add("--max-concurrent", metavar="N", help="at most so many trials at a time")
     add("--checkpoint-seconds", metavar="S", default="60", help="between checkpoints (default 60)")
@@ -179,7 +186,7 @@ def _check_memory(todo: Sequence[Trial], where: Any) -> None:
     from tune import preflight
 
     n_at_once = trials_at_once(todo, where) if todo else None
-    if n_at_once and where.address == "local" and not Path("/proc/driver/nvidia").exists():
+    if n_at_once and where.address == "local" and not gpus_here():
         preflight.check_memory(todo, n_at_once)
 
 
@@ -205,6 +212,7 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
     from tune.sweep import Settings
 
     uri = args.tracking_uri
+    together = trials_per_gpu(args)
     data_dir: Path | str | None = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
     if data_dir and not node_data.is_address(data_dir):
         data_dir = Path(data_dir).expanduser().resolve()
@@ -217,11 +225,20 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
         cpus=number("--cpus-per-trial", args.cpus_per_trial, 0.01, 1024),
         gpus=number("--gpus-per-trial", args.gpus_per_trial, 0, 64),
         max_concurrent=whole("--max-concurrent", args.max_concurrent, 1, 100_000),
+        trials_per_gpu=together,
         checkpoint_seconds=number("--checkpoint-seconds", args.checkpoint_seconds, 0, 1e6) or 0.0,
         checkpoint_iterations=whole(
             "--checkpoint-iterations", args.checkpoint_iterations, 1, 10**9
         ),
     )
+
+
+def trials_per_gpu(args: argparse.Namespace) -> Any:
+    """--trials-per-gpu as `tune.sweep.Settings` takes it; UsageError beside what it contradicts."""
+    text = args.trials_per_gpu
+    if text is not None and args.gpus_per_trial is not None:
+        raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
+    return text if text in (None, "auto") else whole("--trials-per-gpu", text, 1, 64)
 
 
 def address(text: str) -> str:
@@ -318,13 +335,14 @@ def time_text(
             raise UsageError("--pilot measures on this machine: give a folder as --data-dir")
         preflight.check_data(todo, where.data_dir, here=True)
         preflight.check(todo, out, stored=where.storage is not None)
-        paces = estimate.by_pilot(todo, n_at_once or 1, where.data_dir, where.gpus)
+        paces = estimate.by_pilot(todo, n_at_once or 1, where)
+        n_at_once = trials_at_once(todo, where, max(p.together for p in paces.values()))
         source = "a pilot"
     else:
         folders = [out, *sorted(p.parent for p in out.parent.glob(f"*/{ledger.PLAN}"))]
         paces = estimate.from_records(dict.fromkeys(folders))
         source = "earlier trials on this machine"
-    share = where.gpus or where.cpus or todo[0].config.cpu_threads
+    share = device_share(todo, where, n_at_once)
     found = estimate.estimate(todo, reached, paces, n_at_once, share, source)
     if found is None:
         return "time: not known without records of such trials on this machine; --pilot measures it"
@@ -332,19 +350,33 @@ def time_text(
     return f"time: {found.text}{beside}"
 
 
-def trials_at_once(todo: Sequence[Trial], where: Any) -> int | None:
-    """How many of these trials run side by side; None where only a cluster knows."""
+def trials_at_once(todo: Sequence[Trial], where: Any, per_gpu: int = 1) -> int | None:
+    """How many of these trials run side by side; None where only a cluster knows.
+
+    per_gpu: what `--trials-per-gpu auto` comes to.
+    """
     from tune.sweep import DEFAULT_GPU_SHARE
 
     if where.address != "local":
         return int(where.max_concurrent) if where.max_concurrent else None
-    if Path("/proc/driver/nvidia").exists() and where.gpus != 0:
-        n_gpus = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+    together = where.trials_per_gpu
+    n_gpus = 0 if where.gpus == 0 else gpus_here()
+    if n_gpus and together:
+        room = n_gpus * (per_gpu if together == "auto" else together)
+    elif n_gpus:
         room = int(n_gpus / (where.gpus or DEFAULT_GPU_SHARE))
     else:
         cores = where.cpus or max(trial.config.cpu_threads for trial in todo)
         room = int(len(os.sched_getaffinity(0)) / cores)
+        room = room if together in (None, "auto") else min(room, together)
     return max(1, min(room, len(todo), where.max_concurrent or room))
+
+
+def device_share(todo: Sequence[Trial], where: Any, n_at_once: int | None) -> float:
+    """The share of a GPU, or the cores, that a trial takes while it runs."""
+    if where.trials_per_gpu and n_at_once and gpus_here():
+        return gpus_here() / n_at_once
+    return float(where.gpus or where.cpus or todo[0].config.cpu_threads)
 
 
 def size_of(trials: Sequence[Trial]) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import queue
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,16 @@ from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from tune import cluster  # noqa: E402
+from tune.groups import leading  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
-from tune.trainable import TrialRunner, cause_of, is_out_of_memory  # noqa: E402
+from tune.trainable import (  # noqa: E402
+    DEVICE_FAULT,
+    GroupRunner,
+    TrialRunner,
+    cause_of,
+    is_out_of_memory,
+    report_of,
+)
 
 MAX_FAILURES = 2
 """Times a trial whose process died, or whose machine failed it, is taken up again from its
@@ -65,13 +73,19 @@ class Reporter(Callback):
     ) -> None:
         self._started, self._retried = started, retried
         self._reported, self._failed = reported, failed
+        self._ended: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tune keeps a pickle of its callbacks, which nobody reads: one that does nothing."""
         return Callback, ()
 
+    def _open(self, trial: Any) -> list[str]:
+        """The keys of what Tune calls a trial, one of ours or a group, that have not ended."""
+        return [spec["key"] for spec in _specs(trial) if spec["key"] not in self._ended]
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._started(trial.config["trial"]["key"])
+        for key in self._open(trial):
+            self._started(key)
 
     def on_trial_result(
         self,
@@ -81,27 +95,39 @@ class Reporter(Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        self._reported(result)
+        report = result.get("report", result)
+        if report["trial_key"] in self._ended:
+            return  # A group that was taken up again says this once more.
+        if report["done"]:
+            self._ended.add(report["trial_key"])
+        self._reported(report)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._retried(trial.config["trial"]["key"])
+        for key in self._open(trial):
+            self._retried(key)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause, text = _cause(trial)
-        self._failed(trial.config["trial"]["key"], cause, text)
+        shared = len(_specs(trial)) > 1
+        for key in self._open(trial):
+            if shared and cause is not None:  # Which of them it was shows when each is alone.
+                self._reported(report_of(key, DEVICE_FAULT))
+            else:
+                self._failed(key, cause, text)
 
 
 class Feed(Searcher):
-    """Trials that are handed to Tune one by one while it runs, in the order they are put in."""
+    """Trials that are handed to Tune while it runs, in the order they are put in."""
 
-    def __init__(self) -> None:
+    def __init__(self, group_size: int = 1) -> None:
         super().__init__()
-        self._specs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._specs: deque[dict[str, Any]] = deque()
+        self.group_size = group_size
         self.closed = False
 
     def put(self, spec: dict[str, Any]) -> None:
         """One more trial."""
-        self._specs.put(spec)
+        self._specs.append(spec)
 
     def close(self) -> None:
         """No more: Tune ends when those that it has have ended."""
@@ -110,10 +136,14 @@ class Feed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune: the next trial, nothing for now, or the end."""
         closed = self.closed  # Looked at first: what was put in before is not lost.
-        try:
-            return {"trial": self._specs.get_nowait()}
-        except queue.Empty:
+        if not self._specs:
             return Searcher.FINISHED if closed else None
+        if self.group_size == 1:
+            return {"trial": self._specs.popleft()}
+        group = leading(list(self._specs), self.group_size)
+        for _ in group:
+            self._specs.popleft()
+        return {"trials": group}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -170,6 +200,11 @@ def start(
     )
 
 
+def on_one_gpu(function: Callable[[Any], Any], argument: Any) -> Any:
+    """`function(argument)`, run in a process that has a GPU to itself."""
+    return ray.get(ray.remote(num_cpus=0, num_gpus=1, max_retries=0)(function).remote(argument))
+
+
 def n_gpus() -> float:
     """GPUs that Ray has."""
     return float(ray.cluster_resources().get("GPU", 0))
@@ -203,23 +238,33 @@ def on_every_node(probe: Callable[[Any], str | None], argument: Any) -> dict[str
 
 
 def fit(
-    specs: Sequence[dict[str, Any]] | Feed,
+    groups: Sequence[list[dict[str, Any]]] | Feed,
     resources: Mapping[str, float],
     max_concurrent: int | None,
     storage: Path,
     reporter: Reporter,
 ) -> None:
-    """Run the trials, in this order as far as there is room; returns when all have ended."""
-    feed = specs if isinstance(specs, Feed) else None
+    """Run the groups of trials, in this order as far as there is room; returns when all have ended.
+
+    A group shares a process, and all groups are of one trial or all may be of several.
+    """
+    feed = groups if isinstance(groups, Feed) else None
+    space: dict[str, Any] = {}
+    if isinstance(groups, Feed):
+        many = groups.group_size > 1
+    else:
+        many = any(len(group) > 1 for group in groups)
+        values = list(groups) if many else [group[0] for group in groups]
+        space = {"trials" if many else "trial": tune.grid_search(values)}
     tuner = tune.Tuner(
-        tune.with_resources(TrialRunner, dict(resources)),
-        param_space={} if feed else {"trial": tune.grid_search(list(specs))},  # type: ignore[arg-type]
+        tune.with_resources(GroupRunner if many else TrialRunner, dict(resources)),
+        param_space=space,
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             search_alg=feed,
             num_samples=sys.maxsize if feed else 1,
             max_concurrent_trials=max_concurrent,
-            trial_dirname_creator=lambda trial: trial.config["trial"]["key"],
+            trial_dirname_creator=lambda trial: _specs(trial)[0]["key"],
         ),
         run_config=tune.RunConfig(
             name=f"sweep-{os.getpid()}-{len(os.listdir(storage))}",
@@ -273,6 +318,12 @@ def make_temp_dir() -> Path:
         if pid.isdigit() and not process_lives(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=parent))
+
+
+def _specs(trial: Any) -> list[dict[str, Any]]:
+    """The specifications of what Tune calls a trial: one of ours, or a group of them."""
+    config = trial.config
+    return list(config["trials"]) if "trials" in config else [config["trial"]]
 
 
 def _cause(trial: Any) -> tuple[str | None, str]:

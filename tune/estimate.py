@@ -17,13 +17,18 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpcc import run_dir
 from mpcc.config import Config
 from tune import ledger
 from tune.grid import cost
+from tune.groups import gpus_here
 from tune.ledger import Trial
 from tune.progress import clock
+
+if TYPE_CHECKING:
+    from tune.sweep import Settings
 
 TIMELESS = frozenset(
     "seed iterations eval_every network_lr prior_lr prior_adversarial_lr prior_entropy_weight "
@@ -53,6 +58,8 @@ class Pace:
     iteration: float
     evaluation: float
     device: str
+    together: int = 1
+    """Trials of one process that were measured at once."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +110,10 @@ def from_records(folders: Iterable[Path]) -> dict[Shape, Pace]:
     return {key: _median(paces) for key, paces in found.items()}
 
 
-def by_pilot(
-    trials: Sequence[Trial], n_at_once: int, data_dir: Path | None, gpus: float | None
-) -> dict[Shape, Pace]:
+def by_pilot(trials: Sequence[Trial], n_at_once: int, where: Settings) -> dict[Shape, Pace]:
     """Measure a few iterations and an evaluation of each shape, as many side by side as will run.
+
+    where: the sweep's settings; trials that would share a GPU are measured in one process.
 
     EstimateError where a pilot fails, with its last line.
     """
@@ -118,7 +125,7 @@ def by_pilot(
     for number, key in enumerate(largest, 1):
         trial = shapes[key][0]
         print(f"pilot {number} of {len(largest)}: {trial.cell.text}", file=sys.stderr, flush=True)
-        paces[key] = _pilot(trial.config, n_at_once, data_dir, "cpu" if gpus == 0 else "auto")
+        paces[key] = _pilot(trial.config, n_at_once, where)
     return paces
 
 
@@ -175,12 +182,14 @@ def _median(paces: Sequence[Pace]) -> Pace:
     )
 
 
-def _pilot(config: Config, n_at_once: int, data_dir: Path | None, device: str) -> Pace:
-    """Run the pilot program so many times at once."""
+def _pilot(config: Config, n_at_once: int, where: Settings) -> Pace:
+    """Run the pilot program so many times at once; once, where trials share a process."""
     threads = str(config.cpu_threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    device = "cpu" if where.gpus == 0 else "auto"
+    together = where.trials_per_gpu or 1
     words = [sys.executable, "-m", "tune.pilot", json.dumps(config.to_dict()), device]
-    words += [str(data_dir)] if data_dir else []
+    words += [str(together), str(where.data_dir or "")]
     running = [
         subprocess.Popen(
             words,
@@ -190,7 +199,7 @@ def _pilot(config: Config, n_at_once: int, data_dir: Path | None, device: str) -
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(n_at_once)
+        for _ in range(1 if together != 1 and gpus_here() else n_at_once)
     ]
     paces = []
     for process in running:

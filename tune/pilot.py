@@ -1,6 +1,7 @@
-"""Measure one configuration: `python -m tune.pilot CONFIG_JSON DEVICE [DATA_DIR]`.
+"""Measure one configuration: `python -m tune.pilot CONFIG_JSON DEVICE TOGETHER DATA_DIR`.
 
-A few iterations and an evaluation, printed as one line of JSON; nothing is written.
+A few iterations and an evaluation, printed as one line of JSON; nothing is written. TOGETHER: how
+many such trials would share the process on a GPU, or auto. DATA_DIR may be empty.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mpcc.data import load
 from mpcc.device import prepare_process, resolve_device
 from mpcc.evaluation import evaluate
 from mpcc.state import build_state
+from mpcc.together import iterations_per_second, n_trials_for
 
 WARM_UP = N_PLAIN_ITERATIONS + 1
 SECONDS = 4.0
@@ -25,13 +27,11 @@ SECONDS = 4.0
 
 
 def main() -> None:
-    """Print `{"iteration": s, "evaluation": s, "device": name}`."""
-    config = from_dict(json.loads(sys.argv[1]))
-    device = resolve_device(sys.argv[2])
+    """Print the fields of `tune.estimate.Pace`."""
+    config, device = from_dict(json.loads(sys.argv[1])), resolve_device(sys.argv[2])
+    images = load(config, Path(sys.argv[4]) if sys.argv[4] else None)
     prepare_process(config, device)
-    state = build_state(
-        config, load(config, Path(sys.argv[3]) if len(sys.argv) > 3 else None), device
-    )
+    state = build_state(config, images, device)
     step = stepper(state)
     for _ in range(WARM_UP):
         step()
@@ -42,8 +42,17 @@ def main() -> None:
     iteration = (_now(device) - begun) / n
     begun = _now(device)
     evaluate(state)
-    evaluation = _now(device) - begun
-    print(json.dumps({"iteration": iteration, "evaluation": evaluation, "device": str(device)}))
+    evaluation, together = _now(device) - begun, 1
+    if device.type == "cuda" and sys.argv[3] != "1":
+        auto = sys.argv[3] == "auto"
+        together = n_trials_for(config, images, device) if auto else int(sys.argv[3])
+        rate = iterations_per_second(config, images, device, together)
+        if not rate:
+            sys.exit(f"{together} such trials do not run beside each other on this GPU")
+        iteration = together / rate
+        evaluation *= together  # The host's part of it, one after the other.
+    pace = {"iteration": iteration, "evaluation": evaluation, "device": str(device)}
+    print(json.dumps(pace | {"together": together}))
 
 
 def _now(device: torch.device) -> float:

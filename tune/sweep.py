@@ -20,12 +20,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mpcc import run_dir
 from mpcc.config import Config
 from tune import cluster, grid, ledger, node_data, preflight, tracking
 from tune.grid import cost
+from tune.groups import grouped
 from tune.ledger import Plan, Status, Trial
 from tune.lock import Lock
 from tune.mirror import STOP, OutFolder
@@ -53,6 +54,8 @@ class Settings:
     cpus: float | None = None
     gpus: float | None = None
     max_concurrent: int | None = None
+    trials_per_gpu: int | Literal["auto"] | None = None
+    """Trials that share a process and a GPU; None: each has a process of its own."""
     checkpoint_seconds: float = 60.0
     checkpoint_iterations: int | None = None
     storage: str | None = None
@@ -221,6 +224,7 @@ def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> di
         "session": session,
         "driver": [socket.gethostname(), os.getpid()],
         "alone": False,
+        "shares_process": False,
     }
 
 
@@ -288,6 +292,24 @@ class _Session:
         self._gpus = self._settings.gpus
         if self._gpus is None:
             self._gpus = DEFAULT_GPU_SHARE if engine.n_gpus() else 0.0
+        self._group_size, self._limit = 1, self._settings.max_concurrent
+        together = self._settings.trials_per_gpu
+        if together and self._gpus:
+            self._gpus = 1.0
+            self._group_size = self._size_of_group(engine, todo)
+        elif isinstance(together, int):
+            self._limit = min(together, self._limit or together)
+
+    def _size_of_group(self, engine: ModuleType, todo: Sequence[Trial]) -> int:
+        """How many trials share a GPU, as given or as the GPU's memory and speed have it."""
+        given = self._settings.trials_per_gpu
+        if isinstance(given, int):
+            return given
+        from tune.groups import measured
+
+        size = int(engine.on_one_gpu(measured, self._spec(todo[0])))
+        print(f"{size} trials at a time on a GPU, by its memory and speed", file=sys.stderr)
+        return size
 
     def _check_nodes(self, engine: ModuleType, todo: Sequence[Trial], display: Display) -> None:
         """PreflightError that names each machine of a cluster that lacks something."""
@@ -310,17 +332,22 @@ class _Session:
         """All trials; then, one at a time, those that found too little memory beside others."""
         while todo:
             specs = [self._spec(trial) for trial in todo]
-            if not self._round(engine, temp_dir, specs, self._gpus or 0.0, display):
+            groups = grouped(specs, self._group_size, max(1, int(engine.n_gpus())))
+            if not self._round(engine, temp_dir, groups, self._gpus or 0.0, display):
                 return False
             alone = [self._spec(t) | {"alone": True} for t in self._given if t.key in self._alone]
             self._alone = []
             if alone:
-                display.say(f"{len(alone)} trials ran out of memory; each once more, alone …")
+                display.say(f"{len(alone)} trials {self._why_alone()}; each once more, alone …")
                 whole_gpu = 1.0 if self._gpus else 0.0
-                if not self._round(engine, temp_dir, alone, whole_gpu, display, alone=True):
+                groups = [[spec] for spec in alone]
+                if not self._round(engine, temp_dir, groups, whole_gpu, display, alone=True):
                     return False
             todo = self._more()  # A search may have waited for those.
         return True
+
+    def _why_alone(self) -> str:
+        return "ran out of memory" if self._group_size == 1 else "could not run beside others"
 
     def _spec(self, trial: Trial) -> dict[str, Any]:
         spec = trial_spec(trial, self.plan, self._settings, self._id)
@@ -357,7 +384,7 @@ class _Session:
         self,
         engine: ModuleType,
         temp_dir: Path,
-        specs: list[dict[str, Any]],
+        groups: list[list[dict[str, Any]]],
         gpus: float,
         display: Display,
         *,
@@ -367,17 +394,18 @@ class _Session:
         storage.mkdir(exist_ok=True)
         reporter = engine.Reporter(self._started, self._retried, self._reported, self._failed)
         resources = {"cpu": self._cpus} | ({"gpu": gpus} if gpus else {})
-        limit = 1 if alone else self._settings.max_concurrent
+        limit = 1 if alone else self._limit
         feed = None
+        specs = [spec for group in groups for spec in group]
         self._in_hand = {spec["key"] for spec in specs}
         if self._supply is not None and not alone:
-            feed = engine.Feed()
+            feed = engine.Feed(self._group_size)
             for spec in specs:
                 feed.put(spec)
 
         def fit() -> None:
             try:
-                engine.fit(feed or specs, resources, limit, storage, reporter)
+                engine.fit(feed or groups, resources, limit, storage, reporter)
             except BaseException as error:  # told by the main thread
                 self._error = error
 
@@ -435,7 +463,7 @@ class _Session:
 
     def _reported(self, report: Mapping[str, Any]) -> None:
         key, state = str(report["trial_key"]), str(report["state"])
-        if state not in ledger.STATES:  # out of memory: not over yet
+        if state not in ledger.STATES:  # Something beside other trials: not over yet.
             self._alone.append(key)
             state = ledger.PLANNED
         self._board.set(key, state, report["iteration"], report["accuracy"])

@@ -1,4 +1,4 @@
-"""One trial under Ray Tune: a dict in, a run directory out.
+"""Trials under Ray Tune: a dict in, a run directory out.
 
 The run directory is the record; what `step` returns to Ray only moves the display. Ray starts a
 trial again when its process dies, and the trainer goes on from its own checkpoint.
@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from ray import tune
@@ -22,24 +22,26 @@ from tune.lock import process_lives
 from tune.place import place_of
 
 OUT_OF_MEMORY = "out of memory"
+DEVICE_FAULT = "device fault"
+"""The GPU's context is lost, and with it every trial of the process, whichever began it."""
 ATTEMPTS = "attempts"
 
 
-class TrialRunner(tune.Trainable):
-    """Runs the trial of the parameter `trial`, see `tune.sweep.trial_spec`; used again."""
+class Course:
+    """One trial on its way through this process, a step at a time."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self._spec: dict[str, Any] = config["trial"]
-        self._config: Config = from_dict(self._spec["config"])
-        self._place = place_of(self._spec)
+    def begin(self, spec: dict[str, Any]) -> None:
+        """Take a trial in hand, see `tune.sweep.trial_spec`; nothing is read or written yet."""
+        self._spec = spec
+        self._config: Config = from_dict(spec["config"])
+        self._place = place_of(spec)
         self._path = self._place.path
         self._progress: Iterator[Any] | None = None
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def end(self) -> None:
+        """Let go of the trial, wherever it stands."""
         self._close()
         self._place.leave()
-        self.setup(new_config)
-        return True
 
     def step(self) -> dict[str, Any]:
         """Train for about a second; the returned `state` is running, stopped or how it ended."""
@@ -76,16 +78,6 @@ class TrialRunner(tune.Trainable):
             self._place.finish()
         return report
 
-    def cleanup(self) -> None:
-        self._close()
-        self._place.leave()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trainer's checkpoint in the run directory is the only one."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, for the same reason."""
-
     def _start(self) -> Iterator[Any]:
         import torch
 
@@ -121,22 +113,18 @@ class TrialRunner(tune.Trainable):
     def _report(
         self, state: str, iteration: int | None = None, metrics: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        return {
-            "trial_key": self._spec["key"],
-            "state": state,
-            "iteration": iteration,
-            "accuracy": (metrics or {}).get("acc_majority"),
-            "evaluated": metrics is not None,
-            "done": state != ledger.RUNNING,
-        }
+        return report_of(self._spec["key"], state, iteration, metrics)
 
     def _fault(self, error: Exception) -> dict[str, Any]:
         """Record the trial's own fault; raise what another try can mend, for Ray to retry."""
         cause = cause_of(error)
         if cause is None:
             raise error
-        if cause.startswith(OUT_OF_MEMORY) and not self._spec["alone"]:
-            return self._report(OUT_OF_MEMORY)
+        if not self._spec["alone"]:
+            if cause.startswith(OUT_OF_MEMORY):
+                return self._report(OUT_OF_MEMORY)
+            if self._spec["shares_process"] and is_device_fault(error):
+                return self._report(DEVICE_FAULT)
         ledger.record_failed(self._path, self._config, cause)
         self._place.finish()
         return self._report(ledger.FAILED)
@@ -193,6 +181,100 @@ class TrialRunner(tune.Trainable):
             time.sleep(0.1)
 
 
+def report_of(
+    key: str, state: str, iteration: int | None = None, metrics: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the driver is told of a trial."""
+    return {
+        "trial_key": key,
+        "state": state,
+        "iteration": iteration,
+        "accuracy": (metrics or {}).get("acc_majority"),
+        "evaluated": metrics is not None,
+        "done": state != ledger.RUNNING,
+    }
+
+
+class TrialRunner(Course, tune.Trainable):
+    """A process of Ray's that runs the trial of the parameter `trial`; used again for others."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.begin(config["trial"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.end()
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self.end()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the trainer's checkpoint in the run directory is the only one."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, for the same reason."""
+
+
+class GroupRunner(tune.Trainable):
+    """A process of Ray's that runs the trials of the parameter `trials` side by side on one device.
+
+    Each step returns the news of one of them. What ends one trial leaves the others alone; a fault
+    of the machine ends the process, and Ray takes all of them up again from their checkpoints.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        from mpcc.together import side_by_side
+
+        self._courses = {spec["key"]: Course() for spec in config["trials"]}
+        for spec in config["trials"]:
+            self._courses[spec["key"]].begin(spec)
+        self._open = set(self._courses)
+        runs = {key: _reports(course) for key, course in self._courses.items()}
+        self._news = side_by_side(runs, config["trials"][0]["device"])
+        self._context_lost = False
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if self._context_lost:
+            os._exit(1)  # Ray starts a new process for the trials that come next.
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        key, report = next(self._news)
+        if isinstance(report, Exception):
+            self._news.close()
+            raise report
+        if report["done"]:
+            self._open.discard(key)
+        self._context_lost |= report["state"] == DEVICE_FAULT
+        return {"report": report, "done": not self._open}
+
+    def cleanup(self) -> None:
+        self._news.close()
+        for course in self._courses.values():
+            course.end()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the trainer's checkpoints in the run directories are the only ones."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, for the same reason."""
+
+
+def _reports(course: Course) -> Generator[dict[str, Any]]:
+    """Every report of a trial; closed early, it lets the trial write a checkpoint."""
+    try:
+        done = False
+        while not done:
+            report = course.step()
+            done = report["done"]
+            yield report
+    finally:
+        course._close()
+
+
 def cause_of(error: BaseException) -> str | None:
     """Why a trial failed, beginning with one of the ledger's words; None for a machine's fault.
 
@@ -217,6 +299,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, (RuntimeError, OSError)) and any(p in text for p in phrases))
+    )
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether a GPU's context is lost: whatever runs in this process meets the same error."""
+    return type(error).__name__ == "AcceleratorError" or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
     )
 
 
