@@ -1,9 +1,11 @@
 """Trials that share a process under Ray: which do, that each is what it is alone, and faults."""
 
 import errno
-import itertools
+import json
 import os
-import signal
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,21 +172,19 @@ def test_a_stop_asked_for_reaches_every_trial_of_a_group(tmp_path: Path) -> None
     runner.cleanup()
 
 
-@pytest.mark.slow
-def test_groups_under_ray_killed_in_the_middle_end_as_each_alone(tmp_path: Path) -> None:
+def under_ray(out: Path) -> None:
+    """A sweep's engine with groups of three, one of which loses its process; prints the events."""
     from tune import cluster, engine
 
     plan, trials = planned("esteps=1,2,3", iterations=60, eval_every=20)
-    found = groups.grouped(specs_of(tmp_path, plan, trials), 3)
     events: list[tuple[str, str]] = []
+    killed: list[int] = []
 
     def reported(report: dict[str, Any]) -> None:
-        seen = itertools.chain([len(events)])
         events.append((report["trial_key"], report["state"]))
-        if report["evaluated"] and next(seen) < 9 and not killed:
+        if report["evaluated"] and not killed:
             killed.append(kill(processes(os.getpid(), *TRIAL)[:1]))
 
-    killed: list[int] = []
     reporter = engine.Reporter(
         lambda key: events.append((key, "started")),
         lambda key: events.append((key, "again")),
@@ -192,21 +192,32 @@ def test_groups_under_ray_killed_in_the_middle_end_as_each_alone(tmp_path: Path)
         lambda key, cause, text: events.append((key, f"failed {cause} {text}")),
     )
     temp_dir = engine.make_temp_dir()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        environment = cluster.environment(cluster.LOCAL, 1, storage=False)
-        engine.start(cluster.LOCAL, 2, 1.0, temp_dir, environment)
-        (temp_dir / "results").mkdir()
-        engine.fit(found, {"cpu": 1.0}, None, temp_dir / "results", reporter)
-    finally:
-        engine.shutdown()
-        signal.signal(signal.SIGTERM, before)
-    assert killed == [1] and any(state == "again" for _, state in events)
-    ends = [event for event in events if event[1] == "done"]
-    assert sorted(ends) == sorted((trial.key, "done") for trial in trials)
+    environment = cluster.environment(cluster.LOCAL, 1, storage=False)
+    engine.start(cluster.LOCAL, 2, 1.0, temp_dir, environment)
+    (temp_dir / "results").mkdir()
+    found = groups.grouped(specs_of(out, plan, trials), 3)
+    engine.fit(found, {"cpu": 1.0}, None, temp_dir / "results", reporter)
+    engine.shutdown()
+    shutil.rmtree(temp_dir)
+    print(json.dumps({"events": events, "killed": killed}))
+
+
+@pytest.mark.slow
+def test_groups_under_ray_killed_in_the_middle_end_as_each_alone(tmp_path: Path) -> None:
+    program = f"from tests.test_groups import *; under_ray(Path({str(tmp_path)!r}))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=sweep.ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+    assert said["killed"] == [1] and any(state == "again" for _, state in said["events"])
+    _, trials = planned("esteps=1,2,3", iterations=60, eval_every=20)
+    ends = sorted(key for key, state in said["events"] if state == "done")
+    assert ends == sorted(trial.key for trial in trials)  # each once
     for trial in trials[::3]:
         list(trainer.train(trial.config, tmp_path / "alone" / trial.key, device="cpu"))
-        assert files(ledger.trial_dir(tmp_path, trial.key)) == files(tmp_path / "alone" / trial.key)
+        swept = ledger.trial_dir(tmp_path, trial.key)
+        assert files(swept) == files(tmp_path / "alone" / trial.key)
 
 
 @pytest.mark.parametrize(
