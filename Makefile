@@ -30,7 +30,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 benchmark: .venv/installed
-	@for name in training_step sweep_speed tables_speed statistics_simulation; do \
+	@for name in speed tables_speed statistics_simulation; do \
 	$(BIN)/python benchmarks/$$name.py || exit 1; echo; done
 
 faults: .venv/installed

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]
 
+from benchmarks.rows import Row, head, show  # noqa: E402
 from benchmarks.tables_speed import make_trial  # noqa: E402
+from benchmarks.training_step import noise  # noqa: E402
 from mpcc.config import Config, preset  # noqa: E402
 from tune import ledger  # noqa: E402
 from tune.grid import cells, parse_grid  # noqa: E402
@@ -35,11 +36,6 @@ from tune.grid import cells, parse_grid  # noqa: E402
 PROGRAM = str(ROOT / "tune" / "ablation.py")
 CHECKPOINT_SECONDS = 60.0
 """The default interval."""
-
-
-def say(figure: str, measured: str, aim: str) -> None:
-    """One line of the table."""
-    print(f"{figure:<58}{measured:>22}   {aim}", flush=True)
 
 
 def answer(*words: str, expected: int = 0) -> float:
@@ -53,12 +49,18 @@ def answer(*words: str, expected: int = 0) -> float:
     return best
 
 
-def answers(folder: Path) -> None:
+def quick(figure: str, *words: str, expected: int = 0) -> Row:
+    """A command that must answer at once."""
+    seconds = answer(*words, expected=expected)
+    return Row(figure, f"{seconds:.2f} s", "<= 0.5 s", holds=seconds <= 0.5)
+
+
+def answers(folder: Path) -> Iterator[Row]:
     """Commands that train nothing."""
     grid = ("--grid", "esteps,eta_p", "--out", str(folder / "none"))
-    say("--help", f"{answer('--help'):.2f} s", "<= 0.5 s")
-    say("--dry-run", f"{answer(*grid, '--dry-run'):.2f} s", "<= 0.5 s")
-    say("a usage error", f"{answer('--grid', 'estep', expected=2):.2f} s", "<= 0.5 s")
+    yield quick("--help", "--help")
+    yield quick("--dry-run", *grid, "--dry-run")
+    yield quick("a usage error", "--grid", "estep", expected=2)
     base, out = preset("digits"), folder / "many"
     axes = ["esteps=" + ",".join(map(str, range(1, 19)))]
     axes.append("eta_p=" + ",".join(f"{i}e-4" for i in range(1, 20)))
@@ -69,31 +71,50 @@ def answers(folder: Path) -> None:
     trials = plan.trials()
     for trial in trials:
         make_trial(out, trial.config, 0.7, rng)
-    seconds = answer("--status", "--out", str(out))
-    say(f"--status, {len(trials):,} trials", f"{seconds:.2f} s", "<= 0.5 s for 1,000")
+    yield quick(f"--status, {len(trials):,} trials", "--status", "--out", str(out))
+    yield quick(f"--dry-run beside {len(trials):,} trials", *grid, "--dry-run")
 
 
-def sweep(folder: Path, iterations: int) -> None:
-    """A pilot, then the sweep that it was asked about."""
+def sweep(folder: Path, iterations: int) -> Iterator[Row]:
+    """A pilot, then the sweep that it was asked about; then what its records say of more seeds."""
     out = folder / "digits"
-    words = ["--grid", "esteps,eta_p", "--seeds", "2", "--out", str(out)]
-    words += ["--iterations", str(iterations)]
-    pilot = subprocess.run(
-        [sys.executable, PROGRAM, *words, "--pilot"], capture_output=True, text=True, check=True
+    words = ["--grid", "esteps,eta_p", "--out", str(out), "--iterations", str(iterations)]
+    expected = told(*words, "--seeds", "2", "--pilot")
+    wall, own, n = run(out, *words, "--seeds", "2")
+    workers = len(os.sched_getaffinity(0))
+    allowed = 1.05 * own / workers + 10
+    yield Row(
+        f"sweep of {n} trials, {own / workers:.0f} s of their own on {workers} cores",
+        f"{wall:.0f} s",
+        f"<= {allowed:.0f} s: 1.05 x own + 10",
+        holds=wall <= allowed,
     )
-    expected = _seconds(pilot.stdout)
+    yield word("the pilot's word for it", expected, wall)
+    expected = told(*words, "--seeds", "3", "--dry-run")
+    wall, _, n = run(out, *words, "--seeds", "3")
+    yield word("the records' word for five trials more", expected, wall)
+
+
+def word(figure: str, expected: float, wall: float) -> Row:
+    """What was said of a sweep's time, and what it was."""
+    off = expected / wall - 1
+    measured = f"{expected:.0f} s for {wall:.0f} s, {off:+.0%}"
+    return Row(figure, measured, "within 20 %", holds=abs(off) <= 0.2)
+
+
+def told(*words: str) -> float:
+    """Seconds that a dry run says."""
+    command = [sys.executable, PROGRAM, *words]
+    return _seconds(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def run(out: Path, *words: str) -> tuple[float, float, int]:
+    """Run a sweep: its wall time, its trials' own seconds, all trials of the folder."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, PROGRAM, *words], check=True, capture_output=True)
     wall = time.perf_counter() - begun
-    own = 0.0
-    for file in out.glob("trials/*/result.json"):
-        own += sum(json.loads(file.read_text())["seconds"].values())
-    workers = len(os.sched_getaffinity(0))
-    allowed = 1.05 * own / workers + 10
-    n = len(list(out.glob("trials/*/result.json")))
-    say(f"sweep of {n} trials, {own / workers:.0f} s of their own", f"{wall:.0f} s",
-        f"<= {allowed:.0f} s: 1.05 x own + 10")  # fmt: skip
-    say("the pilot's word for it", f"{expected:.0f} s, {expected / wall - 1:+.0%}", "within 20 %")
+    results = [json.loads(file.read_text()) for file in out.glob("trials/*/result.json")]
+    return wall, sum(sum(result["seconds"].values()) for result in results), len(results)
 
 
 def _seconds(text: str) -> float:
@@ -103,11 +124,9 @@ def _seconds(text: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def share_of_records(folder: Path, config: Config, iteration: float) -> None:
-    """What writing a row, sending it to MLflow and writing a checkpoint take of training time."""
-    from mpcc import run_dir, trainer
-    from mpcc.data import load
-    from mpcc.state import build_state
+def share_of_records(folder: Path, config: Config, iteration: float) -> Iterator[Row]:
+    """What writing a row and sending it to MLflow take of training time."""
+    from mpcc import run_dir
     from tune import tracking
 
     out = folder / "records"
@@ -129,15 +148,30 @@ def share_of_records(folder: Path, config: Config, iteration: float) -> None:
         sent.append(time.process_time() - begun)
     between = iteration * config.eval_every
     cost = (statistics.median(lines) + statistics.median(sent)) / between
-    say("logging: a row on disk and MLflow's copy, of training", f"{cost:.2%}", "<= 1 %")
-    state = build_state(config, load(config))
-    seconds = []
-    for _ in range(5):
+    figure = "logging of digits: a row on disk and MLflow's copy, of training"
+    yield Row(figure, f"{cost:.2%}", "<= 1 %", holds=cost <= 0.01)
+
+
+def share_of_checkpoints(folder: Path, name: str) -> Row:
+    """What a checkpoint takes of the time until the next, at the default interval."""
+    import torch
+
+    from mpcc import run_dir, trainer
+    from mpcc.state import build_state
+
+    config = preset(name)
+    torch.set_num_threads(config.cpu_threads)
+    path = run_dir.open_run(folder / f"checkpoint-{name}", config)
+    state, seconds = build_state(config, noise(config)), []
+    for _ in range(3):
         begun = time.perf_counter()
         trainer.write_checkpoint(path, state)
         seconds.append(time.perf_counter() - begun)
-    cost = statistics.median(seconds) / CHECKPOINT_SECONDS
-    say("checkpoints every minute, of training", f"{cost:.2%}", "<= 2 %")
+    cost = statistics.median(seconds)
+    share = cost / max(CHECKPOINT_SECONDS, cost / trainer.MAX_CHECKPOINT_SHARE)
+    size = (path / run_dir.CHECKPOINT).stat().st_size / 1e6
+    figure = f"checkpoints of {name}, {size:.0f} MB, {cost:.2f} s each, of training"
+    return Row(figure, f"{share:.2%}", "<= 2 %", holds=share <= 0.02)
 
 
 def training_seconds(config: Config) -> float:
@@ -155,22 +189,29 @@ def training_seconds(config: Config) -> float:
     return (time.perf_counter() - begun) / 20
 
 
+def rows(iterations: int = 300) -> Iterator[Row]:
+    """One row per figure."""
+    with tempfile.TemporaryDirectory(prefix="mpcc-bench-") as name:
+        folder = Path(name)
+        yield from answers(folder)
+        yield from sweep(folder, iterations)
+        import torch
+
+        config = preset("digits")
+        torch.set_num_threads(config.cpu_threads)
+        yield from share_of_records(folder, config, training_seconds(config))
+        for name in ("digits", "mnist", "cifar10"):
+            yield share_of_checkpoints(folder, name)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one line per figure, with its aim."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--iterations", type=int, default=300)
     options = parser.parse_args(argv)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    say("figure", "measured", "aim")
-    with tempfile.TemporaryDirectory(prefix="mpcc-bench-") as name:
-        folder = Path(name)
-        answers(folder)
-        sweep(folder, options.iterations)
-        import torch
-
-        config = preset("digits")
-        torch.set_num_threads(config.cpu_threads)
-        share_of_records(folder, config, training_seconds(config))
+    head()
+    for row in rows(options.iterations):
+        show(row)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Time of one iteration of Algorithm 1: the fast path beside the plain one, taken in turn.
 
-    python benchmarks/training_step.py [--rounds 5] [--only "digits"] [--trials 1,2,4]
+    python benchmarks/training_step.py [--rounds 5] [--only digits]
 
-Prints one table: figure, aim, measured, ratio to the plain path, and the machine. The plain path
-(`--set fast=false`) is torch's own spectral norm arithmetic, Adam and pooling, layer by layer;
-tests hold both to the same losses. Figures are wall time of the fastest round, which other work on
-the machine disturbs least; the ratio is the median over the pairs of rounds. Two threads wait for
-each other, so their figures need an idle machine. What cannot be measured here is said in its row.
+The plain path (`--set fast=false`) is torch's own spectral norm arithmetic, Adam and pooling, layer
+by layer; tests hold both to the same losses. Figures are wall time of the fastest round, which
+other work on the machine disturbs least; the ratio is the median over the pairs of rounds. Two
+threads wait for each other, so their figures need an idle machine. Milliseconds are one machine's:
+beside them stands the share of what its cores reach in a product of large matrices. What cannot be
+measured here is said in its row.
 """
 
 from __future__ import annotations
@@ -15,30 +16,43 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
-Size = tuple[str, dict[str, Any], int, int | None]
-"""Preset, its changes, iterations of a round, aim in ms (None: no aim)."""
+from benchmarks.rows import Row, head, show  # noqa: E402
 
-CPU_SIZES: dict[str, Size] = {
-    "digits preset, one core": ("digits", {}, 20, None),
-    "8x8, C=4, D=E=4, one core": ("digits", {"n_discriminator_steps": 4}, 15, 60),
-    "16x16, C=8, D=E=4, two cores": (
-        "mnist",
-        {"image_size": 16, "width": 8, "latent_size": 16, "cpu_threads": 2},
-        4,
-        200,
-    ),
-    "MNIST preset, two cores": ("mnist", {"cpu_threads": 2}, 1, 1300),
-}
-GPU_SIZES: dict[str, Size] = {
-    f"{name} preset, GPU, {precision}": (name, {"precision": precision}, 50, None)
-    for name in ("digits", "mnist", "cifar10")
-    for precision in ("float32", "tf32", "bfloat16")
-}
+MIXED_PRECISION = ("tf32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A configuration to be timed."""
+
+    name: str
+    preset: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    n: int = 1
+    """Iterations of a round."""
+    aim_ms: float | None = None
+    device: str = "cpu"
+
+
+SIXTEEN = {"image_size": 16, "width": 8, "latent_size": 16, "cpu_threads": 2}
+CPU_SIZES = (
+    Size("digits preset, one core", "digits", n=20),
+    Size("8x8, C=4, D=E=4, one core", "digits", {"n_discriminator_steps": 4}, 15, 60),
+    Size("16x16, C=8, D=E=4, two cores", "mnist", SIXTEEN, 4, 200),
+    Size("MNIST preset, two cores", "mnist", {"cpu_threads": 2}, 1, 1300),
+)
+GPU_SIZES = tuple(
+    Size(f"{name} preset, GPU, {precision}", name, {"precision": precision}, 50, aim, "cuda")
+    for name, aim in (("digits", None), ("mnist", 2), ("cifar10", 45))
+    for precision in ("float32", *MIXED_PRECISION)
+)
 
 
 def main() -> None:
@@ -46,59 +60,88 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--only", default="", help="figures whose name holds this")
-    options.add_argument("--trials", default="1,2,4,8", help="trials at once on a GPU")
     given = options.parse_args()
+    head()
+    for row in rows(given.rounds, given.only):
+        show(row)
 
+
+def rows(rounds: int = 5, only: str = "") -> Iterator[Row]:
+    """One row per figure."""
     import torch
 
-    print(f"torch {torch.__version__}, {machine()}, best of {given.rounds} interleaved rounds")
-    print(f"{'one iteration, ms':<36}{'aim':>7}{'measured':>10}{'plain':>9}{'ratio':>7}")
-    for device, sizes in (("cpu", CPU_SIZES), ("cuda", GPU_SIZES)):
-        for name, (preset, changes, n, aim) in sizes.items():
-            if given.only not in name:
-                continue
-            if device == "cuda" and not torch.cuda.is_available():
-                print(f"{name:<36}{'':>7}  not measured: no CUDA device here")
-                continue
-            fast, plain = seconds(preset, changes, n, given.rounds, device)
-            ratio = statistics.median(p / f for p, f in zip(plain, fast, strict=True))
-            f, p = (1e3 * min(times) for times in (fast, plain))
-            print(f"{name:<36}{aim or '':>7}{f:>10.1f}{p:>9.1f}{ratio:>7.2f}", flush=True)
-    for n in map(int, given.trials.split(",")):
-        name = f"{n} digits trials on one GPU"
-        if given.only in name:
-            print(f"{name:<36}{'':>7}  {rate_together(n)}", flush=True)
+    peak: dict[int, float] = {}
+    for size in (*CPU_SIZES, *GPU_SIZES):
+        if only not in size.name:
+            continue
+        aim = f"<= {size.aim_ms:g} ms" if size.aim_ms else ""
+        if size.device == "cuda" and not torch.cuda.is_available():
+            yield Row(size.name, "no CUDA device here", aim)
+            continue
+        fast, plain, flop = seconds(size, rounds)
+        best = min(fast)
+        speed = f", {flop / best / 1e9:.0f} GFLOP/s"
+        if size.device == "cpu":
+            threads = int(size.changes.get("cpu_threads", 1))
+            peak.setdefault(threads, peak_flops(threads))
+            speed = f", {flop / best / peak[threads]:.0%} of peak"
+        ratio = statistics.median(p / f for p, f in zip(plain, fast, strict=True))
+        yield Row(
+            size.name,
+            f"{1e3 * best:.1f} ms{speed}",
+            aim,
+            f"{1e3 * min(plain):.1f} ms",
+            f"{ratio:.2f}",
+            None if size.aim_ms is None else 1e3 * best <= size.aim_ms,
+        )
+    for threads, found in peak.items():
+        yield Row(f"peak: product of matrices, {threads} threads", f"{found / 1e9:.0f} GFLOP/s")
+    yield from together(only)
 
 
-def seconds(
-    preset: str, changes: dict[str, Any], n: int, rounds: int, device: str
-) -> tuple[list[float], list[float]]:
-    """Seconds of an iteration in each round, fast and plain, measured in turn."""
+def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
+    """Seconds of an iteration in each round, fast and plain, measured in turn; and its FLOP."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from mpcc.config import PRESETS
     from mpcc.cuda_graph import N_PLAIN_ITERATIONS, stepper
     from mpcc.device import prepare_process
     from mpcc.state import build_state
 
-    config = PRESETS[preset].override(**changes)
-    where = torch.device(device)
+    config = PRESETS[size.preset].override(**size.changes)
+    where = torch.device(size.device)
     prepare_process(config, where)
     images = noise(config)
-    steps = [
-        stepper(build_state(config.override(fast=fast), images, where)) for fast in (True, False)
-    ]
+    states = [build_state(config.override(fast=fast), images, where) for fast in (True, False)]
+    steps = [stepper(state) for state in states]
+    with FlopCounterMode(display=False) as counter:
+        steps[0]()
     for step in steps:
-        for _ in range(1 if device == "cpu" else N_PLAIN_ITERATIONS + 2):
+        for _ in range(1 if size.device == "cpu" else N_PLAIN_ITERATIONS + 2):
             step()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for step, found in zip(steps, times, strict=True):
-            start = clock(device)
-            for _ in range(n):
+            start = clock(size.device)
+            for _ in range(size.n):
                 step()
-            found.append((clock(device) - start) / n)
-    return times
+            found.append((clock(size.device) - start) / size.n)
+    return *times, float(counter.get_total_flops())
+
+
+def peak_flops(threads: int, size: int = 1536) -> float:
+    """FLOP a second of a product of large matrices in float32, the best of five."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2, size, size).unbind()
+    best = float("inf")
+    for _ in range(6):
+        begun = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
 
 
 def clock(device: str) -> float:
@@ -110,18 +153,29 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def rate_together(n: int) -> str:
-    """Iterations a second of n trials in this process, or why they were not measured."""
+def together(only: str) -> Iterator[Row]:
+    """Several MNIST trials in this process on one GPU, against one."""
     import torch
 
-    if not torch.cuda.is_available():
-        return "not measured: no CUDA device here"
     from mpcc.config import PRESETS
-    from mpcc.together import iterations_per_second
 
-    config = PRESETS["digits"]
-    rate = iterations_per_second(config, noise(config), torch.device("cuda"), n, 200)
-    return f"{rate:.0f} iterations a second, all trials added"
+    one = None
+    for n in (1, 2, 4, 8):
+        figure = f"an iteration of each of {n} MNIST trials on one GPU"
+        aim = "<= 2 x one" if n == 8 else ""
+        if only not in figure:
+            continue
+        if not torch.cuda.is_available():
+            yield Row(figure, "no CUDA device here", aim)
+            continue
+        from mpcc.together import iterations_per_second
+
+        config = PRESETS["mnist"]
+        rate = iterations_per_second(config, noise(config), torch.device("cuda"), n, 200)
+        each = n / rate if rate else float("inf")
+        one = one or each
+        holds = each <= 2 * one if n == 8 else None
+        yield Row(figure, f"{1e3 * each:.2f} ms, {each / one:.2f} x one", aim, holds=holds)
 
 
 def noise(config: Any) -> Any:
@@ -134,23 +188,6 @@ def noise(config: Any) -> Any:
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
     return ImageSet(pixels, None, (), "0" * 12)
-
-
-def machine() -> str:
-    """The processor as the system names it, its cores, what torch uses of it, and any GPU."""
-    import os
-    import platform
-
-    import torch
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or "unknown processor"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    used = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {os.cpu_count()} cores, {used}, {gpu}"
 
 
 if __name__ == "__main__":

@@ -193,6 +193,17 @@ class Config:
         """A copy with some fields changed, checked like any other."""
         return from_dict(self.to_dict() | changes)
 
+    def with_seed(self, seed: int) -> Config:
+        """A copy with another seed; nothing else is checked anew, as a sweep makes thousands."""
+        low, high = RANGES["seed"]
+        if not _fits(seed, int) or not low <= seed <= high:
+            return self.override(seed=seed)  # which says what is wrong
+        copy = object.__new__(Config)
+        for name in DEFAULTS:
+            object.__setattr__(copy, name, getattr(self, name))
+        object.__setattr__(copy, "seed", seed)
+        return copy
+
     @property
     def cell_key(self) -> str:
         """Twelve hexadecimal digits that name this configuration whatever its seed.
@@ -206,7 +217,7 @@ class Config:
     @property
     def trial_key(self) -> str:
         """Twelve hexadecimal digits that name this configuration with its seed."""
-        return _key({"cell": self.cell_key, "seed": self.seed})
+        return trial_key(self.cell_key, self.seed)
 
 
 IMAGE_SIZES = (8, 16, 32, 64)
@@ -276,6 +287,11 @@ def full_name(name: str) -> str:
     if full not in DEFAULTS:
         raise ValueError(unknown("field", name, [*DEFAULTS, *ALIASES]))
     return full
+
+
+def trial_key(cell_key: str, seed: int) -> str:
+    """`Config.trial_key` of a cell's trial with this seed."""
+    return _key({"cell": cell_key, "seed": seed})
 
 
 def parse_value(name: str, text: str) -> Any:

@@ -24,8 +24,9 @@ N_PLAIN_ITERATIONS = 3
 """Iterations of the training made plainly before one is recorded: libraries set themselves up."""
 
 Losses = dict[str, Tensor]
-Recorder = Callable[[TrainState], tuple[Callable[[], None], Losses]]
-"""Records an iteration's updates: gives what replays them, and the losses that a replay fills."""
+Recorder = Callable[[TrainState], tuple[Callable[[], None], list[str], Tensor]]
+"""Records an iteration's updates: gives what replays them, and the names and values of the losses,
+one tensor that every replay fills."""
 
 _recording = threading.Lock()
 
@@ -44,7 +45,8 @@ class Recorded:
         self.recorder = recorder
         self.n_plain = N_PLAIN_ITERATIONS
         self.replay: Callable[[], None] | None = None
-        self.losses: Losses = {}
+        self.names: list[str] = []
+        self.losses = torch.empty(0)
         self.failed = False
 
     def __call__(self, state: TrainState) -> Losses:
@@ -56,12 +58,12 @@ class Recorded:
             return update_all(state)
         self.replay()
         # The next replay overwrites the recorded ones.
-        return {name: loss.clone() for name, loss in self.losses.items()}
+        return dict(zip(self.names, self.losses.clone().unbind(), strict=True))
 
     def _record(self, state: TrainState) -> None:
         random_state = state.rng.get_state()
         try:
-            self.replay, self.losses = self.recorder(state)
+            self.replay, self.names, self.losses = self.recorder(state)
         except RuntimeError as error:
             self.failed = True
             # The failed recording may have left its mark on the generator: go on with a fresh one.
@@ -71,7 +73,7 @@ class Recorded:
             log.warning("iterations run kernel by kernel, as recording one failed: %s", reason)
 
 
-def record(state: TrainState) -> tuple[Callable[[], None], Losses]:
+def record(state: TrainState) -> tuple[Callable[[], None], list[str], Tensor]:
     """Record the updates of an iteration without running them; RuntimeError where CUDA refuses."""
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(state.rng)
@@ -82,4 +84,5 @@ def record(state: TrainState) -> tuple[Callable[[], None], Losses]:
         torch.cuda.graph(graph, capture_error_mode="thread_local"),
     ):
         losses = update_all(state)
-    return graph.replay, losses
+        values = torch.stack(list(losses.values()))
+    return graph.replay, list(losses), values

@@ -60,7 +60,7 @@ def evaluate(state: TrainState) -> Evaluation:
         row["silhouette"] = metrics.silhouette(z_means.cpu(), clusters.cpu())
         if state.labels is not None:
             row |= metrics.clustering(state.labels.cpu(), clusters.cpu(), config.n_clusters)
-    row |= metrics.reconstruction(reconstruct(state, generator, z_means, clusters))
+    row |= metrics.reconstruction(reconstruct(state, generator, z_means, clusters).cpu())
     samples, sample_clusters = sample_clusters_evenly(state, generator, rng)
     images = state.image_set.images
     row["saturation"] = metrics.saturation(samples.cpu(), images)
@@ -106,18 +106,19 @@ def encode(state: TrainState) -> tuple[Tensor, Tensor | None]:
 
 def reconstruct(
     state: TrainState, generator: Generator, z_means: Tensor, clusters: Tensor | None
-) -> Iterator[tuple[Any, Any]]:
-    """(x, G(μ̃, most likely cluster)) batch by batch of `batch_size`, as arrays in [-1, 1]."""
+) -> Tensor:
+    """Of x - G(μ̃, most likely cluster), x in [-1, 1], for each batch of `batch_size`: how many
+    values, their mean and their mean square, (batches, 3) in float64, on the device."""
     n = state.config.batch_size
+    moments = []
     for start in range(0, len(state.images), n * CHUNK_BATCHES):
         chunk = slice(start, start + n * CHUNK_BATCHES)
         x = as_input(state, state.images[chunk])
         x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk], 1)
-        yield from zip(
-            (b.numpy() for b in x.cpu().split(n)),
-            (b.numpy() for b in x_hat.cpu().split(n)),
-            strict=True,
-        )
+        for difference in (x.double() - x_hat.double()).split(n):
+            size = torch.full_like(difference[0, 0, 0, 0], difference.numel())
+            moments.append(torch.stack((size, difference.mean(), difference.square().mean())))
+    return torch.stack(moments)
 
 
 def sample_clusters_evenly(

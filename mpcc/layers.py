@@ -237,12 +237,20 @@ class StandingStatistics:
 
 
 def bilinear_double(x: Tensor) -> Tensor:
-    """F.interpolate(x, scale_factor=2, mode="bilinear") as sums of neighbours, one direction at a
-    time: on a GPU the gradient of torch's own adds in no fixed order."""
-    for dim in (2, 3):
-        n = x.shape[dim]
-        before = torch.cat((x.narrow(dim, 0, 1), x.narrow(dim, 0, n - 1)), dim)
-        after = torch.cat((x.narrow(dim, 1, n - 1), x.narrow(dim, n - 1, 1)), dim)
-        both = torch.stack((x.lerp(before, 0.25), x.lerp(after, 0.25)), dim + 1)
-        x = both.flatten(dim, dim + 1)
-    return x
+    """F.interpolate(x, scale_factor=2, mode="bilinear") as a product of matrices in each direction,
+    channels last: on a GPU the gradient of torch's own adds in no fixed order."""
+    n_images, n_channels, height, width = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(n_images, height, width * n_channels)
+    x = torch.bmm(_doubling(height, x.dtype, x.device).expand(n_images, -1, -1), x)
+    x = x.view(n_images * 2 * height, width, n_channels)
+    x = torch.bmm(_doubling(width, x.dtype, x.device).expand(len(x), -1, -1), x)
+    return x.view(n_images, 2 * height, 2 * width, n_channels).permute(0, 3, 1, 2)
+
+
+@cache
+def _doubling(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2n, n): n values in a row to twice as many, each 3/4 of one and 1/4 of its neighbour."""
+    near = torch.eye(n, dtype=dtype).repeat_interleave(2, 0)
+    beside = torch.arange(2 * n) // 2 + torch.tensor([-1, 1]).repeat(n)
+    far = torch.eye(n, dtype=dtype)[beside.clamp(0, n - 1)]
+    return (0.75 * near + 0.25 * far).to(device)

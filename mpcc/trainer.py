@@ -30,6 +30,8 @@ from mpcc.state import TrainState, build_state
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
+MAX_CHECKPOINT_SHARE = 0.02
+"""Of the time, for checkpoints by time; 0 seconds between them means after every iteration."""
 FLUSH_EVERY_ON_GPU = 50
 """Iterations between looks at the losses on a GPU, where each look waits for the device."""
 
@@ -98,6 +100,7 @@ class _Run:
     ) -> None:
         self.state, self.path = state, path
         self.checkpoint_seconds, self.checkpoint_iterations = seconds, iterations or math.inf
+        self.between_checkpoints = seconds
         self.saved_iteration = state.iteration
         self.saved = self.spoke = self.clock = time.monotonic()
 
@@ -165,11 +168,16 @@ class _Run:
     def _checkpoint_due(self) -> bool:
         iterations = self.state.iteration - self.saved_iteration
         seconds = time.monotonic() - self.saved
-        return iterations >= self.checkpoint_iterations or seconds > self.checkpoint_seconds
+        return iterations >= self.checkpoint_iterations or seconds > self.between_checkpoints
 
     def _save(self) -> None:
+        begun = time.monotonic()
         write_checkpoint(self.path, self.state)
         self.saved_iteration, self.saved = self.state.iteration, time.monotonic()
+        if self.checkpoint_seconds:
+            # Those of a large model, or to a slow disk, come less often: they cost a share of time.
+            least = (self.saved - begun) / MAX_CHECKPOINT_SHARE
+            self.between_checkpoints = max(self.checkpoint_seconds, least)
 
     def _progress(self, **more: Any) -> Progress:
         seconds = sum(self.state.seconds.values())

@@ -67,14 +67,14 @@ def test_the_look_for_waiting_operations_finds_one():
 
 def replaying(state):
     """Stands for a CUDA graph: what it replays fills the same tensors every time."""
-    losses = {name: torch.empty(()) for name in ("loss/discriminator", "loss/generator")}
-    losses |= {f"loss/{name}": torch.empty(()) for name in ("encoder", "membership", "entropy")}
+    names = ["discriminator", "generator", "encoder", "membership", "entropy"]
+    names, losses = [f"loss/{name}" for name in names], torch.empty(5)
 
     def replay() -> None:
-        for name, value in update_all(state).items():
-            losses[name].copy_(value)
+        terms = update_all(state)
+        losses.copy_(torch.stack([terms[name] for name in names]))
 
-    return replay, losses
+    return replay, names, losses
 
 
 def run(state, n, updates=None) -> list[dict[str, float]]:
@@ -110,6 +110,8 @@ def test_bilinear_doubling_is_torchs_own():
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     oracle = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
     torch.testing.assert_close(bilinear_double(x), oracle)
+    by_pixel = x.detach().contiguous(memory_format=torch.channels_last)
+    assert bilinear_double(by_pixel).is_contiguous(memory_format=torch.channels_last)
     weight = torch.randn_like(oracle)
     (ours,) = torch.autograd.grad((bilinear_double(x) * weight).sum(), x)
     (theirs,) = torch.autograd.grad((oracle * weight).sum(), x)
@@ -179,10 +181,11 @@ def emulated(state):
     before, random_state = [t.clone() for t in tensors], state.rng.get_state()
     with torch.no_grad(), Emulated() as recording:
         losses = update_all(state)
+        values = torch.stack(list(losses.values()))
     for tensor, value in zip(tensors, before, strict=True):
         tensor.copy_(value)
     state.rng.set_state(random_state)
-    return recording.replay, losses
+    return recording.replay, list(losses), values
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Algorithm 1: who moves whom, what each setting does, and runs that go on to the bit."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
 
-from mpcc import run_dir, trainer
+from mpcc import metrics, run_dir, trainer
 from mpcc.algorithm import (
     discriminator_batches,
     encoder_batches,
@@ -274,6 +275,36 @@ def files(path) -> dict[str, bytes]:
     result.pop("seconds")
     pictures = {p.name: p.read_bytes() for p in sorted(path.glob("*.png"))}
     return {"result": result, "rows": rows} | pictures
+
+
+def test_the_errors_of_reconstruction_are_those_of_all_images(tiny, some_digits):
+    state = build_state(tiny, some_digits)
+    with torch.no_grad():
+        train_step(state)
+        found = evaluate(state)
+        x = some_digits.images / 127.5 - 1
+        x_hat = found.generator(found.z_means, found.clusters, 1)
+    n = tiny.batch_size
+    assert found.metrics["mse"] == pytest.approx(metrics.mse(x, x_hat), rel=1e-6)
+    squared = metrics.mse_squared_mean(x.numpy(), x_hat.numpy(), n)
+    assert found.metrics["mse_squared_mean"] == pytest.approx(squared, rel=1e-5)
+
+
+def test_checkpoints_take_a_small_share_of_the_time(tiny, some_digits, tmp_path, monkeypatch):
+    usual = trainer.write_checkpoint
+
+    def slow(path, state):
+        time.sleep(0.02)
+        usual(path, state)
+
+    monkeypatch.setattr(trainer, "write_checkpoint", slow)
+    run = trainer._Run(build_state(tiny, some_digits), tmp_path, 0.1, None)
+    assert run.between_checkpoints == 0.1
+    run._save()
+    assert run.between_checkpoints >= 0.02 / trainer.MAX_CHECKPOINT_SHARE
+    always = trainer._Run(run.state, tmp_path, 0, None)
+    always._save()
+    assert always.between_checkpoints == 0
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -340,7 +340,8 @@ def time_text(
         source = "a pilot"
     else:
         folders = [out, *sorted(p.parent for p in out.parent.glob(f"*/{ledger.PLAN}"))]
-        paces = estimate.from_records(dict.fromkeys(folders))
+        kind = "cuda" if where.gpus != 0 and gpus_here() else "cpu"
+        paces = estimate.from_records(dict.fromkeys(folders), kind)
         source = "earlier trials on this machine"
     share = device_share(todo, where, n_at_once)
     found = estimate.estimate(todo, reached, paces, n_at_once, share, source)
@@ -361,22 +362,26 @@ def trials_at_once(todo: Sequence[Trial], where: Any, per_gpu: int = 1) -> int |
         return int(where.max_concurrent) if where.max_concurrent else None
     together = where.trials_per_gpu
     n_gpus = 0 if where.gpus == 0 else gpus_here()
+    cores = where.cpus or max(trial.config.cpu_threads for trial in todo)
+    room = int(len(os.sched_getaffinity(0)) / cores)
     if n_gpus and together:
         room = n_gpus * (per_gpu if together == "auto" else together)
     elif n_gpus:
-        room = int(n_gpus / (where.gpus or DEFAULT_GPU_SHARE))
-    else:
-        cores = where.cpus or max(trial.config.cpu_threads for trial in todo)
-        room = int(len(os.sched_getaffinity(0)) / cores)
-        room = room if together in (None, "auto") else min(room, together)
+        room = min(room, int(n_gpus / (where.gpus or DEFAULT_GPU_SHARE)))
+    elif together not in (None, "auto"):
+        room = min(room, together)
     return max(1, min(room, len(todo), where.max_concurrent or room))
 
 
 def device_share(todo: Sequence[Trial], where: Any, n_at_once: int | None) -> float:
     """The share of a GPU, or the cores, that a trial takes while it runs."""
-    if where.trials_per_gpu and n_at_once and gpus_here():
+    from tune.sweep import DEFAULT_GPU_SHARE
+
+    if where.gpus == 0 or not gpus_here():
+        return float(where.cpus or todo[0].config.cpu_threads)
+    if where.trials_per_gpu and n_at_once:
         return gpus_here() / n_at_once
-    return float(where.gpus or where.cpus or todo[0].config.cpu_threads)
+    return float(where.gpus or DEFAULT_GPU_SHARE)
 
 
 def size_of(trials: Sequence[Trial]) -> str:

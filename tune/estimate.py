@@ -58,6 +58,8 @@ class Pace:
     iteration: float
     evaluation: float
     device: str
+    scores: float = 0.0
+    """Of generated images, once at the end; in records a part of the evaluations."""
     together: int = 1
     """Trials of one process that were measured at once."""
 
@@ -86,8 +88,9 @@ def shape(config: Config) -> Shape:
     return tuple((n, v) for n, v in config.to_dict().items() if n not in TIMELESS)
 
 
-def from_records(folders: Iterable[Path]) -> dict[Shape, Pace]:
-    """The pace of every shape that has ended trials in these sweeps, made on this machine."""
+def from_records(folders: Iterable[Path], device: str = "cpu") -> dict[Shape, Pace]:
+    """The pace of every shape that has ended trials in these sweeps, made on this machine and on
+    this kind of device, `cpu` or `cuda`."""
     found: dict[Shape, list[Pace]] = {}
     files = [f for folder in folders for f in folder.glob(f"{ledger.TRIALS}/*/{run_dir.RESULT}")]
     for file in sorted(files, key=lambda f: f.stat().st_mtime, reverse=True)[:MAX_RECORDS]:
@@ -99,13 +102,11 @@ def from_records(folders: Iterable[Path]) -> dict[Shape, Pace]:
             continue
         if not result or not config or result["state"] != run_dir.DONE or not rows:
             continue
-        if provenance.get("machine") == platform.node():
+        ran_on = str(provenance.get("device", "cpu"))
+        if provenance.get("machine") == platform.node() and ran_on.startswith(device):
             seconds = result["seconds"]
-            pace = Pace(
-                seconds["train"] / result["iteration"],
-                seconds["evaluate"] / rows,
-                str(provenance.get("device", "cpu")),
-            )
+            train, evaluate = seconds["train"] / result["iteration"], seconds["evaluate"] / rows
+            pace = Pace(train, evaluate, ran_on)
             found.setdefault(shape(config), []).append(pace)
     return {key: _median(paces) for key, paces in found.items()}
 
@@ -145,11 +146,12 @@ def estimate(
         pace, scale = _pace(trial.config, paces)
         left = trial.config.iterations - reached.get(trial.key, 0)
         evaluations = math.ceil(left / trial.config.eval_every)
-        seconds.append(left * pace.iteration * scale + evaluations * pace.evaluation)
+        own = left * pace.iteration * scale + evaluations * pace.evaluation + pace.scores
+        seconds.append(own)
         device = pace.device
-    own = [one + TRIAL_SECONDS for one in seconds]
-    whole = START_SECONDS + makespan(own, n_at_once) if n_at_once else None
-    return Estimate(whole, sum(own) * share / 3600, device, source)
+    each = [one + TRIAL_SECONDS for one in seconds]
+    whole = START_SECONDS + makespan(each, n_at_once) if n_at_once else None
+    return Estimate(whole, sum(each) * share / 3600, device, source)
 
 
 def makespan(seconds: Iterable[float], n_at_once: int) -> float:
@@ -179,7 +181,16 @@ def _median(paces: Sequence[Pace]) -> Pace:
         statistics.median(pace.iteration for pace in paces),
         statistics.median(pace.evaluation for pace in paces),
         paces[0].device,
+        statistics.median(pace.scores for pace in paces),
+        paces[0].together,
     )
+
+
+def gpu_for(number: int) -> dict[str, str]:
+    """The environment of one of several processes, so that they are spread over the GPUs."""
+    n_gpus = gpus_here()
+    spread = n_gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ
+    return {"CUDA_VISIBLE_DEVICES": str(number % n_gpus)} if spread else {}
 
 
 def _pilot(config: Config, n_at_once: int, where: Settings) -> Pace:
@@ -194,12 +205,12 @@ def _pilot(config: Config, n_at_once: int, where: Settings) -> Pace:
         subprocess.Popen(
             words,
             cwd=Path(__file__).resolve().parents[1],
-            env=environment,
+            env=environment | gpu_for(number),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(1 if together != 1 and gpus_here() else n_at_once)
+        for number in range(1 if together != 1 and gpus_here() else n_at_once)
     ]
     paces = []
     for process in running:

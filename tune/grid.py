@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mpcc.config import PRESETS, SHORT, Config, full_name, parse_value, value_text
@@ -47,7 +48,7 @@ class Cell:
     config: Config
     changes: dict[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         return self.config.cell_key
 

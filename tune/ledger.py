@@ -19,7 +19,7 @@ from typing import Any
 
 from mpcc import run_dir
 from mpcc.code_version import code_fingerprints, code_version
-from mpcc.config import SHORT, Config, from_dict, value_text
+from mpcc.config import SHORT, Config, from_dict, trial_key, value_text
 from tune.grid import Cell
 
 PLAN, TRIALS = "sweep.json", "trials"
@@ -146,8 +146,9 @@ class Plan:
 
 def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
     """The trials of one cell."""
-    configs = [(seed, cell.config.override(seed=seed)) for seed in seeds]
-    return [Trial(cell, seed, config, config.trial_key) for seed, config in configs]
+    return [
+        Trial(cell, seed, cell.config.with_seed(seed), trial_key(cell.key, seed)) for seed in seeds
+    ]
 
 
 def by_cell(trials: Iterable[Trial]) -> list[list[Trial]]:
@@ -347,8 +348,8 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         cell = Cell(base.override(**changes), changes)
         if cell.key != saved["key"]:
             raise ValueError(f"cell {saved['key']} has other settings")
-        seeds = tuple(sorted(base.override(seed=seed).seed for seed in saved["seeds"]))
-        fresh = tuple(base.override(seed=seed).seed for seed in saved.get("confirm_seeds", ()))
+        seeds = tuple(sorted(base.with_seed(seed).seed for seed in saved["seeds"]))
+        fresh = tuple(base.with_seed(seed).seed for seed in saved.get("confirm_seeds", ()))
         grids = tuple(saved["grids"])
         if not all(isinstance(grid, str) for grid in grids):
             raise ValueError(f"the grids of cell {saved['key']} are no texts")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,13 +18,16 @@ from mpcc.config import from_dict
 from mpcc.cuda_graph import N_PLAIN_ITERATIONS, stepper
 from mpcc.data import load
 from mpcc.device import prepare_process, resolve_device
-from mpcc.evaluation import evaluate
-from mpcc.state import build_state
+from mpcc.evaluation import Evaluation, evaluate, generation_scores
+from mpcc.state import TrainState, build_state
 from mpcc.together import iterations_per_second, n_trials_for
+from tune.estimate import Pace
 
 WARM_UP = N_PLAIN_ITERATIONS + 1
 SECONDS = 4.0
 """How long iterations are measured, at least."""
+N_SCORED = 500
+"""Generated images that are scored to see how long all of them take."""
 
 
 def main() -> None:
@@ -41,8 +45,8 @@ def main() -> None:
         n += 1
     iteration = (_now(device) - begun) / n
     begun = _now(device)
-    evaluate(state)
-    evaluation, together = _now(device) - begun, 1
+    found = evaluate(state)
+    evaluation, scores, together = _now(device) - begun, seconds_of_scores(state, found), 1
     if device.type == "cuda" and sys.argv[3] != "1":
         auto = sys.argv[3] == "auto"
         together = n_trials_for(config, images, device) if auto else int(sys.argv[3])
@@ -51,8 +55,20 @@ def main() -> None:
             sys.exit(f"{together} such trials do not run beside each other on this GPU")
         iteration = together / rate
         evaluation *= together  # The host's part of it, one after the other.
-    pace = {"iteration": iteration, "evaluation": evaluation, "device": str(device)}
-    print(json.dumps(pace | {"together": together}))
+    print(json.dumps(asdict(Pace(iteration, evaluation, str(device), scores, together))))
+
+
+def seconds_of_scores(state: TrainState, evaluation: Evaluation) -> float:
+    """What scores of generated images will take, by some of them; what is kept of the data set,
+    such as its features, is made here, once for all trials."""
+    n = state.config.n_generated
+    if n is None:
+        return 0.0
+    state.config = state.config.override(n_generated=min(n, N_SCORED))
+    generation_scores(state, evaluation)
+    begun = _now(state.device)
+    generation_scores(state, evaluation)
+    return (_now(state.device) - begun) * n / min(n, N_SCORED)
 
 
 def _now(device: torch.device) -> float:
