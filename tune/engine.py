@@ -147,6 +147,8 @@ def start(
     """
     # Whatever dies is told by us, in one line; Ray would print a paragraph into the display.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    # Off, Ray takes the loopback for this machine's address, and all its ports listen there alone.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != cluster.LOCAL
     if address != cluster.LOCAL:
         runtime = {
             "env_vars": dict(environment),
