@@ -379,6 +379,39 @@ def test_without_a_storage_a_node_that_cannot_see_the_folder_is_named_before_any
     assert not list((site.base / "outs" / "refused").glob("trials/*"))
 
 
+def test_a_driver_with_another_token_is_refused_in_one_line(
+    site: Site, cluster: tuple[str, "subprocess.Popen[bytes]"]
+) -> None:
+    out = site.base / "outs" / "stranger"
+    process = site.start(
+        "stranger", sys.executable, str(ROOT / "tune/ablation.py"), "--out", str(out), *GRID,
+        "--address", cluster[0], RAY_AUTH_TOKEN=secrets.token_hex(32),
+    )  # fmt: skip
+    assert process.wait(120) == 2
+    log = (site.base / "stranger.log").read_text()
+    assert f"the Ray cluster at {cluster[0]} refuses our token" in log, log
+    assert "Traceback" not in log and not list(out.glob("trials/*"))
+
+
+def test_a_driver_whose_cluster_dies_says_so_and_ends(site: Site) -> None:
+    port = free_port()
+    head = start_node(site, "mortal", "--head", f"--port={port}", "--node-ip-address=127.0.0.1",
+                      "--include-dashboard=false")  # fmt: skip
+    until(lambda: answers(port) and n_nodes(site, f"127.0.0.1:{port}") == 1, 90, "a Ray node")
+    store = ["--storage", str(site.base / "mortal-store")]
+    process = sweep(site, "orphan", "--address", f"127.0.0.1:{port}", *store)
+    trials = site.base / "mortal-store" / "trials"
+    until(lambda: process.poll() is not None or list(trials.glob("*/checkpoint.pt")), 200, "work")
+    assert process.poll() is None, (site.base / "orphan.log").read_text()
+    kill_tree(head.pid)
+    assert process.wait(60) == 3
+    log = (site.base / "orphan.log").read_text()
+    assert "the cluster is gone" in log and "run the same command again" in log, log
+    assert "Traceback" not in log
+    finished(site, "orphan", sweep(site, "orphan", *store), 900)
+    shutil.rmtree(f"/tmp/mpcc-{os.getpid()}-mortal", ignore_errors=True)
+
+
 def test_the_slurm_script_starts_nodes_runs_the_sweep_and_ends_them(site: Site) -> None:
     """With stand-ins for Slurm's own commands, two "nodes" on this machine."""
     if not (ROOT / ".venv" / "bin" / "ray").exists():

@@ -30,7 +30,7 @@ SAME_LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
 
 def check_address(address: str) -> None:
     """PreflightError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host:
         return
     try:

@@ -37,7 +37,7 @@ from ray.tune import Callback  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from tune import cluster  # noqa: E402
+from tune import cluster, joined  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import TrialRunner, cause_of, is_out_of_memory  # noqa: E402
 
@@ -51,6 +51,9 @@ OBJECT_STORE_BYTES = 80 * 2**20
 PROBE_SECONDS = 60.0
 
 TEMP_PREFIX = "mpcc-ray-"
+
+_watch: joined.Watch | None = None
+"""Of the cluster that was joined."""
 
 
 class Reporter(Callback):
@@ -145,6 +148,7 @@ def start(
 
     A cluster is sent the packages that trials import; nothing is read from its disks.
     """
+    global _watch
     # Whatever dies is told by us, in one line; Ray would print a paragraph into the display.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     # Off, Ray takes the loopback for this machine's address, and all its ports listen there alone.
@@ -155,7 +159,7 @@ def start(
             "py_modules": cluster.code(),
             "excludes": ["**/__pycache__"],
         }
-        ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
+        _watch = joined.join(address, runtime)
         return
     os.environ.update(environment)
     here = ray._private.utils.get_num_cpus()
@@ -245,6 +249,14 @@ def room_for(cpus: float, gpus: float) -> bool:
     )
 
 
+def death() -> str | None:
+    """How Ray has ended without being asked to, in words; None while it runs."""
+    if _watch is not None:
+        return _watch.problem()
+    dead = dead_processes()
+    return f"Ray has died ({', '.join(dead)} ended)" if dead else None
+
+
 def dead_processes() -> list[str]:
     """Names of the parts of a local Ray that have ended without being asked to."""
     node = ray._private.worker._global_node
@@ -262,6 +274,10 @@ def kill() -> None:
 
 
 def shutdown() -> None:
+    global _watch
+    if _watch is not None:
+        _watch.stop()
+        _watch = None
     ray.shutdown()
 
 

@@ -399,9 +399,9 @@ class _Session:
             if self._tracker.problem and not self._told_tracking:
                 self._told_tracking = True
                 display.say(f"MLflow does not answer ({self._tracker.problem}); training goes on")
-            dead = engine.dead_processes()
-            if dead and thread.is_alive():
-                display.say(f"Ray has died ({', '.join(dead)} ended); run the same command again")
+            death = engine.death()
+            if death and thread.is_alive():
+                display.say(f"{death}; run the same command again")
                 self._forget_running()
                 return False
             if self._files.lost:
