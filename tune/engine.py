@@ -13,6 +13,7 @@ import queue
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,6 @@ checkpoint."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Hardly used; Ray's default takes a third of the memory."""
-
-PROBE_SECONDS = 60.0
 
 TEMP_PREFIX = "mpcc-ray-"
 
@@ -181,8 +180,10 @@ def n_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
-def on_every_node(probe: Callable[[Any], str | None], argument: Any) -> dict[str, str]:
-    """Call `probe(argument)` on every machine that has cores for trials.
+def on_every_node(
+    probe: Callable[[Any], str | None], argument: Any, seconds: float
+) -> dict[str, str]:
+    """Call `probe(argument)` on every machine that has cores for trials, all at once.
 
     Returns node's address -> what it says, where it does.
     """
@@ -198,9 +199,10 @@ def on_every_node(probe: Callable[[Any], str | None], argument: Any) -> dict[str
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU")
     ]
+    until = time.monotonic() + seconds
     for address, call in calls:
         try:
-            answer = ray.get(call, timeout=PROBE_SECONDS)
+            answer = ray.get(call, timeout=max(0.0, until - time.monotonic()))
         except ray.exceptions.RayError as error:  # a timeout is one of them
             answer = " ".join(str(error).split())[:200] or type(error).__name__
         if answer is not None:

@@ -37,6 +37,10 @@ STOP_SECONDS = 12.0
 SENDING_SECONDS = 30.0
 """How much longer where checkpoints go to a storage."""
 DELIVERY_SECONDS = 60.0
+PROBE_SECONDS = 60.0
+"""How long a cluster's machines have to say what they lack."""
+FETCH_SECONDS = 3600.0
+"""And to fetch their data."""
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
 
@@ -242,6 +246,7 @@ class _Session:
         self.plan, self._settings, self._lock = plan, settings, lock
         self._signals, self._board, self._tracker = signals, board, tracker
         self._supply = supply
+        self._needed: dict[str, Any] | None = None
         self._in_hand: set[str] = set()
         self._id = secrets.token_hex(4)
         self._stopping = False
@@ -294,8 +299,12 @@ class _Session:
         where = self._settings
         if where.address == cluster.LOCAL:
             return
-        needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
-        problems = engine.on_every_node(cluster.missing_here, needed)
+        self._needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
+        problems = engine.on_every_node(cluster.missing_here, self._needed, PROBE_SECONDS)
+        if not problems:
+            if node_data.is_address(where.data_dir):
+                display.say("every machine fetches the data that it lacks …")
+            problems = engine.on_every_node(cluster.data_missing_here, self._needed, FETCH_SECONDS)
         if problems:
             engine.shutdown()
             text = "; ".join(f"{node} {problem}" for node, problem in problems.items())
@@ -323,7 +332,7 @@ class _Session:
         return True
 
     def _spec(self, trial: Trial) -> dict[str, Any]:
-        spec = trial_spec(trial, self.plan, self._settings, self._id)
+        spec = trial_spec(trial, self.plan, self._settings, self._id) | {"needed": self._needed}
         if not self._gpus:
             spec["device"] = "cpu"
         return spec if self._supply is None else spec | self._supply.spec(trial)
