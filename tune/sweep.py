@@ -41,6 +41,9 @@ PROBE_SECONDS = 60.0
 """How long a cluster's machines have to say what they lack."""
 FETCH_SECONDS = 3600.0
 """And to fetch their data."""
+VISIBLE_SECONDS = 15.0
+"""How long the result of a trial that has reported its end may take to be seen on a shared disk, or
+to be fetched from a storage."""
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
 
@@ -248,6 +251,7 @@ class _Session:
         self._supply = supply
         self._needed: dict[str, Any] | None = None
         self._in_hand: set[str] = set()
+        self._ending: dict[str, float] = {}
         self._id = secrets.token_hex(4)
         self._stopping = False
         self._alone: list[str] = []
@@ -402,6 +406,7 @@ class _Session:
         while thread.is_alive():
             thread.join(0.2)
             display.update()
+            self._let_go()
             if feed is not None:
                 self._refill(feed)
             self._lock.renew(self._board.running())
@@ -429,7 +434,17 @@ class _Session:
             if not self._board.running() or time.monotonic() > deadline:
                 self._forget_running()
                 return False
+        while self._ending:
+            self._let_go()
+            time.sleep(0.05)
         return self._signals.number is None
+
+    def _let_go(self) -> None:
+        """Have those trials no more in hand whose reported end can be read here."""
+        for key, until in list(self._ending.items()):
+            if self._files.has_ended(key) or time.monotonic() > until:
+                del self._ending[key]
+                self._in_hand.discard(key)
 
     def _forget_running(self) -> None:
         for key in self._board.running():
@@ -448,7 +463,9 @@ class _Session:
             self._alone.append(key)
             state = ledger.PLANNED
         self._board.set(key, state, report["iteration"], report["accuracy"])
-        if report["done"]:
+        if report["done"] and state in run_dir.ENDED:
+            self._ending[key] = time.monotonic() + VISIBLE_SECONDS
+        elif report["done"]:
             self._in_hand.discard(key)
         if report["evaluated"] or report["done"]:
             self._files.news(key)
