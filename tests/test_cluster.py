@@ -90,13 +90,13 @@ def kill_tree(pid: int) -> None:
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program; skips, saying what to install, where it is missing."""
+    """The path of a program; the test fails, saying what to install, where it is missing."""
     found = shutil.which(name, path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     if found is None:
         places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
         found = str(places[-1]) if places else None
     if found is None:
-        pytest.skip(f"{name} is not installed: {package}")
+        pytest.fail(f"{name} is not installed: {package}")
     return found
 
 
@@ -117,8 +117,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def s3(site: Site) -> str:
     """The address of an S3 store, a bucket in it; credentials are in the site's environment."""
-    pytest.importorskip("boto3", reason="pip install -r requirements-cluster.txt")
-    import boto3
+    import boto3  # pip install -r requirements-cluster.txt
 
     address = os.environ.get("MPCC_TEST_S3")
     if address is None:
@@ -147,7 +146,8 @@ def s3(site: Site) -> str:
 @pytest.fixture(scope="module")
 def postgres(site: Site) -> str:
     """The URI of a new data base in a PostgreSQL of our own."""
-    pytest.importorskip("psycopg", reason="pip install -r requirements-cluster.txt")
+    import psycopg  # noqa: F401  pip install -r requirements-cluster.txt
+
     initdb = program("initdb", "apt-get install postgresql")
     server = program("postgres", "apt-get install postgresql")
     data, port = site.base / "postgres", free_port()
@@ -252,8 +252,18 @@ def finished(site: Site, name: str, process: "subprocess.Popen[bytes]", seconds:
 
 
 def tables(site: Site, name: str) -> dict[str, str]:
-    """Every table of the sweep, byte for byte, but for seconds and MLflow's names."""
-    return Sweep(site.base / "outs" / name, ()).tables()
+    """Every table of the sweep and its companion file, but for what each sweep has of its own.
+
+    That is, of each trial, the seconds it took, MLflow's name for it, and the digest of its
+    records, which hold such seconds.
+    """
+    made = Sweep(site.base / "outs" / name, ()).tables()
+    companion = site.base / "outs" / f"tables-{name}" / "grid-provenance.json"
+    content = json.loads(companion.read_text())
+    assert len(content["trials"]) == N_TRIALS
+    for trial in content["trials"].values():
+        assert re.fullmatch("[0-9a-f]{12}", trial.pop("records")) and trial.pop("mlflow_run")
+    return made | {companion.name: json.dumps(content, indent=1)}
 
 
 def weights(out: Path) -> dict[str, str]:
