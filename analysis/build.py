@@ -13,7 +13,7 @@ from analysis.grid import GridResult, baseline_of, grid_tables
 from analysis.layout import Table
 from analysis.paper_tables import DATASETS, plan_names, table2, table3, table4
 from analysis.render import latex, markdown
-from analysis.tables import table1, table1_groups
+from analysis.tables import sentence, table1, table1_groups
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,17 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
             "these cells are not Table 1's five rows (three esteps at the lowest eta_p, then two "
             "higher eta_p); use --table grid, or sweep --grid esteps,eta_p"
         )
-    return [made[name]() for name in names]
+    found = [made[name]() for name in names]
+    for product in found:
+        for table in product.tables:
+            _say_who_chose(records, table)
+    return found
+
+
+def _say_who_chose(records: Records, table: Table) -> None:
+    """Whether labels chose what a table shows stands under it, where no line says so yet."""
+    if not any(records.selection.lower() in line.lower() for line in table.lines):
+        table.lines.append(sentence(records.selection))
 
 
 def _paper(table: Table, groups: list[Group]) -> Product:

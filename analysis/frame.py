@@ -57,6 +57,9 @@ META = (
 BASELINE = "baseline/"
 """Prefix of a trial's reference figures (k-means on the same images)."""
 
+UNRECORDED = "a metric that the plan does not name"
+"""Of a confirmation that was planned before plans named it."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -105,11 +108,27 @@ class Records:
     def selection(self) -> str:
         """Who chose the settings, for the line under every table."""
         goals = list(dict.fromkeys(name for s in self.searches for name in s["objectives"]))
-        chosen = [name for name in goals if name in NEED_LABELS]
-        if chosen:
-            return f"labels chose the settings: the search went by {' and '.join(chosen)}"
-        free = f": the search went by {' and '.join(goals)}" if goals else ""
-        return f"labels chose nothing{free}"
+        fresh = self.confirmed_by
+        head = "labels chose nothing"
+        if any(name in NEED_LABELS for name in (*goals, *fresh)):
+            head = "labels chose the settings"
+            goals, fresh = ([n for n in names if n in NEED_LABELS] for names in (goals, fresh))
+        elif UNRECORDED in fresh:
+            head = "labels may have chosen the settings"
+        ways = [("the search went by", goals), ("the cells to confirm were chosen by", fresh)]
+        how = " and ".join(f"{way} {' and '.join(names)}" for way, names in ways if names)
+        return f"{head}: {how}" if how else head
+
+    @property
+    def confirmed_by(self) -> list[str]:
+        """The metrics by which cells were chosen for fresh seeds (`tune.confirm`)."""
+        plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
+        names = [name for plan in plans for name in plan.get("confirm_by", ())]
+        unknown = any(
+            not plan.get("confirm_by") and any(c.get("confirm_seeds") for c in plan["cells"])
+            for plan in plans
+        )
+        return list(dict.fromkeys([*names, *([UNRECORDED] if unknown else [])]))
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -91,6 +91,8 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
         raise LoadError(f"{file} is not a plan that this version reads (schema 1)")
     try:
         from_dict(plan["base"])
+        if not all(isinstance(name, str) for name in [*plan.get("confirm_by", ())]):
+            raise ValueError("a metric of confirm_by is no text")
         for cell in plan["cells"]:
             from_dict(cell["changes"])
             texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]

@@ -41,7 +41,8 @@ def report(
     title = " and ".join(dict.fromkeys(sweep.name for sweep in records.sweeps))
     result = next((p.result for p in products if p.result), None)
     sections = {
-        "Summary": f"<p>{escape(words.paragraph(records, groups, result, test))}</p>",
+        "Summary": f"<p>{escape(words.paragraph(records, groups, result, test))} "
+        f"{escape(_sentence(records.selection))}</p>",
         "Search": _search(records, groups, lines) if pictures else "",
         "Tables": "".join(html.table(t) for p in products for t in p.tables),
         "Seeds": _strips(records, groups),

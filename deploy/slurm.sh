@@ -12,6 +12,8 @@ set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?run me with sbatch}"
 export PATH="$PWD/.venv/bin:$PATH"
+# srun gives a step one core unless it is told; since Slurm 22.05 it does not take sbatch's word.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 port="${MPCC_RAY_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
 
 # A token of this job's own: other users of the nodes cannot join or command the cluster.
@@ -25,7 +27,7 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head="${nodes[0]}"
 address="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')"
 gpus="${SLURM_GPUS_ON_NODE:-0}"
-common=(--num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="$gpus" --temp-dir="$temp"
+common=(--num-cpus="$SRUN_CPUS_PER_TASK" --num-gpus="$gpus" --temp-dir="$temp"
         --disable-usage-stats --block)
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" --export=ALL \

@@ -90,13 +90,13 @@ def kill_tree(pid: int) -> None:
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program; skips, saying what to install, where it is missing."""
+    """The path of a program; the test fails, saying what to install, where it is missing."""
     found = shutil.which(name, path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     if found is None:
         places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
         found = str(places[-1]) if places else None
     if found is None:
-        pytest.skip(f"{name} is not installed: {package}")
+        pytest.fail(f"{name} is not installed: {package}")
     return found
 
 
@@ -117,8 +117,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def s3(site: Site) -> str:
     """The address of an S3 store, a bucket in it; credentials are in the site's environment."""
-    pytest.importorskip("boto3", reason="pip install -r requirements-cluster.txt")
-    import boto3
+    import boto3  # pip install -r requirements-cluster.txt
 
     address = os.environ.get("MPCC_TEST_S3")
     if address is None:
@@ -147,7 +146,8 @@ def s3(site: Site) -> str:
 @pytest.fixture(scope="module")
 def postgres(site: Site) -> str:
     """The URI of a new data base in a PostgreSQL of our own."""
-    pytest.importorskip("psycopg", reason="pip install -r requirements-cluster.txt")
+    import psycopg  # noqa: F401  pip install -r requirements-cluster.txt
+
     initdb = program("initdb", "apt-get install postgresql")
     server = program("postgres", "apt-get install postgresql")
     data, port = site.base / "postgres", free_port()
@@ -252,8 +252,18 @@ def finished(site: Site, name: str, process: "subprocess.Popen[bytes]", seconds:
 
 
 def tables(site: Site, name: str) -> dict[str, str]:
-    """Every table of the sweep, byte for byte, but for seconds and MLflow's names."""
-    return Sweep(site.base / "outs" / name, ()).tables()
+    """Every table of the sweep and its companion file, but for what each sweep has of its own.
+
+    That is, of each trial, the seconds it took, MLflow's name for it, and the digest of its
+    records, which hold such seconds.
+    """
+    made = Sweep(site.base / "outs" / name, ()).tables()
+    companion = site.base / "outs" / f"tables-{name}" / "grid-provenance.json"
+    content = json.loads(companion.read_text())
+    assert len(content["trials"]) == N_TRIALS
+    for trial in content["trials"].values():
+        assert re.fullmatch("[0-9a-f]{12}", trial.pop("records")) and trial.pop("mlflow_run")
+    return made | {companion.name: json.dumps(content, indent=1)}
 
 
 def weights(out: Path) -> dict[str, str]:
@@ -377,6 +387,39 @@ def test_without_a_storage_a_node_that_cannot_see_the_folder_is_named_before_any
     log = (site.base / "refused.log").read_text()
     assert re.search(r"not every machine is ready: [\d.]+ does not see .*give --storage", log), log
     assert not list((site.base / "outs" / "refused").glob("trials/*"))
+
+
+def test_a_driver_with_another_token_is_refused_in_one_line(
+    site: Site, cluster: tuple[str, "subprocess.Popen[bytes]"]
+) -> None:
+    out = site.base / "outs" / "stranger"
+    process = site.start(
+        "stranger", sys.executable, str(ROOT / "tune/ablation.py"), "--out", str(out), *GRID,
+        "--address", cluster[0], RAY_AUTH_TOKEN=secrets.token_hex(32),
+    )  # fmt: skip
+    assert process.wait(120) == 2
+    log = (site.base / "stranger.log").read_text()
+    assert f"the Ray cluster at {cluster[0]} refuses our token" in log, log
+    assert "Traceback" not in log and not list(out.glob("trials/*"))
+
+
+def test_a_driver_whose_cluster_dies_says_so_and_ends(site: Site) -> None:
+    port = free_port()
+    head = start_node(site, "mortal", "--head", f"--port={port}", "--node-ip-address=127.0.0.1",
+                      "--include-dashboard=false")  # fmt: skip
+    until(lambda: answers(port) and n_nodes(site, f"127.0.0.1:{port}") == 1, 90, "a Ray node")
+    store = ["--storage", str(site.base / "mortal-store")]
+    process = sweep(site, "orphan", "--address", f"127.0.0.1:{port}", *store)
+    trials = site.base / "mortal-store" / "trials"
+    until(lambda: process.poll() is not None or list(trials.glob("*/checkpoint.pt")), 200, "work")
+    assert process.poll() is None, (site.base / "orphan.log").read_text()
+    kill_tree(head.pid)
+    assert process.wait(60) == 3
+    log = (site.base / "orphan.log").read_text()
+    assert "the cluster is gone" in log and "run the same command again" in log, log
+    assert "Traceback" not in log
+    finished(site, "orphan", sweep(site, "orphan", *store), 900)
+    shutil.rmtree(f"/tmp/mpcc-{os.getpid()}-mortal", ignore_errors=True)
 
 
 def test_the_slurm_script_starts_nodes_runs_the_sweep_and_ends_them(site: Site) -> None:

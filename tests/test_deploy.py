@@ -1,5 +1,6 @@
 """The files of deploy/, as far as they can be checked without a cloud."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -98,15 +99,43 @@ def test_the_slurm_script_is_sound_shell() -> None:
         subprocess.run(["shellcheck", str(script)], check=True)
 
 
+def test_every_step_of_a_slurm_job_gets_the_cores_that_ray_is_told_of() -> None:
+    script = (DEPLOY / "slurm.sh").read_text()
+    export = script.index('export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"\n')
+    assert export < script.index("srun --")
+    assert '--num-cpus="$SRUN_CPUS_PER_TASK"' in script
+
+
+def test_the_image_leaves_free_the_place_the_code_is_sent_to_and_only_commits_are_sent() -> None:
+    shipped = (DEPLOY / "README.md").read_text()
+    assert "kubectl cp" not in shipped
+    sent = re.search(r"git archive HEAD \| kubectl exec -i \S+ -- sh -c '(.*)'", shipped)
+    assert sent and sent[1] == "mkdir -p ~/mpcc && tar -x -C ~/mpcc"
+    for line in (DEPLOY / "Dockerfile").read_text().splitlines():
+        assert not line.startswith("COPY") or line.split()[-1] == "/opt/mpcc-requirements/"
+
+
+def test_what_is_sent_to_a_pod_is_the_committed_files(tmp_path: Path) -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("no git repository here")
+    packed = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True)
+    script = f"mkdir -p {tmp_path}/mpcc && tar -x -C {tmp_path}/mpcc"
+    subprocess.run(["sh", "-c", script], input=packed.stdout, check=True)
+    names = {path.name for path in (tmp_path / "mpcc").iterdir()}
+    assert {"mpcc", "tune", "analysis", "README.md"} <= names
+    assert not names & {".git", ".venv", "runs", "shared"}
+
+
 def test_compose_accepts_its_file() -> None:
     services = parsed("compose.yaml")[0]
     assert set(services["services"]) == {"database", "mlflow"}
     assert set(services["volumes"]) == {"database", "artifacts"}
-    probe = ["docker", "compose", "version"]
-    if not shutil.which("docker") or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("no docker compose here")
-    command = ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={"MLFLOW_DB_PASSWORD": "x", "PATH": "/usr/bin"}
-    )
+    docker = shutil.which("docker")
+    if docker is None:
+        pytest.skip("no docker here")
+    if subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+        pytest.skip("docker here has no compose")
+    command = [docker, "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
+    environment = {**os.environ, "MLFLOW_DB_PASSWORD": "x"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

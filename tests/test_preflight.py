@@ -1,9 +1,12 @@
 """What is looked at before the first trial."""
 
+import pickle
 import shutil
 import socket
 import sqlite3
+import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from mpcc.config import PRESETS
 from tune import cluster, ledger, preflight, tracking
 from tune.grid import cells, parse_grid
 from tune.ledger import Trial
+from tune.trainable import cause_of
 
 
 def trials(preset: str = "tiny") -> list[Trial]:
@@ -113,10 +117,71 @@ def test_what_a_machine_lacks_for_the_trials_is_named(
         ({"libraries": {"torch": "0.1"}}, "the driver 0.1"),
         ({"libraries": {"no-such-library": "1"}}, "has no no-such-library"),
         ({"code": {"mpcc/losses.py": "other"}}, "another version of this code"),
-        ({"datasets": ["mnist"], "data_dir": str(tmp_path / "none")}, "does not exist"),
     ]
     for change, word in lacking:
         assert word in str(cluster.missing_here(needed | change))
+    assert cluster.data_missing_here(needed) is None
+    no_data = {"datasets": ["mnist"], "data_dir": str(tmp_path / "none")}
+    assert "does not exist" in str(cluster.data_missing_here(needed | no_data))
+    monkeypatch.setenv("MPCC_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    assert "Inception weights" in str(cluster.data_missing_here(needed | {"inception": True}))
+
+
+def test_inception_weights_are_wanted_everywhere_where_images_are_drawn_and_someone_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trials()
+    drawing = [replace(t, config=t.config.override(n_generated=50)) for t in plain]
+    monkeypatch.setenv("MPCC_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    assert not cluster.needs(drawing, tmp_path, None, None)["inception"]
+    monkeypatch.setattr(cluster.inception, "find_weights", lambda: tmp_path / "there.pth")
+    assert cluster.needs(drawing, tmp_path, None, None)["inception"]
+    assert not cluster.needs(plain, tmp_path, None, None)["inception"]
+
+
+@pytest.fixture
+def late_machine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A process of a machine that nobody has asked yet; what it lacks, to be changed."""
+    lacks = ["has no torch: install requirements.txt with constraints.txt"]
+    monkeypatch.setattr(cluster, "_ready", set())
+    monkeypatch.setattr(cluster, "NOT_READY_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "missing_here", lambda _: lacks[0] if lacks else None)
+    return lacks
+
+
+def test_a_machine_that_joined_late_is_asked_by_its_first_trial_and_not_again(
+    late_machine: list[str], tmp_path: Path
+) -> None:
+    needed = cluster.needs(trials(), tmp_path, None, None)
+    cluster.check_here(None, "digits", lambda: False)
+    begun = time.monotonic()
+    with pytest.raises(cluster.NotReady, match="has no torch") as caught:
+        cluster.check_here(needed, "digits", lambda: False)
+    assert time.monotonic() - begun >= 0.2
+    assert cause_of(pickle.loads(pickle.dumps(caught.value))) is None
+    late_machine.clear()
+    cluster.check_here(needed, "digits", lambda: False)
+    late_machine.append("would be said again")
+    cluster.check_here(needed, "digits", lambda: False)
+    with pytest.raises(cluster.NotReady):
+        cluster.check_here(needed, "mnist", lambda: True)
+
+
+def test_a_trial_on_a_machine_that_is_not_ready_is_handed_back_and_not_failed(
+    late_machine: list[str], tmp_path: Path
+) -> None:
+    from tests.test_storage import spec_of
+    from tune.storage import Storage
+    from tune.trainable import TrialRunner
+
+    trial, store = trials()[0], Storage(str(tmp_path / "store"), 0)
+    store.prepare()
+    needed = cluster.needs([trial], tmp_path, store.address, None)
+    runner = TrialRunner({"trial": spec_of(trial, store, needed=needed)})
+    with pytest.raises(cluster.NotReady):
+        runner.step()
+    runner.cleanup()
+    assert store.list() == {}
 
 
 def test_only_a_cluster_is_sent_credentials_and_the_version_of_the_code(

@@ -1,5 +1,6 @@
 """A search in tables, pictures and the report: from records alone, and who chose is said."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from analysis import search as found_in
-from analysis.build import Choices, products
+from analysis.build import Choices, files, products
 from analysis.cells import groups
 from analysis.load import load
 from analysis.make_tables import main
 from analysis.render import markdown
+from tests.records import table1_sweep
 from tests.test_search import begin, drive, finish, value_of
 from tune import ledger, points
 
@@ -36,11 +38,84 @@ def test_the_best_points_are_those_of_the_search(tmp_path: Path) -> None:
 
 def test_labels_that_chose_are_named_in_every_table(tmp_path: Path) -> None:
     searched(tmp_path, objectives=("acc_majority",))
-    records = load([tmp_path])
-    for product in products(records, groups(records), Choices("all")):
-        first = "\n".join(product.tables[0].lines).lower()
-        assert "labels chose the settings: the search went by acc_majority" in first
-        assert "labels chose nothing" not in first
+    names = check_said(tmp_path, "labels chose the settings: the search went by acc_majority")
+    assert {"search", "search-importance", "grid", "grid-differences"} <= names
+
+
+def check_said(folder: Path, words: str) -> set[str]:
+    """Each table and companion file of the folder says so, once; returns the tables' names."""
+    records, names = load([folder]), set()
+    cells = groups(records)
+    for product in products(records, cells, Choices("all")):
+        for table in product.tables:
+            text = "\n".join(table.lines).lower()
+            assert text.count(words) == text.count("labels chose") + text.count("labels may") == 1
+            names.add(table.name)
+        made = files(records, product, Choices("all"))
+        companion = json.loads(made[f"{product.name}-provenance.json"])
+        assert companion["selection"] == f"last iteration (@last); {words}"
+    return names
+
+
+def confirmed_grid(folder: Path, metric: str | None) -> ledger.Plan:
+    """Table 1's sweep on disk, its best cell run again on fresh seeds."""
+    from tune.confirm import confirm
+
+    sweep = table1_sweep(folder)
+    plan = ledger.read_plan(folder)
+    assert plan is not None
+    plan, cells, _ = confirm(plan, folder, metric)
+    ledger.write_plan(folder, plan)
+    for planned in cells:
+        for seed in planned.confirm_seeds:
+            sweep.trial(dict(planned.cell.changes), seed, {"acc_majority": 0.8, "mse": 0.1})
+    return plan
+
+
+def test_labels_that_chose_what_to_confirm_are_named_in_every_table(tmp_path: Path) -> None:
+    confirmed_grid(tmp_path / "s", None)
+    words = "labels chose the settings: the cells to confirm were chosen by acc_majority"
+    assert {"table1", "grid", "grid-confirm", "grid-effects"} <= check_said(tmp_path / "s", words)
+    confirmed_grid(tmp_path / "t", "mse")
+    check_said(tmp_path / "t", "labels chose nothing: the cells to confirm were chosen by mse")
+
+
+def test_a_plan_that_does_not_say_who_chose_is_not_taken_for_an_innocent_one(
+    tmp_path: Path,
+) -> None:
+    plan = confirmed_grid(tmp_path / "s", "mse")
+    ledger.write_plan(tmp_path / "s", replace(plan, confirm_by=()))
+    check_said(
+        tmp_path / "s",
+        "labels may have chosen the settings: the cells to confirm were chosen by a metric that "
+        "the plan does not name",
+    )
+
+
+def test_a_search_without_labels_that_is_confirmed_by_labels_says_the_latter(
+    tmp_path: Path,
+) -> None:
+    from tune.confirm import confirm
+
+    supply = searched(tmp_path)
+    plan, _, _ = confirm(supply.plan, tmp_path, "acc_majority")
+    assert plan.confirm_by == ("acc_majority",)
+    ledger.write_plan(tmp_path, plan)
+    check_said(
+        tmp_path, "labels chose the settings: the cells to confirm were chosen by acc_majority"
+    )
+    own, _, _ = confirm(supply.plan, tmp_path)
+    assert own.confirm_by == ("mse",)
+
+
+def test_the_page_of_a_sweep_says_who_chose(tmp_path: Path, capsys) -> None:
+    confirmed_grid(tmp_path / "s", None)
+    assert main(["--runs", str(tmp_path / "s"), "--format", "html,tex,md,csv"]) == 0
+    words = "the cells to confirm were chosen by acc"
+    for file in (tmp_path / "s" / "tables").iterdir():
+        if file.suffix != ".csv":
+            assert words in " ".join(file.read_text().split()), file.name
+    capsys.readouterr()
 
 
 def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Path) -> None:

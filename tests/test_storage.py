@@ -484,6 +484,25 @@ def test_data_of_a_storage_is_fetched_once_and_again_only_when_it_changes(
     assert node_data.folder_here(store.address, "digits") is not None
 
 
+def test_fetched_weights_stand_in_for_a_file_that_only_the_drivers_machine_has(
+    store: Storage, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPCC_CACHE_DIR", str(tmp_path / "cache"))
+    store.write(node_data.inception.WEIGHTS_NAME, b"weights")
+    here = tmp_path / "mine.pth"
+    for named, stays in ((here, False), (None, False), (here, True)):
+        if named is None:
+            monkeypatch.delenv("MPCC_INCEPTION_WEIGHTS")
+        else:
+            monkeypatch.setenv("MPCC_INCEPTION_WEIGHTS", str(named))
+        if stays:
+            here.touch()
+        place = node_data.folder_here(store.address, "digits")
+        assert place is not None
+        expected = here if stays else place / node_data.inception.WEIGHTS_NAME
+        assert os.environ["MPCC_INCEPTION_WEIGHTS"] == str(expected)
+
+
 def test_data_that_is_missing_or_unsound_in_the_storage_is_named(
     store: Storage, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,45 @@ def expected_trials() -> list[Trial]:
     return [trial for cell in made for trial in ledger.trials(cell, (0, 1))]
 
 
+def test_a_reported_end_counts_once_the_result_is_seen_on_the_shared_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = expected_trials()[0]
+    where = sweep.Settings(tmp_path, "")
+    board = sweep.Board([trial], {trial.key: Status(ledger.RUNNING)})
+    files = sweep.OutFolder(tmp_path)
+    session: Any = sweep._Session(
+        None,
+        where,
+        None,
+        sweep.Signals(),
+        board,
+        None,
+        files,
+        None,  # type: ignore[arg-type]
+    )
+    report = {"trial_key": trial.key, "state": "done", "iteration": 60, "accuracy": 0.5}
+    session._in_hand = {trial.key}
+    session._reported(report | {"evaluated": True, "done": True})
+    session._let_go()
+    assert session._in_hand == {trial.key}
+    folder = ledger.trial_dir(tmp_path, trial.key)
+    folder.mkdir(parents=True)
+    (folder / run_dir.RESULT).touch()
+    session._let_go()
+    assert not session._in_hand and not session._ending
+
+    (folder / run_dir.RESULT).unlink()
+    session._in_hand = {trial.key}
+    monkeypatch.setattr(sweep, "VISIBLE_SECONDS", -1.0)  # never seen: no reason to wait for ever
+    session._reported(report | {"evaluated": True, "done": True})
+    session._let_go()
+    assert not session._in_hand
+    session._in_hand = {trial.key}
+    session._reported(report | {"state": "stopped", "evaluated": False, "done": True})
+    assert not session._in_hand
+
+
 @pytest.mark.slow
 def test_a_sweep_killed_grown_and_interrupted_ends_with_every_trial_done(story: Story) -> None:
     assert story.code == 0, story.noise

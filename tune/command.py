@@ -243,8 +243,9 @@ def trials_per_gpu(args: argparse.Namespace) -> Any:
 
 def address(text: str) -> str:
     """Where Ray is, as given; UsageError for what can be no address."""
-    host, colon, port = text.removeprefix("ray://").rpartition(":")
-    if text in ("local", "auto") or (host and port.isdecimal() and 0 < int(port) < 65536):
+    host, _, port = text.rpartition(":")
+    known = host and "/" not in host and port.isdecimal() and 0 < int(port) < 65536
+    if text in ("local", "auto") or known:
         return text
     raise UsageError(f"--address must be local, auto or HOST:PORT, got '{text}'")
 

@@ -46,18 +46,20 @@ def confirm(
     search = search_of(plan)
     if search is not None:
         goals = replace(search, objectives=(metric,)) if metric else search
-        keys = _best_points(plan, out, goals)
+        by, keys = goals.objectives, _best_points(plan, out, goals)
         name = f"best by {' and '.join(goals.objectives)}, or the base settings"
     else:
-        keys = best_cells(out, metric or DEFAULT_METRIC)
-        name = f"best or tied by {metric or DEFAULT_METRIC}"
+        by = (metric or DEFAULT_METRIC,)
+        keys = best_cells(out, by[0])
+        name = f"best or tied by {by[0]}"
     cells = [
         replace(cell, confirm_seeds=_fresh(n_seeds or len(cell.seeds)))
         if cell.cell.key in keys
         else cell
         for cell in plan.cells
     ]
-    return replace(plan, cells=tuple(cells)), [c for c in cells if c.confirm_seeds], name
+    grown = replace(plan, cells=tuple(cells), confirm_by=by)
+    return grown, [c for c in cells if c.confirm_seeds], name
 
 
 def _best_points(plan: Plan, out: Path, search: Search) -> set[str]:

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from ray.tune import Callback  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from tune import cluster  # noqa: E402
+from tune import cluster, joined  # noqa: E402
 from tune.groups import leading  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import (  # noqa: E402
@@ -56,9 +57,10 @@ checkpoint."""
 OBJECT_STORE_BYTES = 80 * 2**20
 """Hardly used; Ray's default takes a third of the memory."""
 
-PROBE_SECONDS = 60.0
-
 TEMP_PREFIX = "mpcc-ray-"
+
+_watch: joined.Watch | None = None
+"""Of the cluster that was joined."""
 
 
 class Reporter(Callback):
@@ -175,15 +177,18 @@ def start(
 
     A cluster is sent the packages that trials import; nothing is read from its disks.
     """
+    global _watch
     # Whatever dies is told by us, in one line; Ray would print a paragraph into the display.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    # Off, Ray takes the loopback for this machine's address, and all its ports listen there alone.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != cluster.LOCAL
     if address != cluster.LOCAL:
         runtime = {
             "env_vars": dict(environment),
             "py_modules": cluster.code(),
             "excludes": ["**/__pycache__"],
         }
-        ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
+        _watch = joined.join(address, runtime)
         return
     os.environ.update(environment)
     here = ray._private.utils.get_num_cpus()
@@ -210,8 +215,10 @@ def n_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
-def on_every_node(probe: Callable[[Any], str | None], argument: Any) -> dict[str, str]:
-    """Call `probe(argument)` on every machine that has cores for trials.
+def on_every_node(
+    probe: Callable[[Any], str | None], argument: Any, seconds: float
+) -> dict[str, str]:
+    """Call `probe(argument)` on every machine that has cores for trials, all at once.
 
     Returns node's address -> what it says, where it does.
     """
@@ -227,9 +234,10 @@ def on_every_node(probe: Callable[[Any], str | None], argument: Any) -> dict[str
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("CPU")
     ]
+    until = time.monotonic() + seconds
     for address, call in calls:
         try:
-            answer = ray.get(call, timeout=PROBE_SECONDS)
+            answer = ray.get(call, timeout=max(0.0, until - time.monotonic()))
         except ray.exceptions.RayError as error:  # a timeout is one of them
             answer = " ".join(str(error).split())[:200] or type(error).__name__
         if answer is not None:
@@ -288,6 +296,14 @@ def room_for(cpus: float, gpus: float) -> bool:
     )
 
 
+def death() -> str | None:
+    """How Ray has ended without being asked to, in words; None while it runs."""
+    if _watch is not None:
+        return _watch.problem()
+    dead = dead_processes()
+    return f"Ray has died ({', '.join(dead)} ended)" if dead else None
+
+
 def dead_processes() -> list[str]:
     """Names of the parts of a local Ray that have ended without being asked to."""
     node = ray._private.worker._global_node
@@ -305,6 +321,10 @@ def kill() -> None:
 
 
 def shutdown() -> None:
+    global _watch
+    if _watch is not None:
+        _watch.stop()
+        _watch = None
     ray.shutdown()
 
 

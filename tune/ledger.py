@@ -90,6 +90,8 @@ class Plan:
     """Iterations that were planned before the training was told to go on."""
     search: Mapping[str, Any] | None = None
     """What a search looks for and its points (`tune.points`); None for a grid."""
+    confirm_by: tuple[str, ...] = ()
+    """Metrics by which the cells with fresh seeds were chosen (`tune.confirm`)."""
 
     def grow(self, cells: Iterable[Cell], seeds: Iterable[int], grid: str) -> Plan:
         """This plan and these cells with these seeds; what was planned before stays."""
@@ -140,6 +142,8 @@ class Plan:
         }
         if self.earlier_iterations:
             values["earlier_iterations"] = list(self.earlier_iterations)
+        if self.confirm_by:
+            values["confirm_by"] = list(self.confirm_by)
         more = {"search": self.search, "data": self.data}
         return values | {name: dict(value) for name, value in more.items() if value}
 
@@ -364,6 +368,7 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         data or None,
         tuple(base.override(iterations=n).iterations for n in values.get("earlier_iterations", ())),
         values.get("search"),
+        tuple(str(name) for name in values.get("confirm_by", ())),
     )
 
 

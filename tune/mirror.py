@@ -109,6 +109,16 @@ class OutFolder:
         """A trial has written something."""
         self._poke()
 
+    def has_ended(self, key: str) -> bool:
+        """Whether a trial's result can be read here.
+
+        By a look at the whole folder: a client of a shared disk may remember a file as missing.
+        """
+        try:
+            return run_dir.RESULT in os.listdir(ledger.trial_dir(self.out, key))
+        except OSError:
+            return False
+
     def send_failed(self, key: str) -> None:
         """The driver itself has recorded a trial as failed."""
 

@@ -35,11 +35,19 @@ def folder_here(data_dir: str | None, dataset: str) -> Path | None:
     with locked(place / dataset):
         for file, about in files_of(storage, dataset).items():
             _fetch(storage, file, about, place / file)
-    weights = place / inception.WEIGHTS_NAME
-    if weights.exists():
-        os.environ.setdefault(inception.WEIGHTS_VARIABLE, str(weights))
+    _use_weights(place / inception.WEIGHTS_NAME)
     data_files.check_available(dataset, place)
     return place
+
+
+def _use_weights(fetched: Path) -> None:
+    """Have trials here use the fetched Inception weights, unless the file named is here as well.
+
+    The driver's variable comes along, and may name a file of its own machine.
+    """
+    named = os.environ.get(inception.WEIGHTS_VARIABLE)
+    if fetched.exists() and not (named and Path(named).expanduser().is_file()):
+        os.environ[inception.WEIGHTS_VARIABLE] = str(fetched)
 
 
 def check_stored(address: str, datasets: Sequence[str]) -> None:

@@ -38,6 +38,13 @@ STOP_SECONDS = 12.0
 SENDING_SECONDS = 30.0
 """How much longer where checkpoints go to a storage."""
 DELIVERY_SECONDS = 60.0
+PROBE_SECONDS = 60.0
+"""How long a cluster's machines have to say what they lack."""
+FETCH_SECONDS = 3600.0
+"""And to fetch their data."""
+VISIBLE_SECONDS = 15.0
+"""How long the result of a trial that has reported its end may take to be seen on a shared disk, or
+to be fetched from a storage."""
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
 
@@ -246,7 +253,9 @@ class _Session:
         self.plan, self._settings, self._lock = plan, settings, lock
         self._signals, self._board, self._tracker = signals, board, tracker
         self._supply = supply
+        self._needed: dict[str, Any] | None = None
         self._in_hand: set[str] = set()
+        self._ending: dict[str, float] = {}
         self._id = secrets.token_hex(4)
         self._stopping = False
         self._alone: list[str] = []
@@ -316,8 +325,12 @@ class _Session:
         where = self._settings
         if where.address == cluster.LOCAL:
             return
-        needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
-        problems = engine.on_every_node(cluster.missing_here, needed)
+        self._needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
+        problems = engine.on_every_node(cluster.missing_here, self._needed, PROBE_SECONDS)
+        if not problems:
+            if node_data.is_address(where.data_dir):
+                display.say("every machine fetches the data that it lacks …")
+            problems = engine.on_every_node(cluster.data_missing_here, self._needed, FETCH_SECONDS)
         if problems:
             engine.shutdown()
             text = "; ".join(f"{node} {problem}" for node, problem in problems.items())
@@ -350,7 +363,7 @@ class _Session:
         return "ran out of memory" if self._group_size == 1 else "could not run beside others"
 
     def _spec(self, trial: Trial) -> dict[str, Any]:
-        spec = trial_spec(trial, self.plan, self._settings, self._id)
+        spec = trial_spec(trial, self.plan, self._settings, self._id) | {"needed": self._needed}
         if not self._gpus:
             spec["device"] = "cpu"
         return spec if self._supply is None else spec | self._supply.spec(trial)
@@ -421,15 +434,16 @@ class _Session:
         while thread.is_alive():
             thread.join(0.2)
             display.update()
+            self._let_go()
             if feed is not None:
                 self._refill(feed)
             self._lock.renew(self._board.running())
             if self._tracker.problem and not self._told_tracking:
                 self._told_tracking = True
                 display.say(f"MLflow does not answer ({self._tracker.problem}); training goes on")
-            dead = engine.dead_processes()
-            if dead and thread.is_alive():
-                display.say(f"Ray has died ({', '.join(dead)} ended); run the same command again")
+            death = engine.death()
+            if death and thread.is_alive():
+                display.say(f"{death}; run the same command again")
                 self._forget_running()
                 return False
             if self._files.lost:
@@ -448,7 +462,17 @@ class _Session:
             if not self._board.running() or time.monotonic() > deadline:
                 self._forget_running()
                 return False
+        while self._ending:
+            self._let_go()
+            time.sleep(0.05)
         return self._signals.number is None
+
+    def _let_go(self) -> None:
+        """Have those trials no more in hand whose reported end can be read here."""
+        for key, until in list(self._ending.items()):
+            if self._files.has_ended(key) or time.monotonic() > until:
+                del self._ending[key]
+                self._in_hand.discard(key)
 
     def _forget_running(self) -> None:
         for key in self._board.running():
@@ -467,7 +491,9 @@ class _Session:
             self._alone.append(key)
             state = ledger.PLANNED
         self._board.set(key, state, report["iteration"], report["accuracy"])
-        if report["done"]:
+        if report["done"] and state in run_dir.ENDED:
+            self._ending[key] = time.monotonic() + VISIBLE_SECONDS
+        elif report["done"]:
             self._in_hand.discard(key)
         if report["evaluated"] or report["done"]:
             self._files.news(key)

@@ -17,7 +17,7 @@ from ray import tune
 
 from mpcc import run_dir
 from mpcc.config import Config, from_dict
-from tune import ledger, node_data
+from tune import cluster, ledger, node_data
 from tune.lock import process_lives
 from tune.place import place_of
 
@@ -53,6 +53,8 @@ class Course:
             return self._report(ledger.STOPPED)
         try:
             if self._progress is None:
+                dataset = self._config.dataset
+                cluster.check_here(self._spec.get("needed"), dataset, self._place.stop_asked)
                 self._place.fetch()
                 run_dir.open_run(self._path, self._config)
                 self._back_off()
