@@ -94,9 +94,13 @@ class Reporter(Callback):
 class Feed(Searcher):
     """Trials that are handed to Tune one by one while it runs, in the order they are put in."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, claim: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda spec: spec
+    ) -> None:
+        """`claim` gives the trial as it is to run, None where it is not this driver's to run."""
         super().__init__()
         self._specs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._claim = claim
         self.closed = False
 
     def put(self, spec: dict[str, Any]) -> None:
@@ -110,10 +114,13 @@ class Feed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune: the next trial, nothing for now, or the end."""
         closed = self.closed  # Looked at first: what was put in before is not lost.
-        try:
-            return {"trial": self._specs.get_nowait()}
-        except queue.Empty:
-            return Searcher.FINISHED if closed else None
+        while True:
+            try:
+                spec = self._claim(self._specs.get_nowait())
+            except queue.Empty:
+                return Searcher.FINISHED if closed else None
+            if spec is not None:
+                return {"trial": spec}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -144,6 +144,27 @@ class Plan:
         return values | {name: dict(value) for name, value in more.items() if value}
 
 
+def united(mine: Plan, theirs: Plan) -> Plan:
+    """My plan with what another driver has written into sweep.json meanwhile.
+
+    The longer list of search points stays. Where the two disagree in a point theirs does: trials
+    may have begun on it.
+    """
+    points = [list((plan.search or {}).get("points", ())) for plan in (mine, theirs)]
+    if points[0][: len(points[1])] != points[1]:
+        mine = dataclasses.replace(mine, cells=(), search=theirs.search)
+    cells = {planned.cell.key: planned for planned in theirs.cells}
+    for planned in mine.cells:
+        known = cells.get(planned.cell.key, planned)
+        cells[planned.cell.key] = dataclasses.replace(
+            known,
+            grids=tuple(dict.fromkeys((*known.grids, *planned.grids))),
+            seeds=tuple(sorted({*known.seeds, *planned.seeds})),
+        )
+    data = {**(mine.data or {}), **(theirs.data or {})}
+    return dataclasses.replace(mine, cells=tuple(cells.values()), data=data or None)
+
+
 def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
     """The trials of one cell."""
     configs = [(seed, cell.config.override(seed=seed)) for seed in seeds]
