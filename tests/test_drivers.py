@@ -266,13 +266,23 @@ def runs_of(out: Path) -> list[tuple[str, str]]:
         ).fetchall()
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same search by one driver, without a storage."""
+    out = tmp_path_factory.mktemp("alone") / "search"
+    driver = one.launch(out)
+    text, noise = driver.communicate(timeout=900)
+    assert driver.returncode == 0, text + noise
+    return out
+
+
 @pytest.mark.slow
 def test_of_two_drivers_one_is_killed_and_the_other_ends_the_search_that_one_alone_would(
-    tmp_path: Path,
+    tmp_path: Path, alone: Path
 ) -> None:
     from tests.test_sweep import cut_power
 
-    out, alone = tmp_path / "shared", tmp_path / "alone"
+    out = tmp_path / "search"
     first = one.launch(out)
     one.wait_for(first, lambda: bool(lock.drivers(out)))
     second = one.launch(out)
@@ -297,9 +307,6 @@ def test_of_two_drivers_one_is_killed_and_the_other_ends_the_search_that_one_alo
     text, noise = second.communicate(timeout=900)
     assert second.returncode == 0, text + noise
     assert "10 of 10 trials done" in text and "Best: " in text
-    whole = one.launch(alone)
-    said, more = whole.communicate(timeout=900)
-    assert whole.returncode == 0, said + more
     assert one.ends(out) == one.ends(alone) and len(one.ends(out)) == 10
     plans = [ledger.read_plan(folder) for folder in (out, alone)]
     assert plans[0] and plans[1] and plans[0].search == plans[1].search
@@ -309,3 +316,30 @@ def test_of_two_drivers_one_is_killed_and_the_other_ends_the_search_that_one_alo
         iterations = [row["iteration"] for row in run_dir.read_metrics(path)]
         lines = (path / run_dir.METRICS).read_text().splitlines()
         assert len(lines) == len(iterations) == len(set(iterations))
+
+
+@pytest.mark.slow
+def test_a_search_on_a_storage_goes_on_from_another_folder_to_the_same_end(
+    tmp_path: Path, alone: Path
+) -> None:
+    from tests.test_sweep import cut_power
+
+    store, out = tmp_path / "store", tmp_path / "search"
+    first = one.launch(tmp_path / "first", "--storage", str(store))
+    one.wait_for(first, lambda: len(one.ends(store)) >= 3)
+    cut_power(first)
+    second = one.launch(out, "--storage", str(store))
+    one.wait_for(second, lambda: len(one.ends(store)) >= 5)
+    for folder in (tmp_path / "third", out):  # A storage has one driver at a time.
+        third = one.launch(folder, "--storage", str(store))
+        said, more = third.communicate(timeout=300)
+        assert third.returncode == 2 and said == "" and more.count("\n") == 1, more
+        assert f"{store} is in use by process {second.pid} on" in more
+    text, noise = second.communicate(timeout=900)
+    assert second.returncode == 0, text + noise
+    assert one.ends(out) == one.ends(store) == one.ends(alone)
+    plans = [ledger.read_plan(folder) for folder in (out, store, alone)]
+    assert plans[0] and plans[1] and plans[2]
+    assert plans[0].search == plans[1].search == plans[2].search
+    assert one.content(out) == one.content(alone)
+    assert not list(out.glob("trials/*/checkpoint*")) and list(store.glob("trials/*/checkpoint*"))

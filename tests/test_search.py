@@ -294,6 +294,61 @@ def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: P
     assert runner.step()["state"] == "pruned"
 
 
+@pytest.mark.slow
+def test_what_a_worker_gives_up_reaches_the_storage(tmp_path: Path) -> None:
+    from tests.test_sweep import FakeProgress
+    from tune import sweep
+    from tune.trainable import TrialRunner
+
+    out, store = tmp_path / "out", tmp_path / "store"
+    store.mkdir()
+    supply = search.Supply(out, begin(out))
+    trial = supply.all_trials()[0]
+    limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
+    settings = sweep.Settings(out=out, uri="", storage=str(store))
+    runner = TrialRunner.__new__(TrialRunner)
+    runner.setup({"trial": sweep.trial_spec(trial, supply.plan, settings, "t") | {"limit": limit}})
+
+    def training() -> Any:
+        run_dir.append_metrics(runner._place.path, {"iteration": 2, "mse": 0.6})
+        yield FakeProgress(2, "running", {"mse": 0.6})
+
+    runner._start = training
+    assert runner.step()["state"] == "pruned"
+    runner.cleanup()
+    stored = ledger.status(store, trial)
+    assert stored.state == "pruned" and str(stored.cause).startswith("mse 0.6 at 2, worse than")
+
+
+def test_a_point_that_a_storage_does_not_take_is_not_begun_and_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    from tune.drivers import Crew
+    from tune.mirror import OutFolder
+    from tune.storage import StorageError
+
+    away = False
+
+    class Stored(OutFolder):
+        def write_plan(self, plan: ledger.Plan) -> None:
+            if away:
+                raise StorageError("away")
+            super().write_plan(plan)
+
+    supply, crew = search.Supply(tmp_path, begin(tmp_path)), Crew(tmp_path)
+    supply.write_study = lambda: None  # type: ignore[method-assign]
+    supply.begin(crew, Stored(tmp_path))
+    for trial in supply.all_trials():
+        finish(tmp_path, trial)
+    away = True
+    plan, new = supply.more()
+    assert new == [] and supply.waits and len(plan.cells) == 3
+    away = False
+    plan, new = supply.more()
+    assert len(new) == 6 and not supply.waits and ledger.read_plan(tmp_path) == plan
+    crew.release()
+
+
 def test_progress_counts_the_trials_that_are_still_to_be_found(tmp_path: Path) -> None:
     from tune.progress import Board
 
@@ -430,9 +485,9 @@ WORDS = ["--preset", "tiny", "--space", "eta_p=1e-3..2e-2:log", "esteps=1..2", "
          "--seeds", "2", "--startup", "2", "--ahead", "2", "--checkpoint-seconds", "0"]  # fmt: skip
 
 
-def launch(out: Path) -> "subprocess.Popen[str]":
+def launch(out: Path, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tune" / "search.py"), "--out", str(out), *WORDS],
+        [sys.executable, str(ROOT / "tune" / "search.py"), "--out", str(out), *WORDS, *more],
         cwd=out.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,6 +12,7 @@ from tune.drivers import Crew
 from tune.ledger import LedgerError, Plan, Trial
 from tune.mirror import OutFolder
 from tune.points import Point, Points, Search
+from tune.storage import StorageError
 
 FIXED = ("space", "objectives", "seeds", "sampler", "sampler_seed", "startup", "ahead", "prune")
 """What cannot change once a search has begun: its later points would be those of another one."""
@@ -91,7 +92,12 @@ class Supply:
             self._take_up(ledger.read_plan(self._out))
         self._draw()
         if self.plan is not before:
-            self.write(self.plan)
+            try:
+                self.write(self.plan)
+            except StorageError:  # Nothing starts that is not written down: asked for again.
+                self.plan, self.waits = before, True
+                self.found = self._points.read(before, self.search)
+                return before, []
         if self._crew is None or self._crew.leads:
             self.write_study()
         new, self.waits = [], False
