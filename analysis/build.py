@@ -69,7 +69,10 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
             "these cells are not Table 1's five rows (three esteps at the lowest eta_p, then two "
             "higher eta_p); use --table grid, or sweep --grid esteps,eta_p"
         )
-    return [made[name]() for name in names]
+    found = [made[name]() for name in names]
+    for table in [table for product in found for table in product.tables]:
+        table.lines += records.pruning
+    return found
 
 
 def _paper(table: Table, groups: list[Group]) -> Product:

@@ -49,6 +49,8 @@ class PlannedCell:
     variant: str | None = None
     confirm_seeds: tuple[int, ...] = ()
     """Fresh seeds that took no part in choosing this cell (`tune.confirm`)."""
+    chosen_on: tuple[int, ...] = ()
+    """The seeds whose results chose this cell as the full model of an ablation."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Plan:
                     "seeds": list(planned.seeds),
                 }
                 | ({"confirm_seeds": list(planned.confirm_seeds)} if planned.confirm_seeds else {})
+                | ({"chosen_on": list(planned.chosen_on)} if planned.chosen_on else {})
                 for planned in self.cells
             ],
             "code": self.code,
@@ -373,7 +376,8 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         grids = tuple(saved["grids"])
         if not all(isinstance(grid, str) for grid in grids):
             raise ValueError(f"the grids of cell {saved['key']} are no texts")
-        cells.append(PlannedCell(cell, grids, seeds, saved.get("variant"), fresh))
+        chose = tuple(base.override(seed=seed).seed for seed in saved.get("chosen_on", ()))
+        cells.append(PlannedCell(cell, grids, seeds, saved.get("variant"), fresh, chose))
     return Plan(
         str(values["preset"]),
         base,
