@@ -122,9 +122,9 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
     fresh = tuple(trial for trial in baseline.trials if trial["seed"] not in chose)
     if sum(trial["state"] == DONE for trial in fresh) < 2:
         return baseline, [
-            f"The full model was chosen as the best on seeds {named}, which judge it here too. That "
-            "favours it: what is left out seems to matter more than it does. Fresh seeds avoid "
-            "that: --ablate --ablate-from best --seeds A,B,C."
+            f"The full model was chosen as the best on seeds {named}, which judge it here too; "
+            "that favours it, and what is left out seems to matter more than it does. Fresh seeds "
+            "avoid that: --ablate --ablate-from best --seeds A,B,C."
         ]
     seeds = ", ".join(str(trial["seed"]) for trial in fresh if trial["state"] == DONE)
     return replace(baseline, trials=fresh, n_planned=len(fresh)), [

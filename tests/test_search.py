@@ -385,9 +385,18 @@ BAD = [
     ([*S, "--ahead", "1.5"], "--ahead must be a whole number"),
     ([*S, "--startup", "-1"], "--startup must be between 1"),
     ([*S, "--sampler-seed", "x"], "--sampler-seed must be between"),
+    ([*S, "--objective", "fid"], "--objective fid is measured on generated images and none are"),
+    ([*S, "--objective", "mse,kid"], "add --set n_generated=50000"),
+    ([*S, "--objective", "fid_cnn"], "add --set n_generated=50000"),
+    ([*S, "--objective", "silhouette", "--set", "prior=normal"], "of clusters, and prior=normal"),
+    ([*S, "prior=normal,gaussian_mixture"], "cluster_information is of clusters"),
+    (["--space", "dataset=digits,mnist"], "dataset is no axis of a search: points on different"),
+    (["--space", "iterations=4..8"], "iterations is no axis of a search: the longest training"),
+    (["--space", "cpu_threads=1,2"], "cpu_threads is no axis of a search: it changes the speed"),
+    (["--space", "n_generated=10,20"], "n_generated is no axis of a search"),
     ([*S, "--prune", "asha"], "--prune must be median or halving, got 'asha'"),
     ([*S, "--prune", "median", "--objective", "mse,saturation"], "--prune is for one objective"),
-    ([*S, "--prune", "median", "--objective", "fid"], "cannot go by fid"),
+    ([*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=9"], "cannot go by fid"),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
     ([*S, "--preset", "digit"], "did you mean 'digits'?"),
     ([*S, "--status", "--dry-run"], "exclude each other"),
@@ -460,6 +469,35 @@ def test_a_second_driver_is_refused_with_the_owners_name(
         assert code == 2 and f"in use by process {os.getpid()} on" in err
     finally:
         held.release()
+
+
+def test_what_is_measured_with_something_that_is_missing_here_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"")
+    monkeypatch.delenv("MPCC_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
+    out = ["--preset", "tiny", *S, "--out", str(tmp_path / "s")]
+    own = ["--set", "dataset=folder", "--data-dir", str(images)]
+    for argv, message in (
+        ([*own, "--objective", "acc_majority"], "--objective acc_majority needs labels and the"),
+        (["--objective", "fid", "--set", "n_generated=9"], "Inception weights missing: give"),
+    ):
+        code, said, err = call(capsys, *out, *argv)
+        assert code == 2 and said == "" and message in err and err.count("\n") == 1
+        assert not (tmp_path / "s").exists()
+
+
+def test_a_space_that_leans_to_one_side_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--preset", "tiny", "--space", "n_clusters=5..20", "--out", str(tmp_path / "s")]
+    _, said, _ = call(capsys, *words, "--dry-run")
+    assert "More clusters make cluster_information better by themselves" in said
+    _, said, _ = call(capsys, *words, "--objective", "mse", "--dry-run")
+    assert "More clusters" not in said
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:

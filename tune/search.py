@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +17,12 @@ if str(ROOT) not in sys.path:
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
+from mpcc.inception import WEIGHTS_VARIABLE  # noqa: E402
 from mpcc.metrics import METRICS  # noqa: E402
-from tune import command, grid, ledger, lock, points, pruning  # noqa: E402
+from tune import command, grid, ledger, lock, measurable, points, pruning  # noqa: E402
 from tune.command import UsageError  # noqa: E402
 from tune.ledger import Plan  # noqa: E402
+from tune.node_data import is_address  # noqa: E402
 from tune.points import Point, Points, Search  # noqa: E402
 from tune.space import parse_space  # noqa: E402
 from tune.supply import Supply, check_same  # noqa: E402
@@ -123,12 +126,23 @@ def _run(args: argparse.Namespace) -> int:
     supply = Supply(out, plan)
     if args.dry_run:
         return _print_dry_run(args, out, supply)
+    _check_here(args, supply)
     code = command.run(args, out, old, supply.plan, supply.all_trials(), supply)
     whole = supply.complete()
     for line in headline(supply.search, supply.found):
         print(line)
     print(_next_steps(out, supply, whole))
     return code if code or whole else 3
+
+
+def _check_here(args: argparse.Namespace, supply: Supply) -> None:
+    """ValueError, in one line, where this machine lacks what the objectives are measured with."""
+    data_dir = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
+    if args.address != "local" or args.sync or supply.complete() or is_address(data_dir):
+        return
+    if args.inception_weights is not None:
+        os.environ[WEIGHTS_VARIABLE] = str(args.inception_weights.resolve())
+    measurable.check_here(supply.search, supply.plan.base, data_dir)
 
 
 def _planned(
@@ -180,7 +194,9 @@ def _asked(args: argparse.Namespace, base: Config, was: Search | None, out: Path
     given |= {name: getattr(args, name) for name in ("sampler", "prune") if getattr(args, name)}
     search = replace(was, **given) if was else Search(**given)
     pruning.check(search)
-    if was is not None:
+    if was is None:
+        measurable.check(search, base)
+    else:
         check_same(out, was, search)
     return search
 
@@ -263,6 +279,7 @@ def headline(search: Search, found: Sequence[Point]) -> list[str]:
     lines = [f"Search for {goals} over {len(search.seeds)} seeds, {search.sampler}; {judged}"]
     if search.prune:
         lines.append(f"Pruning by {search.prune}: {pruning.BIAS[search.prune]}")
+    lines += measurable.warnings(search)
     front = points.best(search, found)
     word = "Best" if len(search.objectives) == 1 else "On the Pareto front"
     lines += [f"{word}: {p.cell.text}: {objective_text(search, p)}" for p in front]
