@@ -5,10 +5,12 @@ import math
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,47 @@ def test_the_study_says_what_the_records_say_and_is_made_again_where_it_is_lost(
         damage(tmp_path / "study.db")
         assert search.Supply(tmp_path, supply.plan).complete()
         assert content(tmp_path) == before
+
+
+def test_a_study_that_is_locked_is_left_alone_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune import study_file
+
+    monkeypatch.setattr(study_file, "LOCK_SECONDS", 0.1)
+    supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
+    before, inode = content(tmp_path), (tmp_path / "study.db").stat().st_ino
+    trial = ledger.trials(supply.found[3].cell, (0,))[0]
+    path = ledger.trial_dir(tmp_path, trial.key) / run_dir.RESULT
+    run_dir.write_json(path, json.loads(path.read_text()) | {"metrics": {"mse": 7.0}})
+    again = search.Supply(tmp_path, supply.plan)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as other:
+        other.execute("begin exclusive")
+        assert again.complete()
+        assert again.problem and "another program has it locked" in again.problem
+        assert (tmp_path / "study.db").stat().st_ino == inode
+        other.rollback()
+    assert content(tmp_path) == before
+    assert again.complete() and again.problem is None
+    assert content(tmp_path)[3][3] == list(again.found[3].values)
+
+
+def test_the_study_has_the_times_of_the_records(tmp_path: Path) -> None:
+    supply = search.Supply(tmp_path, begin(tmp_path, n_points=1))
+    supply.write_study()  # As drawn, before anything has run.
+    for trial, start, end in zip(supply.all_trials(), (1000, 900), (1200, 1300), strict=True):
+        finish(tmp_path, trial)
+        path = ledger.trial_dir(tmp_path, trial.key)
+        begun = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(start))
+        run_dir.write_json(path / run_dir.PROVENANCE, {"started": begun})
+        os.utime(path / run_dir.RESULT, (end, end))
+    assert supply.complete()
+    for _ in range(2):
+        (trial,) = opened(tmp_path).trials
+        assert trial.datetime_start.timestamp() == 900
+        assert trial.datetime_complete.timestamp() == 1300
+        (tmp_path / "study.db").unlink()
+        assert search.Supply(tmp_path, supply.plan).complete()  # made again: the same
 
 
 def test_a_study_that_disagrees_with_the_records_is_made_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from tune.ledger import LedgerError, Plan, Trial
 from tune.mirror import OutFolder
 from tune.points import Point, Points, Search
 from tune.storage import StorageError
+
+STUDY_SECONDS = 10.0
+"""Until study.db is tried again, where it could not be written."""
 
 FIXED = ("space", "objectives", "seeds", "sampler", "sampler_seed", "startup", "ahead", "prune")
 """What cannot change once a search has begun: its later points would be those of another one."""
@@ -43,6 +47,7 @@ class Supply:
         self._points = Points(out)
         self._given: set[str] = set()
         self._seen: list[str] = []
+        self._study_not_before = 0.0
         self._exhausted = False
         self.found: list[Point] = []
         self.waits = False
@@ -145,6 +150,7 @@ class Supply:
         """Whether every point that was asked for has ended; study.db then says so too."""
         self._draw()
         if self._crew is None or self._crew.leads:
+            self._study_not_before = 0.0
             self.write_study()
         ended = sum(point.state != points.OPEN for point in self.found)
         return ended >= self.search.n_points
@@ -152,15 +158,15 @@ class Supply:
     def write_study(self) -> None:
         """study.db, where a point is new or has ended since."""
         states = [point.state for point in self.found]
-        if states != self._seen:
+        if states != self._seen and time.monotonic() >= self._study_not_before:
             from tune.study_file import write_study
 
             try:
                 write_study(self._out, self._out.name, self.search, self.found)
-                self.problem = None
+                self.problem, self._seen = None, states
             except OSError as error:  # A view of the records: the search goes on without it.
                 self.problem = str(error)
-            self._seen = states
+                self._study_not_before = time.monotonic() + STUDY_SECONDS
 
     def _open_trials(self) -> list[Trial]:
         """The trials without a result, by the number of their points."""
