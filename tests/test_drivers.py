@@ -254,6 +254,42 @@ def test_of_two_plans_the_longer_search_stays(tmp_path: Path) -> None:
     assert ledger.united(torn, longer).cells == longer.cells
 
 
+@pytest.mark.slow
+def test_a_worker_whose_trial_was_taken_over_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_sweep import FakeProgress
+    from tune import sweep, trainable
+
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(trainable.os, "_exit", end)
+    supply, taken = search.Supply(tmp_path, one.begin(tmp_path)), tmp_path / "k.2"
+    trial = supply.all_trials()[0]
+    spec = sweep.trial_spec(trial, supply.plan, sweep.Settings(out=tmp_path, uri=""), "test")
+
+    def runner() -> Any:
+        made = trainable.TrialRunner.__new__(trainable.TrialRunner)
+        made.setup({"trial": spec | {"taken_file": str(taken)}})
+        made._start = lambda: (FakeProgress(n, "running") for n in (1, 2))
+        return made
+
+    begun = runner()
+    assert begun.step()["state"] == "running"
+    taken.touch()
+    with pytest.raises(Ended):  # Its process: no checkpoint, no result.
+        begun.step()
+    path = ledger.trial_dir(tmp_path, trial.key)
+    before = {file.name: file.stat().st_mtime_ns for file in path.iterdir()}
+    again = runner().step()  # Ray tries once more, in a new process.
+    assert again["state"] == "stopped" and again["done"]
+    assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
+
+
 # -- with real Ray ---------------------------------------------------------------------------------
 
 

@@ -37,10 +37,14 @@ examples:
   python tune/search.py --space lambda_p=0,0.01,0.1 eta_p=1e-3..1e-2 --dry-run
   python tune/search.py                                    go on with what is planned
   python tune/search.py --points 40                        the same search, longer
-  python tune/search.py --status                           its points, and how far it is
+  python tune/search.py --status                           its points, how far it is, its drivers
   python tune/search.py --objective mse,saturation ...     two objectives: a Pareto front
   python tune/search.py --objective acc_majority ...       by labels, which every table then says
   python tune/ablation.py --out runs/search-digits --confirm --seeds 5   the best, on fresh seeds
+
+Several drivers: the same command again, in another terminal or on another machine that shares the
+folder, works on the same search; a trial runs once, and what a dead driver had is taken over. With
+--storage there is one driver, whose trials run on all of a cluster.
 
 A space: NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=N, NAME=A,B,C, or a TOML file of
 these (tune/space.toml explains it). The points are the same on any number of cores, and after a

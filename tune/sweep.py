@@ -404,9 +404,9 @@ class _Session:
         waits = self._waits()
         if (idle and not trials and not waits) or self._stopping:
             feed.close()
-        elif idle and waits and not trials and not self._told_waiting:
+        elif idle and not trials and self._driver.others() and not self._told_waiting:
             self._told_waiting = True
-            display.say("the trials that can start now all run elsewhere; waiting for them")
+            display.say("other drivers run all trials that can start now; waiting for more")
         self._look_around()
 
     def _look_around(self) -> None:
