@@ -73,6 +73,7 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
     for product in found:
         for table in product.tables:
             _say_who_chose(records, table)
+            table.lines += records.pruning
     return found
 
 

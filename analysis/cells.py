@@ -20,7 +20,7 @@ from analysis import stats
 from analysis.columns import column
 from analysis.frame import STATES, Records, short
 from mpcc.config import DEFAULTS, value_text
-from mpcc.run_dir import DONE
+from mpcc.run_dir import DONE, PRUNED
 from tune.ledger import PLANNED
 
 MIX = ("fingerprint", "n_images", "iteration", "code_id")
@@ -45,6 +45,8 @@ class Summary:
     """Seeds of finished trials whose value is infinite or undefined."""
     absent: bool
     """No finished trial recorded this metric at all."""
+    n_pruned: int = 0
+    """Trials that a search gave up: with one of them the others' values do not count either."""
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -120,6 +122,9 @@ class Group:
         return {}
 
     def _summarise(self, metric: str) -> Summary:
+        n_pruned = self.counts[PRUNED]
+        if n_pruned:  # The seeds that got through are the lucky ones: their mean would be too good.
+            return Summary(self.n_planned, (), (), False, n_pruned)
         values, odd, recorded = [], [], False
         for trial in self.done:
             value = trial.get(metric, math.nan)

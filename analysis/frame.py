@@ -15,6 +15,7 @@ from mpcc.config import DEFAULTS, SHORT
 from mpcc.metrics import NEED_LABELS
 from mpcc.run_dir import DIVERGED, DONE, ENDED, FAILED, PRUNED
 from tune.ledger import FULL_MODEL, PLANNED, RUNNING, STOPPED
+from tune.pruning import BIAS
 
 DAMAGED, CONFLICT = "damaged", "conflicting"
 STATES = (DONE, DIVERGED, FAILED, PRUNED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
@@ -129,6 +130,23 @@ class Records:
             for plan in plans
         )
         return list(dict.fromkeys([*names, *([UNRECORDED] if unknown else [])]))
+
+    def chosen_on(self, cell_key: str) -> tuple[int, ...]:
+        """The seeds whose results made this cell the full model of an ablation; mostly none."""
+        cells = [cell for sweep in self.sweeps if sweep.plan for cell in sweep.plan["cells"]]
+        return tuple(
+            dict.fromkeys(s for c in cells if c["key"] == cell_key for s in c.get("chosen_on", ()))
+        )
+
+    @property
+    def pruning(self) -> list[str]:
+        """What pruning has done to what is here, for a line under every table."""
+        return [
+            f"The search was pruned ({prune}), which {BIAS[prune]}. A point is given up where any "
+            "one of its seeds is: more seeds give up more points. It has no mean and no rank, and "
+            "the values of its other seeds enter nothing."
+            for prune in dict.fromkeys(s["prune"] for s in self.searches if s["prune"])
+        ]
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis import designs, stats
 from analysis.cells import Group
@@ -34,6 +34,7 @@ from analysis.tables import (
     with_best,
 )
 from mpcc.config import value_text
+from mpcc.run_dir import DONE
 
 
 def swept(records: Records) -> list[str]:
@@ -88,14 +89,17 @@ def grid_tables(
     """Values, differences and effects, those that the grid has."""
     goals = [name for search in records.searches for name in search["objectives"]]
     metrics = list(dict.fromkeys([*shown_metrics(groups), *goals]))
-    found = {m: lines(groups, baseline, m, test) for m in metrics}
+    judged, selection = judged_on(records, baseline)
+    compared = [judged if group is baseline else group for group in groups]
+    found = {m: lines(compared, judged, m, test) for m in metrics}
     if records.searches:  # Each point has levels of its own: fANOVA stands in its table instead.
         measured: dict[str, tuple[list[designs.Effect], str]] = {m: ([], "") for m in metrics}
     else:
         measured = {m: effects(groups, swept(records), m) for m in metrics}
     tables = [values_table(records, groups, metrics, test)]
     if any(found.values()):
-        tables.append(differences_table(records, groups, baseline, found, test))
+        tables.append(differences_table(records, compared, judged, found, test))
+        tables[-1].lines += selection
     effect_table = effects_table(measured)
     if effect_table:
         tables.append(effect_table)
@@ -103,6 +107,30 @@ def grid_tables(
     if fresh:
         tables.append(confirm_table(records, groups, fresh, metrics))
     return GridResult(tables, [line for many in found.values() for line in many], measured)
+
+
+def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
+    """The baseline with the seeds that may judge it, and a line on those that chose it.
+
+    A best cell is too good on the seeds that chose it, and every part left out of it then seems to
+    matter. Where it has fresh seeds only they count.
+    """
+    chose = records.chosen_on(baseline.cell_key)
+    if not chose:
+        return baseline, []
+    named = ", ".join(map(str, chose))
+    fresh = tuple(trial for trial in baseline.trials if trial["seed"] not in chose)
+    if sum(trial["state"] == DONE for trial in fresh) < 2:
+        return baseline, [
+            f"The full model was chosen as the best on seeds {named}, which judge it here too; "
+            "that favours it, and what is left out seems to matter more than it does. Fresh seeds "
+            "avoid that: --ablate --ablate-from best --seeds A,B,C."
+        ]
+    seeds = ", ".join(str(trial["seed"]) for trial in fresh if trial["state"] == DONE)
+    return replace(baseline, trials=fresh, n_planned=len(fresh)), [
+        f"The full model was chosen as the best on seeds {named}; the differences are from its "
+        f"fresh seeds {seeds} alone."
+    ]
 
 
 def values_table(

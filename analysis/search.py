@@ -54,7 +54,6 @@ class Found:
     n_points: int
     points: tuple[Point, ...]
     selection: str
-    prune: str | None
 
     @property
     def axes(self) -> list[str]:
@@ -96,9 +95,7 @@ def found(records: Records, groups: Sequence[Group]) -> Found | None:
         if group and values:
             points.append(Point(number, group, values))
     n_points = len(plan["points"])
-    return Found(
-        plan["space"], objectives, seeds, n_points, tuple(points), records.selection, plan["prune"]
-    )
+    return Found(plan["space"], objectives, seeds, n_points, tuple(points), records.selection)
 
 
 def _means(
@@ -161,11 +158,6 @@ def best_table(search: Found) -> Table:
         "" if several else " The best of many leans to the good side: confirm it on fresh seeds."
     )
     table.lines = [f"{spread}{search.selection[0].upper()}{search.selection[1:]}.{leans}"]
-    if search.prune:
-        table.lines.append(
-            f"Pruned by {search.prune}: slow starters, such as small learning rates, were given up "
-            "and are not among these; figures of pruned points enter nothing."
-        )
     return table
 
 

@@ -37,6 +37,8 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     if summary.absent and group.done:
         return Cell("n/a", (table.note(absent_reason(group, spec)),))
     notes = _gap_notes(table, group, summary)
+    if summary.n_pruned:
+        return Cell(f"pruned ({summary.n_pruned} of {summary.n_planned} seeds)", notes)
     count = f" ({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""
     if not summary.n:
         return Cell(_state_word(group, summary) + count, notes)
@@ -61,6 +63,8 @@ def _gap_notes(table: Table, group: Group, summary: Summary) -> tuple[int, ...]:
     missing = group.missing()
     if missing:
         notes.append(table.note(sentence("Without a value: " + "; ".join(missing))))
+    if summary.n_pruned and len(missing) < summary.n_planned:
+        notes.append(table.note("No mean: the seeds that were not given up are the lucky ones."))
     if group.part:
         total = sum(group.counts.values())
         notes.append(

@@ -115,5 +115,40 @@ def test_parts_can_be_left_out_of_the_best_cell_without_labels(tmp_path: Path) -
     grown = leave_out.grow(plan, named, (0, 1, 2))
     assert [cell.variant for cell in grown.cells] == [FULL_MODEL, None, "no-floor"]
     assert grown.cells[2].cell.changes == {"n_encoder_steps": 1, "prior_min_std": 0.0}
+    assert [cell.chosen_on for cell in grown.cells] == [(), (), ()]
+    chosen = leave_out.grow(plan, named, (0, 1, 2), chosen=True)
+    assert [cell.chosen_on for cell in chosen.cells] == [(0, 1, 2), (), ()]
+    more = leave_out.grow(chosen, named, (7, 8), chosen=True)
+    assert more.cells[0].chosen_on == (0, 1, 2) and more.cells[0].seeds == (0, 1, 2, 7, 8)
+    ledger.write_plan(tmp_path / "again", more)
+    assert ledger.read_plan(tmp_path / "again") == more
     # Again, without saying from where: the same model.
     assert leave_out.starting_cell(None, grown, sweep.path) == grown.cells[0].cell
+
+
+def test_a_full_model_judged_on_the_seeds_that_chose_it_is_told_and_fresh_seeds_judge_alone(
+    tmp_path: Path,
+) -> None:
+    sweep = ablated(tmp_path / "s")
+    full = next(cell for cell in sweep.cells if cell["variant"] == FULL_MODEL)
+
+    def differences() -> tuple[str, list[str]]:
+        records = load([sweep.path])
+        made = products(records, groups(records), Choices("grid"))
+        table = next(t for t in made[0].tables if t.name == "grid-differences")
+        return markdown(table), [row.cells[3].text for row in table.rows]
+
+    text, before = differences()
+    assert "seeds that chose" not in text and "was chosen" not in text
+    full["chosen_on"] = full["seeds"]
+    sweep.write_plan()
+    text, same = differences()
+    assert "was chosen as the best on seeds 0, 1, 2" in " ".join(text.split())
+    assert "--ablate-from best --seeds A,B,C" in text and same == before
+    full["seeds"] = [*full["seeds"], 10, 11, 12]
+    sweep.write_plan()
+    rng = np.random.default_rng(3)
+    for seed in (10, 11, 12):
+        sweep.trial({}, seed, metrics_of(0.65 + 0.01 * seed % 3, rng))
+    text, after = differences()
+    assert "from its fresh seeds 10, 11, 12 alone" in " ".join(text.split()) and after != before

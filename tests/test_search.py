@@ -5,10 +5,12 @@ import math
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,6 +224,47 @@ def test_the_study_says_what_the_records_say_and_is_made_again_where_it_is_lost(
         assert content(tmp_path) == before
 
 
+def test_a_study_that_is_locked_is_left_alone_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune import study_file
+
+    monkeypatch.setattr(study_file, "LOCK_SECONDS", 0.1)
+    supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
+    before, inode = content(tmp_path), (tmp_path / "study.db").stat().st_ino
+    trial = ledger.trials(supply.found[3].cell, (0,))[0]
+    path = ledger.trial_dir(tmp_path, trial.key) / run_dir.RESULT
+    run_dir.write_json(path, json.loads(path.read_text()) | {"metrics": {"mse": 7.0}})
+    again = search.Supply(tmp_path, supply.plan)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as other:
+        other.execute("begin exclusive")
+        assert again.complete()
+        assert again.problem and "another program has it locked" in again.problem
+        assert (tmp_path / "study.db").stat().st_ino == inode
+        other.rollback()
+    assert content(tmp_path) == before
+    assert again.complete() and again.problem is None
+    assert content(tmp_path)[3][3] == list(again.found[3].values)
+
+
+def test_the_study_has_the_times_of_the_records(tmp_path: Path) -> None:
+    supply = search.Supply(tmp_path, begin(tmp_path, n_points=1))
+    supply.write_study()  # As drawn, before anything has run.
+    for trial, start, end in zip(supply.all_trials(), (1000, 900), (1200, 1300), strict=True):
+        finish(tmp_path, trial)
+        path = ledger.trial_dir(tmp_path, trial.key)
+        begun = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(start))
+        run_dir.write_json(path / run_dir.PROVENANCE, {"started": begun})
+        os.utime(path / run_dir.RESULT, (end, end))
+    assert supply.complete()
+    for _ in range(2):
+        (trial,) = opened(tmp_path).trials
+        assert trial.datetime_start.timestamp() == 900
+        assert trial.datetime_complete.timestamp() == 1300
+        (tmp_path / "study.db").unlink()
+        assert search.Supply(tmp_path, supply.plan).complete()  # made again: the same
+
+
 def test_a_study_that_disagrees_with_the_records_is_made_again(tmp_path: Path) -> None:
     supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
     trial = ledger.trials(supply.found[3].cell, (0,))[0]
@@ -294,6 +337,61 @@ def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: P
     assert runner.step()["state"] == "pruned"
 
 
+@pytest.mark.slow
+def test_what_a_worker_gives_up_reaches_the_storage(tmp_path: Path) -> None:
+    from tests.test_sweep import FakeProgress
+    from tune import sweep
+    from tune.trainable import TrialRunner
+
+    out, store = tmp_path / "out", tmp_path / "store"
+    store.mkdir()
+    supply = search.Supply(out, begin(out))
+    trial = supply.all_trials()[0]
+    limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
+    settings = sweep.Settings(out=out, uri="", storage=str(store))
+    runner = TrialRunner.__new__(TrialRunner)
+    runner.setup({"trial": sweep.trial_spec(trial, supply.plan, settings, "t") | {"limit": limit}})
+
+    def training() -> Any:
+        run_dir.append_metrics(runner._place.path, {"iteration": 2, "mse": 0.6})
+        yield FakeProgress(2, "running", {"mse": 0.6})
+
+    runner._start = training
+    assert runner.step()["state"] == "pruned"
+    runner.cleanup()
+    stored = ledger.status(store, trial)
+    assert stored.state == "pruned" and str(stored.cause).startswith("mse 0.6 at 2, worse than")
+
+
+def test_a_point_that_a_storage_does_not_take_is_not_begun_and_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    from tune.drivers import Crew
+    from tune.mirror import OutFolder
+    from tune.storage import StorageError
+
+    away = False
+
+    class Stored(OutFolder):
+        def write_plan(self, plan: ledger.Plan) -> None:
+            if away:
+                raise StorageError("away")
+            super().write_plan(plan)
+
+    supply, crew = search.Supply(tmp_path, begin(tmp_path)), Crew(tmp_path)
+    supply.write_study = lambda: None  # type: ignore[method-assign]
+    supply.begin(crew, Stored(tmp_path))
+    for trial in supply.all_trials():
+        finish(tmp_path, trial)
+    away = True
+    plan, new = supply.more()
+    assert new == [] and supply.waits and len(plan.cells) == 3
+    away = False
+    plan, new = supply.more()
+    assert len(new) == 6 and not supply.waits and ledger.read_plan(tmp_path) == plan
+    crew.release()
+
+
 def test_progress_counts_the_trials_that_are_still_to_be_found(tmp_path: Path) -> None:
     from tune.progress import Board
 
@@ -330,9 +428,18 @@ BAD = [
     ([*S, "--ahead", "1.5"], "--ahead must be a whole number"),
     ([*S, "--startup", "-1"], "--startup must be between 1"),
     ([*S, "--sampler-seed", "x"], "--sampler-seed must be between"),
+    ([*S, "--objective", "fid"], "--objective fid is measured on generated images and none are"),
+    ([*S, "--objective", "mse,kid"], "add --set n_generated=50000"),
+    ([*S, "--objective", "fid_cnn"], "add --set n_generated=50000"),
+    ([*S, "--objective", "silhouette", "--set", "prior=normal"], "of clusters, and prior=normal"),
+    ([*S, "prior=normal,gaussian_mixture"], "cluster_information is of clusters"),
+    (["--space", "dataset=digits,mnist"], "dataset is no axis of a search: points on different"),
+    (["--space", "iterations=4..8"], "iterations is no axis of a search: the longest training"),
+    (["--space", "cpu_threads=1,2"], "cpu_threads is no axis of a search: it changes the speed"),
+    (["--space", "n_generated=10,20"], "n_generated is no axis of a search"),
     ([*S, "--prune", "asha"], "--prune must be median or halving, got 'asha'"),
     ([*S, "--prune", "median", "--objective", "mse,saturation"], "--prune is for one objective"),
-    ([*S, "--prune", "median", "--objective", "fid"], "cannot go by fid"),
+    ([*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=9"], "cannot go by fid"),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
     ([*S, "--preset", "digit"], "did you mean 'digits'?"),
     ([*S, "--status", "--dry-run"], "exclude each other"),
@@ -407,6 +514,35 @@ def test_a_second_driver_is_refused_with_the_owners_name(
         held.release()
 
 
+def test_what_is_measured_with_something_that_is_missing_here_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"")
+    monkeypatch.delenv("MPCC_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
+    out = ["--preset", "tiny", *S, "--out", str(tmp_path / "s")]
+    own = ["--set", "dataset=folder", "--data-dir", str(images)]
+    for argv, message in (
+        ([*own, "--objective", "acc_majority"], "--objective acc_majority needs labels and the"),
+        (["--objective", "fid", "--set", "n_generated=9"], "Inception weights missing: give"),
+    ):
+        code, said, err = call(capsys, *out, *argv)
+        assert code == 2 and said == "" and message in err and err.count("\n") == 1
+        assert not (tmp_path / "s").exists()
+
+
+def test_a_space_that_leans_to_one_side_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--preset", "tiny", "--space", "n_clusters=5..20", "--out", str(tmp_path / "s")]
+    _, said, _ = call(capsys, *words, "--dry-run")
+    assert "More clusters make cluster_information better by themselves" in said
+    _, said, _ = call(capsys, *words, "--objective", "mse", "--dry-run")
+    assert "More clusters" not in said
+
+
 def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys\n"
@@ -430,9 +566,9 @@ WORDS = ["--preset", "tiny", "--space", "eta_p=1e-3..2e-2:log", "esteps=1..2", "
          "--seeds", "2", "--startup", "2", "--ahead", "2", "--checkpoint-seconds", "0"]  # fmt: skip
 
 
-def launch(out: Path) -> "subprocess.Popen[str]":
+def launch(out: Path, *more: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tune" / "search.py"), "--out", str(out), *WORDS],
+        [sys.executable, str(ROOT / "tune" / "search.py"), "--out", str(out), *WORDS, *more],
         cwd=out.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -155,7 +155,45 @@ def test_unfinished_and_pruned_points_are_left_out_and_counted(tmp_path: Path) -
     assert search is not None and len(search.points) == 9
     table = found_in.best_table(search)
     assert "9 of 10 complete" in table.title
-    assert any("slow starters" in line for line in table.lines)
+
+
+def pruned_seed(out: Path, supply, number: int, seed: int) -> None:
+    """A seed of a point given up, the others done."""
+    trial = ledger.trials(supply.found[number].cell, (seed,))[0]
+    path = ledger.trial_dir(out, trial.key)
+    (path / "result.json").unlink()
+    ledger.record_end(path, trial.config, ledger.PRUNED, "mse 0.9 at 2")
+
+
+def test_a_cell_with_a_pruned_seed_has_no_mean_and_no_rank_in_any_table(tmp_path: Path) -> None:
+    supply = searched(tmp_path, n_points=10, prune="median")
+    best = points.best(supply.search, supply.found)[0]
+    pruned_seed(tmp_path, supply, best.number, 0)
+    records = load([tmp_path])
+    found = groups(records)
+    own = next(g for g in found if g.cell_key == best.cell.key)
+    assert own.summary("mse").n == 0 and own.summary("mse").n_pruned == 1 and len(own.done) == 1
+    made = products(records, found, Choices("all"))
+    values = next(t for p in made for t in p.tables if t.name == "grid")
+    row = next(r for r in values.rows if any("pruned (1 of 2 seeds)" in c.text for c in r.cells))
+    assert not any(cell.best or cell.tied for cell in row.cells)
+    assert any(cell.best for other in values.rows for cell in other.cells)
+    differences = [t for p in made for t in p.tables if t.name == "grid-differences"]
+    assert not any("pruned" in c.text for t in differences for r in t.rows for c in r.cells)
+
+
+def test_every_table_of_a_pruned_search_says_what_that_does(tmp_path: Path) -> None:
+    searched(tmp_path, n_points=10, prune="median")
+    records = load([tmp_path])
+    tables = [t for p in products(records, groups(records), Choices("all")) for t in p.tables]
+    assert len(tables) >= 3
+    for table in tables:
+        line = " ".join(table.lines)
+        assert "gives up slow starters" in line and "any one of its seeds" in line, table.name
+    searched(tmp_path / "whole", n_points=10)
+    records = load([tmp_path / "whole"])
+    for product in products(records, groups(records), Choices("all")):
+        assert not any("pruned" in line for table in product.tables for line in table.lines)
 
 
 def test_the_report_carries_the_pictures_of_a_search(tmp_path: Path, capsys) -> None:

@@ -24,6 +24,7 @@ from benchmarks.fault_tools import Sweep, cut_power, wait_for
 from mpcc import data_files, run_dir
 from mpcc.config import PRESETS
 from tune import ledger, sweep
+from tune.drivers import Alone
 from tune.grid import cells, parse_grid
 from tune.ledger import Status, Trial
 
@@ -119,7 +120,7 @@ def test_a_reported_end_counts_once_the_result_is_seen_on_the_shared_disk(
     session: Any = sweep._Session(
         None,
         where,
-        None,
+        Alone(tmp_path),
         sweep.Signals(),
         board,
         None,
@@ -129,19 +130,19 @@ def test_a_reported_end_counts_once_the_result_is_seen_on_the_shared_disk(
     report = {"trial_key": trial.key, "state": "done", "iteration": 60, "accuracy": 0.5}
     session._in_hand = {trial.key}
     session._reported(report | {"evaluated": True, "done": True})
-    session._let_go()
+    session._see_ends()
     assert session._in_hand == {trial.key}
     folder = ledger.trial_dir(tmp_path, trial.key)
     folder.mkdir(parents=True)
     (folder / run_dir.RESULT).touch()
-    session._let_go()
+    session._see_ends()
     assert not session._in_hand and not session._ending
 
     (folder / run_dir.RESULT).unlink()
     session._in_hand = {trial.key}
     monkeypatch.setattr(sweep, "VISIBLE_SECONDS", -1.0)  # never seen: no reason to wait for ever
     session._reported(report | {"evaluated": True, "done": True})
-    session._let_go()
+    session._see_ends()
     assert not session._in_hand
     session._in_hand = {trial.key}
     session._reported(report | {"state": "stopped", "evaluated": False, "done": True})

@@ -196,7 +196,7 @@ def _planned(
     elif args.ablate is not None:
         named = _left_out(args, plan, out)
         seeds = seeds or DEFAULT_SEEDS
-        plan = leave_out.grow(plan, named, seeds)
+        plan = leave_out.grow(plan, named, seeds, chosen=args.ablate_from == "best")
         cells = [cell for _, cell in named]
     elif args.grid is not None:
         asked = grid.parse_grid(args.grid, preset)

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from mpcc import config as configs
 from mpcc import inception
 from mpcc.options import explained, path
-from tune import continuation, ledger, lock, mirror, node_data
+from tune import continuation, drivers, ledger, lock, mirror, node_data
+from tune.claims import CLAIMS
 from tune.grid import checkpoint_bytes
 from tune.groups import gpus_here
 from tune.ledger import Plan, Trial
@@ -111,8 +112,9 @@ def folder(given: Path, storage: str | None = None) -> tuple[Path, Plan | None]:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; choose another --out")
     old = ledger.read_plan(out)
-    ours = (lock.LOCK, mirror.REMEMBERED)
-    if old is None and out.is_dir() and any(p.name not in ours for p in out.iterdir()):
+    ours = (lock.LOCK, lock.DRIVERS, CLAIMS, mirror.REMEMBERED)
+    foreign = old is None and out.is_dir() and any(p.name not in ours for p in out.iterdir())
+    if foreign and not lock.drivers(out):  # A driver of a search that has just begun: ours.
         raise UsageError(
             f"--out {out} holds other files and no {ledger.PLAN}; choose another --out"
         )
@@ -160,20 +162,31 @@ def run(
     preflight.check(todo, out, stored=where.storage is not None)
     cluster.check_address(where.address)
     _check_memory(todo, where)
-    begun = any(status.state != ledger.PLANNED for status in now.values())
+    begun = any(status.state != ledger.PLANNED for status in now.values()) or (
+        supply is not None and bool(lock.drivers(out))
+    )
     problem = preflight.check_tracking(where.uri, out, plan.preset, begun=begun)
     if problem:
         print(f"MLflow does not answer ({problem}); training goes on", file=sys.stderr)
-    held = lock.Lock(out)
+    held = drivers.Alone(out) if supply is None else drivers.Crew(out)
     files = mirror.opened(out, where.storage)
+    if where.storage is None:  # A storage has one driver, and a place of its own for this.
+        files.stop_file = held.stop_file or files.stop_file
     try:
-        files.begin(plan, trials)
+        if supply is None:
+            files.begin(plan, trials)
+        else:
+            plan, trials = supply.begin(held, files)
         for trial in trials:
-            if trial.key in again:
+            if trial.key not in again or not held.take(trial.key):
+                continue
+            if ledger.status(out, trial).state == again[trial.key]:
                 files.forget(trial, again[trial.key])
         if supply is not None and again:
             supply.forget()
         code = sweep.run(plan, trials, where, held, files, supply)
+        if supply is not None:
+            supply.complete()  # study.db is written by whoever leads.
     finally:
         files.release()
         held.release()
@@ -282,7 +295,7 @@ def sync(settings: Any, plan: Plan, tracking: ModuleType) -> int:
 def print_status(out: Path, trials: Sequence[Trial]) -> int:
     """Cell by cell: the state of every seed. Exit code 0 only if all are done."""
     owner = lock.lock_owner(out) or mirror.owner_of(out)
-    live = owner["running"] if owner else ()
+    live = {*(owner["running"] if owner else ()), *lock.running_keys(out)}
     states = []
     for seeds in ledger.by_cell(trials):
         print(seeds[0].cell.text)

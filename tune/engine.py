@@ -12,8 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import deque
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from tune import cluster, joined  # noqa: E402
-from tune.groups import leading  # noqa: E402
+from tune.groups import leading, shared  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import (  # noqa: E402
     DEVICE_FAULT,
@@ -121,9 +121,15 @@ class Reporter(Callback):
 class Feed(Searcher):
     """Trials that are handed to Tune while it runs, in the order they are put in."""
 
-    def __init__(self, group_size: int = 1) -> None:
+    def __init__(
+        self,
+        group_size: int = 1,
+        claim: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda spec: spec,
+    ) -> None:
+        """`claim` gives the trial as it is to run, None where it is not this driver's to run."""
         super().__init__()
         self._specs: deque[dict[str, Any]] = deque()
+        self._claim = claim
         self.group_size = group_size
         self.closed = False
 
@@ -138,14 +144,14 @@ class Feed(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune: the next trial, nothing for now, or the end."""
         closed = self.closed  # Looked at first: what was put in before is not lost.
-        if not self._specs:
-            return Searcher.FINISHED if closed else None
-        if self.group_size == 1:
-            return {"trial": self._specs.popleft()}
-        group = leading(list(self._specs), self.group_size)
-        for _ in group:
-            self._specs.popleft()
-        return {"trials": group}
+        while self._specs:
+            group = leading(list(self._specs), self.group_size)
+            for _ in group:
+                self._specs.popleft()
+            ours = [spec for spec in map(self._claim, group) if spec is not None]
+            if ours:
+                return {"trial": ours[0]} if self.group_size == 1 else {"trials": shared(ours)}
+        return Searcher.FINISHED if closed else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

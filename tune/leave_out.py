@@ -61,13 +61,34 @@ def cells(names: Sequence[str], base: Config, start: Mapping[str, Any]) -> list[
     return made
 
 
-def grow(plan: Plan, made: Iterable[tuple[str, Cell]], seeds: Sequence[int]) -> Plan:
-    """The plan with these cells, named; a cell of a grid that is one of them keeps its place."""
+def grow(
+    plan: Plan, made: Iterable[tuple[str, Cell]], seeds: Sequence[int], *, chosen: bool = False
+) -> Plan:
+    """The plan with these cells, named; a cell of a grid that is one of them keeps its place.
+
+    Where the full model was `chosen` by its results, the plan keeps the seeds that it had.
+    """
+    chose = _seeds_so_far(plan) if chosen else {}
     known = {planned.cell.key for planned in plan.cells}
     names = {cell.key: name for name, cell in made if cell.key not in known or name == FULL_MODEL}
     plan = plan.grow([cell for _, cell in made], seeds, NAME)
     named = [replace(c, variant=c.variant or names.get(c.cell.key)) for c in plan.cells]
-    return replace(plan, cells=tuple(named))
+    marked = [
+        replace(c, chosen_on=c.chosen_on or chose.get(c.cell.key, ()))
+        if c.variant == FULL_MODEL
+        else c
+        for c in named
+    ]
+    return replace(plan, cells=tuple(marked))
+
+
+def _seeds_so_far(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The seeds that a choice among the plan's cells looks at, by cell."""
+    from tune.points import search_of
+
+    search = search_of(plan)
+    seeds = {planned.cell.key: planned.seeds for planned in plan.cells}
+    return seeds if search is None else seeds | dict.fromkeys(search.points, search.seeds)
 
 
 def starting_cell(choice: str | None, plan: Plan, out: Path) -> Cell:

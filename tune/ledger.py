@@ -49,6 +49,8 @@ class PlannedCell:
     variant: str | None = None
     confirm_seeds: tuple[int, ...] = ()
     """Fresh seeds that took no part in choosing this cell (`tune.confirm`)."""
+    chosen_on: tuple[int, ...] = ()
+    """The seeds whose results chose this cell as the full model of an ablation."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Plan:
                     "seeds": list(planned.seeds),
                 }
                 | ({"confirm_seeds": list(planned.confirm_seeds)} if planned.confirm_seeds else {})
+                | ({"chosen_on": list(planned.chosen_on)} if planned.chosen_on else {})
                 for planned in self.cells
             ],
             "code": self.code,
@@ -146,6 +149,27 @@ class Plan:
             values["confirm_by"] = list(self.confirm_by)
         more = {"search": self.search, "data": self.data}
         return values | {name: dict(value) for name, value in more.items() if value}
+
+
+def united(mine: Plan, theirs: Plan) -> Plan:
+    """My plan with what another driver has written into sweep.json meanwhile.
+
+    The longer list of search points stays. Where the two disagree in a point theirs does: trials
+    may have begun on it.
+    """
+    points = [list((plan.search or {}).get("points", ())) for plan in (mine, theirs)]
+    if points[0][: len(points[1])] != points[1]:
+        mine = dataclasses.replace(mine, cells=(), search=theirs.search)
+    cells = {planned.cell.key: planned for planned in theirs.cells}
+    for planned in mine.cells:
+        known = cells.get(planned.cell.key, planned)
+        cells[planned.cell.key] = dataclasses.replace(
+            known,
+            grids=tuple(dict.fromkeys((*known.grids, *planned.grids))),
+            seeds=tuple(sorted({*known.seeds, *planned.seeds})),
+        )
+    data = {**(mine.data or {}), **(theirs.data or {})}
+    return dataclasses.replace(mine, cells=tuple(cells.values()), data=data or None)
 
 
 def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
@@ -357,7 +381,8 @@ def _plan(values: Mapping[str, Any]) -> Plan:
         grids = tuple(saved["grids"])
         if not all(isinstance(grid, str) for grid in grids):
             raise ValueError(f"the grids of cell {saved['key']} are no texts")
-        cells.append(PlannedCell(cell, grids, seeds, saved.get("variant"), fresh))
+        chose = tuple(base.override(seed=seed).seed for seed in saved.get("chosen_on", ()))
+        cells.append(PlannedCell(cell, grids, seeds, saved.get("variant"), fresh, chose))
     return Plan(
         str(values["preset"]),
         base,

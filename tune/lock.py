@@ -1,4 +1,7 @@
-"""One driver per output folder: who works on it now, seen from any process and machine."""
+"""Who works on an output folder now, seen from any process and machine.
+
+A grid has one driver; a search may have several, each with a lock of its own (`tune.drivers`).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 LOCK = "driver.lock"
+DRIVERS = "drivers"
+"""Where each driver of a search has its own lock, ID.json."""
 HEARTBEAT_SECONDS = 60.0
 """A lock of another machine that was not renewed for so long is stale."""
 
 
 class LockError(ValueError):
-    """Another driver works on the folder; the message names it."""
+    """Another driver works on the folder; the message names it, `owner` is what its lock says."""
+
+    def __init__(self, text: str, owner: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.owner = owner or {}
 
 
 class Lock:
@@ -27,9 +36,12 @@ class Lock:
     is taken over at once. A lock of another machine is stale when it is no longer renewed.
     """
 
-    def __init__(self, out: Path) -> None:
-        """LockError that names the owner where another driver works on the folder."""
-        path = Path(out) / LOCK
+    def __init__(self, out: Path, name: str = LOCK, *, search: bool = False) -> None:
+        """LockError that names the owner where another driver works on the folder.
+
+        `search`: one that shares its work with others (`tune.drivers`), which the lock then says.
+        """
+        path = Path(out) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         for _ in range(5):  # A reader of the lock holds it for a moment too.
@@ -43,9 +55,10 @@ class Lock:
             raise LockError(
                 f"{out} is in use by process {owner.get('pid')} on {owner.get('host')} "
                 f"since {since}; "
-                "wait for it, stop it, or choose another --out"
+                "wait for it, stop it, or choose another --out",
+                owner,
             )
-        self._started = time.time()
+        self._started, self._search = time.time(), search
         self._last: tuple[float, frozenset[str]] | None = None
         self.renew(())
 
@@ -59,7 +72,7 @@ class Lock:
             "pid": os.getpid(),
             "started": self._started,
             "running": sorted(keys),
-        }
+        } | ({"search": True} if self._search else {})
         data = (json.dumps(owner) + "\n").encode()
         try:
             os.pwrite(self._file, data, 0)
@@ -77,10 +90,10 @@ class Lock:
             os.close(self._file)
 
 
-def lock_owner(out: Path) -> dict[str, Any] | None:
+def lock_owner(out: Path, name: str = LOCK) -> dict[str, Any] | None:
     """Who works on the folder now (`host`, `pid`, `started`, `running`); None where nobody does."""
     try:
-        file = os.open(Path(out) / LOCK, os.O_RDONLY)
+        file = os.open(Path(out) / name, os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -88,6 +101,17 @@ def lock_owner(out: Path) -> dict[str, Any] | None:
         return owner if owner and _held(file, owner, fcntl.LOCK_SH) else None
     finally:
         os.close(file)
+
+
+def drivers(out: Path) -> dict[str, dict[str, Any]]:
+    """The living drivers of a search, by their ids, each as `lock_owner` gives it."""
+    found = {f.stem: lock_owner(out, f"{DRIVERS}/{f.name}") for f in driver_files(out)}
+    return {name: owner for name, owner in found.items() if owner}
+
+
+def driver_files(out: Path) -> list[Path]:
+    """The locks that drivers of a search have made, also those of dead ones."""
+    return sorted((Path(out) / DRIVERS).glob("*.json"))
 
 
 def process_lives(pid: int) -> bool:
@@ -102,20 +126,21 @@ def process_lives(pid: int) -> bool:
 
 
 def running_keys(out: Path) -> frozenset[str]:
-    """The trials that a living driver has in hand just now."""
-    owner = lock_owner(out)
-    return frozenset(owner.get("running", ())) if owner else frozenset()
+    """The trials that living drivers have in hand just now."""
+    owners = [lock_owner(out), *drivers(out).values()]
+    return frozenset(key for owner in owners if owner for key in owner["running"])
 
 
 def _held(file: int, owner: Mapping[str, Any], kind: int) -> bool:
     """Whether another driver holds the lock; if none does it is ours now, until `file` closes."""
+    elsewhere = owner.get("host") not in (None, socket.gethostname())
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        pass  # A file system without locks: the owner's word has to do.
-    elsewhere = owner.get("host") not in (None, socket.gethostname())
+    except OSError:  # A file system without locks: the owner's word has to do.
+        if owner and not elsewhere:
+            return process_lives(int(owner.get("pid", 0)))
     return elsewhere and time.time() - os.fstat(file).st_mtime < HEARTBEAT_SECONDS
 
 

@@ -79,11 +79,17 @@ class OutFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = Path(out)
+        self.stop_file = self.out / STOP
         self._poke: Callable[[], None] = lambda: None
 
     @property
     def lost(self) -> bool:
         """Whether another driver has taken over."""
+        return False
+
+    @property
+    def arriving(self) -> bool:
+        """Whether records are on their way here that trials have told of."""
         return False
 
     def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
@@ -125,12 +131,12 @@ class OutFolder:
     def ask_stop(self) -> None:
         """Have every trial write a checkpoint and stop."""
         try:
-            (self.out / STOP).touch()
+            self.stop_file.touch()
         except OSError:
             pass  # A full disk: the deadline ends the trials.
 
     def clear_stop(self) -> None:
-        (self.out / STOP).unlink(missing_ok=True)
+        self.stop_file.unlink(missing_ok=True)
 
     def settle(self, seconds: float) -> str | None:
         """Have everything here at the end; what hinders it, None if nothing."""
@@ -151,12 +157,18 @@ class Mirror(OutFolder):
         self._running: Callable[[], Collection[str]] = lambda: ()
         self._wake, self._end = threading.Event(), threading.Event()
         self._keys: set[str] = set()
+        self._pulling: set[str] = set()
         self._keys_lock = threading.Lock()
         self._stop_wanted = False
 
     @property
     def lost(self) -> bool:
         return self._lock is not None and self._lock.lost
+
+    @property
+    def arriving(self) -> bool:
+        with self._keys_lock:
+            return bool(self._keys or self._pulling)
 
     def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
         self._storage.retry_seconds = FIRST_SECONDS
@@ -302,6 +314,7 @@ class Mirror(OutFolder):
             self._wake.clear()
             with self._keys_lock:
                 keys, self._keys = self._keys, set()
+                self._pulling = keys
             try:
                 if self._stop_wanted:
                     self._storage.write(STOP, b"")
@@ -316,6 +329,8 @@ class Mirror(OutFolder):
                 self._wake.set()
                 continue
             self.problem, pause = None, 1.0
+            with self._keys_lock:
+                self._pulling = set()
             if keys:
                 self._poke()
 

@@ -234,7 +234,7 @@ def frozen(search: Search, point: Point, state: str | None = None) -> FrozenTria
         distributions=distributions(search.space),
         user_attrs={"cell_key": point.cell.key, "cell": point.cell.text, "reason": point.reason},
     )
-    # A study that is made again is the same study: no clock enters.
+    # No clock enters what the sampler sees; study.db gets the times of the records.
     trial.datetime_start = datetime.fromtimestamp(0)
     trial.datetime_complete = None if state == OPEN else datetime.fromtimestamp(0)
     return trial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,15 @@ if str(ROOT) not in sys.path:
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
+from mpcc.inception import WEIGHTS_VARIABLE  # noqa: E402
 from mpcc.metrics import METRICS  # noqa: E402
-from tune import command, grid, ledger, lock, points, pruning  # noqa: E402
+from tune import command, grid, ledger, lock, measurable, points, pruning  # noqa: E402
 from tune.command import UsageError  # noqa: E402
-from tune.ledger import Plan, Trial  # noqa: E402
+from tune.ledger import Plan  # noqa: E402
+from tune.node_data import is_address  # noqa: E402
 from tune.points import Point, Points, Search  # noqa: E402
 from tune.space import parse_space  # noqa: E402
+from tune.supply import Supply, check_same  # noqa: E402
 
 NAME = "search.py"
 DEFAULT_PRESET = "digits"
@@ -33,21 +37,20 @@ examples:
   python tune/search.py --space lambda_p=0,0.01,0.1 eta_p=1e-3..1e-2 --dry-run
   python tune/search.py                                    go on with what is planned
   python tune/search.py --points 40                        the same search, longer
-  python tune/search.py --status                           its points, and how far it is
+  python tune/search.py --status                           its points, how far it is, its drivers
   python tune/search.py --objective mse,saturation ...     two objectives: a Pareto front
   python tune/search.py --objective acc_majority ...       by labels, which every table then says
   python tune/ablation.py --out runs/search-digits --confirm --seeds 5   the best, on fresh seeds
+
+Several drivers: the same command again, in another terminal or on another machine that shares the
+folder, works on the same search; a trial runs once, and what a dead driver had is taken over. With
+--storage there is one driver, whose trials run on all of a cluster.
 
 A space: NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=N, NAME=A,B,C, or a TOML file of
 these (tune/space.toml explains it). The points are the same on any number of cores, and after a
 kill. Exit codes: 0 every trial is done or pruned; 2 a usage error; 3 not every one; 130, 143
 stopped by SIGINT, SIGTERM (the same command goes on).
 """
-
-ENDED = ledger.run_dir.ENDED
-
-FIXED = ("space", "objectives", "seeds", "sampler", "sampler_seed", "startup", "ahead", "prune")
-"""What cannot change once a search has begun: its later points would be those of another one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,21 +123,30 @@ def _run(args: argparse.Namespace) -> int:
     preset = args.preset or DEFAULT_PRESET
     if preset not in configs.PRESETS:
         raise UsageError(configs.unknown("preset", preset, configs.PRESETS))
-    if args.storage is not None:
-        raise UsageError("--storage is of ablation.py; a search needs an --out that machines share")
-    out, old = command.folder(args.out or ROOT / "runs" / f"search-{preset}")
+    out, old = command.folder(args.out or ROOT / "runs" / f"search-{preset}", args.storage)
     plan, search = _planned(args, old.preset if old and not args.preset else preset, out, old)
     if args.status:
         return _print_status(out, plan, search)
     supply = Supply(out, plan)
     if args.dry_run:
         return _print_dry_run(args, out, supply)
+    _check_here(args, supply)
     code = command.run(args, out, old, supply.plan, supply.all_trials(), supply)
     whole = supply.complete()
     for line in headline(supply.search, supply.found):
         print(line)
     print(_next_steps(out, supply, whole))
     return code if code or whole else 3
+
+
+def _check_here(args: argparse.Namespace, supply: Supply) -> None:
+    """ValueError, in one line, where this machine lacks what the objectives are measured with."""
+    data_dir = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
+    if args.address != "local" or args.sync or supply.complete() or is_address(data_dir):
+        return
+    if args.inception_weights is not None:
+        os.environ[WEIGHTS_VARIABLE] = str(args.inception_weights.resolve())
+    measurable.check_here(supply.search, supply.plan.base, data_dir)
 
 
 def _planned(
@@ -186,23 +198,11 @@ def _asked(args: argparse.Namespace, base: Config, was: Search | None, out: Path
     given |= {name: getattr(args, name) for name in ("sampler", "prune") if getattr(args, name)}
     search = replace(was, **given) if was else Search(**given)
     pruning.check(search)
-    if was is not None:
-        _check_same(out, was, search)
+    if was is None:
+        measurable.check(search, base)
+    else:
+        check_same(out, was, search)
     return search
-
-
-def _check_same(out: Path, was: Search, now: Search) -> None:
-    """UsageError that names what of a begun search is asked to be other."""
-    for name in FIXED:
-        before, after = getattr(was, name), getattr(now, name)
-        if before != after:
-            texts = [getattr(value, "text", None) or str(value) for value in (before, after)]
-            raise UsageError(
-                f"{out} holds a search with {name} {texts[0]}, now {texts[1]}: "
-                "leave it as it is, or choose another --out"
-            )
-    if now.n_points < len(was.points):
-        raise UsageError(f"{out} has {len(was.points)} points already; --points cannot be fewer")
 
 
 def _check_not_set(args: argparse.Namespace, space: Any) -> None:
@@ -211,101 +211,6 @@ def _check_not_set(args: argparse.Namespace, space: Any) -> None:
         if axis.field in given:
             name = configs.SHORT.get(axis.field, axis.field)
             raise UsageError(f"{name} is both set and searched; leave it out of --set or --space")
-
-
-class Supply:
-    """The trials of a search, as they come to be known: `tune.sweep.Supply`."""
-
-    def __init__(self, out: Path, plan: Plan) -> None:
-        self._out, self.plan = out, plan
-        self._points = Points(out)
-        self._given: set[str] = set()
-        self._seen: list[str] = []
-        self.found: list[Point] = []
-        self.problem: str | None = None
-        self._draw()
-        self._given |= {trial.key for trial in self.all_trials()}
-
-    @property
-    def search(self) -> Search:
-        """The search with the points that it has so far."""
-        search = points.search_of(self.plan)
-        assert search is not None
-        return search
-
-    @property
-    def n_trials(self) -> int:
-        """Trials of all points that were asked for."""
-        return self.search.n_points * len(self.search.seeds)
-
-    def more(self) -> tuple[Plan, list[Trial]]:
-        """The plan, and trials that can start and have not been given yet."""
-        before = self.plan
-        self._draw()
-        if self.plan is not before:
-            ledger.write_plan(self._out, self.plan)
-        self.write_study()
-        new = [
-            trial
-            for point in self.found
-            if point.state == points.OPEN
-            for trial in ledger.trials(point.cell, self.search.seeds)
-            if trial.key not in self._given
-        ]
-        self._given |= {trial.key for trial in new}
-        started = {t.key for t in new if ledger.status(self._out, t).state in ENDED}
-        return self.plan, [trial for trial in new if trial.key not in started]
-
-    def forget(self) -> None:
-        """Trials run again: what their points had come to is no longer so."""
-        self._points = Points(self._out)
-        self._draw()
-
-    def spec(self, trial: Trial) -> dict[str, Any]:
-        """The bounds at which a trial is given up, where the search prunes."""
-        number = self.search.points.index(trial.cell.key)
-        bounds = pruning.limit(self._out, self.search, self.found, number, trial)
-        return {"limit": bounds} if bounds else {}
-
-    def all_trials(self) -> list[Trial]:
-        """The trials of every point, by number."""
-        seeds = self.search.seeds
-        return [trial for point in self.found for trial in ledger.trials(point.cell, seeds)]
-
-    def complete(self) -> bool:
-        """Whether every point that was asked for has ended; study.db then says so too."""
-        self._draw()
-        self.write_study()
-        ended = sum(point.state != points.OPEN for point in self.found)
-        return ended >= self.search.n_points
-
-    def write_study(self) -> None:
-        """study.db, where a point is new or has ended since."""
-        states = [point.state for point in self.found]
-        if states != self._seen:
-            from tune.study_file import write_study
-
-            try:
-                write_study(self._out, self._out.name, self.search, self.found)
-                self.problem = None
-            except OSError as error:  # A view of the records: the search goes on without it.
-                self.problem = str(error)
-            self._seen = states
-
-    def _draw(self) -> None:
-        """Every point that can be drawn now."""
-        search = self.search
-        self.found = self._points.read(self.plan, search)
-        while points.due(search, self.found):
-            cell = points.next_cell(search, self.plan.base, self.found)
-            if cell is None:  # The space has no more: that is the whole search.
-                search = replace(search, n_points=len(self.found))
-                self.plan = replace(self.plan, search=search.to_dict())
-                return
-            search = replace(search, points=(*search.points, cell.key))
-            grown = self.plan.grow([cell], search.seeds, search.name)
-            self.plan = replace(grown, search=search.to_dict())
-            self.found = self._points.read(self.plan, search)
 
 
 def _print_status(out: Path, plan: Plan, search: Search) -> int:
@@ -319,11 +224,16 @@ def _print_status(out: Path, plan: Plan, search: Search) -> int:
     ended = [point for point in found if point.state != points.OPEN]
     for line in headline(search, found):
         print(line)
-    owner = lock.lock_owner(out)
-    driver = f"; driver: process {owner['pid']} on {owner['host']}" if owner else ""
-    print(f"{len(ended)} of {search.n_points} points have ended{driver}")
+    print(f"{len(ended)} of {search.n_points} points have ended{_drivers_text(out)}")
     whole = len(ended) >= search.n_points
     return 0 if whole and all(p.state == points.COMPLETE for p in ended) else 3
+
+
+def _drivers_text(out: Path) -> str:
+    """`; drivers: process 12 on a, process 14 on b`, empty where nobody works on it."""
+    owners = [o for o in (*lock.drivers(out).values(), lock.lock_owner(out)) if o]
+    names = dict.fromkeys(f"process {owner['pid']} on {owner['host']}" for owner in owners)
+    return f"; driver{'s' if len(names) > 1 else ''}: {', '.join(names)}" if names else ""
 
 
 def _next_steps(out: Path, supply: Supply, whole: bool) -> str:
@@ -373,6 +283,7 @@ def headline(search: Search, found: Sequence[Point]) -> list[str]:
     lines = [f"Search for {goals} over {len(search.seeds)} seeds, {search.sampler}; {judged}"]
     if search.prune:
         lines.append(f"Pruning by {search.prune}: {pruning.BIAS[search.prune]}")
+    lines += measurable.warnings(search)
     front = points.best(search, found)
     word = "Best" if len(search.objectives) == 1 else "On the Pareto front"
     lines += [f"{word}: {p.cell.text}: {objective_text(search, p)}" for p in front]

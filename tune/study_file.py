@@ -1,16 +1,21 @@
 """The search as an Optuna study in study.db, for `optuna-dashboard` and for code of one's own.
 
-The file is a view, as MLflow is: where it is lost or says something else, it is written again.
+The file is a view, as MLflow is: where it is lost, damaged or says something else, it is written
+again. Where another program has it locked it is left alone.
 """
 
 from __future__ import annotations
 
 import math
+import sqlite3
 import warnings
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpcc import run_dir
+from tune import ledger
 from tune.points import COMPLETE, OPEN, Point, Search, directions, frozen
 
 if TYPE_CHECKING:
@@ -18,6 +23,18 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 FILE = "study.db"
+LOCK_SECONDS = 2.0
+"""How long a reader, such as a dashboard, may keep a driver waiting."""
+INTACT = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+}
+"""Errors that say nothing against the file itself: it stays."""
 
 
 def write_study(out: Path, name: str, search: Search, points: Sequence[Point]) -> None:
@@ -29,29 +46,49 @@ def write_study(out: Path, name: str, search: Search, points: Sequence[Point]) -
     path = Path(out).resolve() / FILE
     try:
         _write(path, name, search, points)
-    except (DatabaseError, optuna.exceptions.StorageInternalError, AssertionError):
+    except (DatabaseError, optuna.exceptions.StorageInternalError, AssertionError) as error:
+        if _code_of(error) in INTACT:
+            raise _cannot(path, error) from None
         path.unlink(missing_ok=True)  # Torn or foreign: the run directories have it all.
         try:
             _write(path, name, search, points)
         except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
-            raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
+            raise _cannot(path, error) from None
+
+
+def _code_of(error: BaseException | None) -> int | None:
+    """SQLite's number of an error, from the one that it began with; None where it has none."""
+    while error is not None:
+        code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+        if code is not None:
+            return int(code) & 0xFF
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _cannot(path: Path, error: BaseException) -> OSError:
+    locked = _code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    why = "another program has it locked" if locked else str(error).splitlines()[0]
+    return OSError(f"{path} cannot be written: {why}")
 
 
 def _write(path: Path, name: str, search: Search, points: Sequence[Point]) -> None:
     import optuna
 
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
+    )
     try:
-        study = _study(storage, name, search)
+        study, made = _study(storage, name, search), _made(path.parent, search, points)
         stored = study.get_trials(deepcopy=False)
-        if len(stored) > len(points) or any(map(_differ, stored, _made(search, points))):
+        if len(stored) > len(points) or any(map(_differ, stored, made)):
             optuna.delete_study(study_name=name, storage=storage)
             study, stored = _study(storage, name, search), []
-        for trial in _made(search, points)[len(stored) :]:
+        for trial in made[len(stored) :]:
             study.add_trial(trial)
-        for trial, point in zip(stored, points, strict=False):
-            if not trial.state.is_finished() and point.state != OPEN:
-                _tell(storage, trial, frozen(search, point))
+        for old, new in zip(stored, made, strict=False):
+            if not old.state.is_finished() and new.state.is_finished():
+                _tell(storage, old, new)
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -71,11 +108,13 @@ def _study(storage: Any, name: str, search: Search) -> Study:
     return study
 
 
-def _made(search: Search, points: Sequence[Point]) -> list[FrozenTrial]:
+def _made(out: Path, search: Search, points: Sequence[Point]) -> list[FrozenTrial]:
     made = []
     for point in points:
         trial = frozen(search, point)
         trial.user_attrs |= _spread(search, point)
+        trial.datetime_start, end = _times(out, search, point)
+        trial.datetime_complete = None if point.state == OPEN else end
         made.append(trial)
     return made
 
@@ -88,9 +127,36 @@ def _differ(stored: FrozenTrial, made: FrozenTrial) -> bool:
 
 
 def _tell(storage: Any, stored: FrozenTrial, made: FrozenTrial) -> None:
+    from sqlalchemy import text
+
     for key, value in made.user_attrs.items():
         storage.set_trial_user_attr(stored._trial_id, key, value)
     storage.set_trial_state_values(stored._trial_id, made.state, made.values)
+    with storage.engine.begin() as connection:  # Optuna would have it end now, whenever it ended.
+        connection.execute(
+            text("update trials set datetime_start=:a, datetime_complete=:b where trial_id=:id"),
+            {"a": made.datetime_start, "b": made.datetime_complete, "id": stored._trial_id},
+        )
+
+
+def _times(out: Path, search: Search, point: Point) -> tuple[datetime, datetime]:
+    """When the first of a point's trials began and the last ended, by its records; local time.
+
+    A point without records has just been drawn, as far as anyone can tell.
+    """
+    starts, ends = [], []
+    for trial in ledger.trials(point.cell, search.seeds):
+        path = ledger.trial_dir(out, trial.key)
+        try:
+            begun = run_dir.read_provenance(path).get("started")
+            if begun:
+                moment = datetime.fromisoformat(str(begun)).astimezone()
+                starts.append(moment.replace(tzinfo=None))
+            ends.append(datetime.fromtimestamp((path / run_dir.RESULT).stat().st_mtime))
+        except (OSError, ValueError):
+            continue
+    start = min(starts or ends, default=datetime.now())
+    return start, max([start, *ends])
 
 
 def _spread(search: Search, point: Point) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,10 @@ from typing import Any, Literal, Protocol
 from mpcc import run_dir
 from mpcc.config import Config
 from tune import cluster, grid, ledger, node_data, preflight, tracking
+from tune.drivers import LOOK_SECONDS, Driver
 from tune.grid import cost
 from tune.groups import grouped
 from tune.ledger import Plan, Status, Trial
-from tune.lock import Lock
 from tune.mirror import STOP, OutFolder
 from tune.progress import Board, Display
 
@@ -45,6 +46,8 @@ FETCH_SECONDS = 3600.0
 VISIBLE_SECONDS = 15.0
 """How long the result of a trial that has reported its end may take to be seen on a shared disk, or
 to be fetched from a storage."""
+NEWS_SECONDS = 5.0
+"""Between two looks for what MLflow lacks of other drivers' trials."""
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
 
@@ -81,6 +84,19 @@ class Supply(Protocol):
 
         Called often. None while others run means to wait, none while nothing runs the end.
         """
+
+    @property
+    def waits(self) -> bool:
+        """Whether `more` has found trials that other drivers run: there may be more after them."""
+
+    def give_back(self, key: str) -> None:
+        """A trial that was given could not be run here: another driver has it."""
+
+    def write(self, plan: Plan) -> None:
+        """Write the plan, with what other drivers have found."""
+
+    def all_trials(self) -> list[Trial]:
+        """Every trial that is known so far."""
 
     def spec(self, trial: Trial) -> dict[str, Any]:
         """What a worker must know of this trial beyond `trial_spec`."""
@@ -124,7 +140,7 @@ def run(
     plan: Plan,
     trials: Sequence[Trial],
     settings: Settings,
-    lock: Lock,
+    driver: Driver,
     files: OutFolder,
     supply: Supply | None = None,
 ) -> int:
@@ -136,29 +152,36 @@ def run(
     signals = Signals()
     signals.install()
     for trial in trials:
+        if driver.is_elsewhere(trial.key):
+            continue
         files.take_over(plan, trial)
         mended = ledger.mend(settings.out, trial)
         if mended:
             print(mended, file=sys.stderr)
     board = Board(trials, statuses(settings.out, trials))
     board.expected = 0 if supply is None else supply.n_trials
-    tracker = tracking.Background(settings.out, settings.uri, plan, board.running)
+    tracker = tracking.Background(
+        *(settings.out, settings.uri, plan, board.running),
+        leads=lambda: driver.leads,
+        elsewhere=driver.running_elsewhere,
+    )
     files.attend(board.running, tracker.poke)
     todo = missing(trials, statuses(settings.out, trials))
-    session = _Session(plan, settings, lock, signals, board, tracker, files, supply)
+    session = _Session(plan, settings, driver, signals, board, tracker, files, supply)
     whole = session.train(todo) if todo else True
     quick = signals.number is not None or not whole
     hindrance = files.settle(4.0 if quick else DELIVERY_SECONDS)
     if hindrance:
         print(f"{hindrance}; the same command fetches what is missing here", file=sys.stderr)
-    trials = board.trials()
+    trials = board.trials() if supply is None else supply.all_trials()
     plan = _with_data(session.plan, settings.out, trials)
     try:
-        files.write_plan(plan)
+        (files.write_plan if supply is None else supply.write)(plan)
     except OSError as error:  # The plan without the data's fingerprint is a plan as well.
         print(tracking.one_line(error), file=sys.stderr)
     states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
-    problem = tracker.finish(tracking.sweep_state(states), 4.0 if quick else DELIVERY_SECONDS)
+    state = ledger.RUNNING if driver.running_elsewhere() else tracking.sweep_state(states)
+    problem = tracker.finish(state, 4.0 if quick else DELIVERY_SECONDS)
     if problem:
         print(
             f"MLflow lacks some results ({problem}); nothing is lost: run the same command with "
@@ -169,8 +192,10 @@ def run(
     if not whole:
         # Tune's thread may wait for ever for a Ray that is gone.
         summary(settings, trials)
+        if driver.others():
+            print("The other drivers go on with this search.")
         files.release()
-        lock.release()
+        driver.release()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -242,7 +267,7 @@ class _Session:
         self,
         plan: Plan,
         settings: Settings,
-        lock: Lock,
+        driver: Driver,
         signals: Signals,
         board: Board,
         tracker: tracking.Background,
@@ -250,12 +275,15 @@ class _Session:
         supply: Supply | None,
     ) -> None:
         self._files = files
-        self.plan, self._settings, self._lock = plan, settings, lock
+        self.plan, self._settings, self._driver = plan, settings, driver
         self._signals, self._board, self._tracker = signals, board, tracker
         self._supply = supply
         self._needed: dict[str, Any] | None = None
         self._in_hand: set[str] = set()
         self._ending: dict[str, float] = {}
+        self._refused: deque[str] = deque()
+        self._next_look = self._next_news = 0.0
+        self._told_waiting = False
         self._id = secrets.token_hex(4)
         self._stopping = False
         self._alone: list[str] = []
@@ -343,7 +371,7 @@ class _Session:
         self, engine: ModuleType, temp_dir: Path, todo: list[Trial], display: Display
     ) -> bool:
         """All trials; then, one at a time, those that found too little memory beside others."""
-        while todo:
+        while True:
             specs = [self._spec(trial) for trial in todo]
             groups = grouped(specs, self._group_size, max(1, int(engine.n_gpus())))
             if not self._round(engine, temp_dir, groups, self._gpus or 0.0, display):
@@ -357,13 +385,17 @@ class _Session:
                 if not self._round(engine, temp_dir, groups, whole_gpu, display, alone=True):
                     return False
             todo = self._more()  # A search may have waited for those.
-        return True
+            if not todo and not self._waits():
+                return True
 
     def _why_alone(self) -> str:
         return "ran out of memory" if self._group_size == 1 else "could not run beside others"
 
     def _spec(self, trial: Trial) -> dict[str, Any]:
-        spec = trial_spec(trial, self.plan, self._settings, self._id) | {"needed": self._needed}
+        spec = trial_spec(trial, self.plan, self._settings, self._id)
+        spec["needed"] = self._needed
+        spec["stop_file"] = str(self._files.stop_file)
+        spec["taken_file"] = self._driver.taken_file(trial.key)
         if not self._gpus:
             spec["device"] = "cpu"
         return spec if self._supply is None else spec | self._supply.spec(trial)
@@ -377,21 +409,79 @@ class _Session:
         except (OSError, ValueError) as error:  # told at the end; what runs, runs on
             self._error = error
             return []
+        trials = [trial for trial in trials if trial.key not in self._in_hand]
         if trials:
             self._given += trials
-            self._board.add(trials, statuses(self._settings.out, trials))
+            self._show(trials)
             self._tracker.grow(self.plan)
         return trials
 
-    def _refill(self, feed: Any) -> None:
+    def _show(self, trials: Sequence[Trial]) -> None:
+        """Put trials on the board that are not there."""
+        known = {trial.key for trial in self._board.trials()}
+        new = [trial for trial in trials if trial.key not in known]
+        if new:
+            self._board.add(new, statuses(self._settings.out, new))
+
+    def _waits(self) -> bool:
+        """Whether there may be more trials once other drivers have ended theirs."""
+        if self._supply is None or self._signals.number is not None or self._error is not None:
+            return False
+        return self._supply.waits
+
+    def _refill(self, feed: Any, display: Display) -> None:
         """Hand the trials on that can start; no more, once nothing runs and there is none."""
-        idle = not self._in_hand  # Before the run directories are read: then nothing is missed.
+        assert self._supply is not None
+        while self._refused:
+            key = self._refused.popleft()
+            self._in_hand.discard(key)
+            self._supply.give_back(key)
+        # Before the run directories are read: then nothing is missed.
+        idle = not self._in_hand and not self._files.arriving
         trials = self._more()
         for trial in trials:
             self._in_hand.add(trial.key)
             feed.put(self._spec(trial))
-        if (idle and not trials) or self._stopping:
+        waits = self._waits()
+        if (idle and not trials and not waits) or self._stopping:
             feed.close()
+        elif idle and not trials and self._driver.others() and not self._told_waiting:
+            self._told_waiting = True
+            display.say("other drivers run all trials that can start now; waiting for more")
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Show what has become of other drivers' trials, and have it delivered."""
+        now = time.monotonic()
+        if now < self._next_look or self._supply is None:
+            return
+        self._next_look = now + LOOK_SECONDS
+        self._show(self._supply.all_trials())
+        for trial in self._board.trials():
+            if self._board.row(trial.key)[0] not in run_dir.ENDED + (ledger.RUNNING,):
+                status = ledger.status(self._settings.out, trial)
+                if status.state in run_dir.ENDED:
+                    accuracy = status.metrics.get("acc_majority")
+                    self._board.set(trial.key, status.state, status.iteration, accuracy)
+        if now >= self._next_news and self._driver.others():
+            self._next_news = now + NEWS_SECONDS
+            self._tracker.poke()
+
+    def _claim(self, spec: dict[str, Any]) -> dict[str, Any] | None:
+        """The trial as it is to run; None where another driver has it, or it has ended meanwhile.
+
+        Called by Tune when it has room for the trial: so no driver claims what it cannot run.
+        """
+        key, out = str(spec["key"]), self._settings.out
+        trial = next(trial for trial in self._given if trial.key == key)
+        if self._driver.take(key):
+            if ledger.status(out, trial).state not in run_dir.ENDED:
+                if self._settings.storage is None:
+                    ledger.mend(out, trial)  # A driver that was killed may have left it torn.
+                return spec | {"taken_file": self._driver.taken_file(key)}
+            self._driver.release_trial(key)
+        self._refused.append(key)
+        return None
 
     def _round(
         self,
@@ -412,7 +502,7 @@ class _Session:
         specs = [spec for group in groups for spec in group]
         self._in_hand = {spec["key"] for spec in specs}
         if self._supply is not None and not alone:
-            feed = engine.Feed(self._group_size)
+            feed = engine.Feed(self._group_size, self._claim)
             for spec in specs:
                 feed.put(spec)
 
@@ -434,10 +524,10 @@ class _Session:
         while thread.is_alive():
             thread.join(0.2)
             display.update()
-            self._let_go()
+            self._see_ends()
             if feed is not None:
-                self._refill(feed)
-            self._lock.renew(self._board.running())
+                self._refill(feed, display)
+            self._driver.renew(self._board.running())
             if self._tracker.problem and not self._told_tracking:
                 self._told_tracking = True
                 display.say(f"MLflow does not answer ({self._tracker.problem}); training goes on")
@@ -446,8 +536,9 @@ class _Session:
                 display.say(f"{death}; run the same command again")
                 self._forget_running()
                 return False
-            if self._files.lost:
-                display.say("another driver has taken this storage over; leaving it to that one")
+            if self._files.lost or self._driver.lost:
+                what = "storage" if self._files.lost else "search"
+                display.say(f"another driver has taken this {what} over; leaving it to that one")
                 self._forget_running()
                 return False
             if self._signals.number is None:
@@ -463,15 +554,16 @@ class _Session:
                 self._forget_running()
                 return False
         while self._ending:
-            self._let_go()
+            self._see_ends()
             time.sleep(0.05)
         return self._signals.number is None
 
-    def _let_go(self) -> None:
+    def _see_ends(self) -> None:
         """Have those trials no more in hand whose reported end can be read here."""
         for key, until in list(self._ending.items()):
             if self._files.has_ended(key) or time.monotonic() > until:
                 del self._ending[key]
+                self._let_go(key)
                 self._in_hand.discard(key)
 
     def _forget_running(self) -> None:
@@ -494,6 +586,8 @@ class _Session:
         if report["done"] and state in run_dir.ENDED:
             self._ending[key] = time.monotonic() + VISIBLE_SECONDS
         elif report["done"]:
+            if key not in self._alone:
+                self._let_go(key)
             self._in_hand.discard(key)
         if report["evaluated"] or report["done"]:
             self._files.news(key)
@@ -501,9 +595,10 @@ class _Session:
     def _failed(self, key: str, cause: str | None, text: str) -> None:
         """Ray gave a trial up: failed where the cause is its own, else stopped, to run again."""
         row = next(trial for trial in self._given if trial.key == key)
-        self._in_hand.discard(key)
-        if cause is None:
+        if cause is None or self._driver.was_taken(key):
             self._board.set(key, ledger.STOPPED)
+            self._let_go(key)
+            self._in_hand.discard(key)
             print(f"stopped: {row.text} ({text})", file=sys.stderr)
             return
         try:
@@ -512,7 +607,15 @@ class _Session:
             self._board.set(key, ledger.FAILED)
         except (OSError, run_dir.RunDirError):
             self._board.set(key, ledger.STOPPED)
+        self._let_go(key)
+        self._in_hand.discard(key)
         self._tracker.poke()
+
+    def _let_go(self, key: str) -> None:
+        """A trial is no longer in hand: other drivers may have it, if they do not already."""
+        if self._driver.was_taken(key):
+            self._refused.append(key)
+        self._driver.release_trial(key)
 
 
 def images_of(config: Config) -> str:

@@ -268,9 +268,18 @@ class Background:
     """Delivery beside training: its faults are kept, waited out and told, never raised."""
 
     def __init__(
-        self, out: Path, uri: str, plan: Plan, live: Callable[[], Collection[str]]
+        self,
+        out: Path,
+        uri: str,
+        plan: Plan,
+        live: Callable[[], Collection[str]],
+        leads: Callable[[], bool] = lambda: True,
+        elsewhere: Callable[[], Collection[str]] = frozenset,
     ) -> None:
+        """`live` are the trials in hand, `elsewhere` those of other drivers; one that does not
+        `lead` leaves it to the one that does."""
         self._delivery, self._plan, self._live = Delivery(out, uri), plan, live
+        self._leads, self._elsewhere = leads, elsewhere
         self._wake, self._end = threading.Event(), threading.Event()
         self._state = ledger.RUNNING
         self.problem: str | None = None
@@ -301,9 +310,10 @@ class Background:
         while True:
             last = self._end.is_set()
             self._wake.clear()
-            live = () if last else self._live()
+            live = {*self._elsewhere(), *(() if last else self._live())}
             try:
-                self._delivery.deliver(self._plan, live, self._state)
+                if self._leads():
+                    self._delivery.deliver(self._plan, live, self._state)
                 self.problem, pause = None, 1.0
             except Exception as error:  # whatever a data base or a server can raise
                 self.problem = one_line(error)

@@ -45,6 +45,8 @@ class Course:
 
     def step(self) -> dict[str, Any]:
         """Train for about a second; the returned `state` is running, stopped or how it ended."""
+        if self._progress is None and self._taken():
+            return self._report(ledger.STOPPED)  # It runs elsewhere: nothing here is ours.
         if self._orphaned():
             os._exit(1)  # Another driver may be at this trial by now: write nothing more.
         if self._place.stop_asked():
@@ -147,6 +149,7 @@ class Course:
                 self._close()
                 cause = f"{limit['metric']} {value:.4g} at {row['iteration']}, {limit['why']}"
                 ledger.record_end(self._path, self._config, ledger.PRUNED, f"{cause} {bound:.4g}")
+                self._place.finish()
                 return True
         return False
 
@@ -164,9 +167,14 @@ class Course:
                 )
 
     def _orphaned(self) -> bool:
-        """Whether the driver of this trial, on this machine, is gone."""
+        """Whether the driver of this trial, on this machine, is gone, or another has taken it."""
         host, pid = self._spec["driver"]
-        return host == socket.gethostname() and not process_lives(pid)
+        return self._taken() or (host == socket.gethostname() and not process_lives(pid))
+
+    def _taken(self) -> bool:
+        """Whether another driver of the search runs this trial, having given ours up for dead."""
+        file = self._spec.get("taken_file")
+        return file is not None and os.path.exists(file)
 
     def _back_off(self) -> None:
         """Wait before another try in the same sweep: 2, 4, 8 … seconds, and no longer than 30."""
