@@ -185,25 +185,12 @@ def _group(key: str, part: str, trials: list[dict[str, Any]], n_planned: int) ->
     return Group(key, part, settings, variant, sweep, tuple(trials), n_planned)
 
 
-_TEXT = (
-    *("variant", "changes", "cause", "code", "code_id", "device", "fingerprint", "data_notes"),
-    *("run_dir", "mlflow_run"),
-)
-
-
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with None where pandas has NaN for text, and the names of its undefined metrics."""
-    for name in _TEXT:
-        if row[name] != row[name]:
-            row[name] = None
-    images = row["n_images"]
-    row["n_images"] = None if images is None or images != images else int(images)
+    """A row with its lists as lists: undefined metrics, failures, reasons."""
     row["iteration"] = int(row["iteration"] or 0)
-    undefined = row["undefined"]
-    row["undefined"] = undefined.split() if isinstance(undefined, str) else []
-    failures, reasons = row["failures"], row["unavailable"]
-    row["failures"] = failures.split() if isinstance(failures, str) else []
-    row["unavailable"] = json.loads(reasons) if isinstance(reasons, str) else {}
+    row["undefined"] = (row["undefined"] or "").split()
+    row["failures"] = (row["failures"] or "").split()
+    row["unavailable"] = json.loads(row["unavailable"]) if row["unavailable"] else {}
     return row
 
 
