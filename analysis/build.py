@@ -11,9 +11,10 @@ from analysis.cells import Group
 from analysis.frame import Records
 from analysis.grid import GridResult, baseline_of, grid_tables
 from analysis.layout import Table
-from analysis.paper_tables import DATASETS, plan_names, table2, table3, table4
+from analysis.paper_tables import plan_names, table2, table3
 from analysis.render import latex, markdown
-from analysis.tables import table1, table1_groups
+from analysis.table1 import table1, table1_groups
+from analysis.table4 import DATASETS, table4
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis import stats
 from analysis.columns import column
-from analysis.frame import STATES, Records, short
+from analysis.frame import BASELINE, STATES, Records, short
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE
 from tune.ledger import PLANNED
@@ -99,6 +99,11 @@ class Group:
         return tuple(trial for trial in self.trials if trial["state"] == DONE)
 
     @property
+    def confirm(self) -> bool:
+        """Whether these are fresh seeds, which confirm a choice that others led to."""
+        return bool(self.trials[0]["confirm"])
+
+    @property
     def changes(self) -> str:
         """What a named variant changes of the full model, in words; empty for a cell of a grid."""
         return str(self.trials[0]["changes"] or "")
@@ -130,6 +135,11 @@ class Group:
                 odd.append(trial["seed"])
                 recorded = True
         return Summary(self.n_planned, tuple(values), tuple(odd), not recorded)
+
+    def reference(self, metric: str) -> float | None:
+        """What k-means reaches on the images of these trials, where it is known."""
+        values = [value for known in references([self], metric).values() for value in known]
+        return sum(values) / len(values) if values else None
 
     def label(self, axes: Iterable[str]) -> str:
         """The cell in words: its variant, or its settings on these axes."""
@@ -240,6 +250,26 @@ def unlike(a: Group, b: Group, metric: str) -> str | None:
             if a.done[0][name] != b.done[0][name]:
                 return f"measured on other images ({_MIX_WORDS[name]})"
     return None
+
+
+def references(found: Iterable[Group], metric: str) -> dict[str, list[float]]:
+    """Data set -> the distinct figures that k-means reached on it, rising.
+
+    Images of other content are another data set, told apart by it where the name does not.
+    """
+    name = f"{BASELINE}kmeans_{metric}"
+    values: dict[tuple[str, str], set[float]] = {}
+    for group in found:
+        for trial in group.done:
+            value = trial.get(name, math.nan)
+            if math.isfinite(value):
+                data = group.settings["dataset"], trial["fingerprint"] or "unknown"
+                values.setdefault(data, set()).add(value)
+    names = Counter(dataset for dataset, _ in values)
+    return {
+        dataset if names[dataset] == 1 else f"{dataset} (content {content})": sorted(known)
+        for (dataset, content), known in values.items()
+    }
 
 
 def tally(found: Sequence[Group]) -> dict[str, int]:

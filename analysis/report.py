@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from analysis import html, words
 from analysis.build import Product
 from analysis.cells import Group
 from analysis.columns import column
-from analysis.frame import BASELINE, Records, short
+from analysis.frame import Records, short
 from analysis.grid import shown_metrics, swept
 from analysis.tables import progress, unfinished, value_cell
 from mpcc.config import DEFAULTS, value_text
@@ -98,17 +96,14 @@ def _sentence(text: str) -> str:
 def _strips(records: Records, groups: Sequence[Group]) -> str:
     parts = []
     for metric in shown_metrics(groups):
-        name = f"{BASELINE}kmeans_{metric}"
-        known = [t[name] for g in groups for t in g.done if math.isfinite(t.get(name, math.nan))]
-        reference = sum(known) / len(known) if known else None
-        drawn = html.strips(_named(records, groups, metric), column(metric), reference)
+        drawn = html.strips(_named(records, groups, metric), column(metric))
         if drawn:
             parts.append(f"<h3>{escape(column(metric).heading)}</h3>{drawn}")
     if not parts:
         return ""
     legend = (
         '<p class="soft">Ring: a seed. Bar: the mean. Band: its 95 % interval (Student’s t), cut '
-        "off at the edge. Dashed: k-means on the same pixels, where it is known.</p>"
+        "off at the edge. Dashed: k-means on the pixels of that cell, where it is known.</p>"
     )
     return legend + "".join(parts)
 
@@ -142,7 +137,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
     metric, axes = shown_metrics(groups)[0], swept(records)
-    spec, folders = column(metric), {sweep.name: sweep.path for sweep in records.sweeps}
+    spec = column(metric)
     figures, n_cells = [], 0
     for group in groups:
         values = sorted(group.summary(metric).values, key=lambda item: item[1])
@@ -153,11 +148,10 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
         found = []
         ends = [("worst", values[0]), ("best", values[-1])][len(values) == 1 :]
         for rank, (seed, value) in reversed(ends):
-            picture = _picture(group, seed, folders)
+            picture = _picture(records, group, seed)
             if picture:
                 word = "" if len(ends) == 1 else f", {rank} seed"
-                name, _, unit = spec.heading.partition(",")
-                text = f"{group.label(axes)}: seed {seed}{word}, {name} {spec.shown(value)}{unit}"
+                text = f"{group.label(axes)}: seed {seed}{word}, {spec.label} {spec.amount(value)}"
                 alt = f"Samples: {text}"
                 found.append(
                     f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{picture}">'
@@ -168,18 +162,16 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
     if not figures:
         return ""
     return (
-        f'<p class="soft">Best and worst seed by {escape(spec.heading.split(",")[0])}, two columns '
+        f'<p class="soft">Best and worst seed by {escape(spec.label)}, two columns '
         f"per cluster; up to {MAX_SHEETS} cells. They illustrate and prove nothing.</p>"
         f'<div class="sheets">{"".join(figures)}</div>'
     )
 
 
-def _picture(group: Group, seed: int, folders: dict[str, Path]) -> str:
-    trial = next(t for t in group.done if t["seed"] == seed)
-    if not trial["run_dir"]:
-        return ""
-    path = folders[trial["sweep"]] / trial["run_dir"] / PICTURE
-    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+def _picture(records: Records, group: Group, seed: int) -> str:
+    folder = records.run_dir(next(t for t in group.done if t["seed"] == seed))
+    path = folder / PICTURE if folder else None
+    return base64.b64encode(path.read_bytes()).decode() if path and path.is_file() else ""
 
 
 def _failures(records: Records, groups: Sequence[Group]) -> str:
