@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from analysis import stats
@@ -17,7 +17,7 @@ from analysis.designs import Effect
 from analysis.frame import STATES, Records
 from mpcc.config import value_text
 
-_TRIAL_META = ("cell_key", "trial_key", "sweep", "variant")
+_TRIAL_META = ("cell_key", "trial_key", "sweep", "variant", "confirm")
 _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
 
 
@@ -93,18 +93,6 @@ def provenance_json(
         {"name": s.name, "axes": list(s.axes), "grids": list(s.grids), "base": dict(s.base)}
         for s in records.sweeps
     ]
-    trials = {
-        trial["trial_key"]: {
-            "cell": group.cell_key,
-            "seed": trial["seed"],
-            "state": trial["state"],
-            "records": trial["digest"] if isinstance(trial["digest"], str) else None,
-            "code": trial["code"],
-            "mlflow_run": trial["mlflow_run"],
-        }
-        for group in groups
-        for trial in group.trials
-    }
     content = {
         "table": name,
         "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
@@ -112,9 +100,26 @@ def provenance_json(
         "trials_by_state": tally(groups),
         "sweeps": sweeps,
         "notes": list(records.notes),
-        "trials": trials,
+        "trials": trial_records(groups),
     }
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
+    """Key of every trial -> how it ended and the digest of its records, which change with them."""
+    return {
+        trial["trial_key"]: {
+            "cell": group.cell_key,
+            "seed": trial["seed"],
+            "state": trial["state"],
+            "records": trial["digest"],
+            "code": trial["code"],
+            "mlflow_run": trial["mlflow_run"],
+        }
+        | ({"seeds": "fresh"} if group.confirm else {})
+        for group in groups
+        for trial in group.trials
+    }
 
 
 def _plain(value: Any) -> Any:

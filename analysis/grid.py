@@ -244,11 +244,15 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
 
 
 def confirm_table(
-    records: Records, groups: Sequence[Group], fresh: Sequence[Group], metrics: Sequence[str]
+    records: Records,
+    groups: Sequence[Group],
+    fresh: Sequence[Group],
+    metrics: Sequence[str],
+    name: str = "grid-confirm",
 ) -> Table:
     """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
     axes, variants = swept(records), any(g.variant for g in fresh)
-    table = Table("grid-confirm", f"Confirmation on fresh seeds: {progress(fresh)}")
+    table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}")
     table.counts = True
     table.headings = [*label_headings(fresh, axes, variants), Heading("metric", numeric=False)]
     table.headings += [Heading("chosen on"), Heading("fresh seeds (quote these)")]

@@ -10,9 +10,11 @@ from typing import Any
 from analysis import html, words
 from analysis.build import Product
 from analysis.cells import Group
+from analysis.cells import groups as groups_of
 from analysis.columns import column
 from analysis.frame import Records, short
 from analysis.grid import shown_metrics, swept
+from analysis.layout import Table
 from analysis.tables import progress, unfinished, value_cell
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE
@@ -38,15 +40,16 @@ def report(
     """
     title = " and ".join(dict.fromkeys(sweep.name for sweep in records.sweeps))
     result = next((p.result for p in products if p.result), None)
+    fresh = groups_of(records, confirm=True)
     sections = {
         "Summary": f"<p>{escape(words.paragraph(records, groups, result, test))}</p>",
         "Search": _search(records, groups, lines) if pictures else "",
-        "Tables": "".join(html.table(t) for p in products for t in p.tables),
+        "Tables": "".join(html.table(t) for t in _distinct_tables(products)),
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),
         "Samples": _sheets(records, groups) if pictures else "",
-        "Failures": _failures(records, groups),
-        "Provenance": _provenance(records, groups),
+        "Failures": _failures(records, [*groups, *fresh]),
+        "Provenance": _provenance(records, [*groups, *fresh]),
     }
     kept = {name: body for name, body in sections.items() if body}
     links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in kept)
@@ -61,9 +64,16 @@ def report(
     )
 
 
-def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple[str, Group, str]]:
-    from analysis.layout import Table
+def _distinct_tables(products: Sequence[Product]) -> list[Table]:
+    """Every table once: a confirmation may belong to Table 1 and to the grid."""
+    return list({t.title: t for p in products for t in p.tables}.values())
 
+
+def _cell_name(group: Group, axes: Sequence[str]) -> str:
+    return group.label(axes) + (" (fresh seeds)" if group.confirm else "")
+
+
+def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple[str, Group, str]]:
     axes, scratch = swept(records), Table("", "")
     return [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
 
@@ -177,7 +187,7 @@ def _picture(records: Records, group: Group, seed: int) -> str:
 def _failures(records: Records, groups: Sequence[Group]) -> str:
     axes = swept(records)
     rows = [
-        [g.label(axes), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
+        [_cell_name(g, axes), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
         for g in groups
         for t in g.trials
         if t["state"] != DONE
@@ -213,7 +223,7 @@ def _width(text: str) -> str:
 
 
 def _provenance(records: Records, groups: Sequence[Group]) -> str:
-    first = groups[0].settings
+    first, axes = groups[0].settings, swept(records)
     shared = {
         n: first[n]
         for n in DEFAULTS
@@ -230,7 +240,7 @@ def _provenance(records: Records, groups: Sequence[Group]) -> str:
         ["selection", f"last iteration (@last); {records.selection}"],
     ]
     rows = [
-        [t["trial_key"], g.label(swept(records)), str(t["seed"]), t["state"], _text(t["run_dir"])]
+        [t["trial_key"], _cell_name(g, axes), str(t["seed"]), t["state"], _text(t["run_dir"])]
         + [_text(t["mlflow_run"]), _text(t["code"]), _text(t["digest"])]
         for g in groups
         for t in g.trials
