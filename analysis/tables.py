@@ -30,7 +30,7 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     if summary.n < summary.n_planned:
         count = f" ({summary.n}/{summary.n_planned})"
     if not summary.n:
-        return Cell(_state_word(group, summary) + count, notes)
+        return Cell(state_word(group, summary) + count, notes)
     text = spec.shown(summary.mean.estimate)
     if summary.n > 1:
         text += f" ± {spec.shown(summary.std)}"
@@ -40,7 +40,8 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     return Cell(text + count, notes, sort=summary.mean.estimate)
 
 
-def _state_word(group: Group, summary: Summary) -> str:
+def state_word(group: Group, summary: Summary) -> str:
+    """What stands in a cell without any value."""
     if summary.not_finite:
         return "not finite"
     states = [state for state in group.counts if state != "done"]
