@@ -8,12 +8,17 @@ from typing import Any
 
 from analysis import export
 from analysis.cells import Group
+from analysis.cells import groups as groups_of
+from analysis.check import COMPANION
+from analysis.columns import TABLE1
 from analysis.frame import Records
-from analysis.grid import GridResult, baseline_of, grid_tables
+from analysis.grid import GridResult, baseline_of, confirm_table, grid_tables
 from analysis.layout import Table
-from analysis.paper_tables import DATASETS, plan_names, table2, table3, table4
+from analysis.paper_tables import plan_names, table2, table3
 from analysis.render import latex, markdown
-from analysis.tables import sentence, table1, table1_groups
+from analysis.table1 import table1, table1_groups
+from analysis.table4 import DATASETS, table4
+from analysis.tables import sentence
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Product:
     groups: list[Group]
     raw: dict[str, str] = field(default_factory=dict)
     result: GridResult | None = None
+    fresh: list[Group] = field(default_factory=list)
+    """Cells of `groups` on fresh seeds, which confirm a choice among them."""
 
 
 def products(records: Records, groups: Sequence[Group], choices: Choices) -> list[Product]:
@@ -46,9 +53,7 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
     in_grid = records.planned_by("esteps,eta_p", *plan_names("1"))
     pairs = table1_groups([g for g in groups if g.cell_key in in_grid] or groups)
     made: dict[str, Callable[[], Product]] = {
-        "1": lambda: Product(
-            "table1", [table1(records, pairs, choices.test)], [group for group, _ in pairs]
-        ),
+        "1": lambda: _table1(records, pairs, choices),
         "2": lambda: _paper(*table2(records, groups)),
         "3a": lambda: _paper(*table3(records, groups, conditional=False)),
         "3b": lambda: _paper(*table3(records, groups, conditional=True)),
@@ -83,6 +88,23 @@ def _say_who_chose(records: Records, table: Table) -> None:
         table.lines.append(sentence(records.selection))
 
 
+def _table1(
+    records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], choices: Choices
+) -> Product:
+    """Table 1, and what confirms a choice among its rows, unless the grid's tables say that."""
+    groups = [group for group, _ in pairs]
+    tables, fresh = [table1(records, pairs, choices.test)], _fresh(records, groups)
+    if fresh and choices.table != "all":
+        metrics = [m for m in TABLE1 if any(g.summary(m).n for g in groups)]
+        tables.append(confirm_table(records, groups, fresh, metrics, "table1-confirm"))
+    return Product("table1", tables, groups, fresh=fresh)
+
+
+def _fresh(records: Records, groups: Sequence[Group]) -> list[Group]:
+    keys = {group.cell_key for group in groups}
+    return [group for group in groups_of(records, confirm=True) if group.cell_key in keys]
+
+
 def _paper(table: Table, groups: list[Group]) -> Product:
     return Product(table.name, [table], groups)
 
@@ -92,7 +114,7 @@ def _grid(records: Records, groups: Sequence[Group], choices: Choices) -> Produc
     result = grid_tables(records, groups, choices.test, baseline)
     raw = {"grid-differences.csv": export.differences_csv(records, result.lines)}
     raw["grid-effects.csv"] = export.effects_csv(result.effects)
-    return Product("grid", result.tables, list(groups), raw, result)
+    return Product("grid", result.tables, list(groups), raw, result, _fresh(records, groups))
 
 
 def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
@@ -102,7 +124,7 @@ def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Prod
     assert found is not None
     made = search.tables(found)
     made[0].lines += [*search.against_base(records, groups), *choices.lines]
-    return Product("search", made, list(groups))
+    return Product("search", made, list(groups), fresh=_fresh(records, groups))
 
 
 def _fits(name: str, is_table1: bool, groups: Sequence[Group]) -> bool:
@@ -126,14 +148,22 @@ def _fits(name: str, is_table1: bool, groups: Sequence[Group]) -> bool:
 def files(records: Records, product: Product, choices: Choices) -> dict[str, str]:
     """File name -> content. The companion file goes with every format."""
     made: dict[str, str] = {}
+    groups = [*product.groups, *product.fresh]
     if "md" in choices.formats:
         made |= {f"{table.name}.md": markdown(table) for table in product.tables}
     if "csv" in choices.formats:
-        made[f"{product.name}.csv"] = export.cells_csv(records, product.groups)
-        made[f"{product.name}-trials.csv"] = export.trials_csv(records, product.groups)
+        made[f"{product.name}.csv"] = export.cells_csv(records, groups)
+        made[f"{product.name}-trials.csv"] = export.trials_csv(records, groups)
         made |= product.raw
     if "tex" in choices.formats:
         made |= {f"{table.name}.tex": latex(table) for table in product.tables}
+    return made | companion(records, groups, product.name, choices)
+
+
+def companion(
+    records: Records, groups: Sequence[Group], name: str, choices: Choices
+) -> dict[str, str]:
+    """The file that says what a result rests on, by its name."""
     statistics = {"test": choices.test, "family": "comparisons of one table and metric, Holm"}
-    companion = export.provenance_json(records, product.groups, product.name, statistics)
-    return made | {f"{product.name}-provenance.json": companion}
+    content = export.provenance_json(records, groups, name, statistics)
+    return {f"{name}{COMPANION}": content}

@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis import stats
 from analysis.columns import column
-from analysis.frame import STATES, Records, short
+from analysis.frame import BASELINE, STATES, Records, short
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE, PRUNED
 from tune.ledger import PLANNED
@@ -101,6 +101,11 @@ class Group:
         return tuple(trial for trial in self.trials if trial["state"] == DONE)
 
     @property
+    def confirm(self) -> bool:
+        """Whether these are fresh seeds, which confirm a choice that others led to."""
+        return bool(self.trials[0]["confirm"])
+
+    @property
     def changes(self) -> str:
         """What a named variant changes of the full model, in words; empty for a cell of a grid."""
         return str(self.trials[0]["changes"] or "")
@@ -135,6 +140,11 @@ class Group:
                 odd.append(trial["seed"])
                 recorded = True
         return Summary(self.n_planned, tuple(values), tuple(odd), not recorded)
+
+    def reference(self, metric: str) -> float | None:
+        """What k-means reaches on the images of these trials, where it is known."""
+        values = [value for known in references([self], metric).values() for value in known]
+        return sum(values) / len(values) if values else None
 
     def label(self, axes: Iterable[str]) -> str:
         """The cell in words: its variant, or its settings on these axes."""
@@ -190,25 +200,12 @@ def _group(key: str, part: str, trials: list[dict[str, Any]], n_planned: int) ->
     return Group(key, part, settings, variant, sweep, tuple(trials), n_planned)
 
 
-_TEXT = (
-    *("variant", "changes", "cause", "code", "code_id", "device", "fingerprint", "data_notes"),
-    *("run_dir", "mlflow_run"),
-)
-
-
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with None where pandas has NaN for text, and the names of its undefined metrics."""
-    for name in _TEXT:
-        if row[name] != row[name]:
-            row[name] = None
-    images = row["n_images"]
-    row["n_images"] = None if images is None or images != images else int(images)
+    """A row with its lists as lists: undefined metrics, failures, reasons."""
     row["iteration"] = int(row["iteration"] or 0)
-    undefined = row["undefined"]
-    row["undefined"] = undefined.split() if isinstance(undefined, str) else []
-    failures, reasons = row["failures"], row["unavailable"]
-    row["failures"] = failures.split() if isinstance(failures, str) else []
-    row["unavailable"] = json.loads(reasons) if isinstance(reasons, str) else {}
+    row["undefined"] = (row["undefined"] or "").split()
+    row["failures"] = (row["failures"] or "").split()
+    row["unavailable"] = json.loads(row["unavailable"]) if row["unavailable"] else {}
     return row
 
 
@@ -258,6 +255,26 @@ def unlike(a: Group, b: Group, metric: str) -> str | None:
             if a.done[0][name] != b.done[0][name]:
                 return f"measured on other images ({_MIX_WORDS[name]})"
     return None
+
+
+def references(found: Iterable[Group], metric: str) -> dict[str, list[float]]:
+    """Data set -> the distinct figures that k-means reached on it, rising.
+
+    Images of other content are another data set, told apart by it where the name does not.
+    """
+    name = f"{BASELINE}kmeans_{metric}"
+    values: dict[tuple[str, str], set[float]] = {}
+    for group in found:
+        for trial in group.done:
+            value = trial.get(name, math.nan)
+            if math.isfinite(value):
+                data = group.settings["dataset"], trial["fingerprint"] or "unknown"
+                values.setdefault(data, set()).add(value)
+    names = Counter(dataset for dataset, _ in values)
+    return {
+        dataset if names[dataset] == 1 else f"{dataset} (content {content})": sorted(known)
+        for (dataset, content), known in values.items()
+    }
 
 
 def tally(found: Sequence[Group]) -> dict[str, int]:

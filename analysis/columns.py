@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mpcc.metrics import METRICS
 
@@ -22,6 +24,16 @@ class Column:
     """What the number is, for a footnote."""
     depends_on: tuple[str, ...] = ()
     """Settings of the evaluation, beyond data and training, that this number depends on."""
+
+    @property
+    def label(self) -> str:
+        """The heading without its unit."""
+        return self.heading.partition(", ")[0]
+
+    def amount(self, value: float) -> str:
+        """A recorded value with its unit, as a sentence says it: `0.340×10⁻³`, `3.1 %`."""
+        unit = self.heading.partition(", ")[2]
+        return self.shown(value) + (f" {unit}" if unit == "%" else unit)
 
     def shown(self, value: float) -> str:
         """A recorded value as the tables print it."""
@@ -46,6 +58,9 @@ _SHOWN: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
 
 _NEITHER = ("n_clusters_used", "prior/std_mean")
 
+_PROPER = ("Fréchet",)
+"""First words of a protocol that keep their capital within a sentence."""
+
 TABLE1 = ("acc_majority", "inception_score", "fid", "mse_squared_mean", "mse")
 TABLE2 = ("acc_majority", "inception_score", "fid", "mse_squared_mean", "mse")
 TABLE3 = ("inception_score", "fid")
@@ -68,6 +83,21 @@ def column(metric: str) -> Column:
         better,
         scale,
         decimals,
-        f"{known.label}: {known.protocol[0].lower()}{known.protocol[1:].rstrip('.')}",
+        f"{known.label}: {_within_sentence(known.protocol).rstrip('.')}",
         depends_on,
     )
+
+
+def _within_sentence(text: str) -> str:
+    return text if text.startswith(_PROPER) else text[0].lower() + text[1:]
+
+
+def protocol_name(metric: str, settings: Mapping[str, Any]) -> str:
+    """A metric's name with what the number rests on: `fid@50k-train`; others have it in the name.
+
+    The count is that of generated images, the split that of the images they are compared with.
+    """
+    n = settings["n_generated"]
+    if "n_generated" not in column(metric).depends_on or n is None:
+        return metric
+    return f"{metric}@{f'{n // 1000}k' if n % 1000 == 0 else n}-{settings['split']}"

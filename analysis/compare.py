@@ -65,6 +65,8 @@ class Spread:
         if self.collapsed:
             return f"pooled SD refused: {self.collapsed}"
         if not self.agree:
+            if math.isnan(self.ratio):
+                return "pooled SD refused: fewer than two cells have two seeds"
             if math.isnan(self.p) and math.isfinite(self.ratio):
                 return "pooled SD refused: two seeds are too few to compare spreads"
             ratio = "a cell has none" if math.isinf(self.ratio) else f"ratio {self.ratio:.1f}"
@@ -79,7 +81,7 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
     Raises ValueError, in one line, where there is none or more than one.
     """
     by_name = [g for g in groups if name in (g.variant, g.cell_key, g.key)]
-    if len(by_name) == 1:
+    if len({g.cell_key for g in by_name}) == 1:  # Of a cell in parts the first, which is largest.
         return by_name[0]
     wanted = {}
     for part in name.split(","):

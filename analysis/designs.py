@@ -32,7 +32,9 @@ def spreads_agree(groups: Sequence[ArrayLike]) -> tuple[bool, float, float]:
     """
     arrays = [x for x in (np.asarray(g, float) for g in groups) if x.size > 1]
     spreads = [std(x) for x in arrays]
-    if len(arrays) < 2 or min(spreads) == 0:
+    if len(arrays) < 2:
+        return False, math.nan, math.nan
+    if min(spreads) == 0:
         return False, math.nan, math.inf
     ratio = max(spreads) / min(spreads)
     if max(x.size for x in arrays) < 3:

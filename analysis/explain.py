@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from analysis.cells import Group
+from analysis.cells import groups as groups_of
 from analysis.columns import column
 from analysis.compare import find_group
 from analysis.frame import Records
@@ -23,8 +23,8 @@ def explain(records: Records, groups: Sequence[Group], name: str) -> str:
     axes = swept(records)
     key = find_group(groups, name, axes).cell_key
     parts = [group for group in groups if group.cell_key == key]
-    folders = {sweep.name: sweep.path for sweep in records.sweeps}
-    return "\n".join([*_head(parts[0], axes), *(_part(part, folders) for part in parts)])
+    parts += [group for group in groups_of(records, confirm=True) if group.cell_key == key]
+    return "\n".join([*_head(parts[0], axes), *(_part(records, part) for part in parts)])
 
 
 def _head(group: Group, axes: Sequence[str]) -> list[str]:
@@ -36,9 +36,10 @@ def _name(group: Group, axes: Sequence[str]) -> str:
     return group.label(axes).split(" [")[0]
 
 
-def _part(group: Group, folders: dict[str, Path]) -> str:
+def _part(records: Records, group: Group) -> str:
     metrics = shown_metrics([group])
     title = group.part or f"{len(group.done)} of {group.n_planned} trials done"
+    title = f"fresh seeds, to confirm the choice: {title}" if group.confirm else title
     table = Table("explain", title)
     table.headings = [Heading("seed"), Heading("state", numeric=False), Heading("iteration")]
     table.headings += [Heading(column(m).heading) for m in metrics]
@@ -49,7 +50,7 @@ def _part(group: Group, folders: dict[str, Path]) -> str:
         origin = [str(trial[name] or "–") for name in ("code", "device", "fingerprint")]
         items = [str(trial["seed"]), trial["state"], f"{trial['iteration']:,}", *values, *origin]
         table.rows.append(Row(tuple(Cell(item) for item in items)))
-    lines = [line for trial in group.trials for line in _places(trial, folders)]
+    lines = [line for trial in group.trials for line in _places(records, trial)]
     return text(table) + "\n" + "\n".join(lines) + "\n"
 
 
@@ -58,10 +59,9 @@ def _value(trial: dict[str, Any], metric: str) -> str:
     return column(metric).shown(value) if not math.isnan(value) else "–"
 
 
-def _places(trial: dict[str, Any], folders: dict[str, Path]) -> list[str]:
-    where = "no records"
-    if trial["run_dir"]:
-        where = str(folders[trial["sweep"]].resolve() / trial["run_dir"])
+def _places(records: Records, trial: dict[str, Any]) -> list[str]:
+    folder = records.run_dir(trial)
+    where = str(folder.resolve()) if folder else "no records"
     lines = [f"seed {trial['seed']}: {where}; MLflow run {trial['mlflow_run'] or 'none'}"]
     if trial["cause"]:
         lines.append(f"  {trial['state']}: {trial['cause']}")

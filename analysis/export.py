@@ -6,17 +6,18 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from analysis import stats
 from analysis.cells import Group, tally
+from analysis.columns import protocol_name
 from analysis.compare import Line
 from analysis.designs import Effect
 from analysis.frame import STATES, Records
 from mpcc.config import value_text
 
-_TRIAL_META = ("cell_key", "trial_key", "sweep", "variant")
+_TRIAL_META = ("cell_key", "trial_key", "sweep", "variant", "confirm")
 _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
 
 
@@ -31,20 +32,27 @@ def trials_csv(records: Records, groups: Sequence[Group]) -> str:
 
 
 def cells_csv(records: Records, groups: Sequence[Group]) -> str:
-    """One row per cell and metric, in recorded units, with the raw value of every seed."""
+    """One row per cell and metric, in recorded units, with the raw value of every seed.
+
+    `seeds` is `fresh` for a cell's seeds that confirm a choice: they are a row of their own.
+    """
     axes = [axis for axis in records.axes if axis != "seed"]
     states = [f"n_{state}" for state in STATES]
-    header = ["cell_key", "part", "variant", *axes, "metric", "n_cell", *states, "n", "mean"]
+    header = ["cell_key", "part", "seeds", "variant", *axes, "metric", "protocol", "n_cell"]
+    header += [*states, "n", "mean"]
     header += ["std_ddof1", "t95_low", "t95_high", "median", "min", "max", "n_not_finite", "values"]
     rows = []
     for group in groups:
-        head = [group.cell_key, group.part, group.variant, *(group.settings[a] for a in axes)]
+        seeds = "fresh" if group.confirm else ""
+        head = [group.cell_key, group.part, seeds, group.variant]
+        head += [group.settings[a] for a in axes]
         counts = [group.counts.get(state, 0) for state in STATES]
         for metric in records.metrics:
             s = group.summary(metric)
             least, median, greatest = s.quantiles()
             values = ";".join(f"{seed}:{value!r}" for seed, value in s.values)
-            row = [*head, metric, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
+            protocol = protocol_name(metric, group.settings)
+            row = [*head, metric, protocol, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
             row += [s.mean.low, s.mean.high, median, least, greatest, len(s.not_finite), values]
             rows.append([_plain(value) for value in row])
     return _csv(header, rows)
@@ -85,18 +93,6 @@ def provenance_json(
         {"name": s.name, "axes": list(s.axes), "grids": list(s.grids), "base": dict(s.base)}
         for s in records.sweeps
     ]
-    trials = {
-        trial["trial_key"]: {
-            "cell": group.cell_key,
-            "seed": trial["seed"],
-            "state": trial["state"],
-            "records": trial["digest"] if isinstance(trial["digest"], str) else None,
-            "code": trial["code"],
-            "mlflow_run": trial["mlflow_run"],
-        }
-        for group in groups
-        for trial in group.trials
-    }
     content = {
         "table": name,
         "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
@@ -104,9 +100,26 @@ def provenance_json(
         "trials_by_state": tally(groups),
         "sweeps": sweeps,
         "notes": list(records.notes),
-        "trials": trials,
+        "trials": trial_records(groups),
     }
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
+    """Key of every trial -> how it ended and the digest of its records, which change with them."""
+    return {
+        trial["trial_key"]: {
+            "cell": group.cell_key,
+            "seed": trial["seed"],
+            "state": trial["state"],
+            "records": trial["digest"],
+            "code": trial["code"],
+            "mlflow_run": trial["mlflow_run"],
+        }
+        | ({"seeds": "fresh"} if group.confirm else {})
+        for group in groups
+        for trial in group.trials
+    }
 
 
 def _plain(value: Any) -> Any:

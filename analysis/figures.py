@@ -1,7 +1,7 @@
 """Figures for a paper: the effect of each axis, and the heat map of a grid of two axes.
 
 A figure takes axes and gives them back; what is written is PDF and PNG without time stamps, in one
-style, in colours that every kind of colour vision tells apart.
+style, in colours that every kind of colour vision tells apart. What a figure leaves out it says.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis import stats
 from analysis.cells import Group
 from analysis.columns import Column, column
 from analysis.frame import short
 from analysis.html import COLOURS
+from analysis.tables import state_word
 from mpcc.config import value_text
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ STYLE: dict[str, Any] = {
 WIDTH = 3.3
 """Inches: one column of a two-column page."""
 
+MAX_TEXTS = 120
+"""Places of a heat map that are large enough for a number each."""
+
 MAX_LINES = 7
 """Levels of a second axis that are drawn as lines of their own: there are so many colours."""
 
@@ -49,27 +52,54 @@ def figures(groups: Sequence[Group], axes: Sequence[str], metric: str) -> dict[s
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    used = [g for g in groups if g.summary(metric).n and not g.part and not g.variant]
+    grid = [g for g in groups if not g.variant]
+    used = [g for g in grid if g.summary(metric).n and not g.part]
     varied = [a for a in axes if len({g.settings[a] for g in used}) > 1]
+    left = left_out(groups, metric)
     made: dict[str, bytes] = {}
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         for axis in varied:
             figure, ax = plt.subplots(figsize=(WIDTH, 0.75 * WIDTH))
-            effect(used, axis, [a for a in varied if a != axis], metric, ax)
+            effect(used, axis, [a for a in varied if a != axis], metric, ax, left)
             made |= _files(figure, f"effect-{short(axis)}")
             plt.close(figure)
         if len(varied) == 2:
             figure, ax = plt.subplots(figsize=(WIDTH, 0.8 * WIDTH))
-            heatmap(used, (varied[0], varied[1]), metric, ax)
+            heatmap(grid, (varied[0], varied[1]), metric, ax)
             made |= _files(figure, "heatmap")
             plt.close(figure)
     return made
 
 
+def left_out(groups: Sequence[Group], metric: str) -> list[str]:
+    """What the effect of an axis cannot show, a phrase each."""
+    mixed = {g.cell_key for g in groups if g.part and not g.variant}
+    empty = [g for g in groups if not (g.summary(metric).n or g.part or g.variant)]
+    variants = [g for g in groups if g.variant]
+    short_of = [g for g in groups if 0 < g.summary(metric).n < g.n_planned and not g.part]
+    phrases = []
+    for n, what in (
+        (len(mixed), "of unlike trials not drawn"),
+        (len(empty), "without a value not drawn"),
+        (len(variants), "of a named variant not drawn"),
+        (len(short_of), "with fewer seeds than planned"),
+    ):
+        phrases += [f"{n} cell{'' if n == 1 else 's'} {what}"] if n else []
+    return phrases
+
+
 def effect(
-    groups: Sequence[Group], axis: str, others: Sequence[str], metric: str, ax: Axes
+    groups: Sequence[Group],
+    axis: str,
+    others: Sequence[str],
+    metric: str,
+    ax: Axes,
+    left: Sequence[str] = (),
 ) -> Axes:
-    """Mean and 95 % interval along one axis, a line per setting of the others, dots for seeds."""
+    """Mean and 95 % interval along one axis, a line per setting of the others, dots for seeds.
+
+    Above it stands what it leaves out: `left`, and the lines beyond MAX_LINES.
+    """
     spec = column(metric)
     levels = _levels(groups, axis)
     lines: dict[tuple[str, ...], list[Group]] = {}
@@ -84,7 +114,11 @@ def effect(
     ax.set_xlabel(short(axis))
     ax.set_ylabel(_label(spec))
     if others and len(ranked) > 1:
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7 if len(ranked) < 5 else 5)
+    if len(ranked) < len(lines):
+        left = [*left, f"{len(ranked)} of {len(lines)} lines drawn; all are in the table"]
+    if left:
+        ax.set_title("\n".join(left), fontsize=6, loc="left")
     return ax
 
 
@@ -112,27 +146,46 @@ def _line(
 
 
 def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axes) -> Axes:
-    """Means over a grid of two axes, written into their places; one without cells is blank."""
+    """Means over a grid of two axes, written into their places; one without cells is blank.
+
+    A place says what it lacks: (n/planned), how its trials ended, or that they are not alike.
+    """
     spec = column(metric)
     rows, columns = _levels(groups, axes[0]), _levels(groups, axes[1])
     values = np.full((len(rows), len(columns)), math.nan)
+    texts: dict[tuple[int, int], str] = {}
     for group in groups:
         place = rows.index(group.settings[axes[0]]), columns.index(group.settings[axes[1]])
-        values[place] = stats.mean(group.summary(metric).array).estimate * spec.scale
+        texts[place] = _place_text(group, spec)
+        if not group.part:
+            values[place] = group.summary(metric).mean.estimate * spec.scale
     ax.imshow(values, cmap="cividis", aspect="auto", origin="lower")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
-    if values.size <= 120:
-        for (i, j), value in np.ndenumerate(values):
-            if math.isfinite(value):
-                ink = "black" if value > middle else "white"
-                text = f"{value:.{spec.decimals}f}"
-                ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=7)
+    size = 6 if len(columns) <= 6 else 5
+    for (i, j), text in texts.items() if values.size <= MAX_TEXTS else ():
+        ink = "white" if values[i, j] <= middle else "black"
+        ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
     ax.set_xticks(range(len(columns)), [value_text(v) for v in columns])
     ax.set_yticks(range(len(rows)), [value_text(v) for v in rows])
     ax.set_xlabel(short(axes[1]))
     ax.set_ylabel(short(axes[0]))
-    ax.set_title(_label(spec), fontsize=8)
+    ax.set_title(_heatmap_title(groups, spec, values.size > MAX_TEXTS), fontsize=8)
     return ax
+
+
+def _place_text(group: Group, spec: Column) -> str:
+    summary = group.summary(spec.metric)
+    gap = f"\n({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""
+    if group.part:
+        return "not\nalike"
+    return (spec.shown(summary.mean.estimate) if summary.n else state_word(group, summary)) + gap
+
+
+def _heatmap_title(groups: Sequence[Group], spec: Column, without_texts: bool) -> str:
+    """The metric; where places are too small for a word, also how many of them lack a value."""
+    gaps = {g.cell_key for g in groups if g.part or g.summary(spec.metric).n < g.n_planned}
+    more = f"; {len(gaps)} of {len({g.cell_key for g in groups})} cells lack values"
+    return _label(spec) + (more if without_texts and gaps else "")
 
 
 def _label(spec: Column) -> str:

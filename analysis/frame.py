@@ -22,6 +22,7 @@ STATES = (DONE, DIVERGED, FAILED, PRUNED, STOPPED, RUNNING, PLANNED, DAMAGED, CO
 """`conflicting`: several records of one trial that disagree; none of them is used."""
 
 META = (
+    "source",
     "sweep",
     "trial_key",
     "cell_key",
@@ -48,6 +49,7 @@ META = (
 )
 """Columns of the frame that are neither settings nor metrics.
 
+`source`: place of the trial's sweep in `Records.sweeps`;
 `changes`: what a named variant changes of the full model, in words;
 `code_id`: the hash of the modules that can change a number where a trial recorded it, else `code`;
 `run_dir`: relative to the sweep; `undefined`: metrics that were recorded as not a number;
@@ -60,6 +62,11 @@ BASELINE = "baseline/"
 
 UNRECORDED = "a metric that the plan does not name"
 """Of a confirmation that was planned before plans named it."""
+CURVE = "curve"
+"""Key of a row's evaluations until its duplicates are merged; no column of the frame."""
+
+MAX_BETWEEN = 4
+"""Settings in which sweeps differ that all become columns; of more, those that tell cells apart."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class Records:
     metrics: tuple[str, ...] = ()
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+    between: tuple[str, ...] = ()
+    """Settings that no sweep varies but in which the sweeps differ: columns too."""
 
     def planned_by(self, *grids: str) -> set[str]:
         """Keys of the cells that a plan has because of one of these grids, as it spells them."""
@@ -150,8 +159,12 @@ class Records:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The swept fields of all sweeps, in order."""
-        return tuple(dict.fromkeys(axis for sweep in self.sweeps for axis in sweep.axes))
+        """The swept fields of all sweeps, in order, then those in which the sweeps differ."""
+        return tuple(dict.fromkeys((*_swept(self.sweeps), *self.between)))
+
+    def run_dir(self, trial: Mapping[str, Any]) -> Path | None:
+        """Where a trial's records are; None for one that left none."""
+        return self.sweeps[trial["source"]].path / trial["run_dir"] if trial["run_dir"] else None
 
 
 def records(
@@ -160,18 +173,69 @@ def records(
     notes: Sequence[str] = (),
     curves: Sequence[dict[str, Any]] = (),
 ) -> Records:
-    """Rows as a checked frame, sorted by settings and seed, never by when they ran."""
-    named = set(META) | set(DEFAULTS)
-    extra = sorted({name for row in rows for name in row} - named)
+    """Rows as a checked frame, sorted by settings and seed, never by when they ran.
+
+    Settings and META keep None and whole numbers as they are: as floats, `None` would read `nan`.
+    """
+    extra = sorted({name for row in rows for name in row} - _NAMED)
     metrics = tuple(name for name in extra if not name.startswith(BASELINE))
-    frame = pd.DataFrame(rows, columns=[*META, *DEFAULTS, *extra])
-    for name in [*metrics, *(n for n in extra if n.startswith(BASELINE))]:
-        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-    axes = tuple(dict.fromkeys(axis for sweep in sweeps for axis in sweep.axes))
+    columns = {n: pd.Series([r[n] for r in rows], dtype=_kind(n)) for n in (*META, *DEFAULTS)}
+    for name in extra:
+        columns[name] = pd.Series([number(row.get(name)) for row in rows], dtype="float64")
+    frame = pd.DataFrame(columns)
+    between, more = _between(rows, sweeps)
+    axes = dict.fromkeys((*_swept(sweeps), *between))
     order = ["variant", *axes, "cell_key", "seed", "sweep"]
     frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
     check(frame)
-    return Records(frame, tuple(sweeps), tuple(notes), metrics, pd.DataFrame(list(curves)))
+    evaluations = pd.DataFrame(list(curves))
+    return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between)
+
+
+_NAMED = {*META, *DEFAULTS}
+
+
+def _kind(name: str) -> str:
+    """The dtype of a column of settings or META: plain ones only where None cannot be."""
+    return {"seed": "int64", "planned": "bool", "confirm": "bool"}.get(name, "object")
+
+
+def _swept(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(axis for sweep in sweeps for axis in sweep.axes))
+
+
+def _between(
+    rows: Sequence[Mapping[str, Any]], sweeps: Sequence[Sweep]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Settings that tell the sweeps' cells apart beyond what is swept, and a line on the rest.
+
+    Where the sweeps differ in much (other presets), one column each for all of it hides the table:
+    then only settings that tell apart what no earlier column does are columns, the others a note.
+    """
+    bases = [{**DEFAULTS, **sweep.base} for sweep in sweeps]
+    names = [n for n in (*_FIRST, *DEFAULTS) if n != "seed" and _levels(bases, n) > 1]
+    swept = _swept(sweeps)
+    differing = [n for n in dict.fromkeys(names) if n not in swept and _levels(rows, n) > 1]
+    if len(differing) <= MAX_BETWEEN:
+        return tuple(differing), []
+    cells = list({row["cell_key"]: row for row in rows}.values())
+    kept: list[str] = []
+    for name in differing:
+        if _told_apart(cells, (*swept, *kept, name)) > _told_apart(cells, (*swept, *kept)):
+            kept.append(name)
+    rest = ", ".join(short(n) for n in differing if n not in kept)
+    return tuple(kept), [f"the sweeps differ also in {rest}"] if rest else []
+
+
+_FIRST = ("dataset", "split", "iterations")
+
+
+def _levels(rows: Sequence[Mapping[str, Any]], name: str) -> int:
+    return len({repr(row[name]) for row in rows})
+
+
+def _told_apart(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
+    return len({(cell["variant"], *(repr(cell[n]) for n in names)) for cell in cells})
 
 
 def check(frame: pd.DataFrame) -> None:
@@ -199,8 +263,9 @@ def number(value: Any) -> float:
 def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per trial, and a line for each trial that had several records.
 
-    A record with an end stands for one without. Ends that agree count once; ends that disagree make
-    the trial `conflicting`: choosing one of them would be choosing a number.
+    A record with an end stands for one without. Ends that agree count once; ends that disagree, in
+    their state or in a number, make the trial `conflicting`: to choose one would be to choose a
+    result.
     """
     by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -210,11 +275,13 @@ def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
         best = min(same, key=lambda row: STATES.index(row["state"]))
         if len(same) > 1:
             ended = [row for row in same if row["state"] in ENDED]
-            done = [row for row in ended if row["state"] == DONE]
-            distinct = {_outcome(row) for row in (done or ended)}
-            if len(distinct) > 1:
-                best = best | {"state": CONFLICT, "cause": "records of this trial disagree"}
-                notes.append(f"trial {key} has {len(same)} records that disagree: none is used")
+            if len({_outcome(row) for row in ended}) > 1:
+                why = _disagreement(ended)
+                best = best | {"state": CONFLICT, "cause": f"records of this trial disagree{why}"}
+                best = best | {CURVE: []}
+                notes.append(
+                    f"trial {key} has {len(same)} records that disagree{why}: none is used"
+                )
             elif len([r for r in same if r["state"] != PLANNED]) > 1:
                 notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
             best = best | {"planned": any(row["planned"] for row in same)}
@@ -222,17 +289,22 @@ def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     return merged, sorted(notes)
 
 
+def _disagreement(ended: Sequence[Mapping[str, Any]]) -> str:
+    """The states of records that do not agree in them, for a parenthesis."""
+    states = [state for state in STATES if any(row["state"] == state for row in ended)]
+    return f" ({' and '.join(states)})" if len(states) > 1 else ""
+
+
 def _outcome(row: Mapping[str, Any]) -> str:
-    named = set(META) | set(DEFAULTS)
-    values = {k: repr(v) for k, v in row.items() if k not in named}
+    values = {k: repr(v) for k, v in row.items() if k not in _NAMED and k != CURVE}
     return json.dumps([row["state"], row["iteration"], sorted(values.items())])
 
 
 def _sortable(column: pd.Series) -> pd.Series:
     """Numbers by size, everything else by its text; `nothing` first."""
-    numeric = pd.to_numeric(column, errors="coerce")
-    if numeric.notna().all() and not column.map(lambda v: isinstance(v, bool)).any():
-        return numeric
+    kinds = {type(v) for v in column} - {type(None)}
+    if kinds and kinds <= {int, float}:
+        return pd.Series([-math.inf if v is None else float(v) for v in column], column.index)
     if column.name == "variant":  # Cells of a grid, the full model, then what leaves a part out.
         return column.map(
             lambda v: (

@@ -24,11 +24,12 @@ from analysis.compare import (
 from analysis.frame import Records, short
 from analysis.layout import Cell, Heading, Row, Table
 from analysis.tables import (
-    failure_notes,
-    kmeans_row,
+    counts_differ,
+    kmeans_rows,
     progress,
     provenance_line,
     record_lines,
+    row_notes,
     spread_lines,
     value_cell,
     with_best,
@@ -62,9 +63,7 @@ def labels(table: Table, group: Group, axes: Sequence[str], variants: bool) -> l
         number = isinstance(value, int | float) and not isinstance(value, bool)
         cells.append(Cell(value_text(value), sort=value if number else value_text(value)))
     cells = cells or [Cell("base settings")]
-    notes = failure_notes(table, group)
-    if group.part:
-        notes += (table.note(f"Only {group.part}."),)
+    notes = row_notes(table, group)
     return [Cell(cells[0].text, notes, sort=cells[0].sort), *cells[1:]]
 
 
@@ -141,6 +140,7 @@ def values_table(
     name = " × ".join(map(short, axes)) or ("one part less" if variants else "seeds")
     dataset = " and ".join(sorted({g.settings["dataset"] for g in groups}))
     table = Table("grid", f"{name} on {dataset}: {progress(groups)}")
+    table.counts = counts_differ(groups)
     table.headings = label_headings(groups, axes, variants)
     table.headings += [Heading(column(metric).heading) for metric in metrics]
     columns = [
@@ -150,8 +150,7 @@ def values_table(
     for i, group in enumerate(groups):
         label = labels(table, group, axes, variants)
         table.rows.append(Row((*label, *(cells[i] for cells in columns))))
-    reference = kmeans_row(table, groups, len(table.headings) - len(metrics), metrics)
-    table.rows += [reference] if reference else []
+    table.rows += kmeans_rows(table, groups, len(table.headings) - len(metrics), metrics)
     table.lines = [
         *spread_lines(records, groups, metrics, test),
         provenance_line(groups),
@@ -219,13 +218,12 @@ def design_line(groups: Sequence[Group], metric: str) -> str:
     """What this design can find in one metric, whether pooling is fair, what seeds share."""
     spec, pool = column(metric), spread(groups, metric)
     counts = sorted({g.summary(metric).n for g in groups if g.summary(metric).n})
-    label = spec.heading.split(",")[0]
     parts = []
     if counts and counts[0] > 1 and pool.std > 0:
         least = designs.detectable(counts[0]) * pool.std
         parts.append(
-            f"{counts[0]} seeds find a difference of {spec.shown(least)} with 80 % power "
-            f"(pooled SD {spec.shown(pool.std)})"
+            f"{counts[0]} seeds find a difference of {spec.amount(least)} with 80 % power "
+            f"(pooled SD {spec.amount(pool.std)})"
         )
     pooling = pool.refusal.replace("pooled SD refused: ", "") or (
         f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
@@ -240,7 +238,7 @@ def design_line(groups: Sequence[Group], metric: str) -> str:
         parts.append(
             f"correlation of seeds over cells {shared:.2f}: {advice}".replace("-0.", "−0.")
         )
-    return f"{label}: {'; '.join(parts)}."
+    return f"{spec.label}: {'; '.join(parts)}."
 
 
 def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Table | None:
@@ -274,11 +272,16 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
 
 
 def confirm_table(
-    records: Records, groups: Sequence[Group], fresh: Sequence[Group], metrics: Sequence[str]
+    records: Records,
+    groups: Sequence[Group],
+    fresh: Sequence[Group],
+    metrics: Sequence[str],
+    name: str = "grid-confirm",
 ) -> Table:
     """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
     axes, variants = swept(records), any(g.variant for g in fresh)
-    table = Table("grid-confirm", f"Confirmation on fresh seeds: {progress(fresh)}")
+    table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}")
+    table.counts = True
     table.headings = [*label_headings(fresh, axes, variants), Heading("metric", numeric=False)]
     table.headings += [Heading("chosen on"), Heading("fresh seeds (quote these)")]
     table.headings.append(Heading("fresh − chosen"))

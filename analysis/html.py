@@ -76,14 +76,17 @@ def _cell(cell: Cell, numeric: bool) -> str:
     return f"<td{_left(numeric)}{value}>{text}{_marks(cell.notes)}</td>"
 
 
-def strips(named: Sequence[tuple[str, Group, str]], spec: Column, reference: float | None) -> str:
-    """A row per cell: every seed as a ring, the mean as a bar, the 95 % interval as a band."""
+def strips(named: Sequence[tuple[str, Group, str]], spec: Column) -> str:
+    """A row per cell: every seed as a ring, the mean as a bar, the 95 % interval as a band.
+
+    Dashed stands what k-means reaches on the images of that cell.
+    """
     values = [v for _, g, _ in named for _, v in g.summary(spec.metric).values]
     if not values:
         return ""
-    low, high = min(values), max(values)
-    if reference is not None:
-        low, high = min(low, reference), max(high, reference)
+    known = [g.reference(spec.metric) for _, g, _ in named]
+    ends = [*values, *(value for value in known if value is not None)]
+    low, high = min(ends), max(ends)
     margin = 0.08 * (high - low) or abs(high) * 0.05 or 1.0
     low, high = low - margin, high + margin
 
@@ -91,7 +94,7 @@ def strips(named: Sequence[tuple[str, Group, str]], spec: Column, reference: flo
         return f"{100 * min(max((value - low) / (high - low), 0), 1):.2f}%"
 
     rows = []
-    for label, group, shown in named:
+    for (label, group, shown), reference in zip(named, known, strict=True):
         summary = group.summary(spec.metric)
         marks = []
         interval = summary.mean

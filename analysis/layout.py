@@ -50,6 +50,8 @@ class Table:
     notes: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     """What every reader needs, unnumbered: what ± is, the test, the family."""
+    counts: bool = False
+    """Whether cells say their number of seeds, because it differs between them."""
 
     def note(self, text: str) -> int:
         """The number of this note; the same text keeps its number."""

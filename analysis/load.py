@@ -17,6 +17,7 @@ from typing import Any
 from analysis.folders import SWEEP, LoadError, check_folders
 from analysis.frame import (
     BASELINE,
+    CURVE,
     DAMAGED,
     META,
     Records,
@@ -30,6 +31,7 @@ from mpcc.config import DEFAULTS, Config, from_dict, value_text
 from mpcc.run_dir import (
     CONFIG,
     METRICS,
+    PROVENANCE,
     RESULT,
     RunDirError,
     read_json,
@@ -46,36 +48,35 @@ MLFLOW = "mlflow.json"
 def load(folders: Sequence[Path], *, evaluations: bool = False) -> Records:
     """The records of these folders: sweeps, or single run directories, or folders of those."""
     check_folders(folders)
-    sweeps, rows, curves, notes = [], [], [], []
-    for folder in folders:
-        sweep, sweep_rows, sweep_curves, sweep_notes = _load_folder(Path(folder), evaluations)
+    sweeps, rows, notes = [], [], []
+    for source, folder in enumerate(folders):
+        sweep, sweep_rows, sweep_notes = _load_folder(Path(folder), evaluations)
         sweeps.append(sweep)
-        rows += sweep_rows
-        curves += sweep_curves
+        rows += [row | {"source": source} for row in sweep_rows]
         notes += sweep_notes
     rows, merged = merge_duplicates(rows)
+    curves = [line for row in rows for line in row.pop(CURVE, ())]
     return records(rows, sweeps, [*notes, *merged], curves)
 
 
-def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
+def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     plan = _read_plan(folder)
     if plan is None:
         return _load_loose(folder, curves)
-    name = str(plan.get("preset") or folder.name)
+    name = str(plan.get("preset") or "sweep")
     rows: list[dict[str, Any]] = []
-    evaluations: list[dict[str, Any]] = []
     running = running_keys(folder)
     for row in planned_rows(plan, name):
         path = folder / "trials" / row["trial_key"]
         if path.is_dir():
             row |= _read_trial(path, folder, running)
             if curves:
-                evaluations += _curve(path, row["trial_key"])
+                row[CURVE] = _curve(path, row["trial_key"])
         rows.append(row)
     known = {row["trial_key"] for row in rows}
     known |= _earlier(plan)
-    extra_rows, extra_curves, notes = _unplanned(folder, name, known, running, curves)
-    return (_sweep(folder, name, plan), rows + extra_rows, evaluations + extra_curves, notes)
+    extra, notes = _unplanned(folder, name, known, running, curves)
+    return _sweep(folder, name, plan), rows + extra, notes
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
@@ -111,7 +112,7 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
             config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
             blank = _blank(config, sweep, variant=cell.get("variant"), planned=True)
             blank["changes"] = _change_text(plan, cell)
-            fresh = set(cell.get("confirm_seeds", ()))
+            fresh = set(cell.get("confirm_seeds", ())) - set(cell["seeds"])
             for seed in sorted({*cell["seeds"], *fresh}):
                 key = dataclasses.replace(config, seed=seed).trial_key
                 yield blank | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
@@ -157,32 +158,37 @@ def _change_text(plan: Mapping[str, Any], cell: Mapping[str, Any]) -> str | None
 
 def _unplanned(
     folder: Path, name: str, known: set[str], running: Collection[str], curves: bool
-) -> tuple[list, list, list]:
-    rows, evaluations, notes = [], [], []
+) -> tuple[list, list]:
+    rows, notes = [], []
     for path in sorted((folder / "trials").glob(f"*/{CONFIG}")):
         if path.parent.name in known:
             continue
         row = _read_loose_trial(path.parent, folder, name, running)
         rows.append(row)
-        notes.append(f"trial {row['trial_key']} is not in the plan of {folder.name}")
+        notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
         if curves:
-            evaluations += _curve(path.parent, row["trial_key"])
-    return rows, evaluations, notes
+            row[CURVE] = _curve(path.parent, row["trial_key"])
+    return rows, notes
 
 
-def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list, list]:
-    """Run directories without a plan: what is there is what was planned."""
+def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
+    """Run directories without a plan: what is there is what was planned.
+
+    They go by their data set: the folder's name may differ on another machine.
+    """
     paths = [folder] if (folder / CONFIG).exists() else []
     paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
     paths += sorted(p.parent for p in folder.glob(f"trials/*/{CONFIG}"))
-    rows = [_read_loose_trial(path, folder, folder.name, ()) for path in paths]
-    evaluations = [
-        row for path, r in zip(paths, rows, strict=True) for row in _curve(path, r["trial_key"])
-    ]
-    note = f"{folder.name} has no plan ({SWEEP}): trials that are missing cannot be known"
+    rows = [_read_loose_trial(path, folder, "", ()) for path in paths]
+    name = " and ".join(sorted({row["dataset"] for row in rows}))
+    for path, row in zip(paths, rows, strict=True):
+        row["sweep"] = name
+        if curves:
+            row[CURVE] = _curve(path, row["trial_key"])
+    note = f"{name} has no plan ({SWEEP}): trials that are missing cannot be known"
     axes = varying(rows)
     base = {n: rows[0][n] for n in DEFAULTS if n != "seed" and n not in axes}
-    return (Sweep(folder, folder.name, axes, (), base, None), rows, evaluations * curves, [note])
+    return Sweep(folder, name, axes, (), base, None), rows, [note]
 
 
 def varying(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -267,7 +273,7 @@ def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def digest(path: Path) -> str:
     """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
     content = hashlib.sha256()
-    for name in (CONFIG, METRICS, RESULT):
+    for name in (CONFIG, METRICS, RESULT, PROVENANCE):
         file = path / name
         try:
             data = file.read_bytes() if file.exists() else b""

@@ -130,7 +130,10 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         folders = sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
     check_folders(folders or ())
 
-    from analysis.build import Choices, files, products
+    from collections import ChainMap
+    from dataclasses import replace
+
+    from analysis.build import Choices, companion, files, products
     from analysis.cells import groups
     from analysis.load import load
 
@@ -154,23 +157,30 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     found = products(records, cells, choices)
     contents: dict[str, bytes] = {}
     for product in found:
-        made = files(records, product, choices)
-        contents |= {name: content.encode() for name, content in made.items()}
+        contents |= _encoded(files(records, product, choices))
+    every = [*cells, *groups(records, pool_code=options.pool_code, confirm=True)]
     if "html" in formats:
         page = _report_page(records, cells, found, choices, options)
-        contents["report.html"] = page.encode()
+        contents |= _encoded({"report.html": page} | companion(records, every, "report", choices))
     if "fig" in formats:
         from analysis.figures import figures
         from analysis.grid import shown_metrics, swept
 
         contents |= figures(cells, swept(records), shown_metrics(cells)[0])
         contents |= _search_figures(records, cells)
+        contents |= _encoded(companion(records, every, "figures", choices))
     if options.check:
-        return _check(out, contents)
+        other = replace(choices, formats=("md", "csv", "tex"))
+        beside = [_encoded(files(records, product, other)) for product in found]
+        return _check(out, contents, dict(ChainMap(*beside)), every)
     write(out, contents)
     tables = [table for product in found for table in product.tables]
     _report(tables, out, contents, options, _example(cells[0], records.axes))
     return 0
+
+
+def _encoded(files: dict[str, str]) -> dict[str, bytes]:
+    return {name: content.encode() for name, content in files.items()}
 
 
 def _report_page(
@@ -228,16 +238,14 @@ def write(out: Path, files: dict[str, bytes]) -> None:
             write_bytes(file, data)
 
 
-def _check(out: Path, files: dict[str, bytes]) -> int:
-    stale = []
-    for name, data in files.items():
-        file = out / name
-        if not file.exists() or file.read_bytes() != data:
-            stale.append(name)
-    if stale:
-        print(f"stale or missing in {out}: {', '.join(stale)}; run make_tables.py again")
+def _check(out: Path, asked: dict[str, bytes], beside: dict[str, bytes], cells: list[Group]) -> int:
+    from analysis.check import outdated, stale
+
+    wrong = stale(out, asked, beside) + outdated(out, [*asked, *beside], cells)
+    if wrong:
+        print(f"stale or missing in {out}: {', '.join(wrong)}; run make_tables.py again")
         return 1
-    print(f"{len(files)} files in {out} are what the records give")
+    print(f"{len(asked)} files in {out} are what the records give")
     return 0
 
 

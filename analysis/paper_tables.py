@@ -1,38 +1,32 @@
-"""The paper's tables 2, 3a, 3b and 4: ours among the published rows."""
+"""The paper's tables 2, 3a and 3b: ours among the published rows, and which cell is meant."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import stats
 from analysis.cells import Group
 from analysis.columns import TABLE2, TABLE3, column
 from analysis.frame import Records
 from analysis.layout import OURS, PAPER, Cell, Heading, Row, Table
 from analysis.protocol import (
-    Published,
-    differences,
-    differences_text,
+    gap,
     paper_settings,
     published,
     published_rows,
+    within,
 )
 from analysis.tables import (
+    counts_differ,
     progress,
     provenance_line,
     record_lines,
-    sentence,
+    row_notes,
     spread_lines,
     value_cell,
-    within,
 )
-from mpcc.config import PRESETS, Config, from_dict
-
-DATASETS = ("mnist", "omniglot", "fmnist", "cifar10", "cifar20")
-"""Columns of Table 4, in the paper's order."""
+from mpcc.config import Config, from_dict
 
 Choice = Callable[[Mapping[str, Any]], bool]
 
@@ -99,15 +93,14 @@ def _published_row(
     theirs: Config,
 ) -> Row:
     shown = [m for m in metrics if published(row, m)]
-    differing = [m for m in shown if group and differences(group.settings, theirs, m)]
+    what = gap(group, theirs, shown) if group else ""
     notes: tuple[int, ...] = ()
-    if group and differing:
-        what = differences_text(group.settings, theirs, differing)
+    if what:
         notes = (table.note(f"Published, another protocol ({what}); not subtracted."),)
     elif group and any(group.summary(m).n for m in shown):
         figures = {m: published(row, m) for m in shown}
         notes = (table.note(within(group, figures)),)
-    grey = group is None or bool(differing)
+    grey = group is None or bool(what)
     return Row((Cell(label, notes), *_figures(row, metrics)), PAPER, grey)
 
 
@@ -124,9 +117,8 @@ def _ours(
         return [Row((Cell(label, notes), *[Cell("not run")] * len(metrics)), OURS)]
     rows = []
     for group in parts:
-        part = (table.note(sentence(f"Only {group.part}")),) if group.part else ()
         cells = [_value_or_empty(table, group, metric) for metric in metrics]
-        rows.append(Row((Cell(label, notes + part), *cells), OURS))
+        rows.append(Row((Cell(label, notes + row_notes(table, group)), *cells), OURS))
     return rows
 
 
@@ -137,7 +129,8 @@ def _value_or_empty(table: Table, group: Group, metric: str) -> Cell:
     return value_cell(table, group, metric)
 
 
-def _finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:
+def finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:
+    """The table with how far its trials are in the title and the lines that every table has."""
     table.title += f": {progress(used)}" if used else ": nothing of it was run yet"
     if used:
         lines = spread_lines(records, used, metrics, None)
@@ -147,13 +140,15 @@ def _finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequ
 
 def table2(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group]]:
     """Table 2: with and without clusters in the prior and shared layers in the encoder."""
-    table, used = Table("table2", "Table 2"), []
+    table = Table("table2", "Table 2")
     table.headings = [Heading("model", numeric=False)]
     table.headings += [Heading(column(m).heading) for m in TABLE2]
-    theirs = paper_settings("cifar10")
-    for model, row in zip(table2_models(), published_rows("table2"), strict=True):
-        parts, why = choose(records, groups, model.is_it, "2")
-        used += parts
+    theirs, models = paper_settings("cifar10"), table2_models()
+    chosen = [choose(records, groups, model.is_it, "2") for model in models]
+    used = [group for parts, _ in chosen for group in parts]
+    table.counts = counts_differ(used)
+    rows = published_rows("table2")
+    for model, (parts, why), row in zip(models, chosen, rows, strict=True):
         table.rows += _ours(table, model.name, parts, why, TABLE2)
         settings = theirs.override(
             encoder_shares_discriminator=model.shares,
@@ -162,7 +157,7 @@ def table2(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group
         table.rows.append(
             _published_row(table, "paper", row, TABLE2, parts[0] if parts else None, settings)
         )
-    return _finish(table, records, used, TABLE2), used
+    return finish(table, records, used, TABLE2), used
 
 
 def table3(
@@ -195,88 +190,4 @@ def table3(
     table.lines = [
         "Published rows on CIFAR-10, as the paper quotes them, each with its own counts."
     ]
-    return _finish(table, records, parts, TABLE3), list(parts)
-
-
-def table4(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group]]:
-    """Table 4: clustering accuracy per data set, the published methods first."""
-    names = list(DATASETS)
-    names += sorted({g.settings["dataset"] for g in groups} - set(names))
-    table = Table("table4", "Table 4, accuracy in %")
-    table.headings = [Heading("model", numeric=False), *(Heading(name) for name in names)]
-    rows = published_rows("table4")
-    for model in dict.fromkeys(row["model"] for row in rows):
-        of_model = {row["dataset"]: row for row in rows if row["model"] == model}
-        table.rows.append(Row((Cell(model), *_table4_cells(table, of_model, names)), PAPER, True))
-    chosen = {name: choose(records, groups, _clusters(name), "4") for name in names}
-    used = [group for parts, _ in chosen.values() for group in parts]
-    for metric in ("acc_majority", "acc_hungarian"):
-        cells = [_table4_ours(table, *chosen[name], metric) for name in names]
-        label = f"ours, {column(metric).heading.split(',')[0]}"
-        table.rows.append(Row((Cell(label), *cells), OURS))
-    best = [_best_three(parts) for parts, _ in chosen.values()]
-    if any(best):
-        note = table.note(
-            "Chosen by the labels, as the paper's row is: not an estimate for new runs."
-        )
-        cells = [Cell(text) for text in best]
-        table.rows.append(Row((Cell("ours, Acc, best three of five", (note,)), *cells), OURS))
-    for name in names:
-        _table4_protocol(table, name, chosen[name][0])
-    return _finish(table, records, used, ("acc_majority", "acc_hungarian")), used
-
-
-def _clusters(dataset: str) -> Choice:
-    def fits(settings: Mapping[str, Any]) -> bool:
-        mixture = settings["prior"] == "gaussian_mixture" and not settings["conditional"]
-        return mixture and settings["dataset"] == dataset
-
-    return fits
-
-
-def _table4_cells(
-    table: Table, rows: Mapping[str, Mapping[str, str]], names: Sequence[str]
-) -> list[Cell]:
-    cells = []
-    for name in names:
-        figure = published(rows[name], "acc_majority") if name in rows else None
-        notes = (table.note(sentence(f"Published: {rows[name]['runs']}")),) if figure else ()
-        cells.append(Cell(figure.text if figure else "", notes))
-    return cells
-
-
-def _table4_ours(table: Table, parts: Sequence[Group], why: str, metric: str) -> Cell:
-    if len(parts) > 1:
-        note = table.note("The trials of this cell are not alike; see the grid.")
-        return Cell("not averaged", (note,))
-    if not parts:
-        return Cell("–", (table.note(why),) if why else ())
-    cell = value_cell(table, parts[0], metric)
-    notes = cell.notes + ((table.note(why),) if why else ())
-    return Cell(cell.text, notes, sort=cell.sort)
-
-
-def _best_three(parts: Sequence[Group]) -> str:
-    if len(parts) != 1 or parts[0].n_planned != 5 or parts[0].summary("acc_majority").n < 3:
-        return ""
-    values = sorted(parts[0].summary("acc_majority").array)[-3:]
-    spec = column("acc_majority")
-    return f"{spec.shown(float(sum(values)) / 3)} ± {spec.shown(stats.std(values))}"
-
-
-def _table4_protocol(table: Table, name: str, parts: Sequence[Group]) -> None:
-    """A line on ours against the published five runs, where there are both."""
-    if name not in DATASETS or len(parts) != 1:
-        return
-    group, theirs = parts[0], PRESETS[name]
-    row = next(
-        r
-        for r in published_rows("table4")
-        if r["model"] == "MPCC (five runs)" and r["dataset"] == name
-    )
-    figure: Published | None = published(row, "acc_majority")
-    if differences(group.settings, theirs, "acc_majority"):
-        what = differences_text(group.settings, theirs, ["acc_majority"])
-        table.lines.append(f"{name}: another protocol than published ({what}); not subtracted.")
-    elif figure and not math.isnan(figure.mean) and group.summary("acc_majority").n:
-        table.lines.append(f"{name}: {within(group, {'acc_majority': figure})}")
+    return finish(table, records, parts, TABLE3), list(parts)

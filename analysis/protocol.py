@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from analysis.cells import Group
 from analysis.columns import column
 from analysis.frame import short
 from mpcc.config import PRESETS, Config, full_name, parse_value, value_text
@@ -29,6 +30,17 @@ _NO_MATTER = ("seed", "cpu_threads", "fast", "eval_every", "max_saturation", "mi
 
 _FIRST = ("dataset", "split", "image_size", "iterations")
 """What a footnote names first; the rest is counted when there is much of it."""
+
+
+IMAGES = {
+    ("cifar10", "train"): 50_000,
+    ("cifar10", "all"): 60_000,
+    ("cifar20", "all"): 60_000,
+    ("mnist", "all"): 70_000,
+    ("fmnist", "all"): 70_000,
+    ("omniglot", "all"): 40_000,
+}
+"""Images of the official files: a cell on fewer was not measured as the paper's."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,52 @@ def differences_text(ours: Mapping[str, Any], theirs: Config, metrics: Iterable[
     values = theirs.to_dict()
     head = [n for n in names if n in _FIRST]
     tail = [n for n in names if n not in _FIRST]
+    if len(tail) <= 2:
+        head, tail = head + tail, []
     parts = [f"{short(n)} {value_text(ours[n])} (paper {value_text(values[n])})" for n in head]
     if tail:
         parts.append("settings " + ", ".join(short(n) for n in tail))
     return "; ".join(parts)
+
+
+def gap(group: Group, theirs: Config, metrics: Iterable[str]) -> str:
+    """What differs between how a cell of ours and the published one were measured.
+
+    Empty where nothing does: same settings, as many images, those of the official files, and every
+    finished trial at the paper's last iteration.
+    """
+    parts = [differences_text(group.settings, theirs, metrics), *_measured(group, theirs)]
+    return "; ".join(part for part in parts if part)
+
+
+def _measured(group: Group, theirs: Config) -> list[str]:
+    """What the records say beyond the settings: iterations reached, images, notes on the images."""
+    parts = []
+    reached = _distinct(group, "iteration")
+    if reached and reached != [f"{group.settings['iterations']:,}"]:
+        parts.append(f"iterations reached {' and '.join(reached)} (paper {theirs.iterations:,})")
+    images, count = _distinct(group, "n_images"), IMAGES.get((theirs.dataset, theirs.split))
+    same_set = all(group.settings[n] == getattr(theirs, n) for n in ("dataset", "split"))
+    if group.done and count and same_set and images != [f"{count:,}"]:
+        parts.append(f"{' and '.join(images) or 'unknown number of'} images (paper {count:,})")
+    return parts + _distinct(group, "data_notes")
+
+
+def _distinct(group: Group, name: str) -> list[str]:
+    values = sorted({t[name] for t in group.done} - {None}, key=str)
+    return [f"{v:,}" if isinstance(v, int) else str(v).rstrip(".") for v in values]
+
+
+def within(group: Group, figures: Mapping[str, Published | None]) -> str:
+    """Ours minus theirs under the same protocol, and whether ours lies within their spread."""
+    parts = []
+    for metric, figure in figures.items():
+        summary, spec = group.summary(metric), column(metric)
+        if figure is None or not summary.n:
+            continue
+        difference = summary.mean.estimate - figure.mean
+        inside = "within" if abs(difference) <= figure.std else "outside"
+        spread = "no published spread" if math.isnan(figure.std) else f"{inside} their spread"
+        sign = "+" if difference >= 0 else "−"
+        parts.append(f"{spec.label} {sign}{spec.amount(abs(difference))}, {spread}")
+    return "Same protocol as published; ours minus theirs: " + "; ".join(parts) + "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 from analysis.layout import REFERENCE, Cell, Heading, Row, Table
@@ -136,14 +137,14 @@ def tex(value: str) -> str:
     return body.replace("\x00", "$^{-3}$").replace(" --", " -{}-")
 
 
-_ALONE = r"""% \input this file (with booktabs, graphicx, longtable, xcolor) or compile it as it is.
+_ALONE = r"""% \input this file (with booktabs, graphicx, xcolor) or compile it as it is.
 \makeatletter
 \ifx\@nodocument\relax
   \let\mpccend\relax
 \else
   \documentclass{article}
   \usepackage[margin=2cm]{geometry}
-  \usepackage{booktabs,graphicx,longtable,xcolor}
+  \usepackage{booktabs,graphicx,xcolor}
   \def\mpccend{\end{document}}
   \begin{document}
 \fi
@@ -153,6 +154,9 @@ _ALONE = r"""% \input this file (with booktabs, graphicx, longtable, xcolor) or 
 
 MAX_FLOAT_ROWS = 45
 """Longer tables do not fit a page and break over several."""
+
+FLOATS_IN_A_ROW = 8
+"""Floats that LaTeX is given before it must place them: it holds but a few."""
 
 
 def latex(table: Table) -> str:
@@ -177,12 +181,23 @@ def _tex_body(table: Table) -> list[str]:
 
 
 def _float(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
-    """One page: a table that floats, made narrower where it is wider than the text."""
+    """One page: a table that floats."""
     return [
         r"\begin{table}[tbp]",
         r"\centering",
         rf"\caption{{{_caption(table)}}}",
         rf"\label{{tab:{table.name}}}",
+        *_fitted(columns, head, body),
+        r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize",
+        *notes,
+        r"\end{minipage}",
+        r"\end{table}",
+    ]
+
+
+def _fitted(columns: str, head: str, body: list[str]) -> list[str]:
+    """A tabular, made narrower where it is wider than the text."""
+    return [
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
@@ -191,27 +206,38 @@ def _float(table: Table, columns: str, head: str, body: list[str], notes: list[s
         *body,
         r"\bottomrule",
         r"\end{tabular}}",
-        r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize",
-        *notes,
-        r"\end{minipage}",
-        r"\end{table}",
     ]
 
 
 def _long(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
-    """Several pages, each with the headings."""
-    return [
-        r"{\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{longtable}}{{{columns}}}",
-        rf"\caption{{{_caption(table)}}}\label{{tab:{table.name}}}\\",
-        rf"\toprule {head} \midrule \endfirsthead",
-        rf"\toprule {head} \midrule \endhead",
-        r"\bottomrule \endlastfoot",
-        *body,
-        r"\end{longtable}",
-        *notes,
-        r"\par}",
-    ]
+    """Several pages, each with the headings and as wide as the widest: a longtable cannot shrink.
+
+    An invisible line of each column's widest cell gives all pages the same columns.
+    """
+    rows = [head, *(line for line in body if line != r"\midrule")]
+    widest = _widest([row.removesuffix(r" \\") for row in rows])
+    lines = []
+    for number, start in enumerate(range(0, len(body), MAX_FLOAT_ROWS)):
+        caption = rf"\caption{{{_caption(table)}}}\label{{tab:{table.name}}}"
+        if number:
+            caption = r"\addtocounter{table}{-1}\caption{(continued)}"
+        part = [*body[start : start + MAX_FLOAT_ROWS], widest]
+        lines += [r"\begin{table}[p]", r"\centering\footnotesize", caption]
+        lines += [*_fitted(columns, head, part), r"\end{table}"]
+        lines += [r"\clearpage"] if number % FLOATS_IN_A_ROW == FLOATS_IN_A_ROW - 1 else []
+    return [*lines, r"\clearpage", r"{\footnotesize", *notes, r"\par}"]
+
+
+def _widest(lines: list[str]) -> str:
+    """A line that takes no height and shows nothing, with the longest cell of every column."""
+    cells = zip(*(line.split(" & ") for line in lines), strict=True)
+    longest = [max(column, key=lambda cell: len(_COMMAND.sub("", cell))) for column in cells]
+    hidden = " & ".join(rf"\hphantom{{{cell}}}" for cell in longest)
+    return hidden + r" \\[-\normalbaselineskip]"
+
+
+_COMMAND = re.compile(r"\\[a-z]+|[{}$^\\]")
+"""What of a cell takes no room on the page, about."""
 
 
 def _caption(table: Table) -> str:

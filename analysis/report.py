@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from analysis import html, words
 from analysis.build import Product
 from analysis.cells import Group
+from analysis.cells import groups as groups_of
 from analysis.columns import column
-from analysis.frame import BASELINE, Records, short
+from analysis.frame import Records, short
 from analysis.grid import shown_metrics, swept
+from analysis.layout import Table
 from analysis.tables import progress, unfinished, value_cell
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE
@@ -40,16 +40,17 @@ def report(
     """
     title = " and ".join(dict.fromkeys(sweep.name for sweep in records.sweeps))
     result = next((p.result for p in products if p.result), None)
+    fresh = groups_of(records, confirm=True)
     sections = {
         "Summary": f"<p>{escape(words.paragraph(records, groups, result, test))} "
         f"{escape(_sentence(records.selection))}</p>",
         "Search": _search(records, groups, lines) if pictures else "",
-        "Tables": "".join(html.table(t) for p in products for t in p.tables),
+        "Tables": "".join(html.table(t) for t in _distinct_tables(products)),
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),
         "Samples": _sheets(records, groups) if pictures else "",
-        "Failures": _failures(records, groups),
-        "Provenance": _provenance(records, groups),
+        "Failures": _failures(records, [*groups, *fresh]),
+        "Provenance": _provenance(records, [*groups, *fresh]),
     }
     kept = {name: body for name, body in sections.items() if body}
     links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in kept)
@@ -64,9 +65,16 @@ def report(
     )
 
 
-def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple[str, Group, str]]:
-    from analysis.layout import Table
+def _distinct_tables(products: Sequence[Product]) -> list[Table]:
+    """Every table once: a confirmation may belong to Table 1 and to the grid."""
+    return list({t.title: t for p in products for t in p.tables}.values())
 
+
+def _cell_name(group: Group, axes: Sequence[str]) -> str:
+    return group.label(axes) + (" (fresh seeds)" if group.confirm else "")
+
+
+def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple[str, Group, str]]:
     axes, scratch = swept(records), Table("", "")
     return [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
 
@@ -99,17 +107,14 @@ def _sentence(text: str) -> str:
 def _strips(records: Records, groups: Sequence[Group]) -> str:
     parts = []
     for metric in shown_metrics(groups):
-        name = f"{BASELINE}kmeans_{metric}"
-        known = [t[name] for g in groups for t in g.done if math.isfinite(t.get(name, math.nan))]
-        reference = sum(known) / len(known) if known else None
-        drawn = html.strips(_named(records, groups, metric), column(metric), reference)
+        drawn = html.strips(_named(records, groups, metric), column(metric))
         if drawn:
             parts.append(f"<h3>{escape(column(metric).heading)}</h3>{drawn}")
     if not parts:
         return ""
     legend = (
         '<p class="soft">Ring: a seed. Bar: the mean. Band: its 95 % interval (Student’s t), cut '
-        "off at the edge. Dashed: k-means on the same pixels, where it is known.</p>"
+        "off at the edge. Dashed: k-means on the pixels of that cell, where it is known.</p>"
     )
     return legend + "".join(parts)
 
@@ -143,7 +148,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
     metric, axes = shown_metrics(groups)[0], swept(records)
-    spec, folders = column(metric), {sweep.name: sweep.path for sweep in records.sweeps}
+    spec = column(metric)
     figures, n_cells = [], 0
     for group in groups:
         values = sorted(group.summary(metric).values, key=lambda item: item[1])
@@ -154,11 +159,10 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
         found = []
         ends = [("worst", values[0]), ("best", values[-1])][len(values) == 1 :]
         for rank, (seed, value) in reversed(ends):
-            picture = _picture(group, seed, folders)
+            picture = _picture(records, group, seed)
             if picture:
                 word = "" if len(ends) == 1 else f", {rank} seed"
-                name, _, unit = spec.heading.partition(",")
-                text = f"{group.label(axes)}: seed {seed}{word}, {name} {spec.shown(value)}{unit}"
+                text = f"{group.label(axes)}: seed {seed}{word}, {spec.label} {spec.amount(value)}"
                 alt = f"Samples: {text}"
                 found.append(
                     f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{picture}">'
@@ -169,24 +173,22 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
     if not figures:
         return ""
     return (
-        f'<p class="soft">Best and worst seed by {escape(spec.heading.split(",")[0])}, two columns '
+        f'<p class="soft">Best and worst seed by {escape(spec.label)}, two columns '
         f"per cluster; up to {MAX_SHEETS} cells. They illustrate and prove nothing.</p>"
         f'<div class="sheets">{"".join(figures)}</div>'
     )
 
 
-def _picture(group: Group, seed: int, folders: dict[str, Path]) -> str:
-    trial = next(t for t in group.done if t["seed"] == seed)
-    if not trial["run_dir"]:
-        return ""
-    path = folders[trial["sweep"]] / trial["run_dir"] / PICTURE
-    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+def _picture(records: Records, group: Group, seed: int) -> str:
+    folder = records.run_dir(next(t for t in group.done if t["seed"] == seed))
+    path = folder / PICTURE if folder else None
+    return base64.b64encode(path.read_bytes()).decode() if path and path.is_file() else ""
 
 
 def _failures(records: Records, groups: Sequence[Group]) -> str:
     axes = swept(records)
     rows = [
-        [g.label(axes), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
+        [_cell_name(g, axes), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
         for g in groups
         for t in g.trials
         if t["state"] != DONE
@@ -222,7 +224,7 @@ def _width(text: str) -> str:
 
 
 def _provenance(records: Records, groups: Sequence[Group]) -> str:
-    first = groups[0].settings
+    first, axes = groups[0].settings, swept(records)
     shared = {
         n: first[n]
         for n in DEFAULTS
@@ -239,7 +241,7 @@ def _provenance(records: Records, groups: Sequence[Group]) -> str:
         ["selection", f"last iteration (@last); {records.selection}"],
     ]
     rows = [
-        [t["trial_key"], g.label(swept(records)), str(t["seed"]), t["state"], _text(t["run_dir"])]
+        [t["trial_key"], _cell_name(g, axes), str(t["seed"]), t["state"], _text(t["run_dir"])]
         + [_text(t["mlflow_run"]), _text(t["code"]), _text(t["digest"])]
         for g in groups
         for t in g.trials

@@ -318,19 +318,19 @@ def _fresh(records: Records, chosen: Group) -> Group | None:
 
 def _verdict(a: Group, b: Group, spec: Column) -> str:
     why = unlike(a, b, spec.metric)
-    label = spec.heading.split(",")[0]
+    label = spec.label
     if why:
         return f"{label} not compared: {why}"
     x, y = a.summary(spec.metric), b.summary(spec.metric)
     result = stats.welch_many([x.array], y.array)[0]
     difference = result.difference
-    text = f"{label} {spec.shown(x.mean.estimate)} to {spec.shown(y.mean.estimate)}"
+    text = f"{label} {spec.amount(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
     if not math.isfinite(result.p):
         return f"{text}, too few seeds for a test"
     better = (difference.estimate > 0) == (spec.better == "higher")
     words = ("beats it" if better else "is beaten") if result.p < stats.ALPHA else "not told apart"
     low, high = spec.shown(difference.low), spec.shown(difference.high)
     return (
-        f"{text} ({words}; difference {spec.shown(difference.estimate)}, 95 % interval {low} to "
+        f"{text} ({words}; difference {spec.amount(difference.estimate)}, 95 % interval {low} to "
         f"{high}, Welch's p {p_text(result.p)}, n = {x.n} and {y.n})"
     )

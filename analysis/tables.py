@@ -1,34 +1,23 @@
-"""Groups of trials to laid-out tables: the paper's Table 1 and the parts that all tables share."""
+"""Groups of trials to laid-out tables: the cells, notes and lines that all tables share."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis import stats
-from analysis.cells import Group, Summary, tally
-from analysis.columns import TABLE1, Column, column
+from analysis.cells import Group, Summary, references, tally
+from analysis.columns import Column, column, protocol_name
 from analysis.compare import TEST_WORDS, best_and_tied
-from analysis.frame import BASELINE, Records, short
-from analysis.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
-from analysis.protocol import (
-    Published,
-    differences,
-    differences_text,
-    published,
-    published_rows,
-    table1_settings,
-)
-from mpcc.config import value_text
+from analysis.frame import Records
+from analysis.layout import REFERENCE, Cell, Row, Table
+from mpcc.metrics import NEED_LABELS
 from tune.ledger import PLANNED, RUNNING, STOPPED
 
-TABLE1_AXES = ("n_encoder_steps", "prior_lr")
-
-
-# -- parts that all tables share -------------------------------------------------------------------
+MAX_NAMED = 4
+"""Cells that a line names; it counts the others."""
 
 
 def value_cell(table: Table, group: Group, metric: str) -> Cell:
@@ -36,12 +25,14 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     summary, spec = group.summary(metric), column(metric)
     if summary.absent and group.done:
         return Cell("n/a", (table.note(absent_reason(group, spec)),))
-    notes = _gap_notes(table, group, summary)
+    notes = _gap_notes(table, group, summary, spec)
     if summary.n_pruned:
         return Cell(f"pruned ({summary.n_pruned} of {summary.n_planned} seeds)", notes)
-    count = f" ({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""
+    count = f" (n={summary.n})" if table.counts else ""
+    if summary.n < summary.n_planned:
+        count = f" ({summary.n}/{summary.n_planned})"
     if not summary.n:
-        return Cell(_state_word(group, summary) + count, notes)
+        return Cell(state_word(group, summary) + count, notes)
     text = spec.shown(summary.mean.estimate)
     if summary.n > 1:
         text += f" ± {spec.shown(summary.std)}"
@@ -51,14 +42,15 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     return Cell(text + count, notes, sort=summary.mean.estimate)
 
 
-def _state_word(group: Group, summary: Summary) -> str:
+def state_word(group: Group, summary: Summary) -> str:
+    """What stands in a cell without any value."""
     if summary.not_finite:
         return "not finite"
     states = [state for state in group.counts if state != "done"]
     return states[0] if len(states) == 1 else "none"
 
 
-def _gap_notes(table: Table, group: Group, summary: Summary) -> tuple[int, ...]:
+def _gap_notes(table: Table, group: Group, summary: Summary, spec: Column) -> tuple[int, ...]:
     notes = []
     missing = group.missing()
     if missing:
@@ -73,6 +65,7 @@ def _gap_notes(table: Table, group: Group, summary: Summary) -> tuple[int, ...]:
                 f"{group.n_planned} stand in this row."
             )
         )
+    notes += [table.note(text) for text in _unrecorded(group, summary, spec)]
     if summary.not_finite:
         seeds = ", ".join(map(str, summary.not_finite))
         notes.append(
@@ -81,18 +74,36 @@ def _gap_notes(table: Table, group: Group, summary: Summary) -> tuple[int, ...]:
     return tuple(notes)
 
 
-def failure_notes(table: Table, group: Group) -> tuple[int, ...]:
-    """A note where finished models of this cell are saturated or collapsed (Appendix D)."""
-    failures = group.failures()
-    if not failures:
-        return ()
-    return (
-        table.note(
-            f"Failed as in the paper's Appendix D, by the thresholds max_saturation "
+def _unrecorded(group: Group, summary: Summary, spec: Column) -> list[str]:
+    """A sentence per reason for which finished trials lack a metric that others of a cell have."""
+    known = {seed for seed, _ in summary.values} | set(summary.not_finite)
+    seeds: dict[str, list[str]] = {}
+    for trial in group.done:
+        if trial["seed"] not in known:
+            why = trial["unavailable"].get(spec.metric) or "not recorded"
+            seeds.setdefault(why.rstrip("."), []).append(str(trial["seed"]))
+    return [f"{spec.label} n/a for seed {', '.join(s)}: {why}." for why, s in seeds.items()]
+
+
+def row_notes(table: Table, group: Group) -> tuple[int, ...]:
+    """Notes at a row's first cell: which part of a cell it is, how far it came, how it failed.
+
+    A finished model may be saturated or collapsed all the same (Appendix D).
+    """
+    notes, planned = [], group.settings["iterations"]
+    failures, reached = group.failures(), {t["iteration"] for t in group.done} - {planned}
+    if failures:
+        notes.append(
+            "Failed as in the paper's Appendix D, by the thresholds max_saturation "
             f"{group.settings['max_saturation']:g} and min_diversity "
             f"{group.settings['min_diversity']:g}: {failures}."
-        ),
-    )
+        )
+    if reached:
+        far = " and ".join(f"{n:,}" for n in sorted(reached))
+        notes.append(f"Reached {far} of {planned:,} iterations.")
+    if group.part:
+        notes.append(sentence(f"Only {group.part}"))
+    return tuple(table.note(text) for text in notes)
 
 
 def sentence(text: str) -> str:
@@ -102,7 +113,7 @@ def sentence(text: str) -> str:
 
 def absent_reason(group: Group, spec: Column) -> str:
     """Why no finished trial of this cell has this metric, and what to do about it."""
-    settings, label = group.settings, spec.heading.split(",")[0]
+    settings, label = group.settings, spec.label
     reasons = {t["unavailable"][spec.metric] for t in group.done if spec.metric in t["unavailable"]}
     if "n_generated" in spec.depends_on:
         if settings["n_generated"] is None:
@@ -114,10 +125,10 @@ def absent_reason(group: Group, spec: Column) -> str:
         return sentence(f"n/a: {why}")
     if reasons:
         return sentence(f"{label} n/a: {'; '.join(sorted(reasons))}")
-    if spec.metric.startswith("acc") or spec.metric in ("nmi", "ari"):
+    if spec.metric in NEED_LABELS:
         if settings["prior"] == "normal" or settings["conditional"]:
             return f"{label} n/a: this model does not cluster."
-        return f"{label} n/a: the images have no labels."
+        return f"{label} n/a: no finished trial recorded it; images without labels have none."
     return f"{label} n/a: no finished trial recorded it."
 
 
@@ -129,28 +140,42 @@ def with_best(groups: Sequence[Group], cells: Sequence[Cell], metric: str, test:
     ]
 
 
-def kmeans_row(
+def kmeans_rows(
     table: Table, groups: Sequence[Group], n_axes: int, metrics: Sequence[str]
-) -> Row | None:
-    """The reference: k-means on the same pixels. Each distinct figure of the trials counts once."""
-    cells, found = [], False
-    for metric in metrics:
-        name = f"{BASELINE}kmeans_{metric}"
-        recorded = {t.get(name, math.nan) for group in groups for t in group.done}
-        values = sorted(v for v in recorded if math.isfinite(v))
-        spec = column(metric)
-        text = ""
-        if values:
-            found, mean = True, float(np.mean(values))
-            text = spec.shown(mean)
-            if len(values) > 1:
-                text += f" ± {spec.shown(stats.std(values))}"
-        cells.append(Cell(text, sort=None))
-    if not found:
-        return None
-    note = table.note("k-means on the same pixels, the best of ten starts.")
-    label = [Cell("k-means", (note,)), *[Cell("")] * (n_axes - 1)]
-    return Row((*label, *cells), REFERENCE)
+) -> list[Row]:
+    """The reference, k-means on the same pixels: a row for each data set that the cells were on.
+
+    Each distinct figure of the trials counts once.
+    """
+    found = {metric: references(groups, metric) for metric in metrics}
+    names = list(dict.fromkeys(name for by_data in found.values() for name in by_data))
+    rows = []
+    for name in names:
+        note = table.note("k-means on the same pixels, the best of ten starts.")
+        label = "k-means" if len(names) == 1 else f"k-means on {name}"
+        cells = [_reference_cell(found[m].get(name, ()), column(m)) for m in metrics]
+        rows.append(Row((Cell(label, (note,)), *[Cell("")] * (n_axes - 1), *cells), REFERENCE))
+    return rows
+
+
+def _reference_cell(values: Sequence[float], spec: Column) -> Cell:
+    if not values:
+        return Cell("")
+    text = spec.shown(float(np.mean(values)))
+    return Cell(text + (f" ± {spec.shown(stats.std(values))}" if len(values) > 1 else ""))
+
+
+def counts_differ(groups: Sequence[Group]) -> bool:
+    """Whether cells were planned with different numbers of seeds, so that each must say its own."""
+    return len({group.n_planned for group in groups}) > 1
+
+
+def _counts_line(groups: Sequence[Group]) -> str:
+    gaps = "(n/planned) where a planned trial has no value"
+    if counts_differ(groups):
+        return f"n is the number of seeds of a cell, {gaps}"
+    n = groups[0].n_planned
+    return f"n = {n} seed{'' if n == 1 else 's'} per cell; a cell shows {gaps}"
 
 
 def spread_lines(
@@ -158,31 +183,57 @@ def spread_lines(
 ) -> list[str]:
     """What ± is, which evaluation counts, and what the marks mean."""
     lines = [
-        "± is the standard deviation over seeds (ddof 1); a cell shows (n/planned) where a planned "
-        f"trial has no value. Values are those of the last iteration (@last); {records.selection}."
+        f"± is the standard deviation over seeds (ddof 1); {_counts_line(groups)}. "
+        f"Values are those of the last iteration (@last); {records.selection}."
     ]
     if test and len(groups) > 1:
         lines.append(
             "Best mean of a column in bold (*); ~ marks what cannot be told from it by "
             f"{TEST_WORDS[test]}, Holm-adjusted over the column, 5 %."
         )
-    protocols = [column(m).protocol for m in metrics if any(g.summary(m).n for g in groups)]
+    protocols = [_protocol(groups, m) for m in metrics if any(g.summary(m).n for g in groups)]
     return [*lines, "; ".join(p for p in protocols if p) + "."] if protocols else lines
 
 
+def _protocol(groups: Sequence[Group], metric: str) -> str:
+    """What a metric is, and for one of generated images how many and against which split."""
+    text = column(metric).protocol
+    names = {protocol_name(metric, g.settings) for g in groups if g.summary(metric).n} - {metric}
+    return f"{text} ({' and '.join(sorted(names))})" if names else text
+
+
 def provenance_line(groups: Sequence[Group]) -> str:
-    """Images, iterations and code of the trials, in one sentence."""
+    """Images, iterations reached and code of the trials, in one sentence."""
     done = [trial for group in groups for trial in group.done]
-    iterations = _distinct(group.settings["iterations"] for group in groups)
+    iterations = _distinct(t["iteration"] for t in done)
+    iterations = iterations or _distinct(group.settings["iterations"] for group in groups)
     images = _distinct(trial["n_images"] for trial in done)
     prints = _distinct(trial["fingerprint"] for trial in done)
-    code = _distinct(trial["code"] for trial in done)
     notes = "".join(f" {sentence(note)}" for note in _distinct(t["data_notes"] for t in done))
     return (
         f"{' and '.join(iterations)} iterations; {' and '.join(images) or 'unknown'} images "
-        f"(content {' and '.join(prints) or 'unknown'}); code {' and '.join(code) or 'unknown'}."
-        + notes
+        f"(content {' and '.join(prints) or 'unknown'}); code {_codes(groups)}." + notes
     )
+
+
+def _codes(groups: Sequence[Group]) -> str:
+    """The code versions of the finished trials; where there are several, the cells of each."""
+    cells: dict[str, list[Group]] = {}
+    for group in groups:
+        for code in {str(trial["code"] or "unknown") for trial in group.done}:
+            cells.setdefault(code, []).append(group)
+    if len(cells) < 2:
+        return next(iter(cells), "unknown")
+    first = groups[0].settings
+    axes = [n for n in first if any(g.settings[n] != first[n] for g in groups)]
+    return " and ".join(f"{code} ({_some(cells[code], axes)})" for code in sorted(cells))
+
+
+def _some(groups: Sequence[Group], axes: Sequence[str]) -> str:
+    """The first few cells by name, and how many more."""
+    names = list(dict.fromkeys(group.label(axes) for group in groups))
+    more = f"; and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return "; ".join(names[:MAX_NAMED]) + more
 
 
 def _distinct(values: Any) -> list[str]:
@@ -210,104 +261,3 @@ def record_lines(records: Records) -> list[str]:
     if len(records.notes) > len(shown):
         shown.append(f"and {len(records.notes) - len(shown)} more such records")
     return [sentence("Records: " + "; ".join(shown))] if shown else []
-
-
-# -- Table 1 ---------------------------------------------------------------------------------------
-
-
-def table1_groups(groups: Sequence[Group]) -> list[tuple[Group, dict[str, str]]]:
-    """The groups that are Table 1's five rows, each with its published row; empty if they are not.
-
-    Rows of another scale are known by their shape: three values of E_steps at the lowest η_p, then
-    two higher η_p at the highest E_steps, all else equal.
-    """
-    cells: dict[tuple[int, float], list[Group]] = {}
-    for group in groups:
-        rest = {k: v for k, v in group.settings.items() if k not in TABLE1_AXES}
-        first = {k: v for k, v in groups[0].settings.items() if k not in TABLE1_AXES}
-        if rest != first or group.variant:
-            return []
-        cells.setdefault(tuple(group.settings[a] for a in TABLE1_AXES), []).append(group)
-    keys = sorted(cells)
-    if len(keys) != 5:
-        return []
-    steps, rates = zip(*keys, strict=True)
-    shape = (
-        steps[0] < steps[1] < steps[2] == steps[3] == steps[4]
-        and rates[0] == rates[1] == rates[2] < rates[3] < rates[4]
-    )
-    if not shape:
-        return []
-    rows = published_rows("table1")
-    return [(group, rows[i]) for i, key in enumerate(keys) for group in cells[key]]
-
-
-def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test: str) -> Table:
-    """The paper's Table 1, each row with the published one below it."""
-    groups = [group for group, _ in pairs]
-    settings = groups[0].settings
-    table = Table("table1", f"Table 1 on {settings['dataset']}: {progress(groups)}")
-    table.headings = [Heading(short(axis)) for axis in TABLE1_AXES]
-    table.headings += [Heading(column(metric).heading) for metric in TABLE1]
-    columns = {
-        metric: with_best(
-            groups, [value_cell(table, group, metric) for group in groups], metric, test
-        )
-        for metric in TABLE1
-    }
-    for i, (group, row) in enumerate(pairs):
-        label = [Cell(value_text(group.settings[a]), sort=group.settings[a]) for a in TABLE1_AXES]
-        notes = failure_notes(table, group)
-        if group.part:
-            notes += (table.note(sentence(f"Only {group.part}")),)
-        label[0] = Cell(label[0].text, notes, sort=label[0].sort)
-        table.rows.append(Row((*label, *(columns[metric][i] for metric in TABLE1))))
-        if i + 1 == len(pairs) or pairs[i + 1][1] is not row:
-            table.rows.append(_paper_row(table, group, row))
-    reference = kmeans_row(table, groups, len(TABLE1_AXES), TABLE1)
-    table.rows += [reference] if reference else []
-    table.lines = [
-        *spread_lines(records, groups, TABLE1, test),
-        provenance_line(groups),
-        *record_lines(records),
-    ]
-    return table
-
-
-def _paper_row(table: Table, group: Group, row: dict[str, str]) -> Row:
-    theirs = table1_settings(row)
-    shown = [metric for metric in TABLE1 if published(row, metric)]
-    differing = [m for m in shown if differences(group.settings, theirs, m)]
-    notes: tuple[int, ...] = ()
-    if differing:
-        common = {k: v for k, v in group.settings.items() if k not in TABLE1_AXES}
-        what = differences_text(theirs.to_dict() | common, theirs, differing)
-        notes = (
-            table.note(
-                "Published figures, beside ours for orientation only: another protocol "
-                f"({what}). They are not subtracted."
-            ),
-        )
-    elif any(group.summary(m).n for m in shown):
-        notes = (table.note(within(group, {m: published(row, m) for m in shown})),)
-    cells = [Cell("paper", notes), Cell(value_text(theirs.prior_lr))]
-    for metric in TABLE1:
-        figure = published(row, metric)
-        cells.append(Cell(figure.text if figure else ""))
-    return Row(tuple(cells), PAPER, grey=bool(differing))
-
-
-def within(group: Group, figures: Mapping[str, Published | None]) -> str:
-    """Ours minus theirs under the same protocol, and whether ours lies within their spread."""
-    parts = []
-    for metric, figure in figures.items():
-        summary, spec = group.summary(metric), column(metric)
-        if figure is None or not summary.n:
-            continue
-        difference = summary.mean.estimate - figure.mean
-        inside = "within" if abs(difference) <= figure.std else "outside"
-        spread = "no published spread" if math.isnan(figure.std) else f"{inside} their spread"
-        sign = "+" if difference >= 0 else "−"
-        label = spec.heading.split(",")[0]
-        parts.append(f"{label} {sign}{spec.shown(abs(difference))}, {spread}")
-    return "Same protocol as published; ours minus theirs: " + "; ".join(parts) + "."

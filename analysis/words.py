@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from analysis import designs
-from analysis.cells import Group, tally
+from analysis.cells import Group, references, tally
 from analysis.cells import groups as groups_of
 from analysis.columns import Column, column
 from analysis.compare import TEST_WORDS, Line, best_and_tied, p_text, spread
-from analysis.frame import BASELINE, Records, short
+from analysis.frame import Records, short
 from analysis.grid import GridResult, shown_metrics, swept
 from mpcc.run_dir import DIVERGED, DONE
 
@@ -97,12 +96,13 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
     else:
         text += f"; every other configuration differs from it ({TEST_WORDS[test]}, Holm-adjusted)."
     found = [text, _confirmed(records, best, spec)]
-    name = f"{BASELINE}kmeans_{metric}"
-    values = {t.get(name, math.nan) for g in groups for t in g.done}
-    known = sorted(v for v in values if math.isfinite(v))
-    if known:
-        mean = sum(known) / len(known)
-        found.append(f"k-means on the same pixels reaches {spec.shown(mean)} %.")
+    known = references(groups, metric)
+    reached = [
+        spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
+        for name, values in known.items()
+    ]
+    if reached:
+        found.append(f"k-means on the same pixels reaches {' and '.join(reached)}.")
     return found
 
 
@@ -118,7 +118,7 @@ def _confirmed(records: Records, best: Group, spec: Column) -> str:
 
 def _name(spec: Column) -> str:
     names = {"acc_majority": "majority accuracy", "acc_hungarian": "one-to-one accuracy"}
-    return names.get(spec.metric, spec.heading.split(",")[0])
+    return names.get(spec.metric, spec.label)
 
 
 def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]:

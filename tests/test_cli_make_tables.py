@@ -77,6 +77,106 @@ def test_check_fails_when_any_record_changes(tmp_path: Path) -> None:
     assert contents(sweep.path / "tables") == before
 
 
+EVERYTHING = ["--table", "all", "--format", "md,csv,tex,html,fig", "--no-pictures"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "provenance.json", "config.json"])
+def test_check_finds_stale_files_of_formats_and_tables_that_were_not_asked_for(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    command = ["--runs", str(sweep.path)]
+    assert make_tables.main([*command, *EVERYTHING]) == 0
+    assert make_tables.main([*command, "--check"]) == 0
+    file = sweep.folder(table1_changes()[0], 0) / name
+    file.write_text(file.read_text() + "\n" if name != "metrics.jsonl" else "")
+    assert make_tables.main([*command, "--format", "md"]) == 0
+    capsys.readouterr()
+    assert make_tables.main([*command, "--format", "md", "--check"]) == 1
+    printed = capsys.readouterr().out
+    assert all(f"{n}-provenance.json" in printed for n in ("grid", "report", "figures"))
+
+
+def test_check_finds_another_format_of_the_same_table_that_is_stale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    command = ["--runs", str(sweep.path)]
+    assert make_tables.main(command) == 0
+    sweep.trial(table1_changes()[0], 0, {"acc_majority": 0.1})
+    assert make_tables.main([*command, "--format", "md"]) == 0
+    assert make_tables.main([*command, "--format", "md", "--check"]) == 1
+    printed = capsys.readouterr().out
+    assert "table1.csv, table1-trials.csv, table1.tex" in printed
+
+
+def test_folder_of_another_name_gives_the_same_bytes_even_with_a_trial_that_was_not_planned(
+    tmp_path: Path,
+) -> None:
+    made = []
+    for name in ("digits", "renamed"):
+        sweep = table1_sweep(tmp_path / name)
+        sweep.trial(table1_changes()[0], 7, {"acc_majority": 0.6})
+        assert make_tables.main(["--runs", str(sweep.path), "--format", "md,csv,tex,html"]) == 0
+        made.append(contents(sweep.path / "tables"))
+    assert made[0] == made[1]
+
+
+def test_fresh_seeds_are_in_every_file_and_a_change_of_theirs_makes_all_stale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, change = table1_sweep(tmp_path / "digits"), table1_changes()[4]
+    sweep.cells[4]["confirm_seeds"] = [1000, 1001]
+    sweep.write_plan()
+    path = sweep.trial(change, 1000, {"acc_majority": 0.75})
+    sweep.trial(change, 1001, {}, state="diverged", cause="boom")
+    command = ["--runs", str(sweep.path), "--format", "md,csv,tex,html"]
+    assert make_tables.main(command) == 0
+    assert "Confirmation on fresh seeds: 1 of 2 trials done" in capsys.readouterr().out
+    tables = sweep.path / "tables"
+    for name in ("table1-trials.csv", "table1-provenance.json", "report.html"):
+        assert path.name in (tables / name).read_text(), name
+    assert ",fresh," in (tables / "table1.csv").read_text()
+    assert "75.0 (1/2)" in (tables / "table1-confirm.md").read_text()
+    page = (tables / "report.html").read_text()
+    assert page.count("<caption>Confirmation on fresh seeds") == 1
+    assert "boom" in page.split('id="failures"')[1].split("<h2")[0]
+    assert make_tables.main([*command, "--check"]) == 0
+    assert make_tables.main(["--runs", str(sweep.path), "--explain", "esteps=4,eta_p=5e-3"]) == 0
+    printed = capsys.readouterr().out
+    assert "fresh seeds, to confirm the choice: 1 of 2 trials done" in printed and "boom" in printed
+    (path / "provenance.json").write_text("{}")
+    assert make_tables.main([*command, "--check"]) == 1
+
+
+def test_key_of_a_cell_in_parts_names_the_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, change = table1_sweep(tmp_path / "digits"), table1_changes()[0]
+    sweep.trial(change, 2, {"acc_majority": 0.9}, code="other")
+    key = sweep.config(change, 0).cell_key
+    command = ["--runs", str(sweep.path), "--table", "grid"]
+    assert make_tables.main([*command, "--explain", key]) == 0
+    assert "code c0de" in (printed := capsys.readouterr().out) and "code other" in printed
+    assert make_tables.main([*command, "--baseline", key]) == 0
+    assert "Differences from esteps 1, eta_p 1e-3 [code c0de]" in capsys.readouterr().out
+
+
+def test_setting_that_is_none_can_be_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "digits").plan([{"n_generated": 1000}], grid="n_generated")
+    for seed in range(3):
+        sweep.trial({"n_generated": 1000}, seed, {"acc_majority": 0.6, "fid": 9.0 + seed})
+    command = ["--runs", str(sweep.path)]
+    assert make_tables.main([*command, "--explain", "n_generated=none,esteps=1"]) == 0
+    assert capsys.readouterr().out.startswith("esteps 1, eta_p 1e-3, n_generated None: cell")
+    assert make_tables.main([*command, "--table", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "no images were generated for it" in printed
+    assert "Inception weights missing" not in printed
+
+
 def test_cells_of_another_grid_are_printed_as_a_grid(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

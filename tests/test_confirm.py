@@ -74,6 +74,13 @@ def test_fresh_seeds_can_be_counted(tmp_path: Path) -> None:
     assert len(cells[0].confirm_seeds) == 5 and name == "best or tied by acc_majority"
 
 
+def test_seeds_that_any_cell_had_are_not_fresh(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s", seeds=(1000, 1001, 1003))
+    sweep.trial(table1_changes()[4], 1004, {"acc_majority": 0.8})  # ran, but was never planned
+    _, cells, _ = confirm(plan_of(sweep.path), sweep.path)
+    assert cells[0].confirm_seeds == (1002, 1005, 1006)
+
+
 def test_of_a_search_the_best_point_and_the_base_are_confirmed(tmp_path: Path) -> None:
     import random
 

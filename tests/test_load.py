@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.cells import groups
 from analysis.folders import LoadError, latest_sweep
 from analysis.frame import CONFLICT, DAMAGED, Records
 from analysis.load import load
@@ -105,6 +106,93 @@ def test_one_trial_with_two_different_results_is_used_by_neither(tmp_path: Path)
     records = load([tmp_path / "a", tmp_path / "b"])
     assert records.trials["state"].tolist() == [CONFLICT]
     assert "disagree" in records.notes[0]
+
+
+def test_records_that_ended_differently_are_used_by_neither_and_the_ends_are_named(
+    tmp_path: Path,
+) -> None:
+    one_cell(tmp_path / "a", (0,)).trial(CHANGE, 0, metrics())
+    one_cell(tmp_path / "b", (0,)).trial(CHANGE, 0, {}, state="diverged", cause="x")
+    records = load([tmp_path / "a", tmp_path / "b"])
+    assert records.trials["state"].tolist() == [CONFLICT]
+    assert "disagree (done and diverged): none is used" in records.notes[0]
+
+
+def test_curve_of_a_trial_that_is_there_twice_is_there_once(tmp_path: Path) -> None:
+    curve = [{"iteration": i, "acc_majority": i / 1000} for i in (250, 500)]
+    for name in ("a", "b"):
+        one_cell(tmp_path / name, (0,)).trial(CHANGE, 0, metrics(), curve=curve)
+    frame = load([tmp_path / "a", tmp_path / "b"], evaluations=True).evaluations
+    assert frame["iteration"].tolist() == [250, 500]
+
+
+def test_settings_that_are_none_stay_none_and_whole_numbers_whole(tmp_path: Path) -> None:
+    changes = [{"n_generated": n} for n in (5000, 20_000, None)]
+    sweep = SweepBuilder(tmp_path / "s").plan(changes, (0,), grid="n_generated")
+    sweep.trial(changes[0], 0, metrics())
+    values = [g.settings["n_generated"] for g in groups(load([sweep.path]))]
+    assert repr(values) == "[None, 5000, 20000]"
+
+
+def test_settings_in_which_sweeps_differ_are_axes(tmp_path: Path) -> None:
+    for name, iterations in (("a", 1500), ("b", 3000)):
+        sweep = SweepBuilder(tmp_path / name, iterations=iterations).plan([CHANGE], (0,))
+        sweep.trial(CHANGE, 0, metrics())
+    records = load([tmp_path / "a", tmp_path / "b"])
+    assert records.axes == ("prior_lr", "iterations")
+    labels = [g.label(records.axes) for g in groups(records)]
+    assert labels == ["eta_p 1e-3, iterations 1500", "eta_p 1e-3, iterations 3000"]
+
+
+def test_sweeps_of_two_presets_are_told_apart_by_few_columns_and_the_rest_is_noted(
+    tmp_path: Path,
+) -> None:
+    for name in ("digits", "cifar10"):
+        SweepBuilder(tmp_path / name, name, iterations=100).plan([CHANGE], (0,))
+    records = load([tmp_path / "digits", tmp_path / "cifar10"])
+    assert records.axes == ("prior_lr", "dataset")
+    assert "the sweeps differ also in" in records.notes[0] and "image_size" in records.notes[0]
+
+
+def test_run_directory_is_found_in_the_sweep_that_the_trial_is_of(tmp_path: Path) -> None:
+    paths = {}
+    for name, iterations in (("a", 1500), ("b", 3000)):
+        sweep = SweepBuilder(tmp_path / name, iterations=iterations).plan([CHANGE], (0,))
+        paths[iterations] = sweep.trial(CHANGE, 0, metrics())
+    records = load([tmp_path / "a", tmp_path / "b"])
+    found = {g.settings["iterations"]: records.run_dir(g.trials[0]) for g in groups(records)}
+    assert found == paths
+
+
+def test_provenance_is_part_of_the_digest(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s", (0,))
+    path = sweep.trial(CHANGE, 0, metrics())
+    before = load([sweep.path]).trials["digest"].tolist()
+    file = path / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"libraries": {"torch": "9.9"}}))
+    assert load([sweep.path]).trials["digest"].tolist() != before
+
+
+def test_name_of_the_folder_is_in_no_note(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "folder-a", (0,))
+    for seed in (0, 5):
+        sweep.trial(CHANGE, seed, metrics())
+    assert "folder-a" not in " ".join(load([sweep.path]).notes)
+    (sweep.path / "sweep.json").unlink()
+    loose = load([sweep.path])
+    assert "folder-a" not in " ".join(loose.notes) + loose.sweeps[0].name
+
+
+def test_seed_that_took_part_in_the_choice_is_not_fresh(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s")
+    sweep.cells[0]["confirm_seeds"] = [1, 1000]
+    sweep.write_plan()
+    frame = load([sweep.path]).trials
+    assert dict(zip(frame["seed"], frame["confirm"], strict=True)) == {
+        0: False,
+        1: False,
+        1000: True,
+    }
 
 
 def test_done_record_stands_for_the_same_trial_that_is_only_planned_elsewhere(

@@ -6,6 +6,8 @@ on seeds that took no part in the choice is the figure to quote.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,8 +54,9 @@ def confirm(
         by = (metric or DEFAULT_METRIC,)
         keys = best_cells(out, by[0])
         name = f"best or tied by {by[0]}"
+    taken = {seed for cell in plan.cells for seed in cell.seeds}
     cells = [
-        replace(cell, confirm_seeds=_fresh(n_seeds or len(cell.seeds)))
+        replace(cell, confirm_seeds=_fresh(n_seeds or len(cell.seeds), cell, out, taken))
         if cell.cell.key in keys
         else cell
         for cell in plan.cells
@@ -85,5 +88,14 @@ def best_cells(out: Path, metric: str) -> set[str]:
     return {found[i].cell_key for i in {best, *tied}}
 
 
-def _fresh(n: int) -> tuple[int, ...]:
-    return tuple(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + n))
+def _fresh(n: int, cell: PlannedCell, out: Path, taken: Collection[int]) -> tuple[int, ...]:
+    """The first seeds from FIRST_FRESH_SEED that no cell was planned with and this one never ran.
+
+    A run directory without a plan counts too: its trial is in the tables that led to the choice.
+    """
+
+    def unused(seed: int) -> bool:
+        (trial,) = ledger.trials(cell.cell, [seed])
+        return seed not in taken and not ledger.trial_dir(out, trial.key).exists()
+
+    return tuple(itertools.islice(filter(unused, itertools.count(FIRST_FRESH_SEED)), n))
