@@ -45,6 +45,7 @@ class Supply:
         self._files = OutFolder(out)
         self._written: tuple[int, ...] | None = None
         self._points = Points(out)
+        self._trials: dict[str, list[Trial]] = {}
         self._given: set[str] = set()
         self._seen: list[str] = []
         self._study_not_before = 0.0
@@ -143,8 +144,7 @@ class Supply:
 
     def all_trials(self) -> list[Trial]:
         """The trials of every point, by number."""
-        seeds = self.search.seeds
-        return [trial for point in self.found for trial in ledger.trials(point.cell, seeds)]
+        return [trial for point in self.found for trial in self._trials_of(point)]
 
     def complete(self) -> bool:
         """Whether every point that was asked for has ended; study.db then says so too."""
@@ -174,9 +174,16 @@ class Supply:
             trial
             for point in self.found
             if point.state == points.OPEN
-            for trial in ledger.trials(point.cell, self.search.seeds)
+            for trial in self._trials_of(point)
             if ledger.status(self._out, trial).state not in ENDED
         ]
+
+    def _trials_of(self, point: Point) -> list[Trial]:
+        """A point's trials; kept, since they are asked for several times a second."""
+        key = point.cell.key
+        if key not in self._trials:
+            self._trials[key] = ledger.trials(point.cell, self.search.seeds)
+        return self._trials[key]
 
     def _take_up(self, there: Plan | None) -> None:
         """Unite the plan with the one on disk, which other drivers write too."""

@@ -180,7 +180,9 @@ def run(
     except OSError as error:  # The plan without the data's fingerprint is a plan as well.
         print(tracking.one_line(error), file=sys.stderr)
     states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
-    state = ledger.RUNNING if driver.running_elsewhere() else tracking.sweep_state(states)
+    state = tracking.sweep_state(states)
+    if not states <= set(run_dir.ENDED) and driver.running_elsewhere():
+        state = ledger.RUNNING
     problem = tracker.finish(state, 4.0 if quick else DELIVERY_SECONDS)
     if problem:
         print(
@@ -283,7 +285,7 @@ class _Session:
         self._ending: dict[str, float] = {}
         self._refused: deque[str] = deque()
         self._next_look = self._next_news = 0.0
-        self._told_waiting = False
+        self._told_waiting = self._led = False
         self._id = secrets.token_hex(4)
         self._stopping = False
         self._alone: list[str] = []
@@ -404,6 +406,7 @@ class _Session:
         """Trials that a search has found meanwhile; they are on the board from now on."""
         if self._supply is None or self._signals.number is not None or self._error is not None:
             return []
+        before = self.plan
         try:
             self.plan, trials = self._supply.more()
         except (OSError, ValueError) as error:  # told at the end; what runs, runs on
@@ -413,6 +416,7 @@ class _Session:
         if trials:
             self._given += trials
             self._show(trials)
+        if trials or self.plan is not before:  # Other drivers draw points too.
             self._tracker.grow(self.plan)
         return trials
 
@@ -463,7 +467,8 @@ class _Session:
                 if status.state in run_dir.ENDED:
                     accuracy = status.metrics.get("acc_majority")
                     self._board.set(trial.key, status.state, status.iteration, accuracy)
-        if now >= self._next_news and self._driver.others():
+        led, self._led = self._led, self._driver.leads
+        if led != self._led or (now >= self._next_news and self._driver.others()):
             self._next_news = now + NEWS_SECONDS
             self._tracker.poke()
 
