@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -27,6 +28,15 @@ def script() -> str:
     return (_HERE / "report.js").read_text(encoding="utf-8")
 
 
+_UNBROKEN = re.compile(r"[\w.,]+e-\d+|(?:[pη²n]+ )?(?:&lt;|=) [\d.]+|[\d.]+ %")
+"""What no line may break within: a number with its exponent, its sign or its unit."""
+
+
+def prose(text: str) -> str:
+    """Text as markup, its numbers whole."""
+    return _UNBROKEN.sub(lambda found: f'<span class="n">{found[0]}</span>', escape(text))
+
+
 def _marks(notes: tuple[int, ...]) -> str:
     return f"<sup>{','.join(map(str, notes))}</sup>" if notes else ""
 
@@ -43,8 +53,9 @@ def table(laid_out: Table) -> str:
     body = "".join(_row(laid_out, row, paired) for row in laid_out.rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in laid_out.notes)
     lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in laid_out.lines)
+    caption = f"<caption><span>{escape(laid_out.title)}</span></caption>"
     return (
-        f'<div class="scroll"><table class="sort"><caption>{escape(laid_out.title)}</caption>'
+        f'<div class="scroll"><table class="sort">{caption}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         + (f'<ol class="notes">{notes}</ol>' if notes else "")
         + lines

@@ -42,8 +42,8 @@ def report(
     result = next((p.result for p in products if p.result), None)
     fresh = groups_of(records, confirm=True)
     sections = {
-        "Summary": f"<p>{escape(words.paragraph(records, groups, result, test))} "
-        f"{escape(_sentence(records.selection))}</p>",
+        "Summary": f"<p>{html.prose(words.paragraph(records, groups, result, test))} "
+        f"{html.prose(_sentence(records.selection))}</p>",
         "Search": _search(records, groups, lines) if pictures else "",
         "Tables": "".join(html.table(t) for t in _distinct_tables(products)),
         "Seeds": _strips(records, groups),
@@ -67,7 +67,10 @@ def report(
 
 def _distinct_tables(products: Sequence[Product]) -> list[Table]:
     """Every table once: a confirmation may belong to Table 1 and to the grid."""
-    return list({t.title: t for p in products for t in p.tables}.values())
+    found: dict[str, Table] = {}
+    for table in (table for product in products for table in product.tables):
+        found.setdefault(table.title, table)
+    return list(found.values())
 
 
 def _cell_name(group: Group, axes: Sequence[str]) -> str:

@@ -121,7 +121,7 @@ def absent_reason(group: Group, spec: Column) -> str:
                 "n/a: not computed, since no images were generated for it; "
                 "run with --set n_generated=N (50,000 in the paper)."
             )
-        why = "; ".join(sorted(reasons)) or "Inception weights missing when it was evaluated"
+        why = "; ".join(sorted(reasons)) or "not recorded, nor why (Inception weights missing?)"
         return sentence(f"n/a: {why}")
     if reasons:
         return sentence(f"{label} n/a: {'; '.join(sorted(reasons))}")

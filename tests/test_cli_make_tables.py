@@ -139,7 +139,7 @@ def test_fresh_seeds_are_in_every_file_and_a_change_of_theirs_makes_all_stale(
     assert ",fresh," in (tables / "table1.csv").read_text()
     assert "75.0 (1/2)" in (tables / "table1-confirm.md").read_text()
     page = (tables / "report.html").read_text()
-    assert page.count("<caption>Confirmation on fresh seeds") == 1
+    assert page.count("<caption><span>Confirmation on fresh seeds") == 1
     assert "boom" in page.split('id="failures"')[1].split("<h2")[0]
     assert make_tables.main([*command, "--check"]) == 0
     assert make_tables.main(["--runs", str(sweep.path), "--explain", "esteps=4,eta_p=5e-3"]) == 0

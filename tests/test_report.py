@@ -119,25 +119,78 @@ def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
     assert "a run on fresh seeds gives the figure to quote" in text
 
 
+def browse(file: Path, *options: str) -> str:
+    """What headless chromium prints for a page."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--hide-scrollbars", f"--user-data-dir={file.parent / 'profile'}"]
+    command = [str(CHROMIUM), *flags, *options, file.as_uri()]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, cwd=file.parent
+    ).stdout
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium: the page is not tried in a browser")
-def test_page_renders_and_sorts_in_a_browser(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [1280, 500])  # a headless window is no narrower than that
+def test_page_renders_and_sorts_in_a_browser(tmp_path: Path, width: int) -> None:
     """A click on the accuracy heading puts the lowest first and keeps published rows below ours."""
     probe = """<script>
     const t = document.querySelector("table.sort");
     t.querySelectorAll("th button")[2].click(); t.querySelectorAll("th button")[2].click();
     const rows = [...t.tBodies[0].rows];
     document.title = JSON.stringify([rows[0].cells[2].textContent, rows[1].className,
-      rows[rows.length - 1].className, document.documentElement.scrollWidth <= innerWidth]);
+      rows[rows.length - 1].className, document.documentElement.scrollWidth <= innerWidth,
+      innerWidth]);
     </script></body>"""
     file = tmp_path / "page.html"
     file.write_text(page(full_sweep(tmp_path / "digits").path).replace("</body>", probe))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=500,900", "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    shown = browse(file, f"--window-size={width},900", "--dump-dom")
+    title = re.search(r"<title>(.*?)</title>", shown)
     assert title
-    best, second, last, fits = title.group(1).strip("[]").split(",")
+    best, second, last, fits, inner = title.group(1).strip("[]").split(",")
     assert best.startswith('"82.') and second == '"paper grey"' and last == '"reference"'
-    assert fits == "true"
+    assert fits == "true" and int(inner) == width
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium: no screenshot is taken")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_screenshot_shows_text_seeds_and_pictures_within_the_width(
+    tmp_path: Path, width: int
+) -> None:
+    """Of the pixels: the edges are blank, and the colours of what must be drawn are there."""
+    from matplotlib.image import imread
+
+    file, height = tmp_path / "page.html", 9000
+    file.write_text(page(full_sweep(tmp_path / "digits").path))
+    browse(file, f"--window-size={width},{height}", f"--screenshot={tmp_path / 'page.png'}")
+    pixels = (imread(tmp_path / "page.png")[..., :3] * 255).round()
+    assert pixels.shape == (height, width, 3)
+    assert (pixels[:, :5] == 255).all() and (pixels[:, -5:] == 255).all()
+
+    def drawn(red: int, green: int, blue: int) -> int:
+        return int((abs(pixels - (red, green, blue)).max(axis=2) <= 8).sum())
+
+    assert drawn(0, 0x72, 0xB2) > 500, "no rings of seeds"
+    assert drawn(0xD5, 0x5E, 0) > 10, "no dashes of k-means"
+    assert drawn(0x1A, 0x1A, 0x1A) > 3000, "no text"
+    text = (pixels.max(axis=2) < 128).any(axis=1)
+    assert text[:200].any() and text[800:2000].mean() > 0.2, "the first screens are blank"
+
+
+@pytest.mark.skipif(
+    not (CHROMIUM and shutil.which("pdftotext")), reason="no chromium or pdftotext: not printed"
+)
+def test_printed_table_has_its_headings_on_every_page(tmp_path: Path) -> None:
+    changes = [{"n_encoder_steps": i + 1, "prior_lr": 1e-3} for i in range(90)]
+    sweep = SweepBuilder(tmp_path / "s").plan(changes, (0,))
+    for i, change in enumerate(changes):
+        sweep.trial(change, 0, {"acc_majority": 0.5 + i / 500})
+    file = tmp_path / "page.html"
+    file.write_text(page(sweep.path))
+    browse(file, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    command = ["pdftotext", "-layout", "page.pdf", "-"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    pages = done.stdout.split("\f")
+    rows = [re.findall(r"^ +\d+ +1e-3 ", text, re.MULTILINE) for text in pages]
+    long = [text for text, found in zip(pages, rows, strict=True) if len(found) > 20]
+    assert len(long) >= 2 and all("esteps" in text and "Acc, %" in text for text in long)
