@@ -184,7 +184,7 @@ def mlflow_server(site: Site, s3: str, postgres: str) -> str:
         "--port", str(port), "--backend-store-uri", postgres,
         "--artifacts-destination", f"{s3}/mlflow", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     )  # fmt: skip
-    until(lambda: answers(port), 180, "MLflow")
+    until(lambda: answers(port), 400, "MLflow")
     return f"http://127.0.0.1:{port}"
 
 
@@ -219,7 +219,7 @@ def cluster(site: Site, s3: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]
                "--include-dashboard=false")  # fmt: skip
     until(lambda: answers(port), 60, "Ray's head")
     second = start_node(site, "second", f"--address={address}")
-    until(lambda: n_nodes(site, address) == 2, 90, "two Ray nodes")
+    until(lambda: n_nodes(site, address) == 2, 240, "two Ray nodes")
     yield address, second
     for name in ("head", "second"):
         shutil.rmtree(f"/tmp/mpcc-{os.getpid()}-{name}", ignore_errors=True)
@@ -326,7 +326,7 @@ def test_a_node_killed_in_the_middle_costs_nothing_but_time(
         running = [list(folder.glob("*/trials/*/checkpoint.pt")) for folder in scratch]
         return all(running) and len(weights(out)) >= 4
 
-    until(both_at_work, 300, "trials on both nodes")
+    until(both_at_work, 600, "trials on both nodes")
     before = {p: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
     kill_tree(second.pid)
     text = finished(site, "killed", process, 900)
@@ -383,7 +383,7 @@ def test_without_a_storage_a_node_that_cannot_see_the_folder_is_named_before_any
     if not hidden(site, "true")[0] == "unshare":
         pytest.skip("no `unshare --mount` here: every node sees every folder")
     process = sweep(site, "refused", "--address", cluster[0])
-    assert process.wait(120) == 2
+    assert process.wait(300) == 2
     log = (site.base / "refused.log").read_text()
     assert re.search(r"not every machine is ready: [\d.]+ does not see .*give --storage", log), log
     assert not list((site.base / "outs" / "refused").glob("trials/*"))
@@ -397,9 +397,9 @@ def test_a_driver_with_another_token_is_refused_in_one_line(
         "stranger", sys.executable, str(ROOT / "tune/ablation.py"), "--out", str(out), *GRID,
         "--address", cluster[0], RAY_AUTH_TOKEN=secrets.token_hex(32),
     )  # fmt: skip
-    assert process.wait(120) == 2
+    assert process.wait(240) == 2
     log = (site.base / "stranger.log").read_text()
-    assert f"the Ray cluster at {cluster[0]} refuses our token" in log, log
+    assert "our token must be that of its nodes" in log, log
     assert "Traceback" not in log and not list(out.glob("trials/*"))
 
 
@@ -407,14 +407,14 @@ def test_a_driver_whose_cluster_dies_says_so_and_ends(site: Site) -> None:
     port = free_port()
     head = start_node(site, "mortal", "--head", f"--port={port}", "--node-ip-address=127.0.0.1",
                       "--include-dashboard=false")  # fmt: skip
-    until(lambda: answers(port) and n_nodes(site, f"127.0.0.1:{port}") == 1, 90, "a Ray node")
+    until(lambda: answers(port) and n_nodes(site, f"127.0.0.1:{port}") == 1, 240, "a Ray node")
     store = ["--storage", str(site.base / "mortal-store")]
     process = sweep(site, "orphan", "--address", f"127.0.0.1:{port}", *store)
     trials = site.base / "mortal-store" / "trials"
-    until(lambda: process.poll() is not None or list(trials.glob("*/checkpoint.pt")), 200, "work")
+    until(lambda: process.poll() is not None or list(trials.glob("*/checkpoint.pt")), 600, "work")
     assert process.poll() is None, (site.base / "orphan.log").read_text()
     kill_tree(head.pid)
-    assert process.wait(60) == 3
+    assert process.wait(120) == 3
     log = (site.base / "orphan.log").read_text()
     assert "the cluster is gone" in log and "run the same command again" in log, log
     assert "Traceback" not in log

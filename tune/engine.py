@@ -199,16 +199,19 @@ def start(
     os.environ.update(environment)
     here = ray._private.utils.get_num_cpus()
     room = math.ceil(max(cpus, min(here, n_trials * cpus)))
-    ray.init(
-        "local",
-        num_cpus=room,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        _temp_dir=str(temp_dir),
-    )
+    try:
+        ray.init(
+            "local",
+            num_cpus=room,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            _temp_dir=str(temp_dir),
+        )
+    except Exception as error:  # Ray raises nothing narrower where its half minute was too short
+        raise joined.not_started(error) from None
 
 
 def on_one_gpu(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -7,6 +7,7 @@ spot, with results undelivered and the sweep's lock held. So the driver looks fo
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,17 +35,19 @@ def join(address: str, runtime: dict[str, Any]) -> Watch:
         ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
     except (RuntimeError, OSError, ray.exceptions.RayError) as error:
         raise refusal(address, str(error) or type(error).__name__) from None
-    return Watch(ray.nodes, ray.get_runtime_context().get_node_id())
+    here = ray.get_runtime_context()
+    return Watch(ray.nodes, here.get_node_id(), lambda: listens(here.gcs_address))
 
 
 def refusal(address: str, text: str) -> PreflightError:
     """The line for a cluster that cannot be joined, from Ray's words or ours."""
     text = " ".join(text.split())[:300]
     lower = text.lower()
-    if "token" in lower or "unauthenticated" in lower:
+    if any(word in lower for word in ("token", "unauthenticated", "failed to connect to ray")):
+        # Something listens there, `tune.cluster.check_address` has seen to that.
         return PreflightError(
-            f"the Ray cluster at {address} refuses our token: set RAY_AUTH_TOKEN, or copy "
-            "~/.ray/auth_token from one of its nodes"
+            f"the Ray cluster at {address} does not let us in: our token must be that of its nodes"
+            "; set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token from one"
         )
     if "node" in lower or "could not find any running ray instance" in lower:
         return PreflightError(
@@ -54,14 +57,39 @@ def refusal(address: str, text: str) -> PreflightError:
     return PreflightError(f"the Ray cluster at {address} cannot be joined: {text}")
 
 
+def listens(address: str) -> bool:
+    """Whether something accepts connections at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def not_started(error: Exception) -> PreflightError:
+    """The line for a Ray of our own that does not come up on this machine."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return PreflightError(
+        f"Ray did not start on this machine ({text}); where the machine is just busy, the same "
+        "command again may do"
+    )
+
+
 class Watch:
     """Asks for the nodes every few seconds, in a thread of its own: there may never be an answer.
 
-    `nodes` returns them as `ray.nodes()` does; `own` is the id of the node the driver is on.
+    `nodes` returns them as `ray.nodes()` does; `own` is the id of the node the driver is on;
+    `listening` is asked whether a silent head is still there, and just slow.
     """
 
-    def __init__(self, nodes: Callable[[], Sequence[dict[str, Any]]], own: str) -> None:
-        self._nodes, self._own = nodes, own
+    def __init__(
+        self,
+        nodes: Callable[[], Sequence[dict[str, Any]]],
+        own: str,
+        listening: Callable[[], bool],
+    ) -> None:
+        self._nodes, self._own, self._listening = nodes, own, listening
         self._answered = time.monotonic()
         self._left = False
         self._end = threading.Event()
@@ -73,7 +101,7 @@ class Watch:
         if self._left:
             return "this machine is no node of the cluster any more"
         silent = time.monotonic() - self._answered
-        if silent > GONE_SECONDS:
+        if silent > GONE_SECONDS and not self._listening():
             return f"the cluster is gone, its head has not answered for {silent:.0f} s"
         return None
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from mpcc.config import SHORT, Config, full_name, parse_value, value_text
 
+ROOT = Path(__file__).resolve().parents[1]
 TABLE = "space"
 DIGITS = 3
 """Significant digits of a number that a search draws: its key and its name in a table are exact."""
@@ -166,6 +167,8 @@ def _checked(axes: Sequence[Axis]) -> Space:
 
 def _read(name: str) -> dict[str, Any]:
     path = Path(name).expanduser()
+    if not path.is_file() and (ROOT / path).is_file():
+        path = ROOT / path  # tune/space.toml, from whatever folder
     if not path.is_file():
         raise SpaceError(
             f"'{name}' in --space is neither a file nor like eta_p=1e-3..2e-2:log or esteps=1,2,4"
