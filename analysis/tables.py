@@ -11,7 +11,7 @@ import numpy as np
 from analysis import stats
 from analysis.cells import Group, Summary, tally
 from analysis.columns import TABLE1, Column, column
-from analysis.compare import TEST_WORDS, best_and_tied
+from analysis.compare import TEST_WORDS
 from analysis.frame import BASELINE, Records, short
 from analysis.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
 from analysis.protocol import (
@@ -22,6 +22,7 @@ from analysis.protocol import (
     published_rows,
     table1_settings,
 )
+from analysis.ranking import PROCEDURE, rank
 from mpcc.config import value_text
 from tune.ledger import PLANNED, RUNNING, STOPPED
 
@@ -119,9 +120,10 @@ def absent_reason(group: Group, spec: Column) -> str:
 
 def with_best(groups: Sequence[Group], cells: Sequence[Cell], metric: str, test: str) -> list[Cell]:
     """The cells with the best mean marked, and every one that cannot be told from it as tied."""
-    best, tied = best_and_tied(groups, metric, column(metric).better, test)
+    ranking = rank(groups, metric, column(metric).better, test)
+    best, tied = ranking.best, ranking.tied
     return [
-        Cell(cell.text, cell.notes, i == best, i in tied, cell.sort) for i, cell in enumerate(cells)
+        Cell(cell.text, cell.notes, i in best, i in tied, cell.sort) for i, cell in enumerate(cells)
     ]
 
 
@@ -159,8 +161,9 @@ def spread_lines(
     ]
     if test and len(groups) > 1:
         lines.append(
-            "Best mean of a column in bold (*); ~ marks what cannot be told from it by "
-            f"{TEST_WORDS[test]}, Holm-adjusted over the column, 5 %."
+            "Best mean of a column in bold (*), among cells measured alike (images, counts, "
+            "iterations, code); ~ marks what is not shown to be worse, "
+            f"by {TEST_WORDS[test]} where there is one: {PROCEDURE}."
         )
     protocols = [column(m).protocol for m in metrics if any(g.summary(m).n for g in groups)]
     return [*lines, "; ".join(p for p in protocols if p) + "."] if protocols else lines
