@@ -89,6 +89,8 @@ class Group:
     trials: tuple[dict[str, Any], ...]
     """Rows of the frame, by seed."""
     n_planned: int
+    code_pooled: bool = False
+    """Code versions were averaged and may be compared: that was asked for."""
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -189,15 +191,17 @@ def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) 
     found = []
     for cell_key, trials in cells.items():
         for part, members in _alike(trials, mix):
-            found.append(_group(cell_key, part, members, len(trials)))
+            found.append(_group(cell_key, part, members, len(trials), pool_code))
     return found
 
 
-def _group(key: str, part: str, trials: list[dict[str, Any]], n_planned: int) -> Group:
+def _group(
+    key: str, part: str, trials: list[dict[str, Any]], n_planned: int, pooled: bool
+) -> Group:
     settings = {name: trials[0][name] for name in DEFAULTS if name != "seed"}
     trials = sorted(trials, key=lambda trial: trial["seed"])
     variant, sweep = trials[0]["variant"], trials[0]["sweep"]
-    return Group(key, part, settings, variant, sweep, tuple(trials), n_planned)
+    return Group(key, part, settings, variant, sweep, tuple(trials), n_planned, pooled)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

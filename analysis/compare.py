@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis import designs, stats
-from analysis.cells import Group, unlike
+from analysis.alike import Spread, apart, collapse, spread_with
+from analysis.cells import Group
 from analysis.frame import short
 from mpcc.config import from_dict, full_name, parse_value, value_text
-from mpcc.run_dir import DIVERGED
 from tune.ledger import FULL_MODEL
 
 TEST_WORDS = {
@@ -35,7 +35,8 @@ class Line:
     refused: str
     """Why there is no test; empty where there is one."""
     seeds_needed: int | None
-    """Per cell, for a difference as large as the one seen, at 80 % power."""
+    """Per cell, to find a difference as large as the one seen at Holm's first step with 80 % power;
+    None beyond MAX_SEEDS, and where nothing was tested or the test's power is not known."""
 
     @property
     def verdict(self) -> str:
@@ -43,36 +44,6 @@ class Line:
         if self.refused:
             return self.refused
         return "differs" if self.holm < stats.ALPHA else "not told apart"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The spread of one metric over a grid, and whether one SD may stand for all cells."""
-
-    std: float
-    """Pooled residual SD."""
-    df: int
-    agree: bool
-    p: float
-    """Brown-Forsythe."""
-    ratio: float
-    collapsed: str
-    """The cell that forbids pooling, by name; empty where none does."""
-
-    @property
-    def refusal(self) -> str:
-        """Why a pooled SD is refused; empty where it is not."""
-        if self.collapsed:
-            return f"pooled SD refused: {self.collapsed}"
-        if not self.agree:
-            if math.isnan(self.ratio):
-                return "pooled SD refused: fewer than two cells have two seeds"
-            if math.isnan(self.p) and math.isfinite(self.ratio):
-                return "pooled SD refused: two seeds are too few to compare spreads"
-            ratio = "a cell has none" if math.isinf(self.ratio) else f"ratio {self.ratio:.1f}"
-            test = "" if math.isnan(self.p) else f"Brown-Forsythe p {p_text(self.p)}, "
-            return f"pooled SD refused: spreads differ ({test}{ratio})"
-        return ""
 
 
 def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group:
@@ -113,97 +84,97 @@ def default_baseline(groups: Sequence[Group], base: dict) -> Group:
     return own[0] if own else next((g for g in groups if g.done), groups[0])
 
 
-def spread(groups: Sequence[Group], metric: str) -> Spread:
-    """The pooled residual SD of a metric and whether it may be used."""
-    values = [g.summary(metric).array for g in groups if g.summary(metric).n]
-    agree, p, ratio = designs.spreads_agree(values)
-    df = sum(x.size - 1 for x in values)
-    collapsed = next((why for g in groups if (why := _collapse(g))), "")
-    return Spread(stats.pooled_std(values), df, agree, p, ratio, collapsed)
-
-
-def _collapse(group: Group) -> str:
-    if group.counts.get(DIVERGED):
-        return "a cell diverged"
-    return "a cell collapsed" if any("collapsed" in t["failures"] for t in group.done) else ""
-
-
 def compare_all(
-    groups: Sequence[Group], baseline: Group, metric: str, test: str
+    groups: Sequence[Group], reference: Group, metric: str, test: str, pool: Spread
 ) -> list[stats.Comparison]:
-    """Every group against the baseline, as asked; NaN where there is nothing to test."""
-    base = baseline.summary(metric)
+    """Every group against the reference, as asked; NaN where there is nothing to test."""
+    base = reference.summary(metric)
     arrays = [g.summary(metric).array for g in groups]
     if test == "welch":
         return stats.welch_many(arrays, base.array)
     if test == "permutation":
         return [stats.permutation(x, base.array) for x in arrays]
     if test == "pooled":
-        pool = spread([*groups, baseline], metric)
         if pool.refusal:
             return [replace(c, p=math.nan) for c in stats.welch_many(arrays, base.array)]
         return [stats.pooled(x, base.array, pool.std, pool.df) for x in arrays]
-    return [_paired(g, baseline, metric) for g in groups]
+    return [stats.paired(*pairs(g, reference, metric)) for g in groups]
 
 
-def _paired(a: Group, b: Group, metric: str) -> stats.Comparison:
+def pairs(a: Group, b: Group, metric: str) -> tuple[list[float], list[float]]:
+    """The values of two cells on the seeds that both have."""
     left, right = dict(a.summary(metric).values), dict(b.summary(metric).values)
     seeds = sorted(left.keys() & right.keys())
-    return stats.paired([left[s] for s in seeds], [right[s] for s in seeds])
+    return [left[s] for s in seeds], [right[s] for s in seeds]
 
 
-def lines(groups: Sequence[Group], baseline: Group, metric: str, test: str) -> list[Line]:
+def smallest_p(a: Group, b: Group, metric: str, test: str) -> float:
+    """The smallest p that this test can give for these two cells; 1 where it gives none."""
+    n = a.summary(metric).n, b.summary(metric).n
+    if test == "paired":
+        common = len(pairs(a, b, metric)[0])
+        n = common, common
+    return stats.smallest_p(test, *n)
+
+
+def lines(
+    groups: Sequence[Group], baseline: Group, metric: str, test: str, axes: Sequence[str] = ()
+) -> list[Line]:
     """Every other cell that has values against the baseline; Holm over all that are tested."""
     others = [g for g in groups if g is not baseline and g.summary(metric).n]
     if not baseline.summary(metric).n or not others:
         return []
-    results = compare_all(others, baseline, metric, test)
-    pool = spread(groups, metric)
+    pool = spread_with(groups, baseline, metric)
+    results = compare_all(others, baseline, metric, test, pool)
     refused = [
-        _refused(g, baseline, metric, test, pool, r) for g, r in zip(others, results, strict=True)
+        _refused(g, baseline, metric, test, axes, pool, r)
+        for g, r in zip(others, results, strict=True)
     ]
+    least = [
+        math.nan if why else smallest_p(g, baseline, metric, test)
+        for g, why in zip(others, refused, strict=True)
+    ]
+    for i in np.flatnonzero(stats.holm(least) >= stats.ALPHA):
+        refused[i] = "n too small"  # Holm could not reach the level, whatever the values.
     results = [
         replace(r, p=math.nan) if why else r for r, why in zip(results, refused, strict=True)
     ]
     adjusted = stats.holm([r.p for r in results])
+    family = max(1, sum(not why for why in refused))
+    needed = [
+        None if why else seeds_needed(r.effect, test, family, pool.cells)
+        for r, why in zip(results, refused, strict=True)
+    ]
     return [
-        Line(metric, g, baseline, r, float(p), why, designs.seeds_needed(r.g))
-        for g, r, p, why in zip(others, results, adjusted, refused, strict=True)
+        Line(metric, g, baseline, r, float(p), why, n)
+        for g, r, p, why, n in zip(others, results, adjusted, refused, needed, strict=True)
     ]
 
 
+def seeds_needed(effect: float, test: str, family: int, cells: int) -> int | None:
+    """Seeds per cell for this effect at Holm's first step over so many comparisons."""
+    if test not in designs.POWERED:
+        return None
+    return designs.seeds_needed(effect, stats.ALPHA / family, test=test, cells=max(2, cells))
+
+
 def _refused(
-    a: Group, b: Group, metric: str, test: str, pool: Spread, result: stats.Comparison
+    a: Group,
+    b: Group,
+    metric: str,
+    test: str,
+    axes: Sequence[str],
+    pool: Spread,
+    result: stats.Comparison,
 ) -> str:
-    why = unlike(a, b, metric)
+    why = apart(a, b, metric, axes)
     if why:
         return f"not compared: {why}"
     if test == "pooled" and pool.refusal:
         return pool.refusal
-    n = a.summary(metric).n, b.summary(metric).n
-    if test == "paired":
-        n = (result.difference.n, result.difference.n)
-    if stats.smallest_p(test, *n) > stats.ALPHA:
+    if smallest_p(a, b, metric, test) > stats.ALPHA:
         return "n too small"
     return "no spread to test against" if math.isnan(result.p) else ""
-
-
-def best_and_tied(
-    groups: Sequence[Group], metric: str, better: str, test: str
-) -> tuple[int | None, set[int]]:
-    """Index of the best mean, and of every group that cannot be told from it.
-
-    The tie is Holm-adjusted over the comparisons with the best; a cell of one seed is always tied.
-    """
-    ranked = [i for i, group in enumerate(groups) if group.summary(metric).n]
-    if better == "neither" or len(ranked) < 2:
-        return None, set()
-    sign = 1 if better == "higher" else -1
-    best = max(ranked, key=lambda i: sign * groups[i].summary(metric).mean.estimate)
-    others = [i for i in ranked if i != best and not unlike(groups[i], groups[best], metric)]
-    results = compare_all([groups[i] for i in others], groups[best], metric, test)
-    adjusted = stats.holm([r.p for r in results])
-    return best, {i for i, p in zip(others, adjusted, strict=True) if not p < stats.ALPHA}
 
 
 def seed_correlation(groups: Sequence[Group], metric: str) -> float:
@@ -216,16 +187,22 @@ def seed_correlation(groups: Sequence[Group], metric: str) -> float:
 def effects(
     groups: Sequence[Group], axes: Sequence[str], metric: str
 ) -> tuple[list[designs.Effect], str]:
-    """Main effects and interactions of a grid with two or more axes, and a line on the design."""
-    used = [g for g in groups if g.summary(metric).n and g.variant in (None, FULL_MODEL)]
-    axes = [a for a in axes if len({g.settings[a] for g in used}) > 1]
-    if len(axes) < 2:
+    """Main effects and interactions of a grid with two or more axes, and a line on the design.
+
+    No effects, and why, where values that are not alike would be averaged over an axis.
+    """
+    cells = [g for g in groups if g.variant in (None, FULL_MODEL)]
+    used = [g for g in cells if g.summary(metric).n]
+    varied = [a for a in axes if len({g.settings[a] for g in used}) > 1]
+    if len(varied) < 2:
         return [], ""
-    levels = {a: len({g.settings[a] for g in used}) for a in axes}
-    cells = {tuple(g.settings[a] for a in axes) for g in used}
-    full = len(cells) == math.prod(levels.values())
+    why = _unlike_cells(used, metric, axes) or collapse(cells)
+    if why:
+        return [], f"No analysis of variance: {why}."
+    levels = {a: len({g.settings[a] for g in used}) for a in varied}
+    full = len({tuple(g.settings[a] for a in varied) for g in used}) == math.prod(levels.values())
     rows = [(g, seed, v) for g in used for seed, v in g.summary(metric).values]
-    factors = {short(a): [value_text(g.settings[a]) for g, _, _ in rows] for a in axes}
+    factors = {short(a): [value_text(g.settings[a]) for g, _, _ in rows] for a in varied}
     try:
         found = designs.anova(
             [v for *_, v in rows], factors, [seed for _, seed, _ in rows], interactions=full
@@ -237,8 +214,11 @@ def effects(
     return found, "Not every combination was run: main effects only, as if they added up."
 
 
-def p_text(p: float) -> str:
-    """A p value to three digits, the least as a bound."""
-    if math.isnan(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _unlike_cells(used: Sequence[Group], metric: str, axes: Sequence[str]) -> str:
+    """Why these cells may not stand in one analysis; empty where they may."""
+    parts = [g.part for g in used if g.part]
+    if parts:
+        return f"a cell has trials that are not alike ({parts[0]})"
+    whys = (apart(g, used[0], metric, axes) for g in used[1:])
+    why = next((w for w in whys if w), "")
+    return f"cells are not alike ({why})" if why else ""

@@ -63,41 +63,95 @@ def seed_correlation(table: ArrayLike) -> float:
     return (between - within) / total if total else math.nan
 
 
-def power(effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA) -> NDArray[np.float64]:
-    """Power of the two-sided two-sample t test; `effect` in standard deviations, n per cell."""
-    from scipy.special import nctdtr, stdtrit
+POWERED = ("welch", "paired", "pooled")
+"""The tests whose power is known; that of a permutation test depends on the values."""
 
-    d, n = np.broadcast_arrays(np.asarray(effect, float), np.asarray(n, float))
-    df, shift = 2 * n - 2, np.abs(d) * np.sqrt(n / 2)
-    critical = stdtrit(df, 1 - alpha / 2)
+
+def power(
+    effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA, test: str = "pooled", cells: int = 2
+) -> NDArray[np.float64]:
+    """Power of a two-sided test between two cells of n seeds each, for normal values.
+
+    `effect` is in standard deviations of a cell, for `paired` in those of the differences. The
+    pooled SD is that of so many `cells`: with two it is Student's test.
+    """
+    from scipy.special import stdtrit
+
+    d, n = np.broadcast_arrays(np.abs(np.asarray(effect, float)), np.asarray(n, float))
+    if test == "paired":
+        return _beyond(n - 1, d * np.sqrt(n), stdtrit(n - 1, 1 - alpha / 2))
+    if test == "pooled":
+        df = cells * (n - 1)
+        return _beyond(df, d * np.sqrt(n / 2), stdtrit(df, 1 - alpha / 2))
+    return _welch_power(d, n, alpha)
+
+
+def _welch_power(
+    d: NDArray[np.float64], n: NDArray[np.float64], alpha: float
+) -> NDArray[np.float64]:
+    """Power of Welch's test where the spreads in truth agree.
+
+    With equal n its t is Student's and independent of how the two variances share their sum. That
+    share follows a Beta distribution and decides Welch's degrees, so the critical value is averaged
+    over it (Gauss-Legendre over the quantiles of one half: the other is its mirror image).
+    """
+    from scipy.special import betaincinv, stdtrit
+
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    n = n[..., None]
+    share = betaincinv((n - 1) / 2, (n - 1) / 2, (nodes + 1) / 4)
+    critical = stdtrit((n - 1) / (share**2 + (1 - share) ** 2), 1 - alpha / 2)
+    beyond = _beyond(2 * n - 2, d[..., None] * np.sqrt(n / 2), critical)
+    return (weights / 2 * beyond).sum(-1)
+
+
+def _beyond(
+    df: NDArray[np.float64], shift: NDArray[np.float64], critical: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How often a noncentral t lies beyond ± critical."""
+    from scipy.special import nctdtr
+
     tails = nctdtr(df, shift, critical), nctdtr(df, shift, -critical)
     # Far out nctdtr underflows to NaN, where it means nothing.
-    upper, lower = (np.where(np.isnan(tail) & (shift > 5), 0.0, tail) for tail in tails)
+    upper, lower = (np.where(np.isnan(tail) & (shift > 3), 0.0, tail) for tail in tails)
     return 1 - (upper - lower)
 
 
 @cache
-def detectable(n: int, alpha: float = ALPHA, target: float = POWER) -> float:
-    """The smallest difference, in standard deviations, that n seeds per cell find so often."""
+def detectable(
+    n: int, alpha: float = ALPHA, target: float = POWER, test: str = "pooled", cells: int = 2
+) -> float:
+    """The smallest difference that n seeds per cell find so often; in the units of `power`."""
     if n < 2:
         return math.inf
-    low, high = 0.0, 64.0
-    for _ in range(60):
+    low, high = 0.0, 1.0
+    while power(high, n, alpha, test, cells) < target:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if power(middle, n, alpha) < target else (low, middle)
+        low, high = (
+            (middle, high) if power(middle, n, alpha, test, cells) < target else (low, middle)
+        )
     return high
 
 
-def seeds_needed(effect: float, alpha: float = ALPHA, target: float = POWER) -> int | None:
-    """Seeds per cell to find a difference of so many standard deviations; None beyond MAX_SEEDS."""
+def seeds_needed(
+    effect: float,
+    alpha: float = ALPHA,
+    target: float = POWER,
+    test: str = "pooled",
+    cells: int = 2,
+) -> int | None:
+    """Seeds per cell to find a difference of this size; None beyond MAX_SEEDS."""
+    effect = abs(effect)
     if math.isinf(effect):
         return 2
-    if not power(effect, MAX_SEEDS, alpha) >= target:
+    if not detectable(MAX_SEEDS, alpha, target, test, cells) <= effect:
         return None
     low, high = 2, MAX_SEEDS
-    while low < high:
+    while low < high:  # Cells share what `detectable` remembers: a table asks for few values of n.
         middle = (low + high) // 2
-        enough = power(effect, middle, alpha) >= target
+        enough = detectable(middle, alpha, target, test, cells) <= effect
         low, high = (low, middle) if enough else (middle + 1, high)
     return low
 
@@ -128,7 +182,7 @@ def anova(
     Raises ValueError, in words, where the design does not allow an answer.
     """
     y = np.asarray(values, float)
-    if not np.ptp(y) > 0:
+    if not std(y) > 0:
         raise ValueError("all values are equal")
     axes = {name: list(levels) for name, levels in factors.items() if len(set(levels)) > 1}
     if block is not None and len(set(block)) > 1:
@@ -144,6 +198,12 @@ def anova(
 BLOCK = "seed"
 MAX_WORK = 2e7
 """Trials × columns² beyond which a model is not fitted: it would take more than seconds."""
+
+
+TOO_FEW = "too few trials for this design"
+NO_NOISE = "nothing is left over to test against: the effects add up to the values exactly"
+NO_RESIDUAL = 1e-12
+"""A residual below this share of the total sum of squares is rounding."""
 
 
 def _width(axes: Mapping[str, Sequence[Hashable]], interactions: bool) -> int:
@@ -189,8 +249,10 @@ def _balanced(cube: NDArray[np.float64], names: Sequence[str], interactions: boo
             )
     squares = [float((part**2).sum()) * cube.size / part.size for _, _, part in parts]
     rest, rest_df = total - sum(squares), cube.size - 1 - sum(df for _, df, _ in parts)
-    if rest_df < 1 or rest <= 1e-12 * total:
-        raise ValueError("too few trials for this design")
+    if rest_df < 1:
+        raise ValueError(TOO_FEW)
+    if rest <= NO_RESIDUAL * total:
+        raise ValueError(NO_NOISE)
     found = []
     for (name, df, _), square in zip(parts, squares, strict=True):
         f = square / df / (rest / rest_df)
@@ -211,10 +273,14 @@ def _fitted(
         own = [term for term, name in words.items() if name != BLOCK]
         for a, b in itertools.combinations(own, 2):
             words[f"{a}:{b}"] = f"{words[a]} × {words[b]}"
-    model = ols("y ~ " + " + ".join(words), pd.DataFrame({"y": y, **columns})).fit()
+    design = ols("y ~ " + " + ".join(words), pd.DataFrame({"y": y, **columns}))
+    rank = np.linalg.matrix_rank(design.exog)
+    if rank < design.exog.shape[1] or y.size - rank < 1:
+        raise ValueError(TOO_FEW)
+    model = design.fit()
     total = float(((y - y.mean()) ** 2).sum())
-    if model.df_resid < 1 or np.linalg.matrix_rank(model.model.exog) < model.model.exog.shape[1]:
-        raise ValueError("too few trials for this design")
+    if model.ssr <= NO_RESIDUAL * total:
+        raise ValueError(NO_NOISE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         lines = anova_lm(model, typ=2)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from analysis import designs, stats
+from analysis.alike import p_text, spread
 from analysis.cells import Group
 from analysis.cells import groups as groups_of
 from analysis.columns import GRID, column
@@ -17,12 +18,11 @@ from analysis.compare import (
     effects,
     find_group,
     lines,
-    p_text,
     seed_correlation,
-    spread,
 )
 from analysis.frame import Records, short
 from analysis.layout import Cell, Heading, Row, Table
+from analysis.resolution import resolution
 from analysis.tables import (
     counts_differ,
     kmeans_rows,
@@ -90,7 +90,7 @@ def grid_tables(
     metrics = list(dict.fromkeys([*shown_metrics(groups), *goals]))
     judged, selection = judged_on(records, baseline)
     compared = [judged if group is baseline else group for group in groups]
-    found = {m: lines(compared, judged, m, test) for m in metrics}
+    found = {m: lines(compared, judged, m, test, swept(records)) for m in metrics}
     if records.searches:  # Each point has levels of its own: fANOVA stands in its table instead.
         measured: dict[str, tuple[list[designs.Effect], str]] = {m: ([], "") for m in metrics}
     else:
@@ -181,9 +181,14 @@ def differences_table(
     table.lines = [
         f"Cell minus baseline, tested by {TEST_WORDS[test]}, chosen before looking; Holm over the "
         f"comparisons of one metric in this table, 5 %. g is Hedges' g. 'Not told apart' is not "
-        "'no effect'. Seeds needed: per cell, to find a difference as large as the one seen with "
-        "80 % power.",
-        *(design_line(groups, metric) for metric, compared in found.items() if compared),
+        f"'no effect'. {_needed_line(test)} For the next sweep, before looking at it: where seeds "
+        "are in truth correlated over cells by more than about 0.2, --test paired finds more than "
+        "Welch.",
+        *(
+            design_line(groups, compared, metric, test)
+            for metric, compared in found.items()
+            if compared
+        ),
     ]
     return table
 
@@ -201,7 +206,8 @@ def _difference_cells(line: Line) -> list[Cell]:
     compared = not line.refused.startswith("not compared")
     difference = signed(estimate.estimate) if compared else "–"
     g = f"{result.g:.2f}".replace("-", "−") if compared and math.isfinite(result.g) else "–"
-    many = f"> {designs.MAX_SEEDS:,}" if math.isfinite(result.g) else "–"
+    known = not line.refused and result.test != "permutation"
+    many = f"> {designs.MAX_SEEDS:,}" if known else "–"
     needed = str(line.seeds_needed) if line.seeds_needed else many
     return [
         Cell(difference, sort=estimate.estimate),
@@ -214,31 +220,59 @@ def _difference_cells(line: Line) -> list[Cell]:
     ]
 
 
-def design_line(groups: Sequence[Group], metric: str) -> str:
+def _needed_line(test: str) -> str:
+    if test not in designs.POWERED:
+        return "Seeds needed are not stated: the power of this test depends on the values."
+    return (
+        "Seeds needed: per cell, for this test to find a difference as large as the one seen with "
+        "80 % power at Holm's first step over the comparisons of the metric."
+    )
+
+
+def design_line(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
     """What this design can find in one metric, whether pooling is fair, what seeds share."""
     spec, pool = column(metric), spread(groups, metric)
-    counts = sorted({g.summary(metric).n for g in groups if g.summary(metric).n})
-    parts = []
-    if counts and counts[0] > 1 and pool.std > 0:
-        least = designs.detectable(counts[0]) * pool.std
+    parts = [_least(groups, compared, metric, test)]
+    if pool.refusal:
+        parts.append(f"no pooled SD: {pool.refusal.replace('pooled SD refused: ', '')}")
+    else:
         parts.append(
-            f"{counts[0]} seeds find a difference of {spec.amount(least)} with 80 % power "
-            f"(pooled SD {spec.amount(pool.std)})"
+            f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
+            "--test pooled is possible"
         )
-    pooling = pool.refusal.replace("pooled SD refused: ", "") or (
-        f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
-        "--test pooled is possible"
-    )
-    parts.append(pooling if not pool.refusal else f"no pooled SD: {pooling}")
     shared = seed_correlation(groups, metric)
     if math.isfinite(shared):
-        advice = (
-            "--test paired would be stronger" if shared >= 0.2 else "Welch is the stronger test"
-        )
         parts.append(
-            f"correlation of seeds over cells {shared:.2f}: {advice}".replace("-0.", "−0.")
+            f"correlation of seeds over cells {shared:.2f}, estimated from few".replace(
+                "-0.", "−0."
+            )
         )
-    return f"{spec.label}: {'; '.join(parts)}."
+    return f"{spec.label}: {'; '.join(part for part in parts if part)}."
+
+
+def _least(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
+    """The smallest differences that are found, as a phrase; empty where none is stated."""
+    found, spec = resolution(groups, compared, metric, test), column(metric)
+    if found is None:
+        return ""
+
+    def size(least: float) -> str:
+        return f"{least:.1f} SD" if found.without else spec.amount(least * found.unit)
+
+    whose = "of the differences" if test == "paired" else "of a cell"
+    unit = f"SD {whose}: none for all, {found.without}"
+    if not found.without:
+        unit = f"SD {whose} {spec.amount(found.unit)}"
+    text = (
+        f"{found.n} seeds find a difference of {size(found.alone)} with 80 % power by "
+        f"{TEST_WORDS[test]}"
+    )
+    if found.comparisons > 1:
+        text += (
+            f" in one comparison, of {size(found.first)} at Holm's first step over "
+            f"{found.comparisons}"
+        )
+    return f"{text} ({unit})"
 
 
 def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Table | None:
@@ -264,6 +298,8 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
             )
     if not table.rows and not table.notes:
         return None
+    if not table.rows:
+        return table
     table.lines = [
         "Analysis of variance, type II, with the seed as block; η² is the share of the total sum "
         f"of squares. p is not adjusted over effects. α = {stats.ALPHA:g}."

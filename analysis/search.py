@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import stats
-from analysis.cells import Group
+from analysis.alike import p_text
+from analysis.cells import Group, unlike
 from analysis.cells import groups as groups_of
 from analysis.columns import Column, column
-from analysis.compare import p_text, unlike
 from analysis.frame import Records, short
 from analysis.layout import Cell, Heading, Row, Table
 from mpcc.config import from_dict, value_text

@@ -10,9 +10,10 @@ import numpy as np
 from analysis import stats
 from analysis.cells import Group, Summary, references, tally
 from analysis.columns import Column, column, protocol_name
-from analysis.compare import TEST_WORDS, best_and_tied
+from analysis.compare import TEST_WORDS
 from analysis.frame import Records
 from analysis.layout import REFERENCE, Cell, Row, Table
+from analysis.ranking import PROCEDURE, rank
 from mpcc.metrics import NEED_LABELS
 from tune.ledger import PLANNED, RUNNING, STOPPED
 
@@ -134,9 +135,10 @@ def absent_reason(group: Group, spec: Column) -> str:
 
 def with_best(groups: Sequence[Group], cells: Sequence[Cell], metric: str, test: str) -> list[Cell]:
     """The cells with the best mean marked, and every one that cannot be told from it as tied."""
-    best, tied = best_and_tied(groups, metric, column(metric).better, test)
+    ranking = rank(groups, metric, column(metric).better, test)
+    best, tied = ranking.best, ranking.tied
     return [
-        Cell(cell.text, cell.notes, i == best, i in tied, cell.sort) for i, cell in enumerate(cells)
+        Cell(cell.text, cell.notes, i in best, i in tied, cell.sort) for i, cell in enumerate(cells)
     ]
 
 
@@ -188,8 +190,9 @@ def spread_lines(
     ]
     if test and len(groups) > 1:
         lines.append(
-            "Best mean of a column in bold (*); ~ marks what cannot be told from it by "
-            f"{TEST_WORDS[test]}, Holm-adjusted over the column, 5 %."
+            "Best mean of a column in bold (*), among cells measured alike (images, counts, "
+            "iterations, code); ~ marks what is not shown to be worse, "
+            f"by {TEST_WORDS[test]} where there is one: {PROCEDURE}."
         )
     protocols = [_protocol(groups, m) for m in metrics if any(g.summary(m).n for g in groups)]
     return [*lines, "; ".join(p for p in protocols if p) + "."] if protocols else lines

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis import designs
+from analysis.alike import p_text
 from analysis.cells import Group, references, tally
 from analysis.cells import groups as groups_of
 from analysis.columns import Column, column
-from analysis.compare import TEST_WORDS, Line, best_and_tied, p_text, spread
+from analysis.compare import TEST_WORDS, Line
 from analysis.frame import Records, short
 from analysis.grid import GridResult, shown_metrics, swept
+from analysis.ranking import Class, rank
+from analysis.resolution import resolution
 from mpcc.run_dir import DIVERGED, DONE
+
+MAX_CLASSES = 3
+"""Kinds of cells whose best the paragraph names; the tables have all."""
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -27,7 +33,7 @@ def paragraph(
         lines = [line for line in result.lines if line.metric == metric]
         sentences += _baseline(lines, metric, records)
         sentences += _effects(*result.effects[metric], metric)
-    sentences += _resolution(groups, metric)
+        sentences += _resolution(groups, lines, metric, test)
     return " ".join(sentences)
 
 
@@ -79,23 +85,26 @@ def _value(group: Group, spec: Column) -> str:
 
 
 def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
-    spec = column(metric)
-    index, tied = best_and_tied(groups, metric, spec.better, test)
-    if index is None:
-        alone = [g for g in groups if g.summary(metric).n][:1]
-        where = [g.label(swept(records)).capitalize() for g in alone]
-        return [
-            f"{w} gave {_name(spec)} {_value(g, spec)}." for w, g in zip(where, alone, strict=True)
+    spec, axes = column(metric), swept(records)
+    ranking = rank(groups, metric, spec.better, test)
+    if not ranking.classes:
+        valued = [g for g in groups if g.summary(metric).n]
+        found = [
+            f"{g.label(axes).capitalize()} gave {_name(spec)} {_value(g, spec)}."
+            for g in valued[:MAX_CLASSES]
         ]
-    best, label = groups[index], _name(spec)
-    verb = "highest" if spec.better == "higher" else "lowest"
-    text = f"The {verb} mean {label}, {_value(best, spec)}, came with {best.label(swept(records))}"
-    if tied:
-        who = "one other" if len(tied) == 1 else f"{count(len(tied))} others"
-        text += f"; {who} cannot be told from it ({TEST_WORDS[test]}, Holm-adjusted)."
-    else:
-        text += f"; every other configuration differs from it ({TEST_WORDS[test]}, Holm-adjusted)."
-    found = [text, _confirmed(records, best, spec)]
+        if len(valued) > 1:
+            found.append("Cells that are not measured alike are not ranked.")
+        return found
+    found = [_winner(one, groups, spec, axes, test) for one in ranking.classes[:MAX_CLASSES]]
+    if len(ranking.classes) > MAX_CLASSES:
+        found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
+    if ranking.alone:
+        found.append(
+            f"{_many(ranking.alone, 'cell').capitalize()} measured like no other "
+            f"{'is' if ranking.alone == 1 else 'are'} not ranked."
+        )
+    found += [_confirmed(records, groups[ranking.classes[0].best], spec)]
     known = references(groups, metric)
     reached = [
         spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
@@ -104,6 +113,34 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
     if reached:
         found.append(f"k-means on the same pixels reaches {' and '.join(reached)}.")
     return found
+
+
+def _winner(
+    one: Class, groups: Sequence[Group], spec: Column, axes: Sequence[str], test: str
+) -> str:
+    """The best of one kind of cells, and what the test says of the others it compared."""
+    best = groups[one.best]
+    verb = "highest" if spec.better == "higher" else "lowest"
+    where = f" among the cells with {one.label}" if one.label else ""
+    text = (
+        f"The {verb} mean {_name(spec)}{where}, {_value(best, spec)}, came with {best.label(axes)}"
+    )
+    method = f" ({TEST_WORDS[test]}, adjusted for the choice of the best)"
+    if one.refused:
+        return f"{text}; no other was compared with it ({one.refused})."
+    parts = []
+    if one.tied:
+        who = "one other" if len(one.tied) == 1 else f"{count(len(one.tied))} others"
+        parts.append(f"{who} cannot be told from it{method}")
+    elif one.worse:
+        all_of = "every other configuration" if not one.untested else _many(len(one.worse), "other")
+        verb = "differ" if one.untested and len(one.worse) > 1 else "differs"
+        parts.append(f"{all_of} {verb} from it{method}")
+    if one.untested:
+        who = _many(len(one.untested), "other")
+        was = "was" if len(one.untested) == 1 else "were"
+        parts.append(f"{who} {was} not compared: n too small or no spread")
+    return "; ".join([text, *parts]) + "."
 
 
 def _confirmed(records: Records, best: Group, spec: Column) -> str:
@@ -123,8 +160,12 @@ def _name(spec: Column) -> str:
 
 def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]:
     differing = [line for line in lines if line.verdict == "differs"]
+    tested = [line for line in lines if not line.refused]
     if not lines:
         return []
+    if not tested:
+        why = lines[0].verdict.removeprefix("not compared: ")
+        return [f"No configuration was compared with the baseline: {why}."]
     base = lines[0].baseline.label(swept(records))
     if not differing:
         return [
@@ -136,11 +177,15 @@ def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]
         max(differing, key=lambda line: abs(line.result.difference.estimate)),
     )
     d, g = top.result.difference, f"{top.result.g:.1f}".replace("-", "−")
+    verb = "differs" if len(differing) == 1 else "differ"
+    who = f"{count(len(differing))} of {count(len(tested))} configurations compared {verb}"
+    if len(tested) == 1:
+        who = "the one configuration compared differs"
     return [
-        f"Against the baseline ({base}), {count(len(differing))} of {count(len(lines))} "
-        f"configurations differ; the largest difference, {_signed(spec, d.estimate)} (95 % "
-        f"interval {_signed(spec, d.low)} to {_signed(spec, d.high)}, Hedges' g {g}, adjusted p "
-        f"{_equals(top.holm)}), is that of {top.group.label(swept(records))}."
+        f"Against the baseline ({base}), {who}; the largest difference, "
+        f"{_signed(spec, d.estimate)} (95 % interval {_signed(spec, d.low)} to "
+        f"{_signed(spec, d.high)}, Hedges' g {g}, adjusted p {_equals(top.holm)}), is that of "
+        f"{top.group.label(swept(records))}."
     ]
 
 
@@ -163,13 +208,20 @@ def _effects(found: Sequence[designs.Effect], remark: str, metric: str) -> list[
     return [text + (" " + remark if remark else "")]
 
 
-def _resolution(groups: Sequence[Group], metric: str) -> list[str]:
-    counts = [g.summary(metric).n for g in groups if g.summary(metric).n > 1]
-    pool = spread(groups, metric)
-    if not counts or not pool.std > 0:
+def _resolution(
+    groups: Sequence[Group], lines: Sequence[Line], metric: str, test: str
+) -> list[str]:
+    found = resolution(groups, lines, metric, test)
+    if found is None or found.without:
         return []
-    least = designs.detectable(min(counts)) * pool.std
-    return [
-        f"With {_many(min(counts), 'seed')}, a difference of {column(metric).shown(least)} is "
-        "found with 80 % power; smaller ones may exist."
-    ]
+    spec = column(metric)
+    text = (
+        f"With {_many(found.n, 'seed')}, {TEST_WORDS[test]} finds a difference of "
+        f"{spec.shown(found.alone * found.unit)} with 80 % power in one comparison"
+    )
+    if found.comparisons > 1:
+        text += (
+            f" and of {spec.shown(found.first * found.unit)} at Holm's first step over "
+            f"{count(found.comparisons)}"
+        )
+    return [f"{text}; smaller ones may exist."]

@@ -87,6 +87,25 @@ def test_hedges_correction_makes_d_unbiased() -> None:
         assert stats.hedges_correction(df) == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("n", "correlation", "bound"), [(3, 0.0, 0.15), (3, 0.9, 0.08), (5, 0.0, 0.08), (5, 0.9, 0.05)]
+)
+def test_g_of_pairs_is_nearly_unbiased_whatever_the_correlation(
+    n: int, correlation: float, bound: float
+) -> None:
+    rng = np.random.default_rng(0)
+    common = math.sqrt(correlation) * rng.standard_normal((2000, n))
+    x, y = (common + math.sqrt(1 - correlation) * rng.standard_normal((2000, n)) for _ in "xy")
+    found = [stats.paired_g(a + 1, b) for a, b in zip(x, y, strict=True)]
+    assert abs(float(np.mean(found)) - 1) < bound
+
+
+def test_correction_for_pairs_is_close_to_a_published_one() -> None:
+    """CohensdpLibrary 0.5 (Cousineau), J of twelve pairs with a correlation of .53: 0.9566549."""
+    assert stats.hedges_correction(22 / (1 + 0.53**2)) == pytest.approx(0.9566549, abs=0.002)
+    assert math.isnan(stats.hedges_correction(1))
+
+
 def test_hedges_g_of_a_published_example() -> None:
     """Borenstein et al. 2009, Introduction to Meta-Analysis, pp. 26-28: d = 0.5970, g = 0.5924."""
     n = 50
@@ -123,6 +142,31 @@ def test_comparison_without_enough_seeds_or_spread_has_no_p(test) -> None:
     assert stats.welch([1.0, 1.0], [2.0, 2.0]).difference.estimate == -1.0
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, -1e5 / 3])
+def test_rounding_of_equal_values_is_no_spread(value: float) -> None:
+    """Three times 0.1 has a standard deviation of 1.7e-17, which once gave a g of 4.7e13."""
+    flat, other = [value] * 3, [value + 0.001] * 3
+    assert stats.std(flat) == 0 and stats.pooled_std([flat, other]) == 0
+    assert math.isnan(stats.hedges_g(flat, other)) and math.isnan(stats.mean(flat).low)
+    result = stats.welch(flat, other)
+    assert math.isnan(result.p) and math.isnan(result.difference.low)
+    assert designs.spreads_agree([flat, [1.0, 2.0, 4.0]])[2] == math.inf
+    with pytest.raises(ValueError, match="equal"):
+        designs.anova([value] * 6, {"a": [0, 0, 0, 1, 1, 1]})
+
+
+@pytest.mark.parametrize("start", [0.1, 0.7, 1000.0])
+def test_pairs_with_a_constant_difference_have_no_test(start: float) -> None:
+    y = np.array([0.0, 0.1, 0.3]) + start
+    result = stats.paired(y + 0.1, y)
+    assert math.isnan(result.p) and math.isnan(result.difference.low)
+    assert result.difference.estimate == pytest.approx(0.1)
+
+
+def test_a_small_spread_on_large_values_is_a_spread() -> None:
+    assert stats.std([1e6, 1e6 + 1e-4, 1e6 + 2e-4]) == pytest.approx(1e-4, rel=1e-4)
+
+
 def test_pairs_need_equal_counts() -> None:
     with pytest.raises(ValueError, match="got 2 and 3"):
         stats.paired([1, 2], [1, 2, 3])
@@ -146,6 +190,12 @@ def test_permutation_p_is_counted_by_hand() -> None:
     assert stats.smallest_p("permutation", 3, 3) == pytest.approx(0.1)
     assert stats.smallest_p("permutation", 5, 5) == pytest.approx(2 / 252)
     assert stats.smallest_p("welch", 3, 3) == 0 and stats.smallest_p("welch", 1, 3) == 1
+
+
+def test_smallest_p_of_many_arrangements_is_that_of_the_draws() -> None:
+    x, y = np.arange(10.0), np.arange(10.0) + 100
+    smallest = stats.smallest_p("permutation", 10, 10)
+    assert smallest == pytest.approx(2e-4) and stats.permutation(x, y).p >= smallest * (1 - 1e-9)
 
 
 def test_brown_forsythe_equals_r() -> None:
@@ -193,6 +243,22 @@ def test_anova_refuses_what_the_design_does_not_allow() -> None:
         designs.anova([1.0] * 6, {"a": [0, 0, 0, 1, 1, 1]})
 
 
+@pytest.mark.parametrize("gap", [0, 1], ids=["full", "with a gap"])
+def test_anova_of_values_without_noise_is_refused_and_not_an_enormous_f(gap: int) -> None:
+    rows = [(a, b, s) for a in range(3) for b in range(2) for s in range(3)][gap:]
+    values = [0.5 + 0.1 * a + 0.05 * b + 0.01 * s for a, b, s in rows]
+    factors = {"a": [row[0] for row in rows], "b": [row[1] for row in rows]}
+    with pytest.raises(ValueError, match="nothing is left over"):
+        designs.anova(values, factors, [row[2] for row in rows])
+
+
+def test_anova_of_a_design_with_empty_combinations_is_refused_without_a_warning() -> None:
+    rows = [(0, 0, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1), (0, 0, 2)]
+    factors = {"a": [row[0] for row in rows], "b": [row[1] for row in rows]}
+    with pytest.raises(ValueError, match="too few"):
+        designs.anova([0.1, 0.2, 0.4, 0.3, 0.5], factors, [row[2] for row in rows])
+
+
 def test_power_and_seeds_equal_r() -> None:
     """R: power.t.test(..., strict = TRUE), sd = 1."""
     assert designs.power(1.5, 3) == pytest.approx(0.293194700305873, abs=1e-8)
@@ -218,6 +284,51 @@ def test_power_equals_that_of_the_noncentral_f_distribution_everywhere() -> None
     expected = ncf.sf(f.isf(0.05, 1, df), 1, df, effects**2 * n / 2)
     assert np.allclose(designs.power(effects, n), expected, rtol=0, atol=1e-7)
     assert designs.seeds_needed(math.inf) == 2 and designs.seeds_needed(math.nan) is None
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 8])
+def test_power_is_that_of_a_simulation(n: int, alpha: float) -> None:
+    """Values of known truth, through SciPy's own tests."""
+    from scipy.stats import t, ttest_ind, ttest_rel
+
+    rng = np.random.default_rng(0)
+    grid = rng.standard_normal((40_000, 9, n))
+    for effect in (1.5, 3.0):
+        x, y = grid[:, 0] + effect, grid[:, 1]
+        welch = ttest_ind(x, y, axis=1, equal_var=False).pvalue
+        spread = np.sqrt(grid.var(2, ddof=1).mean(1) * 2 / n)
+        pooled = 2 * t.sf(np.abs(x.mean(1) - y.mean(1)) / spread, 9 * (n - 1))
+        paired = ttest_rel(x, y, axis=1).pvalue
+        for test, p, unit in (("welch", welch, 1), ("pooled", pooled, 1), ("paired", paired, 2)):
+            expected = designs.power(effect / math.sqrt(unit), n, alpha, test, 9)
+            assert (p < alpha).mean() == pytest.approx(expected, abs=0.01), (test, effect)
+
+
+def test_power_of_welchs_test_equals_an_integral_over_both_variances() -> None:
+    from scipy.integrate import dblquad
+    from scipy.special import ndtr, stdtrit
+    from scipy.stats import chi2
+
+    n, d = 3, 2.0
+
+    def share(a: float, b: float) -> float:
+        u, v = chi2.ppf(a, n - 1), chi2.ppf(b, n - 1)
+        df = (n - 1) * (u + v) ** 2 / (u**2 + v**2)
+        limit = stdtrit(df, 0.975) * math.sqrt((u + v) / (n - 1) / n)
+        scale = math.sqrt(2 / n)
+        return float(ndtr((d - limit) / scale) + ndtr((-d - limit) / scale))
+
+    expected = dblquad(share, 0, 1, 0, 1, epsabs=1e-5)[0]
+    assert designs.power(d, n, test="welch") == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("test", designs.POWERED)
+def test_smallest_difference_has_the_power_that_it_promises(test: str) -> None:
+    for n, alpha in ((2, 0.05), (3, 0.05 / 36), (5, 0.05), (40, 0.05 / 300)):
+        least = designs.detectable(n, alpha, test=test, cells=4)
+        assert designs.power(least, n, alpha, test, 4) == pytest.approx(0.8, abs=1e-4)
+        assert designs.seeds_needed(least * 1.001, alpha, test=test, cells=4) == n
 
 
 def test_seeds_needed_reach_the_power_and_one_less_does_not() -> None:

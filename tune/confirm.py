@@ -78,14 +78,14 @@ def best_cells(out: Path, metric: str) -> set[str]:
     """Keys of the best cell and of those that cannot be told from it, by the tables' own test."""
     from analysis.cells import groups
     from analysis.columns import column
-    from analysis.compare import best_and_tied
     from analysis.load import load
+    from analysis.ranking import rank
 
     found = groups(load([out]))
-    best, tied = best_and_tied(found, metric, column(metric).better, "welch")
-    if best is None:
+    ranking = rank(found, metric, column(metric).better, "welch")
+    if not ranking.best:
         raise LedgerError(f"no best cell by {metric}: fewer than two cells have finished with it")
-    return {found[i].cell_key for i in {best, *tied}}
+    return {found[i].cell_key for i in ranking.best | ranking.tied}
 
 
 def _fresh(n: int, cell: PlannedCell, out: Path, taken: Collection[int]) -> tuple[int, ...]:
