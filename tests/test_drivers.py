@@ -237,6 +237,24 @@ def test_a_search_begun_at_the_same_time_is_joined_and_another_one_refused(tmp_p
         crew.release()
 
 
+def test_drivers_that_write_the_plan_in_turn_come_to_one(tmp_path: Path) -> None:
+    (first, a), (second, b) = joined(tmp_path), joined(tmp_path)
+    accepted = replace(second.plan, code_files={"mpcc/other.py": "1"})  # --accept-changed-code
+    ledger.write_plan(tmp_path, accepted)
+    for crew in (a, b):
+        crew.renew(())
+    for _ in range(2):
+        for supply in (first, second):
+            supply.more()
+    before = (tmp_path / ledger.PLAN).stat().st_mtime_ns
+    for supply in (first, second):
+        supply.more()
+    assert (tmp_path / ledger.PLAN).stat().st_mtime_ns == before
+    assert ledger.read_plan(tmp_path) == accepted == first.plan == second.plan
+    for crew in (a, b):
+        crew.release()
+
+
 def test_of_two_plans_the_longer_search_stays(tmp_path: Path) -> None:
     short = search.Supply(tmp_path, one.begin(tmp_path)).plan
     cell = replace(short.cells[0].cell, config=one.TINY.override(prior_lr=0.5))

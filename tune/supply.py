@@ -82,7 +82,9 @@ class Supply:
                 ledger.check_same_code(self._out, there)
                 check_same(self._out, points.search_of(there) or self.search, self.search)
                 self.plan = replace(self.plan, id=there.id, code=there.code)
+            code_files = self.plan.code_files  # --accept-changed-code
             self._take_up(there)
+            self.plan = replace(self.plan, code_files=code_files)
             files.begin(self.plan, self.all_trials())
             for trial in self.all_trials():
                 files.take_over(self.plan, trial)
@@ -190,7 +192,7 @@ class Supply:
         if there is None or there.id != self.plan.id:
             return
         theirs, crowd = points.search_of(there), bool(self._crew and self._crew.others())
-        plan = ledger.united(self.plan, there)
+        plan = replace(ledger.united(self.plan, there), code_files=there.code_files)
         search = points.search_of(plan)
         if search is None or theirs is None:
             return

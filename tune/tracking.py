@@ -387,8 +387,30 @@ def _client(uri: str) -> Any:
     for name in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(uri.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _make_database(path)
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """Have MLflow make its data base, whole or not at all.
+
+    It takes seconds to make the tables one by one, and one that was killed meanwhile leaves a file
+    that it never opens again.
+    """
+    from mlflow.tracking import MlflowClient
+
+    staged = path.with_name(f".{path.name}.{os.getpid()}.new")
+    staged.unlink(missing_ok=True)
+    try:
+        client = MlflowClient(tracking_uri=f"sqlite:///{staged}")
+        client.get_experiment_by_name("")
+        client._tracking_client.store.engine.dispose()
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _record(path: Path, uri: str) -> dict[str, Any]:
