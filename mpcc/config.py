@@ -197,7 +197,7 @@ class Config:
     @property
     def trial_key(self) -> str:
         """Twelve hexadecimal digits that name this configuration with its seed."""
-        return _key({"cell": self.cell_key, "seed": self.seed})
+        return trial_key(self.cell_key, self.seed)
 
 
 IMAGE_SIZES = (8, 16, 32, 64)
@@ -267,6 +267,11 @@ def full_name(name: str) -> str:
     if full not in DEFAULTS:
         raise ValueError(unknown("field", name, [*DEFAULTS, *ALIASES]))
     return full
+
+
+def trial_key(cell_key: str, seed: int) -> str:
+    """`Config.trial_key` of a cell's trial with this seed."""
+    return _key({"cell": cell_key, "seed": seed})
 
 
 def parse_value(name: str, text: str) -> Any:
