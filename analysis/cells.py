@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class Summary:
         """Least value, median, greatest value."""
         if not self.n:
             return math.nan, math.nan, math.nan
-        return (float(self.array.min()), float(np.median(self.array)), float(self.array.max()))
+        values = sorted(value for _, value in self.values)
+        return values[0], statistics.median(values), values[-1]
 
 
 @dataclass(frozen=True)

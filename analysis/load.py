@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from analysis.frame import (
     records,
     short,
 )
-from mpcc.config import DEFAULTS, Config, from_dict, value_text
+from mpcc.config import DEFAULTS, Config, from_dict, trial_key, value_text
 from mpcc.run_dir import (
     CONFIG,
     METRICS,
@@ -66,9 +67,10 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     name = str(plan.get("preset") or "sweep")
     rows: list[dict[str, Any]] = []
     running = running_keys(folder)
+    there = _names(folder / "trials")
     for row in planned_rows(plan, name):
-        path = folder / "trials" / row["trial_key"]
-        if path.is_dir():
+        if row["trial_key"] in there:
+            path = folder / "trials" / row["trial_key"]
             row |= _read_trial(path, folder, running)
             if curves:
                 row[CURVE] = _curve(path, row["trial_key"])
@@ -77,6 +79,15 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     known |= _earlier(plan)
     extra, notes = _unplanned(folder, name, known, running, curves)
     return _sweep(folder, name, plan), rows + extra, notes
+
+
+def _names(folder: Path) -> set[str]:
+    """The folders in this one; none where it is missing."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
@@ -107,6 +118,7 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
 
 def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]]:
     """A row without results for every planned trial."""
+    fits: set[int] = set()
     for cell in plan["cells"]:
         try:
             config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
@@ -114,7 +126,9 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
             blank["changes"] = _change_text(plan, cell)
             fresh = set(cell.get("confirm_seeds", ())) - set(cell["seeds"])
             for seed in sorted({*cell["seeds"], *fresh}):
-                key = dataclasses.replace(config, seed=seed).trial_key
+                if seed not in fits:  # to check each of thousands of trials anew takes a second
+                    fits.add(dataclasses.replace(config, seed=seed).seed)
+                key = trial_key(blank["cell_key"], seed)
                 yield blank | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
         except (ValueError, TypeError, KeyError) as error:
             raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
@@ -160,14 +174,15 @@ def _unplanned(
     folder: Path, name: str, known: set[str], running: Collection[str], curves: bool
 ) -> tuple[list, list]:
     rows, notes = [], []
-    for path in sorted((folder / "trials").glob(f"*/{CONFIG}")):
-        if path.parent.name in known:
+    for trial in sorted(_names(folder / "trials") - known):
+        path = folder / "trials" / trial
+        if not (path / CONFIG).exists():
             continue
-        row = _read_loose_trial(path.parent, folder, name, running)
+        row = _read_loose_trial(path, folder, name, running)
         rows.append(row)
         notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
         if curves:
-            row[CURVE] = _curve(path.parent, row["trial_key"])
+            row[CURVE] = _curve(path, row["trial_key"])
     return rows, notes
 
 
@@ -220,7 +235,8 @@ def _read_loose_trial(
 
 def _read_trial(path: Path, folder: Path, running: Collection[str]) -> dict[str, Any]:
     """State, metrics and provenance of one run directory."""
-    row: dict[str, Any] = {"run_dir": path.relative_to(folder).as_posix(), "digest": digest(path)}
+    place = path.as_posix().removeprefix(folder.as_posix()).lstrip("/") or "."
+    row: dict[str, Any] = {"run_dir": place, "digest": digest(path)}
     try:
         result = read_result(path)
         provenance = read_provenance(path)
@@ -274,9 +290,11 @@ def digest(path: Path) -> str:
     """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
     content = hashlib.sha256()
     for name in (CONFIG, METRICS, RESULT, PROVENANCE):
-        file = path / name
         try:
-            data = file.read_bytes() if file.exists() else b""
+            with open(f"{path}/{name}", "rb", buffering=0) as file:
+                data = file.read()
+        except FileNotFoundError:
+            data = b""
         except OSError as error:  # a folder, or no right to read: the row says so
             data = str(error.errno).encode()
         content.update(f"{name} {len(data)}\n".encode() + data)

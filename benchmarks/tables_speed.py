@@ -1,7 +1,8 @@
-"""How long tables and report take for large sweeps, from records on disk to files.
+"""How long tables and report take for large sweeps, from records on disk to files; exit 1 if long.
 
 Makes a sweep of hand-made records in a temporary folder (a full grid of two axes, three seeds, six
-evaluations each) and times the command as a user runs it, process start included.
+evaluations each) and times the command as a user runs it, process start included. The limits are
+for wall seconds of a quiet machine; where other work fills its cores, CPU seconds are held to them.
 
     python benchmarks/tables_speed.py [--trials 1000 20000]
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +27,11 @@ sys.path[0:1] = [str(ROOT)]
 from mpcc.config import preset  # noqa: E402
 
 SEEDS = (0, 1, 2)
+FORMATS = "md,csv,tex,html"
+MAX_SECONDS = ((1100, 5.0), (21_000, 60.0))
+"""Up to so many trials, all tables in all formats within so many seconds."""
+MAX_PAGE = ((1100, 3.0),)
+"""Up to so many trials, the page without pictures within so many megabytes."""
 SCRIPT = ROOT / "analysis" / "make_tables.py"
 
 
@@ -78,25 +85,46 @@ def timed(folder: Path, *arguments: str) -> tuple[float, float]:
     return wall, cpu - before.children_user - before.children_system
 
 
-def main() -> None:
-    """Print one line per sweep and command."""
+def limit(limits: tuple[tuple[int, float], ...], n_trials: int) -> float:
+    """What is allowed for so many trials; infinite beyond the largest sweep with a limit."""
+    return next((value for most, value in limits if n_trials <= most), math.inf)
+
+
+def measure(wanted: int) -> list[str]:
+    """Print one line for a sweep of this size; what is over its limit, a phrase each."""
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "digits"
+        n_trials = make_sweep(folder, wanted)
+        wall, cpu = timed(folder, "--table", "all", "--format", FORMATS, "--no-pictures")
+        size = (folder / "tables" / "report.html").stat().st_size / 1e6
+    judged, seconds = ("CPU", cpu) if busy else ("wall", wall)
+    print(
+        f"{n_trials:,} trials, all tables as {FORMATS}: {wall:.1f} s (CPU {cpu:.1f} s), page "
+        f"{size:.2f} MB; judged by {judged} seconds",
+        flush=True,
+    )
+    over = []
+    if seconds > limit(MAX_SECONDS, n_trials):
+        most = limit(MAX_SECONDS, n_trials)
+        over.append(f"{n_trials:,} trials took {seconds:.1f} {judged} seconds, allowed {most:g}")
+    if size > limit(MAX_PAGE, n_trials):
+        most = limit(MAX_PAGE, n_trials)
+        over.append(f"the page of {n_trials:,} trials has {size:.2f} MB, allowed {most:g}")
+    return over
+
+
+def main() -> int:
+    """Print a line per sweep; 1 where one is over its limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--trials", type=int, nargs="+", default=[1000, 20_000])
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    for wanted in options.trials:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name) / "digits"
-            n_trials = make_sweep(folder, wanted)
-            tables = timed(folder, "--table", "all")
-            formats = "md,csv,tex,html"
-            both = timed(folder, "--table", "all", "--format", formats, "--no-pictures")
-            size = (folder / "tables" / "report.html").stat().st_size / 1e6
-        print(
-            f"{n_trials:,} trials: all tables {tables[0]:.1f} s (CPU {tables[1]:.1f} s), ", end=""
-        )
-        print(f"with HTML {both[0]:.1f} s (CPU {both[1]:.1f} s), page {size:.2f} MB")
+    over = [line for wanted in options.trials for line in measure(wanted)]
+    for line in over:
+        print(f"TOO MUCH: {line}")
+    return 1 if over else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
