@@ -110,7 +110,7 @@ def test_what_a_machine_lacks_for_the_trials_is_named(
 ) -> None:
     needed = cluster.needs(trials(), tmp_path, None, None)
     assert "does not see" in str(cluster.missing_here(needed))
-    (tmp_path / "driver.lock").touch()
+    (tmp_path / ledger.PLAN).touch()
     assert cluster.missing_here(needed) is None
     lacking = [
         ({"python": ("3", "1")}, "the driver 3.1"),

@@ -15,8 +15,7 @@ from typing import Any
 from mpcc import data_files, inception, run_dir
 from mpcc.code_version import VERSION_VARIABLE, code_fingerprints, code_version
 from tune import node_data, preflight
-from tune.ledger import Trial
-from tune.lock import LOCK
+from tune.ledger import PLAN, Trial
 from tune.storage import Storage, StorageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +112,7 @@ def missing_here(needed: dict[str, Any]) -> str | None:
             return f"has {name} {installed}, the driver {version}"
     if code_fingerprints() != needed["code"]:
         return "imports another version of this code, see PYTHONPATH there"
-    if needed["out"] and not (Path(needed["out"]) / LOCK).exists():
+    if needed["out"] and not (Path(needed["out"]) / PLAN).exists():
         return f"does not see {needed['out']}: share it, or give --storage"
     if needed["out"]:
         problem = preflight.write_probe(needed["out"])
