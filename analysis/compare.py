@@ -85,9 +85,12 @@ def default_baseline(groups: Sequence[Group], base: dict) -> Group:
 
 
 def compare_all(
-    groups: Sequence[Group], reference: Group, metric: str, test: str, pool: Spread
+    groups: Sequence[Group], reference: Group, metric: str, test: str, pool: Spread | None
 ) -> list[stats.Comparison]:
-    """Every group against the reference, as asked; NaN where there is nothing to test."""
+    """Every group against the reference, as asked; NaN where there is nothing to test.
+
+    `pool` is the spread that a pooled test goes by; the others look at none.
+    """
     base = reference.summary(metric)
     arrays = [g.summary(metric).array for g in groups]
     if test == "welch":
@@ -95,6 +98,7 @@ def compare_all(
     if test == "permutation":
         return [stats.permutation(x, base.array) for x in arrays]
     if test == "pooled":
+        assert pool is not None
         if pool.refusal:
             return [replace(c, p=math.nan) for c in stats.welch_many(arrays, base.array)]
         return [stats.pooled(x, base.array, pool.std, pool.df) for x in arrays]
@@ -124,7 +128,7 @@ def lines(
     others = [g for g in groups if g is not baseline and g.summary(metric).n]
     if not baseline.summary(metric).n or not others:
         return []
-    pool = spread_with(groups, baseline, metric)
+    pool = spread_with(groups, baseline, metric) if test == "pooled" else None
     results = compare_all(others, baseline, metric, test, pool)
     refused = [
         _refused(g, baseline, metric, test, axes, pool, r)
@@ -141,21 +145,21 @@ def lines(
     ]
     adjusted = stats.holm([r.p for r in results])
     family = max(1, sum(not why for why in refused))
-    needed = [
-        None if why else seeds_needed(r.effect, test, family, pool.cells)
-        for r, why in zip(results, refused, strict=True)
-    ]
+    effects = [math.nan if why else r.effect for r, why in zip(results, refused, strict=True)]
+    needed = seeds_needed(effects, test, family, pool.cells if pool else 2)
     return [
         Line(metric, g, baseline, r, float(p), why, n)
         for g, r, p, why, n in zip(others, results, adjusted, refused, needed, strict=True)
     ]
 
 
-def seeds_needed(effect: float, test: str, family: int, cells: int) -> int | None:
-    """Seeds per cell for this effect at Holm's first step over so many comparisons."""
+def seeds_needed(
+    effects: Sequence[float], test: str, family: int, cells: int
+) -> Sequence[int | None]:
+    """Seeds per cell for these effects at Holm's first step over so many comparisons."""
     if test not in designs.POWERED:
-        return None
-    return designs.seeds_needed(effect, stats.ALPHA / family, test=test, cells=max(2, cells))
+        return [None] * len(effects)
+    return designs.seeds_needed(effects, stats.ALPHA / family, test=test, cells=max(2, cells))
 
 
 def _refused(
@@ -164,13 +168,13 @@ def _refused(
     metric: str,
     test: str,
     axes: Sequence[str],
-    pool: Spread,
+    pool: Spread | None,
     result: stats.Comparison,
 ) -> str:
     why = apart(a, b, metric, axes)
     if why:
         return f"not compared: {why}"
-    if test == "pooled" and pool.refusal:
+    if pool and pool.refusal:
         return pool.refusal
     if smallest_p(a, b, metric, test) > stats.ALPHA:
         return "n too small"

@@ -97,7 +97,7 @@ def _welch_power(
     """
     from scipy.special import betaincinv, stdtrit
 
-    nodes, weights = np.polynomial.legendre.leggauss(16)
+    nodes, weights = np.polynomial.legendre.leggauss(8)
     n = n[..., None]
     share = betaincinv((n - 1) / 2, (n - 1) / 2, (nodes + 1) / 4)
     critical = stdtrit((n - 1) / (share**2 + (1 - share) ** 2), 1 - alpha / 2)
@@ -111,10 +111,11 @@ def _beyond(
     """How often a noncentral t lies beyond ± critical."""
     from scipy.special import nctdtr
 
-    tails = nctdtr(df, shift, critical), nctdtr(df, shift, -critical)
-    # Far out nctdtr underflows to NaN, where it means nothing.
-    upper, lower = (np.where(np.isnan(tail) & (shift > 3), 0.0, tail) for tail in tails)
-    return 1 - (upper - lower)
+    df, shift, critical = np.broadcast_arrays(df, shift, critical)
+    upper, lower = nctdtr(df, shift, critical), np.zeros(shift.shape)
+    near = shift <= 5  # Far out the other tail is nothing, and nctdtr underflows to NaN.
+    lower[near] = np.nan_to_num(nctdtr(df[near], shift[near], -critical[near]))
+    return 1 - (np.where(np.isnan(upper) & ~near, 0.0, upper) - lower)
 
 
 @cache
@@ -136,24 +137,26 @@ def detectable(
 
 
 def seeds_needed(
-    effect: float,
+    effects: ArrayLike,
     alpha: float = ALPHA,
     target: float = POWER,
     test: str = "pooled",
     cells: int = 2,
-) -> int | None:
-    """Seeds per cell to find a difference of this size; None beyond MAX_SEEDS."""
-    effect = abs(effect)
-    if math.isinf(effect):
-        return 2
-    if not detectable(MAX_SEEDS, alpha, target, test, cells) <= effect:
-        return None
-    low, high = 2, MAX_SEEDS
-    while low < high:  # Cells share what `detectable` remembers: a table asks for few values of n.
+) -> list[int | None]:
+    """Seeds per cell to find differences of these sizes, all at once; None beyond MAX_SEEDS."""
+    d = np.abs(np.asarray(effects, float))
+    known = np.isfinite(d) & (d > 0)
+    d = np.where(known, d, 1.0)
+    low, high = np.full(d.shape, 2), np.full(d.shape, MAX_SEEDS)
+    known &= power(d, high, alpha, test, cells) >= target
+    while (low < high).any():
         middle = (low + high) // 2
-        enough = detectable(middle, alpha, target, test, cells) <= effect
-        low, high = (low, middle) if enough else (middle + 1, high)
-    return low
+        enough = power(d, middle, alpha, test, cells) >= target
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    infinite = np.isinf(np.asarray(effects, float))
+    return [
+        2 if i else int(n) if k else None for n, k, i in zip(high, known, infinite, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

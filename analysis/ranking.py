@@ -88,7 +88,7 @@ def _rank(
     best = max(members, key=lambda i: sign * groups[i].summary(metric).mean.estimate)
     others = [i for i in members if i != best]
     cells, reference = [groups[i] for i in others], groups[best]
-    pool = spread_with(groups, reference, metric)
+    pool = spread_with(groups, reference, metric) if test == "pooled" else None
     p = np.array([r.p for r in compare_all(cells, reference, metric, test, pool)])
     least = np.array([smallest_p(cell, reference, metric, test) for cell in cells])
     p[tie_adjusted(np.where(np.isnan(p), np.nan, least)) >= stats.ALPHA] = np.nan
@@ -97,7 +97,7 @@ def _rank(
     def those(chosen: np.ndarray) -> frozenset[int]:
         return frozenset(i for i, one in zip(others, chosen, strict=True) if one)
 
-    refused = pool.refusal if test == "pooled" else ""
+    refused = pool.refusal if pool else ""
     tested = ~np.isnan(p)
     worse = tested & (adjusted < stats.ALPHA)
     return Class(label, best, those(tested & ~worse), those(~tested), those(worse), refused)
