@@ -149,6 +149,8 @@ def run(
         print(tracking.one_line(error), file=sys.stderr)
     states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
     problem = tracker.finish(tracking.sweep_state(states), 4.0 if quick else DELIVERY_SECONDS)
+    if tracker.note:
+        print(tracker.note, file=sys.stderr)
     if problem:
         print(
             f"MLflow lacks some results ({problem}); nothing is lost: run the same command with "
@@ -399,6 +401,9 @@ class _Session:
             if self._tracker.problem and not self._told_tracking:
                 self._told_tracking = True
                 display.say(f"MLflow does not answer ({self._tracker.problem}); training goes on")
+            if self._tracker.note:
+                display.say(self._tracker.note)
+                self._tracker.note = None
             dead = engine.dead_processes()
             if dead and thread.is_alive():
                 display.say(f"Ray has died ({', '.join(dead)} ended); run the same command again")

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcc import run_dir
-from tune import ledger
+from tune import ledger, tracking_file
 from tune.ledger import Plan, Status, Trial
 
 RECORD = "mlflow.json"
@@ -79,7 +80,8 @@ def ui_command(uri: str, program: str = "mlflow") -> str:
 
 def waiting(out: Path, plan: Plan, uri: str, live: Collection[str] = ()) -> list[Trial]:
     """The trials of which MLflow lacks something, known from what is on disk alone."""
-    lost = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    file = tracking_file.file_of(uri)
+    lost = file is not None and not file.exists()
     late = []
     for trial in plan.trials():
         path = ledger.trial_dir(out, trial.key)
@@ -106,6 +108,8 @@ class Delivery:
         self._client: Any = None
         self._experiment = ""
         self._runs: dict[str, str] | None = None
+        self.note: str | None = None
+        """What has happened to the data base that its owner should know."""
 
     def deliver(self, plan: Plan, live: Collection[str] = (), state: str = ledger.RUNNING) -> int:
         """Bring MLflow up to the run directories and return how many trials were sent.
@@ -113,8 +117,8 @@ class Delivery:
         `live` are the trials in hand, `state` the sweep's own. Raises whatever MLflow raises.
         """
         try:
-            late = waiting(self.out, plan, self.uri, live)
             self._open(plan)
+            late = waiting(self.out, plan, self.uri, live)
             self._send_parent(plan, state)
             for trial in late:
                 self._send(plan, trial, ledger.status(self.out, trial, live))
@@ -126,11 +130,32 @@ class Delivery:
     def _open(self, plan: Plan) -> None:
         """Connect, make data base and experiment where missing, and list the sweep's runs."""
         if self._client is None:
-            client = _client(self.uri)
-            self._experiment = _open_experiment(client, self.uri, self.out, plan.preset)
-            self._client = client
+            file = tracking_file.file_of(self.uri)
+            if file is not None and not file.exists():
+                self._make(file, plan)
+            try:
+                self._connect(plan)
+            except Exception:
+                if self.uri != default_uri(self.out) or not tracking_file.is_damaged(file, _fill):
+                    raise
+                aside = tracking_file.set_aside(file)
+                self.note = f"{file} cannot be opened; set aside as {aside.name}, filled again"
+                self._make(file, plan)
+                self._connect(plan)
         if self._runs is None:
             self._runs = self._find_runs(plan)
+
+    def _connect(self, plan: Plan) -> None:
+        client = _client(self.uri)
+        self._experiment = _open_experiment(client, self.uri, self.out, plan.preset)
+        self._client = client
+
+    def _make(self, file: Path, plan: Plan) -> None:
+        """A new data base; what another one was sent counts no more, and is sent again."""
+        for path in (self.out, *(ledger.trial_dir(self.out, t.key) for t in plan.trials())):
+            if _record(path, self.uri):
+                (path / RECORD).unlink()
+        tracking_file.make(file, _fill)
 
     def _find_runs(self, plan: Plan) -> dict[str, str]:
         """Trial key -> run, the parent under ''. Of two runs with one key the older one stays."""
@@ -274,6 +299,8 @@ class Background:
         self._wake, self._end = threading.Event(), threading.Event()
         self._state = ledger.RUNNING
         self.problem: str | None = None
+        self.note: str | None = None
+        """As `Delivery.note`; whoever tells it takes it away."""
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
@@ -305,6 +332,7 @@ class Background:
             try:
                 self._delivery.deliver(self._plan, live, self._state)
                 self.problem, pause = None, 1.0
+                self.note, self._delivery.note = self._delivery.note or self.note, None
             except Exception as error:  # whatever a data base or a server can raise
                 self.problem = one_line(error)
                 pause = min(2 * pause, 60.0)
@@ -318,7 +346,11 @@ class Background:
 def sync(out: Path, uri: str, plan: Plan, live: Collection[str] = ()) -> int:
     """Deliver by hand what is waiting; raises what MLflow raises."""
     states = {ledger.status(out, trial, live).state for trial in plan.trials()}
-    return Delivery(out, uri).deliver(plan, live, ledger.RUNNING if live else sweep_state(states))
+    delivery = Delivery(out, uri)
+    sent = delivery.deliver(plan, live, ledger.RUNNING if live else sweep_state(states))
+    if delivery.note:
+        print(delivery.note, file=sys.stderr)
+    return sent
 
 
 def sweep_state(states: Set[str]) -> str:
@@ -368,6 +400,9 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    if tracking_file.file_of(uri) is not None:
+        # No connection outlives its use: one to a file that was set aside would write there.
+        os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     import logging
 
     for name in ("mlflow", "alembic"):
@@ -376,9 +411,12 @@ def _client(uri: str) -> Any:
 
     for name in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri)
+
+
+def _fill(uri: str) -> None:
+    """Make MLflow's tables in a new data base."""
+    _client(uri).search_experiments(max_results=1)
 
 
 def _record(path: Path, uri: str) -> dict[str, Any]:
