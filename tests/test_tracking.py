@@ -227,7 +227,7 @@ def test_a_server_that_is_down_hinders_nobody_and_is_told(tmp_path: Path) -> Non
     uri = "http://127.0.0.1:9"
     background = tracking.Background(tmp_path, uri, plan, frozenset)
     background.poke()
-    problem = background.finish("done", 30)
+    problem = background.finish("done", lambda: 30.0)
     assert problem and "\n" not in problem
     assert tracking.waiting(tmp_path, plan, uri) == [trial]
     assert not (ledger.trial_dir(tmp_path, trial.key) / tracking.RECORD).exists()
@@ -247,7 +247,7 @@ def test_rows_wait_while_the_data_base_is_locked_and_arrive_once_it_is_free(
     evaluate(path, 4)
     end(path, trial, "done")
     background = tracking.Background(out, tracking.default_uri(out), plan, frozenset)
-    assert background.finish("done", 60) is None
+    assert background.finish("done", lambda: 60.0) is None
     blocker.close()
     assert [m[2] for m in metrics(out)] == [2, 4]
     assert runs(out)[trial.key][1] == "FINISHED"
@@ -294,7 +294,7 @@ def test_our_data_base_that_cannot_be_opened_is_set_aside_and_filled_again(
     assert tracking.waiting(tmp_path, plan, uri) == []
     spoilt = file.read_bytes()
     background = tracking.Background(tmp_path, uri, plan, frozenset)
-    assert background.finish("stopped", 120) is None
+    assert background.finish("stopped", lambda: 120.0) is None
     assert set(runs(tmp_path)) == {"", trial.key} and len(metrics(tmp_path)) == 1
     assert (tmp_path / f"{tracking.DATABASE}.damaged").read_bytes() == spoilt
     assert "set aside as mlflow.db.damaged" in str(background.note)

@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from tune import signals  # noqa: E402
+
+if __name__ == "__main__":
+    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
+
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402

@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 from mpcc import config as configs
 from mpcc import inception
 from mpcc.options import explained, path
-from tune import continuation, ledger, lock, mirror, node_data
+from tune import continuation, ledger, lock, mirror, node_data, signals
 from tune.grid import checkpoint_bytes
 from tune.ledger import Plan, Trial
+from tune.signals import SIGNALS, Interrupted
 
 RETRIED = (ledger.FAILED, ledger.DIVERGED)
 
@@ -88,11 +89,17 @@ def answer(
         args.dry_run = args.dry_run or args.pilot
         if args.dry_run + args.status + args.sync > 1:
             raise UsageError("--dry-run or --pilot, --status and --sync exclude each other")
-        return run(args)
+        with SIGNALS:
+            return run(args)
+    except Interrupted as stop:
+        signals.tell(f"{name}: {stop}; the same command goes on")
+        return 128 + stop.number
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        print(f"{name}: {text}", file=sys.stderr)
+        signals.tell(f"{name}: {text}")
         return 2
+    finally:
+        signals.let_go()
 
 
 def folder(given: Path, storage: str | None = None) -> tuple[Path, Plan | None]:

@@ -32,6 +32,7 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+import ray._private.services  # noqa: E402
 from ray import cloudpickle, tune  # noqa: E402
 from ray.tune import Callback  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
@@ -134,6 +135,13 @@ class Feed(Searcher):
         return Feed, ()
 
 
+class _Apart(ray._private.services.ConsolePopen):
+    """A process of Ray's, in a process group of its own; it still ends with this process."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"process_group": 0})
+
+
 def start(
     address: str,
     n_trials: int,
@@ -147,6 +155,10 @@ def start(
     """
     # Whatever dies is told by us, in one line; Ray would print a paragraph into the display.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    # A signal to our whole process group, as a terminal or a batch system sends it, is for us: Ray
+    # has to live on until the checkpoints are written.
+    logging.getLogger("ray").setLevel(logging.ERROR)  # It misses the main thread's signals.
+    setattr(ray._private.services, "ConsolePopen", _Apart)  # noqa: B010
     if address != cluster.LOCAL:
         runtime = {
             "env_vars": dict(environment),

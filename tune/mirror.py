@@ -20,6 +20,7 @@ from mpcc import run_dir
 from tune import continuation, ledger
 from tune.ledger import Plan, Trial
 from tune.place import LEFT_OUT, sending_order
+from tune.signals import joined
 from tune.storage import Storage, StorageError, Stored, checked_storage
 from tune.storage_lock import StorageLock, storage_owner
 
@@ -122,8 +123,8 @@ class OutFolder:
     def clear_stop(self) -> None:
         (self.out / STOP).unlink(missing_ok=True)
 
-    def settle(self, seconds: float) -> str | None:
-        """Have everything here at the end; what hinders it, None if nothing."""
+    def settle(self, left: Callable[[], float]) -> str | None:
+        """Have everything here while there is time left; what hinders it, None if nothing."""
         return None
 
     def release(self) -> None:
@@ -257,6 +258,7 @@ class Mirror(OutFolder):
         self._push_one(key)
 
     def ask_stop(self) -> None:
+        self._storage.retry_seconds = 1.0  # From here on there are seconds left in all.
         self._stop_wanted = True
         self._wake.set()
 
@@ -266,17 +268,25 @@ class Mirror(OutFolder):
         except StorageError:
             pass  # The next driver clears it before it begins.
 
-    def settle(self, seconds: float) -> str | None:
+    def settle(self, left: Callable[[], float]) -> str | None:
         self._end.set()
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(seconds)
-        self._storage.retry_seconds = seconds
-        try:
-            self.pull()
-        except (OSError, run_dir.RunDirError) as error:
-            return str(error)
-        return None
+            joined(self._thread, left)
+        self._storage.retry_seconds = max(0.0, left())
+        problems: list[str] = []
+
+        def pull() -> None:
+            try:
+                self.pull()
+            except (OSError, run_dir.RunDirError) as error:
+                problems.append(str(error))
+
+        last = threading.Thread(target=pull, name="settle", daemon=True)
+        last.start()
+        if not joined(last, left):
+            return f"storage {self._storage.address} was too slow"
+        return problems[0] if problems else None
 
     def release(self) -> None:
         self._end.set()

@@ -158,7 +158,7 @@ def write_probe(folder: str) -> str | None:
 
 
 def _sqlite_problem(file: Path, *, ours: bool) -> str | None:
-    """Why this data base cannot be written to; a missing one, or a damaged one of `ours`, is made."""
+    """Why this data base cannot be written to; None where it is missing, or damaged but ours."""
     folder = file.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -15,11 +15,10 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, Protocol
 
 from mpcc import run_dir
@@ -30,12 +29,9 @@ from tune.ledger import Plan, Status, Trial
 from tune.lock import Lock
 from tune.mirror import STOP, OutFolder
 from tune.progress import Board, Display
+from tune.signals import QUICK_SECONDS, SIGNALS, Signals, tell
 
 ROOT = Path(__file__).resolve().parents[1]
-STOP_SECONDS = 12.0
-"""How long trials have to write their checkpoints after a signal."""
-SENDING_SECONDS = 30.0
-"""How much longer where checkpoints go to a storage."""
 DELIVERY_SECONDS = 60.0
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
@@ -76,26 +72,6 @@ class Supply(Protocol):
         """What a worker must know of this trial beyond `trial_spec`."""
 
 
-class Signals:
-    """Remembers the first SIGINT or SIGTERM; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.engine: ModuleType | None = None
-
-    def install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            if self.engine is not None:
-                self.engine.kill()
-            os._exit(128 + number)
-        self.number = number
-
-
 def statuses(out: Path, trials: Sequence[Trial], live: Collection[str] = ()) -> dict[str, Status]:
     """What has become of each trial, by key."""
     return {trial.key: ledger.status(out, trial, live) for trial in trials}
@@ -120,53 +96,62 @@ def run(
 ) -> int:
     """Run what is missing of these trials, and what `supply` has; deliver it; the exit code.
 
-    `files` has begun. 0: every one of them is done. 3: not every one. 130, 143: ended by SIGINT,
-    SIGTERM.
+    `files` has begun. 0: every one of them is done. 3: not every one. 129, 130, 143: ended by
+    SIGHUP, SIGINT, SIGTERM.
     """
-    signals = Signals()
-    signals.install()
+    signals = SIGNALS
+    signals.remember()
     for trial in trials:
         files.take_over(plan, trial)
         mended = ledger.mend(settings.out, trial)
         if mended:
-            print(mended, file=sys.stderr)
+            tell(mended)
     board = Board(trials, statuses(settings.out, trials))
     board.expected = 0 if supply is None else supply.n_trials
     tracker = tracking.Background(settings.out, settings.uri, plan, board.running)
     files.attend(board.running, tracker.poke)
     todo = missing(trials, statuses(settings.out, trials))
     session = _Session(plan, settings, lock, signals, board, tracker, files, supply)
-    whole = session.train(todo) if todo else True
-    quick = signals.number is not None or not whole
-    hindrance = files.settle(4.0 if quick else DELIVERY_SECONDS)
+    try:
+        whole = session.train(todo) if todo else True
+    except BaseException:
+        tracker.finish(_state_of(settings.out, plan), signals.within(QUICK_SECONDS))
+        raise
+    patience = DELIVERY_SECONDS if whole else QUICK_SECONDS
+    hindrance = files.settle(signals.within(patience))
     if hindrance:
-        print(f"{hindrance}; the same command fetches what is missing here", file=sys.stderr)
+        tell(f"{hindrance}; the same command fetches what is missing here")
     trials = board.trials()
     plan = _with_data(session.plan, settings.out, trials)
     try:
         files.write_plan(plan)
     except OSError as error:  # The plan without the data's fingerprint is a plan as well.
-        print(tracking.one_line(error), file=sys.stderr)
-    states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
-    problem = tracker.finish(tracking.sweep_state(states), 4.0 if quick else DELIVERY_SECONDS)
+        tell(tracking.one_line(error))
+    problem = tracker.finish(_state_of(settings.out, plan), signals.within(patience))
     if tracker.note:
-        print(tracker.note, file=sys.stderr)
+        tell(tracker.note)
     if problem:
-        print(
+        tell(
             f"MLflow lacks some results ({problem}); nothing is lost: run the same command with "
-            "--sync when it is back",
-            file=sys.stderr,
+            "--sync when it is back"
         )
     code = exit_code(settings.out, trials, signals.number)
-    if not whole:
+    if not whole or signals.number is not None:
         # Tune's thread may wait for ever for a Ray that is gone.
-        summary(settings, trials)
-        files.release()
-        lock.release()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            summary(settings, trials)
+            files.release()
+            lock.release()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
     return code
+
+
+def _state_of(out: Path, plan: Plan) -> str:
+    """The state of the whole sweep, when nothing runs any more."""
+    return tracking.sweep_state({ledger.status(out, trial).state for trial in plan.trials()})
 
 
 def exit_code(out: Path, trials: Sequence[Trial], signal_number: int | None = None) -> int:
@@ -250,6 +235,8 @@ class _Session:
         self._alone: list[str] = []
         self._told_tracking = False
         self._error: BaseException | None = None
+        self._temp_dir = Path(os.devnull)
+        """Ray's own files, once there are any."""
 
     def train(self, todo: list[Trial]) -> bool:
         """Run these trials. False where Ray was left behind: stopped by a signal, or dead."""
@@ -257,28 +244,30 @@ class _Session:
         self._files.clear_stop()
         with Display(self._board) as display:
             display.say(f"{len(todo)} of {self._board.total} trials to run; starting Ray …")
-            from tune import engine
-
-            temp_dir = engine.make_temp_dir()
+            whole = False
             try:
-                self._start(engine, temp_dir, todo)
-                self._check_nodes(engine, todo, display)
-                self._signals.engine = engine
-                self._signals.install()  # Ray has put its own handler for SIGTERM in place.
-                whole = self._rounds(engine, temp_dir, todo, display)
-                if whole:
+                engine = self._start(todo, display)
+                if engine is not None:
+                    self._check_nodes(engine, todo, display)
+                    whole = self._rounds(engine, self._temp_dir, todo, display)
+                if whole and engine is not None:
                     engine.shutdown()
-                else:
-                    engine.kill()
+                elif self._signals.engine is not None:
+                    self._signals.engine.kill()
                 self._signals.engine = None
             finally:
                 self._files.clear_stop()
-                shutil.rmtree(temp_dir, ignore_errors=True)
+                shutil.rmtree(self._temp_dir, ignore_errors=True)
         if self._error is not None:
-            print(f"Ray: {tracking.one_line(self._error)}", file=sys.stderr)
+            tell(f"Ray: {tracking.one_line(self._error)}")
         return whole
 
-    def _start(self, engine: ModuleType, temp_dir: Path, todo: Sequence[Trial]) -> None:
+    def _start(self, todo: Sequence[Trial], display: Display) -> ModuleType | None:
+        """Start Ray: `tune.engine`, or None where that raised or a signal came first.
+
+        In a thread of its own, where Ray leaves our signal handlers alone. The thread then sleeps:
+        Linux ends Ray's processes with the thread that has started them.
+        """
         threads = max(trial.config.cpu_threads for trial in todo)
         self._cpus = self._settings.cpus or threads
         address = self._settings.address
@@ -286,10 +275,35 @@ class _Session:
         environment = cluster.environment(address, threads, storage=stored)
         count = len(todo) if self._supply is None else grid.MAX_TRIALS
         room = min(count, self._settings.max_concurrent or count)
-        engine.start(address, room, self._cpus, temp_dir, environment)
+        tried = threading.Event()
+
+        def start() -> None:
+            try:
+                from tune import engine
+
+                self._signals.engine = engine
+                self._temp_dir = engine.make_temp_dir()
+                engine.start(address, room, self._cpus, self._temp_dir, environment)
+            except BaseException as error:  # told by the main thread
+                self._error = error
+            tried.set()
+            threading.Event().wait()
+
+        threading.Thread(target=start, name="ray", daemon=True).start()
+        while not tried.wait(0.2):
+            display.update()
+            self._lock.renew(())
+            if self._signals.number is not None:
+                return None
+        if isinstance(self._error, preflight.PreflightError):
+            raise self._error
+        engine = self._signals.engine
+        if self._error is not None or engine is None:
+            return None
         self._gpus = self._settings.gpus
         if self._gpus is None:
             self._gpus = DEFAULT_GPU_SHARE if engine.n_gpus() else 0.0
+        return engine
 
     def _check_nodes(self, engine: ModuleType, todo: Sequence[Trial], display: Display) -> None:
         """PreflightError that names each machine of a cluster that lacks something."""
@@ -391,7 +405,6 @@ class _Session:
         self, engine: ModuleType, thread: threading.Thread, display: Display, feed: Any
     ) -> bool:
         """Wait for the end, a signal, or Ray's death; only the first leaves Ray whole."""
-        deadline = 0.0
         while thread.is_alive():
             thread.join(0.2)
             display.update()
@@ -404,6 +417,11 @@ class _Session:
             if self._tracker.note:
                 display.say(self._tracker.note)
                 self._tracker.note = None
+            if self._signals.number is not None and not self._stopping:
+                self._stopping = True
+                name = signal.Signals(self._signals.number).name
+                display.say(f"{name}: writing checkpoints …")
+                self._files.ask_stop()
             dead = engine.dead_processes()
             if dead and thread.is_alive():
                 display.say(f"Ray has died ({', '.join(dead)} ended); run the same command again")
@@ -413,16 +431,7 @@ class _Session:
                 display.say("another driver has taken this storage over; leaving it to that one")
                 self._forget_running()
                 return False
-            if self._signals.number is None:
-                continue
-            if not self._stopping:
-                self._stopping = True
-                longer = SENDING_SECONDS if self._settings.storage else 0.0
-                deadline = time.monotonic() + STOP_SECONDS + longer
-                name = signal.Signals(self._signals.number).name
-                display.say(f"{name}: writing checkpoints …")
-                self._files.ask_stop()
-            if not self._board.running() or time.monotonic() > deadline:
+            if self._stopping and (not self._board.running() or self._signals.stop_left() < 0):
                 self._forget_running()
                 return False
         return self._signals.number is None
@@ -455,7 +464,7 @@ class _Session:
         self._in_hand.discard(key)
         if cause is None:
             self._board.set(key, ledger.STOPPED)
-            print(f"stopped: {row.text} ({text})", file=sys.stderr)
+            tell(f"stopped: {row.text} ({text})")
             return
         try:
             ledger.record_failed(ledger.trial_dir(self._settings.out, key), row.config, cause)

@@ -25,6 +25,7 @@ from typing import Any
 from mpcc import run_dir
 from tune import ledger, tracking_file
 from tune.ledger import Plan, Status, Trial
+from tune.signals import joined
 
 RECORD = "mlflow.json"
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
@@ -136,7 +137,8 @@ class Delivery:
             try:
                 self._connect(plan)
             except Exception:
-                if self.uri != default_uri(self.out) or not tracking_file.is_damaged(file, _fill):
+                ours = file is not None and self.uri == default_uri(self.out)
+                if file is None or not ours or not tracking_file.is_damaged(file, _fill):
                     raise
                 aside = tracking_file.set_aside(file)
                 self.note = f"{file} cannot be opened; set aside as {aside.name}, filled again"
@@ -313,13 +315,13 @@ class Background:
         """Something new lies on disk."""
         self._wake.set()
 
-    def finish(self, state: str, seconds: float) -> str | None:
-        """Deliver the rest within this time; what hinders it as one line, None if nothing."""
+    def finish(self, state: str, left: Callable[[], float]) -> str | None:
+        """Deliver the rest while there is time `left`; what hinders it as one line, or None."""
+        seconds = left()
         self._state = state
         self._end.set()
         self._wake.set()
-        self._thread.join(seconds)
-        if self._thread.is_alive():
+        if not joined(self._thread, left):
             return self.problem or f"no answer within {seconds:.0f} s"
         return self.problem
 
