@@ -16,10 +16,10 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mpcc.config import SHORT, Config, full_name, parse_value, value_text
+from mpcc.options import usable
 
 TABLE = "space"
 DIGITS = 3
@@ -165,7 +165,10 @@ def _checked(axes: Sequence[Axis]) -> Space:
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = Path(name).expanduser()
+    try:
+        path = usable(name)
+    except ValueError as error:
+        raise SpaceError(f"--space: {error}") from None
     if not path.is_file():
         raise SpaceError(
             f"'{name}' in --space is neither a file nor like eta_p=1e-3..2e-2:log or esteps=1,2,4"
