@@ -182,6 +182,65 @@ def test_each_end_has_its_status_and_its_cause(out: Path) -> None:
     assert causes == ["cause of diverged", "cause of failed"]
 
 
+def test_a_trial_that_recovers_has_no_cause_any_more(out: Path) -> None:
+    plan = make_plan(out)
+    first, second = plan.trials()[:2]
+    for trial in (first, second):
+        evaluate(start(out, trial), 2)
+        end(ledger.trial_dir(out, trial.key), trial, "failed", "code: KeyError")
+    deliver(out, plan)
+    assert len(rows(out, "select value from tags where key = 'cause'")) == 2
+    (ledger.trial_dir(out, second.key) / tracking.RECORD).unlink()
+    for trial in (first, second):
+        end(ledger.trial_dir(out, trial.key), trial, "done")
+    deliver(out, plan)
+    assert {status for _, status in runs(out).values()} == {"KILLED", "FINISHED"}
+    assert rows(out, "select value from tags where key = 'cause'") == []
+
+
+def test_rows_that_were_made_again_are_sent_again(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    evaluate(path, 4, nmi=9.0)
+    end(path, trial, "diverged", "not finite")
+    deliver(out, plan)
+    ledger.forget(out, trial, "diverged")
+    for iteration in (2, 4, 6):
+        evaluate(path, iteration)
+    end(path, trial, "done")
+    deliver(out, plan)
+    # MLflow never forgets a value, but the newest of a step is the one that it shows last.
+    assert [m[2:4] for m in metrics(out) if m[3] != 9.0] == [(2, 0.2), (4, 0.4), (6, 0.6)]
+
+
+def test_a_data_base_that_answers_again_is_used_though_nothing_is_new(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    end(start(out, trial), trial, "done")
+    real, answers = tracking._client, threading.Event()
+
+    def client(uri: str) -> Any:
+        if not answers.is_set():
+            raise ConnectionError("nobody there")
+        return real(uri)
+
+    monkeypatch.setattr(tracking, "_client", client)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
+    background = tracking.Background(out, tracking.default_uri(out), plan, frozenset)
+    while background.problem is None:
+        time.sleep(0.05)
+    answers.set()
+    limit = time.monotonic() + 60
+    while tracking.waiting(out, plan, tracking.default_uri(out)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert set(runs(out)) == {"", trial.key} and background.problem is None
+    assert background.finish("done", lambda: 60.0) is None
+
+
 def test_a_run_left_running_by_a_dead_driver_is_put_right_and_taken_up_again(out: Path) -> None:
     plan = make_plan(out)
     trial = plan.trials()[0]

@@ -9,6 +9,7 @@ equal rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcc import run_dir
+from mpcc.options import usable
 from tune import ledger, tracking_file
 from tune.ledger import Plan, Status, Trial
 from tune.signals import joined
@@ -38,6 +40,8 @@ MLFLOW_STATUS = {
     ledger.PRUNED: "KILLED",
     ledger.STOPPED: "KILLED",
 }
+RETRY_SECONDS = 30.0
+"""At most so long after a fault it is tried again."""
 _BATCH = 900
 """Metrics per request; MLflow allows 1000."""
 
@@ -54,7 +58,10 @@ def default_uri(out: Path) -> str:
 def checked_uri(uri: str) -> str:
     """The URI as it is used, a SQLite path made absolute. TrackingError for other kinds."""
     if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).expanduser()
+        try:
+            path = usable(uri.removeprefix("sqlite:///") or ".")
+        except ValueError as error:
+            raise TrackingError(f"--tracking-uri {uri}: {error}") from None
         if path.is_dir() or not path.name:
             raise TrackingError(f"--tracking-uri {uri} names a folder, not a data base file")
         there = next(place for place in path.resolve().parents if place.exists())
@@ -220,14 +227,16 @@ class Delivery:
             record["run_id"] = run_id
         if "start" not in record:
             self._log_params(run_id, trial.config.to_dict())
-            record["start"] = self._client.get_run(run_id).info.start_time
+            run = self._client.get_run(run_id)
+            record |= {"start": run.info.start_time, "cause": "cause" in run.data.tags}
             run_dir.write_json(path / RECORD, record)
-        rows = [row for row in _rows(path) if int(row["iteration"]) > int(record["rows_delivered"])]
+        rows = _fresh(_rows(path), record)
         if rows:
             self._log_rows(run_id, rows, int(record["start"]))
-            record["rows_delivered"] = rows[-1]["iteration"]
+            record |= {"rows_delivered": rows[-1]["iteration"], "last_row": _row_digest(rows[-1])}
             run_dir.write_json(path / RECORD, record)
         self._client.set_tag(run_id, "state", status.state)
+        self._tell_cause(run_id, record, status.cause)
         if status.state != ledger.RUNNING:
             self._send_end(run_id, path, status)
         elif record.get("delivered", ["running"])[0] != ledger.RUNNING:
@@ -278,11 +287,17 @@ class Delivery:
         for file in [*(path / name for name in names), *sorted(path.glob("*.png"))]:
             if file.exists():
                 self._client.log_artifact(run_id, str(file))
-        if status.cause:
-            self._client.set_tag(run_id, "cause", status.cause[:4000])
         result = path / run_dir.RESULT
         end = int(result.stat().st_mtime * 1000) if result.exists() else None
         self._set_status(run_id, MLFLOW_STATUS[status.state], end)
+
+    def _tell_cause(self, run_id: str, record: dict[str, Any], cause: str | None) -> None:
+        """The cause as a tag; a trial that has recovered has none any more."""
+        if cause:
+            self._client.set_tag(run_id, "cause", cause[:4000])
+        elif record.get("cause"):
+            self._client.delete_tag(run_id, "cause")
+        record["cause"] = bool(cause)
 
     def _set_status(self, run_id: str, status: str, end_time: int | None) -> None:
         if status == "RUNNING":
@@ -326,6 +341,7 @@ class Background:
         return self.problem
 
     def _run(self) -> None:
+        """After a fault it tries again by itself: a server may come back while nothing is new."""
         pause = 1.0
         while True:
             last = self._end.is_set()
@@ -337,11 +353,11 @@ class Background:
                 self.note, self._delivery.note = self._delivery.note or self.note, None
             except Exception as error:  # whatever a data base or a server can raise
                 self.problem = one_line(error)
-                pause = min(2 * pause, 60.0)
+                pause = min(2 * pause, RETRY_SECONDS)
             if last:
                 return
             self._end.wait(pause)
-            if not self._end.is_set():
+            if not self._end.is_set() and self.problem is None:
                 self._wake.wait()
 
 
@@ -436,6 +452,22 @@ def _digest(status: Status, path: Path) -> list[Any]:
 def _parent_digest(plan: Plan, state: str, states: list[str]) -> list[Any]:
     """What the sweep's own run must show."""
     return [state, f"{states.count(ledger.DONE)} of {len(states)}", len(plan.cells)]
+
+
+def _fresh(rows: list[dict[str, Any]], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that MLflow lacks: all, where those that it has were made again since."""
+    last = int(record["rows_delivered"])
+    if "last_row" in record:
+        kept = next((_row_digest(row) for row in rows if row["iteration"] == last), None)
+        if kept != record["last_row"]:
+            return rows
+    return [row for row in rows if int(row["iteration"]) > last]
+
+
+def _row_digest(row: Mapping[str, Any]) -> str:
+    """Of what MLflow is sent of a row."""
+    text = json.dumps(_numbers(row), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
