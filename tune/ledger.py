@@ -39,6 +39,10 @@ class LedgerError(ValueError):
     """The output folder does not fit what is asked for; the message is one line."""
 
 
+class PlanChanged(Exception):
+    """Another command has written the plan since it was read: it must be read again."""
+
+
 @dataclass(frozen=True)
 class PlannedCell:
     """A cell of the plan with all the seeds that were ever asked for."""

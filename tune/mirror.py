@@ -40,7 +40,7 @@ def storage_of(out: Path, given: str | None) -> str | None:
     """
     values = run_dir.read_json(Path(out) / REMEMBERED) or {}
     known = values.get("storage")
-    address = checked_storage(given) if given else None
+    address = None if given is None else checked_storage(given)
     if known and address and address != known:
         raise ValueError(f"{out} belongs to --storage {known}, now {address}; choose another --out")
     return address or known
@@ -87,8 +87,11 @@ class OutFolder:
         """Whether another driver has taken over."""
         return False
 
+    def claim(self) -> None:
+        """Keep other drivers out; LockError where one is there."""
+
     def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
-        """Take the sweep in hand, its plan with it."""
+        """Take the sweep in hand, its plan with it; PlanChanged where there is another one now."""
         ledger.write_plan(self.out, plan)
 
     def write_plan(self, plan: Plan) -> None:
@@ -149,12 +152,17 @@ class Mirror(OutFolder):
     def lost(self) -> bool:
         return self._lock is not None and self._lock.lost
 
-    def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
+    def claim(self) -> None:
         self._storage.retry_seconds = FIRST_SECONDS
         self._storage.prepare()
         self._lock = StorageLock(self._storage)
+
+    def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
+        self.claim()
         self.clear_stop()
-        self.bring_plan(check_only=True)
+        before = run_dir.read_json(self.out / ledger.PLAN)
+        if self.bring_plan() and run_dir.read_json(self.out / ledger.PLAN) != before:
+            raise ledger.PlanChanged
         self.write_plan(plan)
         run_dir.write_json(self.out / REMEMBERED, {"storage": self._storage.address})
         self.push_missing(trials)
@@ -165,7 +173,7 @@ class Mirror(OutFolder):
             self._storage.write(ledger.PLAN, text)
         ledger.write_plan(self.out, plan)
 
-    def bring_plan(self, *, check_only: bool = False) -> bool:
+    def bring_plan(self) -> bool:
         """Take over the storage's plan, if it has one; LedgerError where ours is another sweep's.
 
         Returns whether it has one.
@@ -186,7 +194,7 @@ class Mirror(OutFolder):
                 f"{self.out} and {self._storage.address} hold different sweeps; "
                 "choose another --out or --storage"
             )
-        if not check_only and (mine is None or run_dir.read_json(self.out / ledger.PLAN) != values):
+        if mine is None or run_dir.read_json(self.out / ledger.PLAN) != values:
             self.out.mkdir(parents=True, exist_ok=True)
             run_dir.write_json(self.out / ledger.PLAN, values)
         return True
