@@ -102,6 +102,22 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
     assert out == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["MPCC_DATA_DIR", "MPCC_CACHE_DIR"])
+def test_a_folder_of_an_unknown_user_in_the_environment_is_one_line(
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
+    monkeypatch.setenv(name, "~no-such-user/x")
+    code, _, err = call(
+        capsys, "--dataset", "mnist", "--grid", "esteps", "--out", str(tmp_path / "sweep")
+    )
+    assert code == 2 and err.count("\n") == 1 and f"{name}: '~no-such-user/x'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_data_are_told_before_ray_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_tools import Sweep, descendants, mlflow_runs, processes, wait_for
+from benchmarks.fault_tools import Sweep, mlflow_runs, processes, wait_for
 from benchmarks.faults import ROOT, injected
 from tune.lock import process_lives
+from tune.processes import descendants
 from tune.signals import SIGNALS
 
 ARGV = ("--preset", "tiny", "--iterations", "60", "--grid", "esteps=1,2", "--seeds", "1")

@@ -180,6 +180,12 @@ def _planned(
     args: argparse.Namespace, preset: str, out: Path, old: Plan | None
 ) -> tuple[Plan, list[Trial]]:
     """The plan with what is asked for, and the trials of this command."""
+    if args.confirm is not None and (
+        old is None or args.grid or args.table or args.ablate is not None
+    ):
+        raise UsageError(
+            "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
+        )
     base = _base(args, preset)
     if args.continue_training:
         old = _lengthened(args, out, old)
@@ -219,7 +225,7 @@ def _planned(
         for planned in old.cells if seeds else ():
             plan = plan.grow([planned.cell], seeds or (), planned.grids[-1])
     if args.confirm is not None:
-        return _confirmed(args, out, plan, old)
+        return _confirmed(args, out, plan)
     if args.accept_changed_code and old is not None:
         plan = replace(plan, code_files=code_fingerprints())
     chosen = _chosen(args, plan, cells)
@@ -254,16 +260,10 @@ def _left_out(args: argparse.Namespace, plan: Plan, out: Path) -> list[tuple[str
     return made
 
 
-def _confirmed(
-    args: argparse.Namespace, out: Path, plan: Plan, old: Plan | None
-) -> tuple[Plan, list[Trial]]:
+def _confirmed(args: argparse.Namespace, out: Path, plan: Plan) -> tuple[Plan, list[Trial]]:
     """The plan with fresh seeds for the best cell and its ties, and those trials."""
     from tune.confirm import confirm
 
-    if old is None or args.grid or args.table or args.ablate is not None:
-        raise UsageError(
-            "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
-        )
     count = command.whole("--seeds", args.seeds, 2, 10_000)
     plan, cells, by = confirm(plan, out, args.confirm or None, count)
     for planned in cells:

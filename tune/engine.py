@@ -38,7 +38,7 @@ from ray.tune import Callback  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from tune import cluster  # noqa: E402
+from tune import cluster, processes  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import TrialRunner, cause_of, is_out_of_memory  # noqa: E402
 
@@ -265,10 +265,12 @@ def dead_processes() -> list[str]:
 
 
 def kill() -> None:
-    """End a local Ray at once."""
+    """End a local Ray at once, with the processes of its own that would look around for a while."""
+    below = processes.descendants(os.getpid())
     node = ray._private.worker._global_node
     if node is not None:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
+    processes.kill(below)
 
 
 def shutdown() -> None:

@@ -83,6 +83,16 @@ def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
     )
 
 
+def check_cores(cores: float | None) -> None:
+    """PreflightError where a trial is to have more cores than this machine lends us."""
+    here = len(os.sched_getaffinity(0))
+    if cores is not None and cores > here:
+        raise PreflightError(
+            f"--cpus-per-trial {cores:g}: this machine has {here} cores for us, so that no trial "
+            "could ever start; give fewer, or a cluster by --address"
+        )
+
+
 def check_tracking(uri: str, out: Path, preset: str, *, begun: bool) -> str | None:
     """PreflightError where MLflow cannot be written to, before the sweep's first trial.
 

@@ -388,6 +388,7 @@ def _print_dry_run(args: argparse.Namespace, out: Path, supply: Supply) -> int:
     """The space, the points that are known, and how large it gets."""
     search = supply.search
     plan = supply.plan
+    command.check_dry_run(args, out, supply.all_trials()[:1])
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
     print(f"space {search.space.text}")
     for line in headline(search, supply.found):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT_SECONDS = 19.0
@@ -79,9 +79,17 @@ class Signals:
 
         return left
 
+    def leave(self, code: int) -> NoReturn:
+        """End this process at once, and Ray with it."""
+        try:
+            if self.engine is not None:
+                self.engine.kill()
+        finally:
+            os._exit(code)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
-            self._end(number)
+            self.leave(128 + number)
         self.number, self._since = number, time.monotonic()
         if not self._remembers:
             raise Interrupted(number)
@@ -92,14 +100,7 @@ class Signals:
             if self.number is not None and time.monotonic() > self._since + LIMIT_SECONDS:
                 with contextlib.suppress(OSError):
                     os.write(2, b"out of time; the same command goes on\n")
-                self._end(self.number)
-
-    def _end(self, number: int) -> None:
-        try:
-            if self.engine is not None:
-                self.engine.kill()
-        finally:
-            os._exit(128 + number)
+                self.leave(128 + self.number)
 
 
 SIGNALS = Signals()

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ from tune.signals import QUICK_SECONDS, SIGNALS, Signals, tell
 
 ROOT = Path(__file__).resolve().parents[1]
 DELIVERY_SECONDS = 60.0
+SILENT_SECONDS = 4 * 3600.0
+"""Without a word from any trial Ray is taken for hung. They speak every second, but for the time of
+an evaluation: the 50,000 images of IS, FID and KID take an hour or more on a slow CPU."""
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
 
@@ -124,7 +128,8 @@ def run(
     trials = board.trials()
     plan = _with_data(session.plan, settings.out, trials)
     try:
-        files.write_plan(plan)
+        if not (files.lost or lock.lost):
+            files.write_plan(plan)
     except OSError as error:  # The plan without the data's fingerprint is a plan as well.
         tell(tracking.one_line(error))
     problem = tracker.finish(_state_of(settings.out, plan), signals.within(patience))
@@ -145,7 +150,7 @@ def run(
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
-            os._exit(code)
+            signals.leave(code)
     return code
 
 
@@ -235,6 +240,7 @@ class _Session:
         self._alone: list[str] = []
         self._told_tracking = False
         self._error: BaseException | None = None
+        self._heard = time.monotonic()
         self._temp_dir = Path(os.devnull)
         """Ray's own files, once there are any."""
 
@@ -252,9 +258,9 @@ class _Session:
                     whole = self._rounds(engine, self._temp_dir, todo, display)
                 if whole and engine is not None:
                     engine.shutdown()
+                    self._signals.engine = None
                 elif self._signals.engine is not None:
                     self._signals.engine.kill()
-                self._signals.engine = None
             finally:
                 self._files.clear_stop()
                 shutil.rmtree(self._temp_dir, ignore_errors=True)
@@ -306,9 +312,19 @@ class _Session:
         return engine
 
     def _check_nodes(self, engine: ModuleType, todo: Sequence[Trial], display: Display) -> None:
-        """PreflightError that names each machine of a cluster that lacks something."""
+        """PreflightError that names each machine of a cluster that lacks something.
+
+        A machine of its own has the size that it has; to a cluster a larger one may come.
+        """
         where = self._settings
         if where.address == cluster.LOCAL:
+            if not engine.room_for(self._cpus, self._gpus or 0.0):
+                n_gpus = engine.n_gpus()
+                engine.shutdown()
+                raise preflight.PreflightError(
+                    f"--gpus-per-trial {self._gpus:g}: this machine has {n_gpus:g} GPUs for us, so "
+                    "that no trial could ever start; give fewer, or a cluster by --address"
+                )
             return
         needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
         problems = engine.on_every_node(cluster.missing_here, needed)
@@ -397,6 +413,7 @@ class _Session:
             except BaseException as error:  # told by the main thread
                 self._error = error
 
+        self._heard = time.monotonic()
         thread = threading.Thread(target=fit, name="tune", daemon=True)
         thread.start()
         return self._watch(engine, thread, display, feed)
@@ -427,8 +444,14 @@ class _Session:
                 display.say(f"Ray has died ({', '.join(dead)} ended); run the same command again")
                 self._forget_running()
                 return False
-            if self._files.lost:
-                display.say("another driver has taken this storage over; leaving it to that one")
+            if self._files.lost or self._lock.lost:
+                what = "storage" if self._files.lost else "folder"
+                display.say(f"another driver has taken this {what} over; leaving it to that one")
+                self._forget_running()
+                return False
+            if self._silent():
+                hours = f"{SILENT_SECONDS / 3600:g} hours"
+                display.say(f"no trial has said a word for {hours}; run the same command again")
                 self._forget_running()
                 return False
             if self._stopping and (not self._board.running() or self._signals.stop_left() < 0):
@@ -436,18 +459,28 @@ class _Session:
                 return False
         return self._signals.number is None
 
+    def _silent(self) -> bool:
+        """Whether Ray hangs. A cluster without running trials may wait for a machine to join."""
+        waits = self._settings.address != cluster.LOCAL and not self._board.running()
+        if waits:
+            self._heard = time.monotonic()
+        return time.monotonic() - self._heard > SILENT_SECONDS
+
     def _forget_running(self) -> None:
         for key in self._board.running():
             self._board.set(key, ledger.STOPPED)
 
     def _started(self, key: str) -> None:
+        self._heard = time.monotonic()
         if not self._stopping:
             self._board.set(key, ledger.RUNNING)
 
     def _retried(self, key: str) -> None:
+        self._heard = time.monotonic()
         self._board.set(key, ledger.PLANNED)
 
     def _reported(self, report: Mapping[str, Any]) -> None:
+        self._heard = time.monotonic()
         key, state = str(report["trial_key"]), str(report["state"])
         if state not in ledger.STATES:  # out of memory: not over yet
             self._alone.append(key)
