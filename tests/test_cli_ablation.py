@@ -227,6 +227,17 @@ def test_only_and_skip_choose_cells(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
 
 
+def test_the_status_of_what_a_search_gave_up_is_as_good_as_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1", "--seeds", "2")
+    first, second = plan.trials()
+    finish(tmp_path, first)
+    assert call(capsys, "--out", str(tmp_path), "--status")[0] == 3
+    finish(tmp_path, second, "pruned", "worse than the median")
+    assert call(capsys, "--out", str(tmp_path), "--status")[0] == 0
+
+
 def test_a_second_driver_is_refused_with_the_owners_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,8 +46,9 @@ examples:
   python tune/ablation.py --iterations 3000 --continue-training     all of them go on to more
 
 Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
-Exit codes: 0 every trial is done; 2 a usage error; 3 not every trial is done; 130, 143 stopped by
-SIGINT, SIGTERM (with checkpoints: the same command goes on).
+Exit codes: 0 every trial is done, or every chosen one with --only, --skip or --seeds; 2 a usage
+error; 3 not every trial is done; 129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM (with
+checkpoints: the same command goes on).
 """
 
 

@@ -295,7 +295,7 @@ def sync(settings: Any, plan: Plan, tracking: ModuleType) -> int:
 
 
 def print_status(out: Path, trials: Sequence[Trial]) -> int:
-    """Cell by cell: the state of every seed. Exit code 0 only if all are done."""
+    """Cell by cell: the state of every seed. The exit code is that of a run that ends like this."""
     owner = lock.lock_owner(out) or mirror.owner_of(out)
     live = owner["running"] if owner else ()
     states = []
@@ -312,7 +312,7 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
     counts = [f"{states.count(state)} {state}" for state in ledger.STATES if state in states]
     driver = f"; driver: process {owner['pid']} on {owner['host']}" if owner else ""
     print(f"{len(states)} trials: {', '.join(counts)}{driver}")
-    return 0 if set(states) <= {ledger.DONE} else 3
+    return 0 if set(states) <= set(ledger.FULFILLED) else 3
 
 
 def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Sequence[Trial]) -> int:

@@ -29,6 +29,8 @@ PLANNED, RUNNING, STOPPED = "planned", "running", "stopped"
 DONE, DIVERGED, FAILED = run_dir.DONE, run_dir.DIVERGED, run_dir.FAILED
 PRUNED = run_dir.PRUNED
 STATES = (PLANNED, RUNNING, DONE, DIVERGED, FAILED, PRUNED, STOPPED)
+FULFILLED = (DONE, PRUNED)
+"""With all its trials in these a sweep has nothing left to do: exit code 0."""
 
 
 FULL_MODEL = "full-model"

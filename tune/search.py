@@ -45,8 +45,8 @@ examples:
 
 A space: NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=N, NAME=A,B,C, or a TOML file of
 these (tune/space.toml explains it). The points are the same on any number of cores, and after a
-kill. Exit codes: 0 every trial is done or pruned; 2 a usage error; 3 not every one; 130, 143
-stopped by SIGINT, SIGTERM (the same command goes on).
+kill. Exit codes: 0 every trial is done or pruned; 2 a usage error; 3 not every one; 129, 130, 143
+stopped by SIGHUP, SIGINT, SIGTERM (the same command goes on).
 """
 
 ENDED = ledger.run_dir.ENDED
@@ -314,7 +314,7 @@ class Supply:
 
 
 def _print_status(out: Path, plan: Plan, search: Search) -> int:
-    """Point by point: its objectives, or the states of its seeds. 0 only if all have ended."""
+    """Point by point: its objectives, or the states of its seeds; the exit code as after a run."""
     found = Points(out).read(plan, search)
     front = {point.number for point in points.best(search, found)}
     live = lock.running_keys(out)
@@ -327,8 +327,10 @@ def _print_status(out: Path, plan: Plan, search: Search) -> int:
     owner = lock.lock_owner(out)
     driver = f"; driver: process {owner['pid']} on {owner['host']}" if owner else ""
     print(f"{len(ended)} of {search.n_points} points have ended{driver}")
-    whole = len(ended) >= search.n_points
-    return 0 if whole and all(p.state == points.COMPLETE for p in ended) else 3
+    trials = [trial for p in found for trial in ledger.trials(p.cell, search.seeds)]
+    states = {ledger.status(out, trial, live).state for trial in trials}
+    whole = len(ended) >= search.n_points and states <= set(ledger.FULFILLED)
+    return 0 if whole else 3
 
 
 def _next_steps(out: Path, supply: Supply, whole: bool) -> str:

@@ -161,8 +161,7 @@ def _state_of(out: Path, plan: Plan) -> str:
 
 def exit_code(out: Path, trials: Sequence[Trial], signal_number: int | None = None) -> int:
     """0 only if every trial is done, or pruned by its search."""
-    whole = (ledger.DONE, ledger.PRUNED)
-    if all(ledger.status(out, trial).state in whole for trial in trials):
+    if all(ledger.status(out, trial).state in ledger.FULFILLED for trial in trials):
         return 0
     return 3 if signal_number is None else 128 + signal_number
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -35,9 +36,14 @@ class TrialRunner(tune.Trainable):
         self._path = self._place.path
         self._progress: Iterator[Any] | None = None
 
+    _context_lost = False
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if self._context_lost:
+            os._exit(1)  # Ray starts a new process for the trial that comes next.
         self._close()
         self._place.leave()
+        free_gpu_memory()
         self.setup(new_config)
         return True
 
@@ -133,6 +139,7 @@ class TrialRunner(tune.Trainable):
     def _fault(self, error: Exception) -> dict[str, Any]:
         """Record the trial's own fault; raise what another try can mend, for Ray to retry."""
         cause = cause_of(error)
+        self._context_lost |= is_device_fault(error)
         if cause is None:
             raise error
         if cause.startswith(OUT_OF_MEMORY) and not self._spec["alone"]:
@@ -179,7 +186,7 @@ class TrialRunner(tune.Trainable):
         return host == socket.gethostname() and not process_lives(pid)
 
     def _back_off(self) -> None:
-        """Wait before another try in the same sweep: 2, 4, 8 … seconds, and no longer than 30."""
+        """Wait before another try in the same sweep: 2 seconds, then 4 (`engine.MAX_FAILURES`)."""
         session = self._spec["session"]
         try:
             with (self._path / ATTEMPTS).open("a+") as attempts:
@@ -188,7 +195,7 @@ class TrialRunner(tune.Trainable):
                 attempts.write(f"{session}\n")
         except (OSError, UnicodeError):
             return
-        until = time.monotonic() + (min(30.0, 2.0**tries) if tries else 0.0)
+        until = time.monotonic() + (2.0**tries if tries else 0.0)
         while time.monotonic() < until and not self._place.stop_asked():
             time.sleep(0.1)
 
@@ -196,7 +203,8 @@ class TrialRunner(tune.Trainable):
 def cause_of(error: BaseException) -> str | None:
     """Why a trial failed, beginning with one of the ledger's words; None for a machine's fault.
 
-    A full disk or a broken connection is not the trial's fault: another try may succeed.
+    A full disk or a broken connection is not the trial's fault: another try may succeed. Nor is
+    MLflow ever a cause: trials do not speak to it, and what it lacks is delivered later.
     """
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if is_out_of_memory(error):
@@ -212,12 +220,30 @@ def cause_of(error: BaseException) -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of a GPU; known without importing torch."""
     text = str(error).lower()
-    phrases = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate")
+    phrases = [
+        *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate"),
+        "cublas_status_alloc_failed",  # cuBLAS's word for it
+    ]
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, (RuntimeError, OSError)) and any(p in text for p in phrases))
     )
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether a GPU's context is lost: whatever runs in this process meets the same error."""
+    return not is_out_of_memory(error) and (
+        type(error).__name__ == "AcceleratorError"
+        or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    )
+
+
+def free_gpu_memory() -> None:
+    """Give the GPU what the last trial has left in torch's store, for whoever is beside us."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _where(error: BaseException) -> str:
