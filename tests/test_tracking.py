@@ -193,7 +193,7 @@ def test_a_trial_that_recovers_has_no_cause_any_more(out: Path) -> None:
     (ledger.trial_dir(out, second.key) / tracking.RECORD).unlink()
     for trial in (first, second):
         end(ledger.trial_dir(out, trial.key), trial, "done")
-    deliver(out, plan)
+    deliver(out, plan, state="stopped")
     assert {status for _, status in runs(out).values()} == {"KILLED", "FINISHED"}
     assert rows(out, "select value from tags where key = 'cause'") == []
 

@@ -76,7 +76,7 @@ def test_more_gpus_than_there_are_is_told_once_ray_has_looked(tmp_path: Path) ->
         Sweep(tmp_path / "out", ARGV).command("--gpus-per-trial", "1"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 2 and done.stdout == ""
     assert "this machine has 0 GPUs for us" in done.stderr.splitlines()[-1]
@@ -87,7 +87,7 @@ def test_more_gpus_than_there_are_is_told_once_ray_has_looked(tmp_path: Path) ->
 def test_a_sweep_whose_words_find_no_room_ends_as_ever(tmp_path: Path) -> None:
     made = Sweep(tmp_path / "out", ARGV)
     with open("/dev/full", "w") as full:
-        done = subprocess.run(made.command(), stdout=subprocess.PIPE, stderr=full, timeout=180)
+        done = subprocess.run(made.command(), stdout=subprocess.PIPE, stderr=full, timeout=400)
     assert done.returncode == 0, done.stdout
     assert {result["state"] for _, result in made.results().values()} == {"done"}
 
