@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tune.processes import descendants, kill  # noqa: E402
+
 TIMEOUT = 300.0
 STORED = ("trial_key", "state", "iteration", "metrics", "weights_sha256")
 """What of a result must not depend on what happened on the way to it."""
@@ -144,36 +148,10 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], Any]) -> bo
     return True
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that this one has started, and those that these have."""
-    children = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                continue
-            if parent == pid:
-                children.append(int(entry.name))
-    return children + [below for child in children for below in descendants(child)]
-
-
 def cut_power(process: subprocess.Popen[str]) -> None:
     """End the driver and all that it has started at one blow."""
     kill([process.pid, *descendants(process.pid)])
     process.communicate()
-
-
-def kill(pids: Sequence[int]) -> int:
-    """SIGKILL for these processes; how many there still were."""
-    killed = 0
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            killed += 1
-        except ProcessLookupError:
-            pass
-    return killed
 
 
 TRIAL = ("ray::TrialRunner", "ray::GroupRunner", "ray::ResourceTrainable")

@@ -7,7 +7,7 @@
 After each fault the same command runs again until every trial is done. Then: no trial lost (each
 has the result, the weights and the evaluations of an undisturbed sweep), none run twice (a result
 is never written again), MLflow with one finished run for each trial, the tables byte for byte those
-of the undisturbed sweep. Exit code 1 where anything else is found.
+of the undisturbed sweep. Exit code 1 where anything else is found; its folders are kept then.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ import platform
 import random
 import shutil
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -37,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import fault_tracking  # noqa: E402
 from benchmarks.fault_tools import (  # noqa: E402
     TRIAL,
     Sweep,
@@ -83,29 +82,36 @@ class Lab:
         self.random = random.Random(seed)
         self.reference = Sweep(folder / "undisturbed", ARGV)
         begun = time.monotonic()
-        self.reference.run()
+        process = self.reference.start()
+        wait_for(process, self.reference.checkpointed)
+        self.before_training = time.monotonic() - begun
+        finish(process)
         self.seconds = time.monotonic() - begun
         self.tables = self.reference.tables()
         self.keys = sorted(self.reference.results())
-        self._count = 0
+        self.count = 0
 
     def sweep(self, *more: str, parent: Path | None = None) -> Sweep:
         """A sweep of its own, with an empty folder."""
-        self._count += 1
-        return Sweep((parent or self.folder) / f"sweep-{self._count}", (*ARGV, *more))
+        self.count += 1
+        return Sweep((parent or self.folder) / f"sweep-{self.count}", (*ARGV, *more))
 
     def at_random_moment(self, *, in_training: bool = True) -> tuple[Sweep, Process]:
         """A sweep of its own that runs and has come to a random moment of its course.
 
         By what is on disk, not by the clock: a machine is not equally fast all the time. Without
-        `in_training` the moment may also lie before the first iteration.
+        `in_training` the moment may also lie before the first iteration or after the last one.
         """
+        n = len(self.keys)
         for _ in range(TRIES):
             sweep = self.sweep()
             process = sweep.start()
-            stage = self.random.randrange(0 if in_training else -2, len(self.keys) - 1)
+            stage = self.random.choice(range(n - 1) if in_training else (-3, -2, -1, 0, n // 2, n))
             if stage < 0:
-                time.sleep(self.random.uniform(0.0, 6.0))
+                time.sleep(self.random.uniform(0.0, self.before_training))
+            elif stage == n:
+                wait_for(process, lambda made=sweep: len(made.results()) == n)
+                time.sleep(self.random.uniform(0.0, 1.5))
             else:
                 wait_for(process, partial(sweep.has_come_to, stage))
                 time.sleep(self.random.uniform(0.0, 0.5))
@@ -173,17 +179,24 @@ def sigkill_of_the_raylet(lab: Lab, outcome: Outcome) -> None:
     lab.go_on(sweep, outcome)
 
 
-def _signal(lab: Lab, outcome: Outcome, number: signal.Signals) -> None:
-    sweep, process = lab.at_random_moment()
+def _signal(
+    lab: Lab, outcome: Outcome, number: signal.Signals, *, in_training: bool = True
+) -> None:
+    sweep, process = lab.at_random_moment(in_training=in_training)
     begun = time.monotonic()
     process.send_signal(number)
     said = finish(process, None)
     seconds = time.monotonic() - begun
     # A signal may come when the last trial has just ended.
-    if process.returncode != 128 + number and len(sweep.results()) < len(lab.keys):
+    # Before Python has read its first line a signal ends it by itself.
+    codes = (128 + number,) if sweep.out.exists() else (128 + number, -number)
+    if process.returncode not in codes and len(sweep.results()) < len(lab.keys):
         outcome.notes.append(f"exit code {process.returncode}: {said[-300:]}")
     if seconds > SIGNAL_SECONDS:
         outcome.notes.append(f"{seconds:.0f} s to the end")
+    states = dict.fromkeys(lab.keys, "KILLED") | dict.fromkeys(sweep.results(), "FINISHED")
+    if "KILLED" in states.values():
+        fault_tracking.check_states(sweep, said, states, outcome)
     lab.go_on(sweep, outcome)
 
 
@@ -193,6 +206,14 @@ def sigint(lab: Lab, outcome: Outcome) -> None:
 
 def sigterm(lab: Lab, outcome: Outcome) -> None:
     _signal(lab, outcome, signal.SIGTERM)
+
+
+def sigint_outside_training(lab: Lab, outcome: Outcome) -> None:
+    _signal(lab, outcome, signal.SIGINT, in_training=False)
+
+
+def sigterm_outside_training(lab: Lab, outcome: Outcome) -> None:
+    _signal(lab, outcome, signal.SIGTERM, in_training=False)
 
 
 def second_sigint(lab: Lab, outcome: Outcome) -> None:
@@ -230,10 +251,10 @@ class Unsupported(RuntimeError):
 
 def _full_disk(lab: Lab, outcome: Outcome, file: str) -> None:
     """The disk is full when the file is written: stopped, not failed; room, and it goes on."""
-    lab._count += 1
-    with small_disk(lab.folder / f"disk-{lab._count}", 64) as disk:
+    lab.count += 1
+    with small_disk(lab.folder / f"disk-{lab.count}", 64) as disk:
         sweep = lab.sweep(parent=disk)
-        ballast, done = disk / "ballast", lab.folder / f"full-{lab._count}"
+        ballast, done = disk / "ballast", lab.folder / f"full-{lab.count}"
         order = {"kind": "full disk", "trial": lab.random.choice(lab.keys), "file": file}
         orders = [order | {"ballast": str(ballast), "done": str(done)}]
         said = sweep.run(3, injected(orders))
@@ -258,69 +279,6 @@ def full_disk_at_a_metric_line(lab: Lab, outcome: Outcome) -> None:
 def injected(orders: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The environment of a sweep whose trials meet these faults."""
     return {"PYTHONPATH": str(INJECTION), "MPCC_FAULTS": json.dumps(list(orders))}
-
-
-def mlflow_server_restarted(lab: Lab, outcome: Outcome) -> None:
-    """The server dies at the first result and comes back: later runs deliver what is missing."""
-    database = lab.folder / f"server-{lab._count}.db"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = start_server(database, port)
-    try:
-        sweep = lab.sweep("--tracking-uri", f"http://127.0.0.1:{port}")
-        process = sweep.start()
-        wait_for(process, sweep.results)
-        stop_server(server)
-        said = finish(process)
-        if "--sync" not in said:
-            outcome.notes.append("what MLflow lacks was not told")
-        server = start_server(database, port)
-        lab.go_on(sweep, outcome, database)
-    finally:
-        stop_server(server)
-
-
-def start_server(database: Path, port: int) -> subprocess.Popen[bytes]:
-    """An MLflow server on this machine, once it answers."""
-    mlflow = str(Path(sys.executable).with_name("mlflow"))
-    words = ["server", "--workers", "1", "--port", str(port)]
-    server = subprocess.Popen(
-        [mlflow, *words, "--backend-store-uri", f"sqlite:///{database}"],
-        cwd=database.parent,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    end = time.monotonic() + 180
-    while time.monotonic() < end and server.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return server
-        time.sleep(0.2)
-    raise SweepFailed("the MLflow server did not start")
-
-
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
-
-
-def mlflow_database_locked(lab: Lab, outcome: Outcome) -> None:
-    """Somebody holds the data base for 30 s, in the middle of the sweep."""
-    sweep = lab.sweep()
-    process = sweep.start()
-    wait_for(process, lambda: sweep.results() and (sweep.out / "mlflow.db").exists())
-    holder = sqlite3.connect(sweep.out / "mlflow.db", timeout=60)
-    try:
-        holder.execute("begin exclusive")
-        time.sleep(30)
-    finally:
-        holder.rollback()
-        holder.close()
-    finish(process)
-    lab.go_on(sweep, outcome)
 
 
 def _damaged(lab: Lab, outcome: Outcome, damage: Callable[[bytes], bytes]) -> None:
@@ -371,7 +329,7 @@ class Canary:
 
 
 def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
-    canary = lab.folder / f"canary-{lab._count}"
+    canary = lab.folder / f"canary-{lab.count}"
     payload = pickle.dumps(Canary(canary))
     whole = HEADER + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
     sweep = lab.sweep()
@@ -392,7 +350,7 @@ def nan_exception_out_of_memory(lab: Lab, outcome: Outcome) -> None:
     hit = dict(zip(kinds, lab.random.sample(lab.keys, 3), strict=True))
     orders = [{"kind": kind, "trial": key, "iteration": 50} for kind, key in hit.items()]
     sweep = lab.sweep()
-    sweep.run(3, injected(orders))
+    said = sweep.run(3, injected(orders))
     results = {key: result for key, (_, result) in sweep.results().items()}
     states = {key: result["state"] for key, result in results.items()}
     wanted = dict.fromkeys(lab.keys, "done") | {hit["nan"]: "diverged"}
@@ -402,6 +360,9 @@ def nan_exception_out_of_memory(lab: Lab, outcome: Outcome) -> None:
     for kind, words in (("nan", "not finite"), ("exception", "code: "), (kinds[2], kinds[2])):
         if words not in str(results.get(hit[kind], {}).get("cause")):
             outcome.notes.append(f"{kind}: cause {results.get(hit[kind], {}).get('cause')!r}")
+    statuses = dict.fromkeys(lab.keys, "FINISHED") | dict.fromkeys(hit.values(), "FAILED")
+    fault_tracking.check_states(sweep, said, statuses, outcome)
+    _check_marks(sweep, outcome)
     untouched = {k: v for k, v in sweep.results().items() if states.get(k) == "done"}
     before = lab.reference.stored()
     if any(sweep.stored()[key] != before[key] for key in untouched):
@@ -410,6 +371,14 @@ def nan_exception_out_of_memory(lab: Lab, outcome: Outcome) -> None:
     retried.run()
     lab.count_repeats(sweep, untouched, outcome)
     lab.compare(sweep, outcome)
+
+
+def _check_marks(sweep: Sweep, outcome: Outcome) -> None:
+    """The table of a sweep with a diverged and two failed trials says so in their cells."""
+    text = "\n".join(sweep.tables().values())
+    for word in ("diverged", "failed"):
+        if word not in text:
+            outcome.notes.append(f"the table does not say that a trial {word}")
 
 
 def malformed_inputs(lab: Lab, outcome: Outcome) -> None:
@@ -425,15 +394,20 @@ def malformed_inputs(lab: Lab, outcome: Outcome) -> None:
 FAULTS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
     "SIGKILL of the driver": (sigkill_of_the_driver, 10),
     "SIGKILL of a trial": (sigkill_of_a_trial, 10),
-    "SIGKILL of the raylet": (sigkill_of_the_raylet, 3),
+    "SIGKILL of the raylet": (sigkill_of_the_raylet, 5),
     "SIGINT": (sigint, 5),
     "SIGTERM": (sigterm, 5),
+    "out of training: SIGINT": (sigint_outside_training, 3),
+    "out of training: SIGTERM": (sigterm_outside_training, 3),
     "second SIGINT": (second_sigint, 1),
     "full disk at a checkpoint": (full_disk_at_a_checkpoint, 1),
     "full disk at a result": (full_disk_at_a_result, 1),
     "full disk at a metric line": (full_disk_at_a_metric_line, 1),
-    "MLflow server restarted": (mlflow_server_restarted, 1),
-    "MLflow data base locked": (mlflow_database_locked, 1),
+    "MLflow server restarted": (fault_tracking.server_restarted, 1),
+    "MLflow server back in time": (fault_tracking.server_back_in_time, 1),
+    "MLflow delivered by hand": (fault_tracking.delivered_by_hand, 1),
+    "MLflow data base locked": (fault_tracking.database_locked, 1),
+    "MLflow data base being made": (fault_tracking.killed_while_the_database_is_made, 3),
     "truncated files": (truncated_files, 1),
     "empty files": (empty_files, 1),
     "flipped bits": (flipped_bits, 1),
@@ -445,14 +419,23 @@ FAULTS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
 
 
 def attempt(lab: Lab, name: str, times: int) -> Outcome:
-    """Let one kind of fault happen so often."""
-    outcome = Outcome()
+    """Let one kind of fault happen so often; an error of its own is a finding too."""
+    outcome, before = Outcome(), set(lab.folder.iterdir())
     for _ in range(times):
         try:
             FAULTS[name][0](lab, outcome)
-        except SweepFailed as error:
-            outcome.notes.append(str(error))
+        except Unsupported:
+            raise
+        except Exception as error:  # whatever it is, the other faults are still to be tried
+            text = str(error) if isinstance(error, SweepFailed) else repr(error)
+            outcome.notes.append(text)
         outcome.tried += 1
+    made = sorted(set(lab.folder.iterdir()) - before)
+    if outcome.sound:
+        for path in made:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        outcome.notes.append(f"kept for a look: {', '.join(map(str, made))}")
     return outcome
 
 
@@ -462,27 +445,36 @@ def main() -> int:
     parser.add_argument("--times", type=int, metavar="N", help="instead of the stated numbers")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     args = parser.parse_args()
+    for word in args.only:
+        if not any(name.lower().startswith(word.lower()) for name in FAULTS):
+            parser.error(f"no fault begins with '{word}'; there are: {', '.join(FAULTS)}")
+    if args.times is not None and args.times < 1:
+        parser.error(f"--times must be at least 1, got {args.times}")
     chosen = [n for n in FAULTS if any(n.lower().startswith(o.lower()) for o in args.only)]
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"Python {platform.python_version()}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="mpcc-faults-"))
-    try:
-        lab = Lab(folder, args.seed)
-        print(f"undisturbed: {len(lab.keys)} trials in {lab.seconds:.0f} s\n")
-        print(f"{'fault':<32}{'tried':>6}{'lost':>6}{'twice':>7}{'tables':>12}{'MLflow':>10}  min")
-        sound = all([_report(lab, name, args.times or FAULTS[name][1]) for name in chosen])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return 0 if sound else 1
+    lab = Lab(folder, args.seed)
+    print(f"undisturbed: {len(lab.keys)} trials in {lab.seconds:.0f} s\n")
+    print(f"{'fault':<32}{'tried':>6}{'lost':>6}{'twice':>7}{'tables':>12}{'MLflow':>10}  min")
+    sound = {name: _report(lab, name, args.times or FAULTS[name][1]) for name in chosen}
+    untried = [name for name, found in sound.items() if found is None]
+    if untried:
+        print(f"\nnot tried on this machine: {', '.join(untried)}")
+    if False in sound.values():
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
-def _report(lab: Lab, name: str, times: int) -> bool:
+def _report(lab: Lab, name: str, times: int) -> bool | None:
+    """Whether a fault did no harm; None where it could not be tried."""
     begun = time.monotonic()
     try:
         outcome = attempt(lab, name, times)
     except Unsupported as error:
         print(f"{name:<32}   not tried: {error}", flush=True)
-        return True
+        return None
     tables = f"{outcome.other_tables} differ" if outcome.other_tables else "identical"
     runs = f"{outcome.other_mlflow} differ" if outcome.other_mlflow else "right"
     minutes = (time.monotonic() - begun) / 60

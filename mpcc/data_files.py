@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpcc.options import usable
+
 DATA_DIR_VARIABLE = "MPCC_DATA_DIR"
 CACHE_DIR_VARIABLE = "MPCC_CACHE_DIR"
 MODIFIED = "MODIFIED.txt"
@@ -105,7 +107,10 @@ def cache_dir() -> Path:
     """Where prepared data and reference statistics lie: MPCC_CACHE_DIR or the user's cache."""
     given = os.environ.get(CACHE_DIR_VARIABLE)
     if given:
-        return Path(given).expanduser()
+        try:
+            return usable(given)
+        except ValueError as error:
+            raise DataError(f"{CACHE_DIR_VARIABLE}: {error}") from None
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpcc"
 
 

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpcc.options import usable
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,7 +39,10 @@ def find_weights(given: Path | str | None = None, *, download: bool = False) -> 
     unless `download` is asked for and needed.
     """
     named = given or os.environ.get(WEIGHTS_VARIABLE)
-    path = Path(named).expanduser() if named else _hub_cache() / WEIGHTS_NAME
+    try:
+        path = usable(named) if named else _hub_cache() / WEIGHTS_NAME
+    except ValueError as error:
+        raise InceptionMissing(f"{WEIGHTS_VARIABLE}: {error}") from None
     if download and not named and not path.is_file():
         _download(path)
     if not path.is_file():

@@ -38,18 +38,27 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
 
 def path(text: str) -> Path:
     """A path as typed, `~` meaning the home folder; argparse's own error for what can be none."""
+    try:
+        return usable(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def usable(text: str | Path) -> Path:
+    """The same for what argparse has not read; ValueError, one line, for what can be no path."""
+    text = str(text)
     shown = text if len(text) <= 80 else text[:77] + "..."
     if not text.strip():
-        raise argparse.ArgumentTypeError("the path is empty; is a variable of the shell not set?")
+        raise ValueError("the path is empty; is a variable of the shell not set?")
     try:
         found = Path(text).expanduser()
         found.resolve()
         found.exists()
     except RuntimeError:  # Python's word for an unknown user and for links in a circle
-        raise argparse.ArgumentTypeError(
+        raise ValueError(
             f"'{shown}' leads nowhere (a user who does not exist, or links in a circle)"
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise argparse.ArgumentTypeError(f"'{shown}' cannot be a path: {reason}") from None
+        raise ValueError(f"'{shown}' cannot be a path: {reason}") from None
     return found

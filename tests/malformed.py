@@ -17,7 +17,8 @@ from hypothesis.strategies import SearchStrategy
 
 from mpcc.config import DEFAULTS
 
-MPCC, ABLATION, TABLES, RESTART = "python -m mpcc", "ablation.py", "make_tables", "restart"
+MPCC, ABLATION, SEARCH = "python -m mpcc", "ablation.py", "search.py"
+TABLES, RESTART = "make_tables", "restart"
 
 SHARES = {
     "command line": 0.4,
@@ -160,13 +161,38 @@ _mpcc = st.one_of(
     ),
 )
 
+_not_storages = st.sampled_from(
+    ["", "{work}/file", "{work}/file/below", "{work}/loop/x", "~no-such-user/x", "ftp://x", "s3://",
+     "s3://a:b@c/d", "gs://UPPER", "s3:///x", "http://x/y"]
+)  # fmt: skip
+_where = st.one_of(
+    _with("--data-dir", st.sampled_from(["{work}/none", "{work}/file"]) | _path),
+    _with("--inception-weights", _weights),
+    _with("--tracking-uri", _name | st.sampled_from(
+        ["", "sqlite:///", "sqlite:///{work}", "ftp://x", "http://", "sqlite:///{work}/file/x",
+         "sqlite:///~no-such-user/x.db", "sqlite:///{work}/loop/x.db"]
+    )),
+    _with("--address", st.sampled_from(["", "here", "host:port", "1.2.3.4", "host:99999"])),
+    _with("--cpus-per-trial", st.sampled_from(["0", "-1", "nan", "x", "", "1e9", "1000"])),
+    _with("--gpus-per-trial", st.sampled_from(["-1", "nan", "x", "", "1e9", "1.5"])),
+    _with("--max-concurrent", st.sampled_from(["0", "1.5", "inf", "x", ""])),
+    _with("--checkpoint-seconds", _bad_seconds),
+    _with("--checkpoint-iterations", st.sampled_from(["0", "-1", "1.5", "nan", "x", "", "1e99"])),
+    _with("--storage", _not_storages),
+    _one(("--pilot", "--status"), ("--pilot", "--sync"), ("--status", "--sync"),
+         ("--pilot", "--data-dir", "{work}/none"), ("--pilot", "--data-dir", "s3://bucket/data"),
+         ("--pilot", "--cpus-per-trial", "x"), ("--pilot=1",)),
+    _foreign,
+)  # fmt: skip
+"""What the two programs that run trials share."""
+
 _grid = st.one_of(
     st.sampled_from(
         "esteps=1,,2|eta_p=1e-3..|eta_p=1e-3,0.001|esteps=1,1|esteps=|=1|,||width|seed=1,1|seed=-1"
         "|esteps=1 esteps=2|esteps=1,2,esteps=4|seed=1.5|C=1 width=2|eta_p=1e-3;2e-3|esteps==1"
         "|latent_mode=split latent_size=5 image_size=8|conditional=true prior=normal".split("|")
     ),
-    _assignment,
+    _assignment.filter(lambda text: "," not in text),  # `esteps=1,5` is an axis.
     _name,
     st.just(",".join(["seed=0", *map(str, range(1, 400))]) + " width=" + ",".join("1234567")[:13]
             + " batch_size=" + ",".join(map(str, range(2, 400)))),
@@ -184,27 +210,64 @@ _ablation = st.one_of(
         _with("--confirm", _name),
         _with("--retry", _name | st.just("done")),
         _with("--out", st.sampled_from(["{work}/file", "{work}/other"]) | _path),
-        _with("--data-dir", st.sampled_from(["{work}/none", "{work}/file"]) | _path),
-        _with("--inception-weights", _weights),
-        _with("--tracking-uri", _name | st.sampled_from(
-            ["", "sqlite:///", "sqlite:///{work}", "ftp://x", "http://", "sqlite:///{work}/file/x"]
-        )),
-        _with("--address", st.sampled_from(["", "here", "host:port", "1.2.3.4", "host:99999"])),
-        _with("--cpus-per-trial", st.sampled_from(["0", "-1", "nan", "x", "", "1e9"])),
-        _with("--gpus-per-trial", st.sampled_from(["-1", "nan", "x", "", "1e9"])),
-        _with("--max-concurrent", st.sampled_from(["0", "1.5", "inf", "x", ""])),
-        _with("--checkpoint-seconds", _bad_seconds),
-        _foreign,
+        _where,
+        _with("--ablate", _name | st.sampled_from(["x,y", "no-floor,x", "no-floor,no-floor,x"])),
+        _with("--ablate-from", _name | st.sampled_from(["", "best", "esteps=9"])),
         _one(("--status", "--dry-run"), ("--scale", "laptop"), ("--grid",),
              ("--seeds", "2", "--grid", "seed=1"), ("--table", "1"), ("--set", "esteps=2"),
              ("--set", "C=1", "--set", "width=1"),
-             ("--set", "seed=3"), ("--iterations", "5", "--set", "iterations=5")),
+             ("--set", "seed=3"), ("--iterations", "5", "--set", "iterations=5"),
+             ("--continue-training",), ("--continue-training", "--iterations", "5"),
+             ("--ablate", "no-floor"), ("--ablate", "--table", "1")),
     ).map(lambda words: ["--grid", "esteps=1", *words]),
     st.one_of(
         _with("--table", _name | st.sampled_from(["", "0", "3", "3A"])),
         _with("--scale", _name).map(lambda words: ["--table=1", *words]),
         _one(("--table", "1", "--preset", "tiny"), ("--table", "4", "--only", "dataset=digits")),
     ),
+)  # fmt: skip
+
+_begun = st.one_of(
+    _with("--ablate", _name | st.sampled_from(["x,y", "no-floor,x"])),
+    st.one_of(_name, st.sampled_from(["", "esteps=9"])).map(
+        lambda cell: ["--ablate", "--ablate-from", cell]
+    ),
+    st.sampled_from(["0", "1", "-3", "x", "", "1.5"]).map(
+        lambda n: ["--continue-training", f"--iterations={n}"]
+    ),
+    _with("--confirm", _name),
+    _with("--storage", _not_storages),
+    _one(("--continue-training",), ("--confirm", "--ablate"), ("--confirm", "--grid", "esteps"),
+         ("--seeds", "0"), ("--set", "width=3"), ("--preset", "mnist"), ("--iterations", "7")),
+)  # fmt: skip
+"""In a folder that holds a sweep."""
+
+_space = st.sampled_from(
+    "eta_p=1..|eta_p=..1|eta_p=2..1|eta_p=0..1:log|eta_p=1..2:step=0|eta_p=1..2:lin|eta_p=nan..1"
+    "|esteps=1.5..2|esteps=1|esteps=1,1|=1..2|eta_p|width=1..99999|seed=0..3|eta_p=1e-3..2e-3:log:x"
+    "|{work}/file|{work}/none|{work}/other|{work}/loop|~no-such-user/x.toml"
+    "|eta_p=1..2 eta_p=3..4|no=1..2".split("|")
+)
+_search = st.one_of(
+    _space.map(lambda text: ["--space", *text.split(" ")]),
+    st.one_of(
+        _where,
+        _with("--objective", _name | st.sampled_from(["", ",", "mse,mse", "mse,x"])),
+        *(
+            _with(f"--{option}", st.sampled_from(["0", "-1", "x", "", "1.5", "nan", "9" * 30]))
+            for option in ("points", "startup", "ahead", "seeds")
+        ),
+        _with("--sampler", _name | st.sampled_from(["", "TPE"])),
+        _with("--sampler-seed", st.sampled_from(["-1", "x", "", "1.5", "1e99"])),
+        _with("--prune", _name),
+        _with("--set", _bad_set),
+        _with("--preset", _name),
+        _with("--iterations", st.sampled_from(["0", "-5", "none", "", "1.5", "nan"])),
+        _with("--retry", _name | st.just("done")),
+        _with("--out", st.sampled_from(["{work}/file", "{work}/other"]) | _path),
+        _one(("--set", "eta_p=1e-3"), ("--space",), ("--grid", "esteps"), ("--confirm",),
+             ("--prune", "median", "--objective", "mse,cluster_information")),
+    ).map(lambda words: ["--space", "eta_p=1e-3..2e-3:log", *words]),
 )  # fmt: skip
 
 _tables = st.one_of(
@@ -219,11 +282,22 @@ _tables = st.one_of(
     _with("--out", st.sampled_from(["{work}/file"]) | _path),
     _with("--mlflow", _name | st.sampled_from(["ftp://x", "sqlite:///{work}/none.db", "sqlite:///"])),
     _foreign,
-    _one(("--sweep", "digits"), ("--mlflow", "sqlite:///x.db"), ("--table",), ("--table", "1")),
+    _with("--sweep", _name).map(lambda words: ["--mlflow", "sqlite:///{work}/none.db", *words]),
+    _with("--mlflow", st.sampled_from(["sqlite:///~no-such-user/x", "sqlite:///{work}/loop/x"])),
+    _one(("--sweep", "digits"), ("--mlflow", "sqlite:///x.db"), ("--table",), ("--table", "1"),
+         ("--runs",), ("--table", "search"), ("--check=1",), ("--pool-code=x",),
+         ("--tests", "welch"), ("--baseline", "{work}/none"), ("--format", "md,", "csv")),
 )  # fmt: skip
 
 
+def _in_a_sweep(words: list[str]) -> Case:
+    return Case("command line", ABLATION, ("--out", "{work}/sweep", *words), "sweep")
+
+
 def _command(program: str, words: list[str]) -> Case:
+    if program == SEARCH:
+        words = ["--preset", "tiny", "--out", "{work}/s", *words]
+        return Case("command line", program, tuple(words), "plain")
     if program == MPCC:
         words = ["--preset", "tiny", "--out", "{work}/r", *words]
         return Case("command line", program, tuple(words), "plain")
@@ -238,6 +312,8 @@ def _command(program: str, words: list[str]) -> Case:
 _commands = st.one_of(
     _mpcc.map(lambda words: _command(MPCC, words)),
     _ablation.map(lambda words: _command(ABLATION, words)),
+    _search.map(lambda words: _command(SEARCH, words)),
+    _begun.map(_in_a_sweep),
     _tables.map(lambda words: _command(TABLES, words)),
 )
 

@@ -33,8 +33,8 @@ from PIL import Image
 from mpcc import run_dir, trainer
 from mpcc.__main__ import main as mpcc_main
 from mpcc.config import PRESETS
-from tests.malformed import ABLATION, MPCC, RESTART, TABLES, Case, Damage, cases
-from tune import ablation, grid, ledger, sweep
+from tests.malformed import ABLATION, MPCC, RESTART, SEARCH, TABLES, Case, Damage, cases
+from tune import ablation, grid, ledger, search, sweep
 
 CANARY = "canary"
 """A file in the working folder that a pickle makes when its code is run."""
@@ -165,6 +165,7 @@ def called(program: str, argv: list[str]) -> Call:
     programs: dict[str, Callable[[list[str]], int]] = {
         MPCC: mpcc_main,
         ABLATION: ablation.main,
+        SEARCH: search.main,
         TABLES: make_tables.main,
     }
     out, err = io.StringIO(), io.StringIO()

@@ -102,6 +102,22 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
     assert out == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["MPCC_DATA_DIR", "MPCC_CACHE_DIR"])
+def test_a_folder_of_an_unknown_user_in_the_environment_is_one_line(
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
+    monkeypatch.setenv(name, "~no-such-user/x")
+    code, _, err = call(
+        capsys, "--dataset", "mnist", "--grid", "esteps", "--out", str(tmp_path / "sweep")
+    )
+    assert code == 2 and err.count("\n") == 1 and f"{name}: '~no-such-user/x'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_data_are_told_before_ray_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +225,17 @@ def test_only_and_skip_choose_cells(tmp_path: Path, capsys: pytest.CaptureFixtur
         "1 cells, 3 trials"
         in call(capsys, *same, "--only", f"esteps=4,eta_p={PRESETS['tiny'].prior_lr}")[1]
     )
+
+
+def test_the_status_of_what_a_search_gave_up_is_as_good_as_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1", "--seeds", "2")
+    first, second = plan.trials()
+    finish(tmp_path, first)
+    assert call(capsys, "--out", str(tmp_path), "--status")[0] == 3
+    finish(tmp_path, second, "pruned", "worse than the median")
+    assert call(capsys, "--out", str(tmp_path), "--status")[0] == 0
 
 
 def test_a_second_driver_is_refused_with_the_owners_name(

@@ -1,5 +1,7 @@
 """The faults of `benchmarks/faults.py`, a few of each once; the benchmark tries them all, often."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -24,7 +26,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         "SIGTERM",
         "second SIGINT",
         "full disk at a result",
+        "MLflow delivered by hand",
         "MLflow data base locked",
+        "MLflow data base being made",
         "flipped bits",
         "NaN, exception, out of memory",
     ],
@@ -35,3 +39,23 @@ def test_nothing_is_lost_nothing_runs_twice_and_the_table_is_the_same(lab: Lab, 
     except Unsupported as reason:
         pytest.skip(str(reason))
     assert outcome.sound, outcome
+
+
+def test_what_fails_on_the_way_is_a_finding_and_its_folders_are_kept(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(lab: Lab, outcome: faults.Outcome) -> None:
+        lab.sweep().out.mkdir()
+        raise KeyError("a")
+
+    monkeypatch.setitem(faults.FAULTS, "broken", (broken, 1))
+    outcome = faults.attempt(lab, "broken", 1)
+    assert not outcome.sound and outcome.tried == 1
+    assert "KeyError('a')" in outcome.notes[0]
+    assert "kept for a look" in outcome.notes[1] and f"sweep-{lab.count}" in outcome.notes[1]
+
+
+def test_a_fault_that_is_none_is_a_usage_error() -> None:
+    words = [sys.executable, str(faults.ROOT / "benchmarks" / "faults.py"), "--only", "nosuch"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "no fault begins with 'nosuch'" in done.stderr

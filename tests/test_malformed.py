@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.malformed import ABLATION, MPCC, RESTART, SHARES, TABLES, Case, Damage, cases
+from tests.malformed import ABLATION, MPCC, RESTART, SEARCH, SHARES, TABLES, Case, Damage, cases
 from tests.malformed_runs import CANARY, Templates, attempt, called, inside, judge, run, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def test_cases_are_the_same_for_one_seed_and_others_for_another() -> None:
 
 def test_every_program_is_among_the_cases() -> None:
     programs = Counter(case.program for case in cases(N, 0))
-    assert programs.keys() == {MPCC, ABLATION, TABLES, RESTART}
+    assert programs.keys() == {MPCC, ABLATION, SEARCH, TABLES, RESTART}
     assert min(programs.values()) >= 5, programs
 
 
@@ -83,6 +83,8 @@ SPAWNED = [
     Case("command line", ABLATION, ("--grid", "esteps=1,,2", "--out", "{work}/s"), "plain"),
     Case("command line", ABLATION, ("--grid=\u00e9\u2028t=1", "--out", "{work}/s"), "plain"),
     Case("command line", TABLES, ("--runs", "{work}/sweep", "--out", "{work}/file"), "sweep"),
+    Case("command line", ABLATION, ("--grid", "esteps=1", "--storage", "~no-user/x"), "plain"),
+    Case("command line", SEARCH, ("--space", "~no-user/x", "--out", "{work}/s"), "plain"),
     Case("command line", TABLES, ("--runs", "~no-such-user/x"), "plain"),
     Case(
         "data",
@@ -95,6 +97,7 @@ SPAWNED = [
 PROGRAMS = {
     MPCC: ["-m", "mpcc"],
     ABLATION: [str(ROOT / "tune" / "ablation.py")],
+    SEARCH: [str(ROOT / "tune" / "search.py")],
     TABLES: [str(ROOT / "analysis" / "make_tables.py")],
 }
 

@@ -70,8 +70,9 @@ def test_a_data_base_that_is_locked_or_broken_is_refused_at_first_and_waited_for
             preflight.check_tracking(uri, tmp_path, "tiny", begun=False)
         assert "locked" in str(preflight.check_tracking(uri, tmp_path, "tiny", begun=True))
     file.write_bytes(b"no data base" * 100)
+    assert preflight.check_tracking(uri, tmp_path, "tiny", begun=False) is None  # Made again.
     with pytest.raises(preflight.PreflightError, match="not a database"):
-        preflight.check_tracking(uri, tmp_path, "tiny", begun=False)
+        preflight.check_tracking(uri, tmp_path / "other", "tiny", begun=False)
 
 
 @pytest.mark.slow

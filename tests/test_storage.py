@@ -368,7 +368,7 @@ def test_news_that_come_while_the_storage_is_away_are_fetched_when_it_is_back(
     while not store.exists(mirror.STOP) and time.monotonic() < end:
         time.sleep(0.01)
     assert store.exists(mirror.STOP)
-    assert copy.settle(5) is None
+    assert copy.settle(lambda: 5.0) is None
     copy.release()
     assert storage_owner(store) is None
 

@@ -348,6 +348,7 @@ def test_a_fault_of_the_machine_is_given_to_ray_to_retry_and_records_nothing(
         MemoryError(),
         OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_a_trial_out_of_memory_is_tried_once_alone_and_then_failed(
@@ -361,6 +362,31 @@ def test_a_trial_out_of_memory_is_tried_once_alone_and_then_failed(
     runner.step()
     assert runner.step()["state"] == "failed"
     assert str(ledger.status(tmp_path, trial).cause).startswith("out of memory: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_a_process_whose_gpu_context_is_lost_takes_no_further_trial(
+    text: str, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, trial, _ = runner_for(tmp_path, monkeypatch, raising(RuntimeError(text)))
+    runner.step()
+    assert runner.step()["done"]
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    plan = ledger.new_plan("tiny", trial.config)
+    given = sweep.trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test")
+    if ends:
+        with pytest.raises(SystemExit):
+            runner.reset_config({"trial": given})
+    else:
+        assert runner.reset_config({"trial": given})
 
 
 @pytest.mark.slow

@@ -4,8 +4,12 @@ import json
 import math
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,18 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(tmp_path: Path, database: Path) -> Iterator[Path]:
     shutil.copy(database, tmp_path / tracking.DATABASE)
     yield tmp_path
+
+
+def half_made(database: Path, file: Path) -> None:
+    """As MLflow leaves it that is killed in the middle: the newest step is not recorded."""
+    shutil.copy(database, file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("update alembic_version set version_num = '451aebb31d03'")
+        connection.commit()
+
+
+def no_data_base(database: Path, file: Path) -> None:
+    file.write_bytes(b"no data base" * 100)
 
 
 def make_plan(out: Path) -> Plan:
@@ -166,6 +182,65 @@ def test_each_end_has_its_status_and_its_cause(out: Path) -> None:
     assert causes == ["cause of diverged", "cause of failed"]
 
 
+def test_a_trial_that_recovers_has_no_cause_any_more(out: Path) -> None:
+    plan = make_plan(out)
+    first, second = plan.trials()[:2]
+    for trial in (first, second):
+        evaluate(start(out, trial), 2)
+        end(ledger.trial_dir(out, trial.key), trial, "failed", "code: KeyError")
+    deliver(out, plan)
+    assert len(rows(out, "select value from tags where key = 'cause'")) == 2
+    (ledger.trial_dir(out, second.key) / tracking.RECORD).unlink()
+    for trial in (first, second):
+        end(ledger.trial_dir(out, trial.key), trial, "done")
+    deliver(out, plan, state="stopped")
+    assert {status for _, status in runs(out).values()} == {"KILLED", "FINISHED"}
+    assert rows(out, "select value from tags where key = 'cause'") == []
+
+
+def test_rows_that_were_made_again_are_sent_again(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    evaluate(path, 4, nmi=9.0)
+    end(path, trial, "diverged", "not finite")
+    deliver(out, plan)
+    ledger.forget(out, trial, "diverged")
+    for iteration in (2, 4, 6):
+        evaluate(path, iteration)
+    end(path, trial, "done")
+    deliver(out, plan)
+    # MLflow never forgets a value, but the newest of a step is the one that it shows last.
+    assert [m[2:4] for m in metrics(out) if m[3] != 9.0] == [(2, 0.2), (4, 0.4), (6, 0.6)]
+
+
+def test_a_data_base_that_answers_again_is_used_though_nothing_is_new(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    end(start(out, trial), trial, "done")
+    real, answers = tracking._client, threading.Event()
+
+    def client(uri: str) -> Any:
+        if not answers.is_set():
+            raise ConnectionError("nobody there")
+        return real(uri)
+
+    monkeypatch.setattr(tracking, "_client", client)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
+    background = tracking.Background(out, tracking.default_uri(out), plan, frozenset)
+    while background.problem is None:
+        time.sleep(0.05)
+    answers.set()
+    limit = time.monotonic() + 60
+    while tracking.waiting(out, plan, tracking.default_uri(out)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert set(runs(out)) == {"", trial.key} and background.problem is None
+    assert background.finish("done", lambda: 60.0) is None
+
+
 def test_a_run_left_running_by_a_dead_driver_is_put_right_and_taken_up_again(out: Path) -> None:
     plan = make_plan(out)
     trial = plan.trials()[0]
@@ -211,7 +286,7 @@ def test_a_server_that_is_down_hinders_nobody_and_is_told(tmp_path: Path) -> Non
     uri = "http://127.0.0.1:9"
     background = tracking.Background(tmp_path, uri, plan, frozenset)
     background.poke()
-    problem = background.finish("done", 30)
+    problem = background.finish("done", lambda: 30.0)
     assert problem and "\n" not in problem
     assert tracking.waiting(tmp_path, plan, uri) == [trial]
     assert not (ledger.trial_dir(tmp_path, trial.key) / tracking.RECORD).exists()
@@ -231,7 +306,7 @@ def test_rows_wait_while_the_data_base_is_locked_and_arrive_once_it_is_free(
     evaluate(path, 4)
     end(path, trial, "done")
     background = tracking.Background(out, tracking.default_uri(out), plan, frozenset)
-    assert background.finish("done", 60) is None
+    assert background.finish("done", lambda: 60.0) is None
     blocker.close()
     assert [m[2] for m in metrics(out)] == [2, 4]
     assert runs(out)[trial.key][1] == "FINISHED"
@@ -259,6 +334,62 @@ def test_a_data_base_that_is_gone_or_another_one_is_filled_from_the_start(
     assert set(runs(out)) == {"", trial.key} and len(metrics(out)) == 1
     (out / tracking.DATABASE).unlink()
     assert tracking.waiting(out, plan, uri) == [trial]
+
+
+@pytest.mark.parametrize("damage", [half_made, no_data_base])
+def test_our_data_base_that_cannot_be_opened_is_set_aside_and_filled_again(
+    tmp_path: Path, database: Path, damage: Callable[[Path, Path], None]
+) -> None:
+    plan = make_plan(tmp_path)
+    trial = plan.trials()[0]
+    path = start(tmp_path, trial)
+    evaluate(path, 2)
+    end(path, trial, "done")
+    file, uri = tmp_path / tracking.DATABASE, tracking.default_uri(tmp_path)
+    delivered = tracking._digest(ledger.status(tmp_path, trial), path)
+    record = {"tracking_uri": uri, "run_id": "x", "rows_delivered": 2, "start": 0}
+    run_dir.write_json(path / tracking.RECORD, record | {"delivered": delivered})
+    damage(database, file)
+    assert tracking.waiting(tmp_path, plan, uri) == []
+    spoilt = file.read_bytes()
+    background = tracking.Background(tmp_path, uri, plan, frozenset)
+    assert background.finish("stopped", lambda: 120.0) is None
+    assert set(runs(tmp_path)) == {"", trial.key} and len(metrics(tmp_path)) == 1
+    assert (tmp_path / f"{tracking.DATABASE}.damaged").read_bytes() == spoilt
+    assert "set aside as mlflow.db.damaged" in str(background.note)
+
+
+def test_a_data_base_of_the_users_own_is_never_set_aside(tmp_path: Path, database: Path) -> None:
+    plan = make_plan(tmp_path)
+    other = tmp_path / "other.db"
+    half_made(database, other)
+    spoilt = other.read_bytes()
+    with pytest.raises(Exception, match="schema"):
+        tracking.Delivery(tmp_path, f"sqlite:///{other}").deliver(plan)
+    assert other.read_bytes() == spoilt
+
+
+def test_a_driver_killed_while_the_data_base_is_made_leaves_none(tmp_path: Path) -> None:
+    """At several moments; half of a data base could never be opened again."""
+    plan = make_plan(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from tune import ledger, tracking\n"
+        "out = Path(sys.argv[1]); plan = ledger.read_plan(out)\n"
+        "tracking.Delivery(out, tracking.default_uri(out)).deliver(plan)\n"
+    )
+    file = tmp_path / tracking.DATABASE
+    for size in (1, 150_000, 400_000):
+        child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+        while child.poll() is None and not file.exists():
+            if sum(f.stat().st_size for f in tmp_path.glob(".mlflow.db.*.new")) >= size:
+                break
+            time.sleep(0.001)
+        child.kill()
+        child.wait()
+        assert not file.exists()
+    deliver(tmp_path, plan)
+    assert set(runs(tmp_path)) == {""}
+    assert not list(tmp_path.glob(".mlflow.db*"))
 
 
 @pytest.mark.parametrize("uri", ["runs", "file:///x", "sqlite://", "sqlite:///", "http://", ""])

@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from tune import signals  # noqa: E402
+
+if __name__ == "__main__":
+    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
+
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
@@ -41,8 +46,9 @@ examples:
   python tune/ablation.py --iterations 3000 --continue-training     all of them go on to more
 
 Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
-Exit codes: 0 every trial is done; 2 a usage error; 3 not every trial is done; 130, 143 stopped by
-SIGINT, SIGTERM (with checkpoints: the same command goes on).
+Exit codes: 0 every trial is done, or every chosen one with --only, --skip or --seeds; 2 a usage
+error; 3 not every trial is done; 129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM (with
+checkpoints: the same command goes on).
 """
 
 
@@ -175,6 +181,12 @@ def _planned(
     args: argparse.Namespace, preset: str, out: Path, old: Plan | None
 ) -> tuple[Plan, list[Trial]]:
     """The plan with what is asked for, and the trials of this command."""
+    if args.confirm is not None and (
+        old is None or args.grid or args.table or args.ablate is not None
+    ):
+        raise UsageError(
+            "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
+        )
     base = _base(args, preset)
     if args.continue_training:
         old = _lengthened(args, out, old)
@@ -214,7 +226,7 @@ def _planned(
         for planned in old.cells if seeds else ():
             plan = plan.grow([planned.cell], seeds or (), planned.grids[-1])
     if args.confirm is not None:
-        return _confirmed(args, out, plan, old)
+        return _confirmed(args, out, plan)
     if args.accept_changed_code and old is not None:
         plan = replace(plan, code_files=code_fingerprints())
     chosen = _chosen(args, plan, cells)
@@ -249,16 +261,10 @@ def _left_out(args: argparse.Namespace, plan: Plan, out: Path) -> list[tuple[str
     return made
 
 
-def _confirmed(
-    args: argparse.Namespace, out: Path, plan: Plan, old: Plan | None
-) -> tuple[Plan, list[Trial]]:
+def _confirmed(args: argparse.Namespace, out: Path, plan: Plan) -> tuple[Plan, list[Trial]]:
     """The plan with fresh seeds for the best cell and its ties, and those trials."""
     from tune.confirm import confirm
 
-    if old is None or args.grid or args.table or args.ablate is not None:
-        raise UsageError(
-            "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
-        )
     count = command.whole("--seeds", args.seeds, 2, 10_000)
     plan, cells, by = confirm(plan, out, args.confirm or None, count)
     for planned in cells:

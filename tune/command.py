@@ -12,13 +12,16 @@ from typing import Any, NoReturn
 
 from mpcc import config as configs
 from mpcc import inception
-from mpcc.options import explained, path
-from tune import continuation, drivers, ledger, lock, mirror, node_data
+from mpcc.options import explained, path, usable
+from tune import continuation, drivers, ledger, lock, mirror, node_data, signals
 from tune.claims import CLAIMS
 from tune.grid import checkpoint_bytes
 from tune.groups import gpus_here
 from tune.ledger import Plan, Trial
+from tune.signals import SIGNALS, Interrupted
 
+PLANNINGS = 5
+"""How often a command plans anew where others change the plan before it has the lock."""
 RETRIED = (ledger.FAILED, ledger.DIVERGED)
 
 
@@ -96,11 +99,22 @@ def answer(
         args.dry_run = args.dry_run or args.pilot
         if args.dry_run + args.status + args.sync > 1:
             raise UsageError("--dry-run or --pilot, --status and --sync exclude each other")
-        return run(args)
+        with SIGNALS:
+            for _ in range(PLANNINGS):
+                try:
+                    return run(args)
+                except ledger.PlanChanged:
+                    continue  # With the other command's cells in it, and all checks made anew.
+        raise UsageError("other commands keep changing the plan; wait for them")
+    except Interrupted as stop:
+        signals.tell(f"{name}: {stop}; the same command goes on")
+        return 128 + stop.number
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        print(f"{name}: {text}", file=sys.stderr)
+        signals.tell(f"{name}: {text}")
         return 2
+    finally:
+        signals.let_go()
 
 
 def folder(given: Path, storage: str | None = None) -> tuple[Path, Plan | None]:
@@ -161,6 +175,8 @@ def run(
     preflight.check_data(todo, where.data_dir, here=where.address == "local")
     preflight.check(todo, out, stored=where.storage is not None)
     cluster.check_address(where.address)
+    if where.address == cluster.LOCAL:
+        preflight.check_cores(where.cpus)
     _check_memory(todo, where)
     begun = any(status.state != ledger.PLANNED for status in now.values()) or (
         supply is not None and bool(lock.drivers(out))
@@ -173,10 +189,12 @@ def run(
     if where.storage is None:  # A storage has one driver, and a place of its own for this.
         files.stop_file = held.stop_file or files.stop_file
     try:
-        if supply is None:
-            files.begin(plan, trials)
-        else:
+        if supply is not None:
             plan, trials = supply.begin(held, files)
+        else:
+            if ledger.read_plan(out) != old:
+                raise ledger.PlanChanged
+            files.begin(plan, trials)
         for trial in trials:
             if trial.key not in again or not held.take(trial.key):
                 continue
@@ -228,7 +246,10 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
     together = trials_per_gpu(args)
     data_dir: Path | str | None = args.data_dir or os.environ.get("MPCC_DATA_DIR") or None
     if data_dir and not node_data.is_address(data_dir):
-        data_dir = Path(data_dir).expanduser().resolve()
+        try:
+            data_dir = usable(data_dir).resolve()
+        except ValueError as error:
+            raise UsageError(f"MPCC_DATA_DIR: {error}") from None
     return Settings(
         out=out,
         uri=tracking.default_uri(out) if uri is None else tracking.checked_uri(uri),
@@ -236,7 +257,7 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
         address=address(args.address),
         storage=mirror.storage_of(out, args.storage),
         cpus=number("--cpus-per-trial", args.cpus_per_trial, 0.01, 1024),
-        gpus=number("--gpus-per-trial", args.gpus_per_trial, 0, 64),
+        gpus=_gpus(args.gpus_per_trial),
         max_concurrent=whole("--max-concurrent", args.max_concurrent, 1, 100_000),
         trials_per_gpu=together,
         checkpoint_seconds=number("--checkpoint-seconds", args.checkpoint_seconds, 0, 1e6) or 0.0,
@@ -252,6 +273,13 @@ def trials_per_gpu(args: argparse.Namespace) -> Any:
     if text is not None and args.gpus_per_trial is not None:
         raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
     return text if text in (None, "auto") else whole("--trials-per-gpu", text, 1, 64)
+
+
+def _gpus(text: str | None) -> float | None:
+    value = number("--gpus-per-trial", text, 0, 64)
+    if value is not None and value > 1 and value != int(value):
+        raise UsageError(f"--gpus-per-trial above 1 must be a whole number, got '{text}'")
+    return value
 
 
 def address(text: str) -> str:
@@ -281,19 +309,24 @@ def sync(settings: Any, plan: Plan, tracking: ModuleType) -> int:
     if lock.lock_owner(settings.out) is not None:
         raise UsageError(f"{settings.out} is in use: its driver delivers by itself")
     held = lock.Lock(settings.out)
+    files = mirror.opened(settings.out, settings.storage)
     try:
+        files.claim()
         sent = tracking.sync(settings.out, settings.uri, plan, live)
+    except lock.LockError:
+        raise
     except Exception as error:
         print(f"MLflow at {settings.uri}: {tracking.one_line(error)}", file=sys.stderr)
         return 3
     finally:
+        files.release()
         held.release()
     print(f"{sent} trials delivered to {settings.uri}")
     return 0
 
 
 def print_status(out: Path, trials: Sequence[Trial]) -> int:
-    """Cell by cell: the state of every seed. Exit code 0 only if all are done."""
+    """Cell by cell: the state of every seed. The exit code is that of a run that ends like this."""
     owner = lock.lock_owner(out) or mirror.owner_of(out)
     live = {*(owner["running"] if owner else ()), *lock.running_keys(out)}
     states = []
@@ -310,19 +343,22 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
     counts = [f"{states.count(state)} {state}" for state in ledger.STATES if state in states]
     driver = f"; driver: process {owner['pid']} on {owner['host']}" if owner else ""
     print(f"{len(states)} trials: {', '.join(counts)}{driver}")
-    return 0 if set(states) <= {ledger.DONE} else 3
+    return 0 if set(states) <= set(ledger.FULFILLED) else 3
 
 
 def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Sequence[Trial]) -> int:
     """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
     live = lock.running_keys(out)
+    states = {trial.key: ledger.status(out, trial, live) for trial in trials}
+    open_ = [t for t in trials if states[t.key].state not in ledger.run_dir.ENDED]
+    check_dry_run(args, out, open_)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
     todo, reached = [], {}
     cells = ledger.by_cell(trials)
     for seeds in cells:
         print(f"cell {seeds[0].cell.key}  {seeds[0].cell.text}")
         for trial in seeds:
-            status = ledger.status(out, trial, live)
+            status = states[trial.key]
             shorter = continuation.goes_on_from(out, plan, trial)
             if status.state not in ledger.run_dir.ENDED:
                 todo.append(trial)
@@ -336,19 +372,27 @@ def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Seque
     return 0
 
 
-def time_text(
-    args: argparse.Namespace, out: Path, todo: Sequence[Trial], reached: dict[str, int]
-) -> str:
-    """How long these trials will take, from a pilot or from records; or how to find out."""
-    from tune import estimate, preflight, tracking
+def check_dry_run(args: argparse.Namespace, out: Path, todo: Sequence[Trial]) -> None:
+    """What a dry run, or a pilot of these trials, refuses: looked at before anything is printed."""
+    from tune import preflight, tracking
 
     where = settings(args, out, tracking)
-    n_at_once = trials_at_once(todo, where)
-    if args.pilot:
+    if args.pilot and todo:
         if node_data.is_address(where.data_dir):
             raise UsageError("--pilot measures on this machine: give a folder as --data-dir")
         preflight.check_data(todo, where.data_dir, here=True)
         preflight.check(todo, out, stored=where.storage is not None)
+
+
+def time_text(
+    args: argparse.Namespace, out: Path, todo: Sequence[Trial], reached: dict[str, int]
+) -> str:
+    """How long these trials will take, from a pilot or from records; or how to find out."""
+    from tune import estimate, tracking
+
+    where = settings(args, out, tracking)
+    n_at_once = trials_at_once(todo, where)
+    if args.pilot:
         paces = estimate.by_pilot(todo, n_at_once or 1, where)
         n_at_once = trials_at_once(todo, where, max(p.together for p in paces.values()))
         source = "a pilot"

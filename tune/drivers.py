@@ -78,7 +78,7 @@ class Driver(Protocol):
 class Alone:
     """The only driver of its folder: all trials are its own."""
 
-    leads, lost, stop_file = True, False, None
+    leads, stop_file = True, None
 
     def __init__(self, out: Path) -> None:
         """LockError that names another driver, of a grid or a search."""
@@ -90,6 +90,10 @@ class Alone:
                 "search; wait for it, stop it, or choose another --out",
                 owner,
             )
+
+    @property
+    def lost(self) -> bool:
+        return self._lock.lost
 
     def renew(self, running: Iterable[str]) -> None:
         self._lock.renew(running)
@@ -155,7 +159,9 @@ class Crew:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
-        self.lost = self.lost or not self._file(self.id).exists()
+        self.lost = self.lost or self._own.lost or not self._file(self.id).exists()
+        if self._lead is not None and self._lead.lost:
+            self._lead = None  # Another one delivers by now.
         self._others = {n: o for n, o in lock.drivers(self._out).items() if n != self.id}
         self._forget_the_dead()
         if self._lead is None and not self.lost:

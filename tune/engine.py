@@ -33,12 +33,13 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+import ray._private.services  # noqa: E402
 from ray import cloudpickle, tune  # noqa: E402
 from ray.tune import Callback  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-from tune import cluster, joined  # noqa: E402
+from tune import cluster, joined, processes  # noqa: E402
 from tune.groups import leading, shared  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import (  # noqa: E402
@@ -172,6 +173,13 @@ class Feed(Searcher):
         return Feed, ()
 
 
+class _Apart(ray._private.services.ConsolePopen):
+    """A process of Ray's, in a process group of its own; it still ends with this process."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"process_group": 0})
+
+
 def start(
     address: str,
     n_trials: int,
@@ -188,6 +196,10 @@ def start(
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     # Off, Ray takes the loopback for this machine's address, and all its ports listen there alone.
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != cluster.LOCAL
+    # A signal to our whole process group, as a terminal or a batch system sends it, is for us: Ray
+    # has to live on until the checkpoints are written.
+    logging.getLogger("ray").setLevel(logging.ERROR)  # It misses the main thread's signals.
+    setattr(ray._private.services, "ConsolePopen", _Apart)  # noqa: B010
     if address != cluster.LOCAL:
         runtime = {
             "env_vars": dict(environment),
@@ -323,10 +335,12 @@ def dead_processes() -> list[str]:
 
 
 def kill() -> None:
-    """End a local Ray at once."""
+    """End a local Ray at once, with the processes of its own that would look around for a while."""
+    below = processes.descendants(os.getpid())
     node = ray._private.worker._global_node
     if node is not None:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
+    processes.kill(below)
 
 
 def shutdown() -> None:

@@ -29,6 +29,8 @@ PLANNED, RUNNING, STOPPED = "planned", "running", "stopped"
 DONE, DIVERGED, FAILED = run_dir.DONE, run_dir.DIVERGED, run_dir.FAILED
 PRUNED = run_dir.PRUNED
 STATES = (PLANNED, RUNNING, DONE, DIVERGED, FAILED, PRUNED, STOPPED)
+FULFILLED = (DONE, PRUNED)
+"""With all its trials in these a sweep has nothing left to do: exit code 0."""
 
 
 FULL_MODEL = "full-model"
@@ -37,6 +39,10 @@ FULL_MODEL = "full-model"
 
 class LedgerError(ValueError):
     """The output folder does not fit what is asked for; the message is one line."""
+
+
+class PlanChanged(Exception):
+    """Another command has written the plan since it was read: it must be read again."""
 
 
 @dataclass(frozen=True)

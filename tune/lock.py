@@ -8,7 +8,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +21,9 @@ DRIVERS = "drivers"
 """Where each driver of a search has its own lock, ID.json."""
 HEARTBEAT_SECONDS = 60.0
 """A lock of another machine that was not renewed for so long is stale."""
+BEAT_SECONDS = HEARTBEAT_SECONDS / 6
+SETTLE_SECONDS = 1.0
+"""How long two drivers that begin at once have to see each other, where files cannot be locked."""
 
 
 class LockError(ValueError):
@@ -33,7 +38,9 @@ class Lock:
     """The right to work on an output folder, until it is released or its process ends.
 
     The kernel's file lock decides on one machine and ends with its process, so a dead driver's lock
-    is taken over at once. A lock of another machine is stale when it is no longer renewed.
+    is taken over at once. A lock of another machine, or on a file system without locks, is stale
+    when it is no longer renewed, or its process is gone from this machine. A thread renews it,
+    whatever the driver is busy with; whoever was taken for dead finds another name there.
     """
 
     def __init__(self, out: Path, name: str = LOCK, *, search: bool = False) -> None:
@@ -58,20 +65,63 @@ class Lock:
                 "wait for it, stop it, or choose another --out",
                 owner,
             )
+        self._path, self._token = path, secrets.token_hex(8)
         self._started, self._search = time.time(), search
-        self._last: tuple[float, frozenset[str]] | None = None
-        self.renew(())
+        self._keys: frozenset[str] = frozenset()
+        self._guard, self._over = threading.Lock(), threading.Event()
+        self.lost = False
+        """Another driver has taken the folder over, since this one was not heard of for long."""
+        self._write()
+        if not _locks(self._file):
+            time.sleep(SETTLE_SECONDS)  # Of two that have come at once the later one's name stays.
+            self._look()
+            if self.lost:
+                os.close(self._file)
+                raise LockError(f"{out} has just been taken by another driver; wait for it")
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def renew(self, running: Iterable[str]) -> None:
-        """Say that this driver lives and which trials it has in hand; call it often."""
-        keys, now = frozenset(running), time.time()
-        if self._last and self._last[1] == keys and now - self._last[0] < HEARTBEAT_SECONDS / 6:
+        """Say which trials this driver has in hand; call it often."""
+        keys = frozenset(running)
+        if keys != self._keys:
+            with self._guard:
+                self._keys = keys
+                self._look()
+                self._write()
+
+    def release(self) -> None:
+        """Let the next driver in."""
+        with self._guard:
+            self._over.set()
+            try:
+                self._look()
+                if not self.lost:
+                    os.ftruncate(self._file, 0)
+            finally:
+                os.close(self._file)
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            with self._guard:
+                if not self._over.is_set():
+                    self._look()
+                    self._write()
+
+    def _look(self) -> None:
+        """Whether the name that stands there is another one's: then nothing is written any more."""
+        owner = _owner_at(self._path)
+        if owner is not None and owner.get("token") != self._token:
+            self.lost = True
+
+    def _write(self) -> None:
+        if self.lost:
             return
         owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": self._started,
-            "running": sorted(keys),
+            "running": sorted(self._keys),
+            "token": self._token,
         } | ({"search": True} if self._search else {})
         data = (json.dumps(owner) + "\n").encode()
         try:
@@ -80,14 +130,6 @@ class Lock:
             os.utime(self._file)
         except OSError:
             return  # A full disk does not end a sweep; the kernel's lock holds all the same.
-        self._last = (now, keys)
-
-    def release(self) -> None:
-        """Let the next driver in."""
-        try:
-            os.ftruncate(self._file, 0)
-        finally:
-            os.close(self._file)
 
 
 def lock_owner(out: Path, name: str = LOCK) -> dict[str, Any] | None:
@@ -133,15 +175,41 @@ def running_keys(out: Path) -> frozenset[str]:
 
 def _held(file: int, owner: Mapping[str, Any], kind: int) -> bool:
     """Whether another driver holds the lock; if none does it is ours now, until `file` closes."""
-    elsewhere = owner.get("host") not in (None, socket.gethostname())
+    locks = True
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # A file system without locks: the owner's word has to do.
-        if owner and not elsewhere:
-            return process_lives(int(owner.get("pid", 0)))
-    return elsewhere and time.time() - os.fstat(file).st_mtime < HEARTBEAT_SECONDS
+    except OSError:
+        locks = False  # A file system without locks: the owner's word has to do.
+    if not owner or time.time() - os.fstat(file).st_mtime >= HEARTBEAT_SECONDS:
+        return False
+    if owner.get("host") != socket.gethostname():
+        return True
+    return not locks and owner.get("pid") != os.getpid() and process_lives(owner["pid"])
+
+
+def _locks(file: int) -> bool:
+    """Whether the file system knows locks; ours is held already."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _owner_at(path: Path) -> dict[str, Any] | None:
+    """Who is named there now, in a file that may be another one than was opened once."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return _owner(file)
+    finally:
+        os.close(file)
 
 
 def _owner(file: int) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from mpcc import run_dir
 from tune import continuation, ledger
 from tune.ledger import Plan, Trial
 from tune.place import LEFT_OUT, sending_order
+from tune.signals import joined
 from tune.storage import Storage, StorageError, Stored, checked_storage
 from tune.storage_lock import StorageLock, storage_owner
 
@@ -39,7 +40,7 @@ def storage_of(out: Path, given: str | None) -> str | None:
     """
     values = run_dir.read_json(Path(out) / REMEMBERED) or {}
     known = values.get("storage")
-    address = checked_storage(given) if given else None
+    address = None if given is None else checked_storage(given)
     if known and address and address != known:
         raise ValueError(f"{out} belongs to --storage {known}, now {address}; choose another --out")
     return address or known
@@ -92,8 +93,11 @@ class OutFolder:
         """Whether records are on their way here that trials have told of."""
         return False
 
+    def claim(self) -> None:
+        """Keep other drivers out; LockError where one is there."""
+
     def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
-        """Take the sweep in hand, its plan with it."""
+        """Take the sweep in hand, its plan with it; PlanChanged where there is another one now."""
         ledger.write_plan(self.out, plan)
 
     def write_plan(self, plan: Plan) -> None:
@@ -138,8 +142,8 @@ class OutFolder:
     def clear_stop(self) -> None:
         self.stop_file.unlink(missing_ok=True)
 
-    def settle(self, seconds: float) -> str | None:
-        """Have everything here at the end; what hinders it, None if nothing."""
+    def settle(self, left: Callable[[], float]) -> str | None:
+        """Have everything here while there is time left; what hinders it, None if nothing."""
         return None
 
     def release(self) -> None:
@@ -170,12 +174,17 @@ class Mirror(OutFolder):
         with self._keys_lock:
             return bool(self._keys or self._pulling)
 
-    def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
+    def claim(self) -> None:
         self._storage.retry_seconds = FIRST_SECONDS
         self._storage.prepare()
         self._lock = StorageLock(self._storage)
+
+    def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
+        self.claim()
         self.clear_stop()
-        self.bring_plan(check_only=True)
+        before = run_dir.read_json(self.out / ledger.PLAN)
+        if self.bring_plan() and run_dir.read_json(self.out / ledger.PLAN) != before:
+            raise ledger.PlanChanged
         self.write_plan(plan)
         run_dir.write_json(self.out / REMEMBERED, {"storage": self._storage.address})
         self.push_missing(trials)
@@ -186,7 +195,7 @@ class Mirror(OutFolder):
             self._storage.write(ledger.PLAN, text)
         ledger.write_plan(self.out, plan)
 
-    def bring_plan(self, *, check_only: bool = False) -> bool:
+    def bring_plan(self) -> bool:
         """Take over the storage's plan, if it has one; LedgerError where ours is another sweep's.
 
         Returns whether it has one.
@@ -207,7 +216,7 @@ class Mirror(OutFolder):
                 f"{self.out} and {self._storage.address} hold different sweeps; "
                 "choose another --out or --storage"
             )
-        if not check_only and (mine is None or run_dir.read_json(self.out / ledger.PLAN) != values):
+        if mine is None or run_dir.read_json(self.out / ledger.PLAN) != values:
             self.out.mkdir(parents=True, exist_ok=True)
             run_dir.write_json(self.out / ledger.PLAN, values)
         return True
@@ -279,6 +288,7 @@ class Mirror(OutFolder):
         self._push_one(key)
 
     def ask_stop(self) -> None:
+        self._storage.retry_seconds = 1.0  # From here on there are seconds left in all.
         self._stop_wanted = True
         self._wake.set()
 
@@ -288,17 +298,25 @@ class Mirror(OutFolder):
         except StorageError:
             pass  # The next driver clears it before it begins.
 
-    def settle(self, seconds: float) -> str | None:
+    def settle(self, left: Callable[[], float]) -> str | None:
         self._end.set()
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(seconds)
-        self._storage.retry_seconds = seconds
-        try:
-            self.pull()
-        except (OSError, run_dir.RunDirError) as error:
-            return str(error)
-        return None
+            joined(self._thread, left)
+        self._storage.retry_seconds = max(0.0, left())
+        problems: list[str] = []
+
+        def pull() -> None:
+            try:
+                self.pull()
+            except (OSError, run_dir.RunDirError) as error:
+                problems.append(str(error))
+
+        last = threading.Thread(target=pull, name="settle", daemon=True)
+        last.start()
+        if not joined(last, left):
+            return f"storage {self._storage.address} was too slow"
+        return problems[0] if problems else None
 
     def release(self) -> None:
         self._end.set()

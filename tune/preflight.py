@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mpcc import data_files, run_dir
 from mpcc.config import Config
-from tune import ledger, node_data, tracking
+from tune import ledger, node_data, tracking, tracking_file
 from tune.grid import checkpoint_bytes
 from tune.ledger import Trial
 
@@ -83,17 +83,28 @@ def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
     )
 
 
+def check_cores(cores: float | None) -> None:
+    """PreflightError where a trial is to have more cores than this machine lends us."""
+    here = len(os.sched_getaffinity(0))
+    if cores is not None and cores > here:
+        raise PreflightError(
+            f"--cpus-per-trial {cores:g}: this machine has {here} cores for us, so that no trial "
+            "could ever start; give fewer, or a cluster by --address"
+        )
+
+
 def check_tracking(uri: str, out: Path, preset: str, *, begun: bool) -> str | None:
     """PreflightError where MLflow cannot be written to, before the sweep's first trial.
 
     Once a sweep has `begun` a silent server does not hold it up: then what hinders is returned, and
     results are delivered later.
     """
-    problem = (
-        _sqlite_problem(Path(uri.removeprefix("sqlite:///")))
-        if uri.startswith("sqlite:///")
-        else _server_problem(uri, out, preset)
-    )
+    file = tracking_file.file_of(uri)
+    if file is None:
+        problem = _server_problem(uri, out, preset)
+    else:
+        # Our own file, where it is damaged, is made again.
+        problem = _sqlite_problem(file, ours=uri == tracking.default_uri(out))
     if problem is None or begun:
         return problem
     raise PreflightError(
@@ -156,8 +167,8 @@ def write_probe(folder: str) -> str | None:
     return None if same else "reads other bytes than were written"
 
 
-def _sqlite_problem(file: Path) -> str | None:
-    """Why this data base cannot be written to; a missing one is made later."""
+def _sqlite_problem(file: Path, *, ours: bool) -> str | None:
+    """Why this data base cannot be written to; None where it is missing, or damaged but ours."""
     folder = file.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -167,8 +178,10 @@ def _sqlite_problem(file: Path) -> str | None:
         with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True, timeout=3)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
-    except sqlite3.Error as error:
+    except sqlite3.OperationalError as error:
         return str(error)
+    except sqlite3.Error as error:
+        return None if ours else str(error)
     return None
 
 

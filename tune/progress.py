@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from mpcc import run_dir
 from tune import ledger
 from tune.grid import cost
 from tune.ledger import Status, Trial
+from tune.signals import tell
 
 GLYPHS = {
     ledger.PLANNED: ("·", "."),
@@ -167,7 +169,8 @@ class Display:
 
             console = Console(stderr=True)
             self._live = Live(self._table(), console=console, auto_refresh=False)
-            self._live.start()
+            with _never_mind():
+                self._live.start()
         return self
 
     def __exit__(
@@ -178,21 +181,24 @@ class Display:
     ) -> None:
         self.update(last=True)
         if self._live is not None:
-            self._live.stop()
+            with _never_mind():
+                self._live.stop()
 
     def say(self, text: str) -> None:
         """A line above the table."""
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
+            with _never_mind():
+                self._live.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def update(self, *, last: bool = False) -> None:
         now = time.monotonic()
         if self._live is not None:
             if last or now - self._last >= 0.5:
                 self._last = now
-                self._live.update(self._table(), refresh=True)
+                with _never_mind():
+                    self._live.update(self._table(), refresh=True)
             return
         ended = self._board.ended
         while self._told < len(ended):
@@ -232,6 +238,11 @@ class Display:
             table.add_row(text, seeds, f"{furthest:.0f}", mean)
         bar = ProgressBar(total=1.0, completed=self._board.part(), width=50)
         return Group(table, bar, Text(self._board.line(), style="bold"))
+
+
+def _never_mind() -> contextlib.suppress:
+    """For output: a terminal that is gone or a disk that is full must not end a sweep."""
+    return contextlib.suppress(OSError)
 
 
 def clock(seconds: float) -> str:

@@ -14,6 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from tune import signals  # noqa: E402
+
+if __name__ == "__main__":
+    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
+
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
@@ -48,8 +53,8 @@ folder, works on the same search; a trial runs once, and what a dead driver had 
 
 A space: NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=N, NAME=A,B,C, or a TOML file of
 these (tune/space.toml explains it). The points are the same on any number of cores, and after a
-kill. Exit codes: 0 every trial is done or pruned; 2 a usage error; 3 not every one; 130, 143
-stopped by SIGINT, SIGTERM (the same command goes on).
+kill. Exit codes: 0 every trial is done or pruned; 2 a usage error; 3 not every one; 129, 130, 143
+stopped by SIGHUP, SIGINT, SIGTERM (the same command goes on).
 """
 
 
@@ -214,7 +219,7 @@ def _check_not_set(args: argparse.Namespace, space: Any) -> None:
 
 
 def _print_status(out: Path, plan: Plan, search: Search) -> int:
-    """Point by point: its objectives, or the states of its seeds. 0 only if all have ended."""
+    """Point by point: its objectives, or the states of its seeds; the exit code as after a run."""
     found = Points(out).read(plan, search)
     front = {point.number for point in points.best(search, found)}
     live = lock.running_keys(out)
@@ -225,8 +230,10 @@ def _print_status(out: Path, plan: Plan, search: Search) -> int:
     for line in headline(search, found):
         print(line)
     print(f"{len(ended)} of {search.n_points} points have ended{_drivers_text(out)}")
-    whole = len(ended) >= search.n_points
-    return 0 if whole and all(p.state == points.COMPLETE for p in ended) else 3
+    trials = [trial for p in found for trial in ledger.trials(p.cell, search.seeds)]
+    states = {ledger.status(out, trial, live).state for trial in trials}
+    whole = len(ended) >= search.n_points and states <= set(ledger.FULFILLED)
+    return 0 if whole else 3
 
 
 def _drivers_text(out: Path) -> str:
@@ -294,6 +301,7 @@ def _print_dry_run(args: argparse.Namespace, out: Path, supply: Supply) -> int:
     """The space, the points that are known, and how large it gets."""
     search = supply.search
     plan = supply.plan
+    command.check_dry_run(args, out, supply.all_trials()[:1])
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {out}")
     print(f"space {search.space.text}")
     for line in headline(search, supply.found):

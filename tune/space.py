@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcc.config import SHORT, Config, full_name, parse_value, value_text
+from mpcc.options import usable
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "space"
@@ -166,7 +167,10 @@ def _checked(axes: Sequence[Axis]) -> Space:
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = Path(name).expanduser()
+    try:
+        path = usable(name)
+    except ValueError as error:
+        raise SpaceError(f"--space: {error}") from None
     if not path.is_file() and (ROOT / path).is_file():
         path = ROOT / path  # tune/space.toml, from whatever folder
     if not path.is_file():

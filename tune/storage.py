@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpcc import run_dir
+from mpcc.options import usable
 
 RETRY_SECONDS = 60.0
 """How long a storage that does not answer is asked again, 0.5, 1, 2, 4, 8, 8 ... seconds apart."""
@@ -78,9 +79,15 @@ def checked_storage(text: str) -> str:
         raise ValueError(
             f"--storage must be a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, got '{text}'"
         )
-    path = Path(text).expanduser().resolve()
+    try:
+        path = usable(text).resolve()
+    except ValueError as error:
+        raise ValueError(f"--storage: {error}") from None
     if path.exists() and not path.is_dir():
         raise ValueError(f"--storage {path} is a file; name a folder")
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"--storage {path}: {there} is a file; name another place")
     return str(path)
 
 

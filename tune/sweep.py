@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from mpcc import run_dir
@@ -32,12 +32,9 @@ from tune.groups import grouped
 from tune.ledger import Plan, Status, Trial
 from tune.mirror import STOP, OutFolder
 from tune.progress import Board, Display
+from tune.signals import QUICK_SECONDS, SIGNALS, Signals, tell
 
 ROOT = Path(__file__).resolve().parents[1]
-STOP_SECONDS = 12.0
-"""How long trials have to write their checkpoints after a signal."""
-SENDING_SECONDS = 30.0
-"""How much longer where checkpoints go to a storage."""
 DELIVERY_SECONDS = 60.0
 PROBE_SECONDS = 60.0
 """How long a cluster's machines have to say what they lack."""
@@ -48,6 +45,9 @@ VISIBLE_SECONDS = 15.0
 to be fetched from a storage."""
 NEWS_SECONDS = 5.0
 """Between two looks for what MLflow lacks of other drivers' trials."""
+SILENT_SECONDS = 4 * 3600.0
+"""Without a word from any trial Ray is taken for hung. They speak every second, but for the time of
+an evaluation: the 50,000 images of IS, FID and KID take an hour or more on a slow CPU."""
 DEFAULT_GPU_SHARE = 0.25
 """Of a GPU, for one trial."""
 
@@ -102,26 +102,6 @@ class Supply(Protocol):
         """What a worker must know of this trial beyond `trial_spec`."""
 
 
-class Signals:
-    """Remembers the first SIGINT or SIGTERM; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.engine: ModuleType | None = None
-
-    def install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            if self.engine is not None:
-                self.engine.kill()
-            os._exit(128 + number)
-        self.number = number
-
-
 def statuses(out: Path, trials: Sequence[Trial], live: Collection[str] = ()) -> dict[str, Status]:
     """What has become of each trial, by key."""
     return {trial.key: ledger.status(out, trial, live) for trial in trials}
@@ -146,18 +126,18 @@ def run(
 ) -> int:
     """Run what is missing of these trials, and what `supply` has; deliver it; the exit code.
 
-    `files` has begun. 0: every one of them is done. 3: not every one. 130, 143: ended by SIGINT,
-    SIGTERM.
+    `files` has begun. 0: every one of them is done. 3: not every one. 129, 130, 143: ended by
+    SIGHUP, SIGINT, SIGTERM.
     """
-    signals = Signals()
-    signals.install()
+    signals = SIGNALS
+    signals.remember()
     for trial in trials:
         if driver.is_elsewhere(trial.key):
             continue
         files.take_over(plan, trial)
         mended = ledger.mend(settings.out, trial)
         if mended:
-            print(mended, file=sys.stderr)
+            tell(mended)
     board = Board(trials, statuses(settings.out, trials))
     board.expected = 0 if supply is None else supply.n_trials
     tracker = tracking.Background(
@@ -168,46 +148,57 @@ def run(
     files.attend(board.running, tracker.poke)
     todo = missing(trials, statuses(settings.out, trials))
     session = _Session(plan, settings, driver, signals, board, tracker, files, supply)
-    whole = session.train(todo) if todo else True
-    quick = signals.number is not None or not whole
-    hindrance = files.settle(4.0 if quick else DELIVERY_SECONDS)
+    try:
+        whole = session.train(todo) if todo else True
+    except BaseException:
+        tracker.finish(_state_of(settings.out, plan, driver), signals.within(QUICK_SECONDS))
+        raise
+    patience = DELIVERY_SECONDS if whole else QUICK_SECONDS
+    hindrance = files.settle(signals.within(patience))
     if hindrance:
-        print(f"{hindrance}; the same command fetches what is missing here", file=sys.stderr)
+        tell(f"{hindrance}; the same command fetches what is missing here")
     trials = board.trials() if supply is None else supply.all_trials()
     plan = _with_data(session.plan, settings.out, trials)
     try:
-        (files.write_plan if supply is None else supply.write)(plan)
+        if not (files.lost or driver.lost):
+            (files.write_plan if supply is None else supply.write)(plan)
     except OSError as error:  # The plan without the data's fingerprint is a plan as well.
-        print(tracking.one_line(error), file=sys.stderr)
-    states = {ledger.status(settings.out, trial).state for trial in plan.trials()}
-    state = tracking.sweep_state(states)
-    if not states <= set(run_dir.ENDED) and driver.running_elsewhere():
-        state = ledger.RUNNING
-    problem = tracker.finish(state, 4.0 if quick else DELIVERY_SECONDS)
+        tell(tracking.one_line(error))
+    problem = tracker.finish(_state_of(settings.out, plan, driver), signals.within(patience))
+    if tracker.note:
+        tell(tracker.note)
     if problem:
-        print(
+        tell(
             f"MLflow lacks some results ({problem}); nothing is lost: run the same command with "
-            "--sync when it is back",
-            file=sys.stderr,
+            "--sync when it is back"
         )
     code = exit_code(settings.out, trials, signals.number)
-    if not whole:
+    if not whole or signals.number is not None:
         # Tune's thread may wait for ever for a Ray that is gone.
-        summary(settings, trials)
-        if driver.others():
-            print("The other drivers go on with this search.")
-        files.release()
-        driver.release()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            summary(settings, trials)
+            if driver.others():
+                print("The other drivers go on with this search.")
+            files.release()
+            driver.release()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            signals.leave(code)
     return code
+
+
+def _state_of(out: Path, plan: Plan, driver: Driver) -> str:
+    """The state of the whole sweep, when nothing of this driver's runs any more."""
+    states = {ledger.status(out, trial).state for trial in plan.trials()}
+    if not states <= set(run_dir.ENDED) and driver.running_elsewhere():
+        return ledger.RUNNING
+    return tracking.sweep_state(states)
 
 
 def exit_code(out: Path, trials: Sequence[Trial], signal_number: int | None = None) -> int:
     """0 only if every trial is done, or pruned by its search."""
-    whole = (ledger.DONE, ledger.PRUNED)
-    if all(ledger.status(out, trial).state in whole for trial in trials):
+    if all(ledger.status(out, trial).state in ledger.FULFILLED for trial in trials):
         return 0
     return 3 if signal_number is None else 128 + signal_number
 
@@ -291,6 +282,9 @@ class _Session:
         self._alone: list[str] = []
         self._told_tracking = False
         self._error: BaseException | None = None
+        self._heard = time.monotonic()
+        self._temp_dir = Path(os.devnull)
+        """Ray's own files, once there are any."""
 
     def train(self, todo: list[Trial]) -> bool:
         """Run these trials. False where Ray was left behind: stopped by a signal, or dead."""
@@ -298,28 +292,30 @@ class _Session:
         self._files.clear_stop()
         with Display(self._board) as display:
             display.say(f"{len(todo)} of {self._board.total} trials to run; starting Ray …")
-            from tune import engine
-
-            temp_dir = engine.make_temp_dir()
+            whole = False
             try:
-                self._start(engine, temp_dir, todo)
-                self._check_nodes(engine, todo, display)
-                self._signals.engine = engine
-                self._signals.install()  # Ray has put its own handler for SIGTERM in place.
-                whole = self._rounds(engine, temp_dir, todo, display)
-                if whole:
+                engine = self._start(todo, display)
+                if engine is not None:
+                    self._check_nodes(engine, todo, display)
+                    whole = self._rounds(engine, self._temp_dir, todo, display)
+                if whole and engine is not None:
                     engine.shutdown()
-                else:
-                    engine.kill()
-                self._signals.engine = None
+                    self._signals.engine = None
+                elif self._signals.engine is not None:
+                    self._signals.engine.kill()
             finally:
                 self._files.clear_stop()
-                shutil.rmtree(temp_dir, ignore_errors=True)
+                shutil.rmtree(self._temp_dir, ignore_errors=True)
         if self._error is not None:
-            print(f"Ray: {tracking.one_line(self._error)}", file=sys.stderr)
+            tell(f"Ray: {tracking.one_line(self._error)}")
         return whole
 
-    def _start(self, engine: ModuleType, temp_dir: Path, todo: Sequence[Trial]) -> None:
+    def _start(self, todo: Sequence[Trial], display: Display) -> ModuleType | None:
+        """Start Ray: `tune.engine`, or None where that raised or a signal came first.
+
+        In a thread of its own, where Ray leaves our signal handlers alone. The thread then sleeps:
+        Linux ends Ray's processes with the thread that has started them.
+        """
         threads = max(trial.config.cpu_threads for trial in todo)
         self._cpus = self._settings.cpus or threads
         address = self._settings.address
@@ -327,7 +323,31 @@ class _Session:
         environment = cluster.environment(address, threads, storage=stored)
         count = len(todo) if self._supply is None else grid.MAX_TRIALS
         room = min(count, self._settings.max_concurrent or count)
-        engine.start(address, room, self._cpus, temp_dir, environment)
+        tried = threading.Event()
+
+        def start() -> None:
+            try:
+                from tune import engine
+
+                self._signals.engine = engine
+                self._temp_dir = engine.make_temp_dir()
+                engine.start(address, room, self._cpus, self._temp_dir, environment)
+            except BaseException as error:  # told by the main thread
+                self._error = error
+            tried.set()
+            threading.Event().wait()
+
+        threading.Thread(target=start, name="ray", daemon=True).start()
+        while not tried.wait(0.2):
+            display.update()
+            self._driver.renew(())
+            if self._signals.number is not None:
+                return None
+        if isinstance(self._error, preflight.PreflightError):
+            raise self._error
+        engine = self._signals.engine
+        if self._error is not None or engine is None:
+            return None
         self._gpus = self._settings.gpus
         if self._gpus is None:
             self._gpus = DEFAULT_GPU_SHARE if engine.n_gpus() else 0.0
@@ -338,6 +358,7 @@ class _Session:
             self._group_size = self._size_of_group(engine, todo)
         elif isinstance(together, int):
             self._limit = min(together, self._limit or together)
+        return engine
 
     def _size_of_group(self, engine: ModuleType, todo: Sequence[Trial]) -> int:
         """How many trials share a GPU, as given or as the GPU's memory and speed have it."""
@@ -351,9 +372,19 @@ class _Session:
         return size
 
     def _check_nodes(self, engine: ModuleType, todo: Sequence[Trial], display: Display) -> None:
-        """PreflightError that names each machine of a cluster that lacks something."""
+        """PreflightError that names each machine of a cluster that lacks something.
+
+        A machine of its own has the size that it has; to a cluster a larger one may come.
+        """
         where = self._settings
         if where.address == cluster.LOCAL:
+            if not engine.room_for(self._cpus, self._gpus or 0.0):
+                n_gpus = engine.n_gpus()
+                engine.shutdown()
+                raise preflight.PreflightError(
+                    f"--gpus-per-trial {self._gpus:g}: this machine has {n_gpus:g} GPUs for us, so "
+                    "that no trial could ever start; give fewer, or a cluster by --address"
+                )
             return
         self._needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
         problems = engine.on_every_node(cluster.missing_here, self._needed, PROBE_SECONDS)
@@ -517,6 +548,7 @@ class _Session:
             except BaseException as error:  # told by the main thread
                 self._error = error
 
+        self._heard = time.monotonic()
         thread = threading.Thread(target=fit, name="tune", daemon=True)
         thread.start()
         return self._watch(engine, thread, display, feed)
@@ -525,7 +557,6 @@ class _Session:
         self, engine: ModuleType, thread: threading.Thread, display: Display, feed: Any
     ) -> bool:
         """Wait for the end, a signal, or Ray's death; only the first leaves Ray whole."""
-        deadline = 0.0
         while thread.is_alive():
             thread.join(0.2)
             display.update()
@@ -536,26 +567,30 @@ class _Session:
             if self._tracker.problem and not self._told_tracking:
                 self._told_tracking = True
                 display.say(f"MLflow does not answer ({self._tracker.problem}); training goes on")
+            if self._tracker.note:
+                display.say(self._tracker.note)
+                self._tracker.note = None
+            if self._signals.number is not None and not self._stopping:
+                self._stopping = True
+                name = signal.Signals(self._signals.number).name
+                display.say(f"{name}: writing checkpoints …")
+                self._files.ask_stop()
             death = engine.death()
             if death and thread.is_alive():
                 display.say(f"{death}; run the same command again")
                 self._forget_running()
                 return False
             if self._files.lost or self._driver.lost:
-                what = "storage" if self._files.lost else "search"
+                what = "storage" if self._files.lost else "folder"
                 display.say(f"another driver has taken this {what} over; leaving it to that one")
                 self._forget_running()
                 return False
-            if self._signals.number is None:
-                continue
-            if not self._stopping:
-                self._stopping = True
-                longer = SENDING_SECONDS if self._settings.storage else 0.0
-                deadline = time.monotonic() + STOP_SECONDS + longer
-                name = signal.Signals(self._signals.number).name
-                display.say(f"{name}: writing checkpoints …")
-                self._files.ask_stop()
-            if not self._board.running() or time.monotonic() > deadline:
+            if self._silent():
+                hours = f"{SILENT_SECONDS / 3600:g} hours"
+                display.say(f"no trial has said a word for {hours}; run the same command again")
+                self._forget_running()
+                return False
+            if self._stopping and (not self._board.running() or self._signals.stop_left() < 0):
                 self._forget_running()
                 return False
         while self._ending:
@@ -571,18 +606,28 @@ class _Session:
                 self._let_go(key)
                 self._in_hand.discard(key)
 
+    def _silent(self) -> bool:
+        """Whether Ray hangs. A cluster without running trials may wait for a machine to join."""
+        waits = self._settings.address != cluster.LOCAL and not self._board.running()
+        if waits:
+            self._heard = time.monotonic()
+        return time.monotonic() - self._heard > SILENT_SECONDS
+
     def _forget_running(self) -> None:
         for key in self._board.running():
             self._board.set(key, ledger.STOPPED)
 
     def _started(self, key: str) -> None:
+        self._heard = time.monotonic()
         if not self._stopping:
             self._board.set(key, ledger.RUNNING)
 
     def _retried(self, key: str) -> None:
+        self._heard = time.monotonic()
         self._board.set(key, ledger.PLANNED)
 
     def _reported(self, report: Mapping[str, Any]) -> None:
+        self._heard = time.monotonic()
         key, state = str(report["trial_key"]), str(report["state"])
         if state not in ledger.STATES:  # Something beside other trials: not over yet.
             self._alone.append(key)
@@ -604,7 +649,7 @@ class _Session:
             self._board.set(key, ledger.STOPPED)
             self._let_go(key)
             self._in_hand.discard(key)
-            print(f"stopped: {row.text} ({text})", file=sys.stderr)
+            tell(f"stopped: {row.text} ({text})")
             return
         try:
             ledger.record_failed(ledger.trial_dir(self._settings.out, key), row.config, cause)

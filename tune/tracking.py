@@ -9,11 +9,13 @@ equal rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
@@ -22,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from mpcc import run_dir
-from tune import ledger
+from mpcc.options import usable
+from tune import ledger, tracking_file
 from tune.ledger import Plan, Status, Trial
+from tune.signals import joined
 
 RECORD = "mlflow.json"
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
@@ -36,6 +40,8 @@ MLFLOW_STATUS = {
     ledger.PRUNED: "KILLED",
     ledger.STOPPED: "KILLED",
 }
+RETRY_SECONDS = 30.0
+"""At most so long after a fault it is tried again."""
 _BATCH = 900
 """Metrics per request; MLflow allows 1000."""
 
@@ -52,7 +58,10 @@ def default_uri(out: Path) -> str:
 def checked_uri(uri: str) -> str:
     """The URI as it is used, a SQLite path made absolute. TrackingError for other kinds."""
     if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).expanduser()
+        try:
+            path = usable(uri.removeprefix("sqlite:///") or ".")
+        except ValueError as error:
+            raise TrackingError(f"--tracking-uri {uri}: {error}") from None
         if path.is_dir() or not path.name:
             raise TrackingError(f"--tracking-uri {uri} names a folder, not a data base file")
         there = next(place for place in path.resolve().parents if place.exists())
@@ -79,7 +88,8 @@ def ui_command(uri: str, program: str = "mlflow") -> str:
 
 def waiting(out: Path, plan: Plan, uri: str, live: Collection[str] = ()) -> list[Trial]:
     """The trials of which MLflow lacks something, known from what is on disk alone."""
-    lost = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    file = tracking_file.file_of(uri)
+    lost = file is not None and not file.exists()
     late = []
     for trial in plan.trials():
         path = ledger.trial_dir(out, trial.key)
@@ -106,6 +116,8 @@ class Delivery:
         self._client: Any = None
         self._experiment = ""
         self._runs: dict[str, str] | None = None
+        self.note: str | None = None
+        """What has happened to the data base that its owner should know."""
 
     def deliver(self, plan: Plan, live: Collection[str] = (), state: str = ledger.RUNNING) -> int:
         """Bring MLflow up to the run directories and return how many trials were sent.
@@ -113,8 +125,8 @@ class Delivery:
         `live` are the trials in hand, `state` the sweep's own. Raises whatever MLflow raises.
         """
         try:
-            late = waiting(self.out, plan, self.uri, live)
             self._open(plan)
+            late = waiting(self.out, plan, self.uri, live)
             self._send_parent(plan, state)
             for trial in late:
                 self._send(plan, trial, ledger.status(self.out, trial, live))
@@ -126,11 +138,33 @@ class Delivery:
     def _open(self, plan: Plan) -> None:
         """Connect, make data base and experiment where missing, and list the sweep's runs."""
         if self._client is None:
-            client = _client(self.uri)
-            self._experiment = _open_experiment(client, self.uri, self.out, plan.preset)
-            self._client = client
+            file = tracking_file.file_of(self.uri)
+            if file is not None and not file.exists():
+                self._make(file, plan)
+            try:
+                self._connect(plan)
+            except Exception:
+                ours = file is not None and self.uri == default_uri(self.out)
+                if file is None or not ours or not tracking_file.is_damaged(file, _fill):
+                    raise
+                aside = tracking_file.set_aside(file)
+                self.note = f"{file} cannot be opened; set aside as {aside.name}, filled again"
+                self._make(file, plan)
+                self._connect(plan)
         if self._runs is None:
             self._runs = self._find_runs(plan)
+
+    def _connect(self, plan: Plan) -> None:
+        client = _client(self.uri)
+        self._experiment = _open_experiment(client, self.uri, self.out, plan.preset)
+        self._client = client
+
+    def _make(self, file: Path, plan: Plan) -> None:
+        """A new data base; what another one was sent counts no more, and is sent again."""
+        for path in (self.out, *(ledger.trial_dir(self.out, t.key) for t in plan.trials())):
+            if _record(path, self.uri):
+                (path / RECORD).unlink()
+        tracking_file.make(file, _fill)
 
     def _find_runs(self, plan: Plan) -> dict[str, str]:
         """Trial key -> run, the parent under ''. Of two runs with one key the older one stays."""
@@ -193,14 +227,16 @@ class Delivery:
             record["run_id"] = run_id
         if "start" not in record:
             self._log_params(run_id, trial.config.to_dict())
-            record["start"] = self._client.get_run(run_id).info.start_time
+            run = self._client.get_run(run_id)
+            record |= {"start": run.info.start_time, "cause": "cause" in run.data.tags}
             run_dir.write_json(path / RECORD, record)
-        rows = [row for row in _rows(path) if int(row["iteration"]) > int(record["rows_delivered"])]
+        rows = _fresh(_rows(path), record)
         if rows:
             self._log_rows(run_id, rows, int(record["start"]))
-            record["rows_delivered"] = rows[-1]["iteration"]
+            record |= {"rows_delivered": rows[-1]["iteration"], "last_row": _row_digest(rows[-1])}
             run_dir.write_json(path / RECORD, record)
         self._client.set_tag(run_id, "state", status.state)
+        self._tell_cause(run_id, record, status.cause)
         if status.state != ledger.RUNNING:
             self._send_end(run_id, path, status)
         elif record.get("delivered", ["running"])[0] != ledger.RUNNING:
@@ -251,11 +287,17 @@ class Delivery:
         for file in [*(path / name for name in names), *sorted(path.glob("*.png"))]:
             if file.exists():
                 self._client.log_artifact(run_id, str(file))
-        if status.cause:
-            self._client.set_tag(run_id, "cause", status.cause[:4000])
         result = path / run_dir.RESULT
         end = int(result.stat().st_mtime * 1000) if result.exists() else None
         self._set_status(run_id, MLFLOW_STATUS[status.state], end)
+
+    def _tell_cause(self, run_id: str, record: dict[str, Any], cause: str | None) -> None:
+        """The cause as a tag; a trial that has recovered has none any more."""
+        if cause:
+            self._client.set_tag(run_id, "cause", cause[:4000])
+        elif record.get("cause"):
+            self._client.delete_tag(run_id, "cause")
+        record["cause"] = bool(cause)
 
     def _set_status(self, run_id: str, status: str, end_time: int | None) -> None:
         if status == "RUNNING":
@@ -283,6 +325,8 @@ class Background:
         self._wake, self._end = threading.Event(), threading.Event()
         self._state = ledger.RUNNING
         self.problem: str | None = None
+        self.note: str | None = None
+        """As `Delivery.note`; whoever tells it takes it away."""
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
@@ -295,17 +339,18 @@ class Background:
         """Something new lies on disk."""
         self._wake.set()
 
-    def finish(self, state: str, seconds: float) -> str | None:
-        """Deliver the rest within this time; what hinders it as one line, None if nothing."""
+    def finish(self, state: str, left: Callable[[], float]) -> str | None:
+        """Deliver the rest while there is time `left`; what hinders it as one line, or None."""
+        seconds = left()
         self._state = state
         self._end.set()
         self._wake.set()
-        self._thread.join(seconds)
-        if self._thread.is_alive():
+        if not joined(self._thread, left):
             return self.problem or f"no answer within {seconds:.0f} s"
         return self.problem
 
     def _run(self) -> None:
+        """After a fault it tries again by itself: a server may come back while nothing is new."""
         pause = 1.0
         while True:
             last = self._end.is_set()
@@ -315,20 +360,25 @@ class Background:
                 if self._leads():
                     self._delivery.deliver(self._plan, live, self._state)
                 self.problem, pause = None, 1.0
+                self.note, self._delivery.note = self._delivery.note or self.note, None
             except Exception as error:  # whatever a data base or a server can raise
                 self.problem = one_line(error)
-                pause = min(2 * pause, 60.0)
+                pause = min(2 * pause, RETRY_SECONDS)
             if last:
                 return
             self._end.wait(pause)
-            if not self._end.is_set():
+            if not self._end.is_set() and self.problem is None:
                 self._wake.wait()
 
 
 def sync(out: Path, uri: str, plan: Plan, live: Collection[str] = ()) -> int:
     """Deliver by hand what is waiting; raises what MLflow raises."""
     states = {ledger.status(out, trial, live).state for trial in plan.trials()}
-    return Delivery(out, uri).deliver(plan, live, ledger.RUNNING if live else sweep_state(states))
+    delivery = Delivery(out, uri)
+    sent = delivery.deliver(plan, live, ledger.RUNNING if live else sweep_state(states))
+    if delivery.note:
+        print(delivery.note, file=sys.stderr)
+    return sent
 
 
 def sweep_state(states: Set[str]) -> str:
@@ -378,6 +428,9 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    if tracking_file.file_of(uri) is not None:
+        # No connection outlives its use: one to a file that was set aside would write there.
+        os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     import logging
 
     for name in ("mlflow", "alembic"):
@@ -386,31 +439,12 @@ def _client(uri: str) -> Any:
 
     for name in ("mlflow", "mlflow.store.db.utils", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            _make_database(path)
     return MlflowClient(tracking_uri=uri)
 
 
-def _make_database(path: Path) -> None:
-    """Have MLflow make its data base, whole or not at all.
-
-    It takes seconds to make the tables one by one, and one that was killed meanwhile leaves a file
-    that it never opens again.
-    """
-    from mlflow.tracking import MlflowClient
-
-    staged = path.with_name(f".{path.name}.{os.getpid()}.new")
-    staged.unlink(missing_ok=True)
-    try:
-        client = MlflowClient(tracking_uri=f"sqlite:///{staged}")
-        client.get_experiment_by_name("")
-        client._tracking_client.store.engine.dispose()
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+def _fill(uri: str) -> None:
+    """Make MLflow's tables in a new data base."""
+    _client(uri).search_experiments(max_results=1)
 
 
 def _record(path: Path, uri: str) -> dict[str, Any]:
@@ -428,6 +462,22 @@ def _digest(status: Status, path: Path) -> list[Any]:
 def _parent_digest(plan: Plan, state: str, states: list[str]) -> list[Any]:
     """What the sweep's own run must show."""
     return [state, f"{states.count(ledger.DONE)} of {len(states)}", len(plan.cells)]
+
+
+def _fresh(rows: list[dict[str, Any]], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that MLflow lacks: all, where those that it has were made again since."""
+    last = int(record["rows_delivered"])
+    if "last_row" in record:
+        kept = next((_row_digest(row) for row in rows if row["iteration"] == last), None)
+        if kept != record["last_row"]:
+            return rows
+    return [row for row in rows if int(row["iteration"]) > last]
+
+
+def _row_digest(row: Mapping[str, Any]) -> str:
+    """Of what MLflow is sent of a row."""
+    text = json.dumps(_numbers(row), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

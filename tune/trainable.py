@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -29,6 +30,9 @@ ATTEMPTS = "attempts"
 
 class Course:
     """One trial on its way through this process, a step at a time."""
+
+    _context_lost = False
+    """Whether a fault of the GPU has spoilt the process for all trials."""
 
     def begin(self, spec: dict[str, Any]) -> None:
         """Take a trial in hand, see `tune.sweep.trial_spec`; nothing is read or written yet."""
@@ -122,6 +126,7 @@ class Course:
     def _fault(self, error: Exception) -> dict[str, Any]:
         """Record the trial's own fault; raise what another try can mend, for Ray to retry."""
         cause = cause_of(error)
+        self._context_lost |= is_device_fault(error)
         if cause is None:
             raise error
         if not self._spec["alone"]:
@@ -177,7 +182,7 @@ class Course:
         return file is not None and os.path.exists(file)
 
     def _back_off(self) -> None:
-        """Wait before another try in the same sweep: 2, 4, 8 … seconds, and no longer than 30."""
+        """Wait before another try in the same sweep: 2 seconds, then 4 (`engine.MAX_FAILURES`)."""
         session = self._spec["session"]
         try:
             with (self._path / ATTEMPTS).open("a+") as attempts:
@@ -186,7 +191,7 @@ class Course:
                 attempts.write(f"{session}\n")
         except (OSError, UnicodeError):
             return
-        until = time.monotonic() + (min(30.0, 2.0**tries) if tries else 0.0)
+        until = time.monotonic() + (2.0**tries if tries else 0.0)
         while time.monotonic() < until and not self._place.stop_asked():
             time.sleep(0.1)
 
@@ -212,7 +217,10 @@ class TrialRunner(Course, tune.Trainable):
         self.begin(config["trial"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if self._context_lost:
+            os._exit(1)  # Ray starts a new process for the trial that comes next.
         self.end()
+        free_gpu_memory()
         self.setup(new_config)
         return True
 
@@ -242,12 +250,12 @@ class GroupRunner(tune.Trainable):
         self._open = set(self._courses)
         runs = {key: _reports(course) for key, course in self._courses.items()}
         self._news = side_by_side(runs, config["trials"][0]["device"])
-        self._context_lost = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        if self._context_lost:
+        if any(course._context_lost for course in self._courses.values()):
             os._exit(1)  # Ray starts a new process for the trials that come next.
         self.cleanup()
+        free_gpu_memory()
         self.setup(new_config)
         return True
 
@@ -258,7 +266,6 @@ class GroupRunner(tune.Trainable):
             raise report
         if report["done"]:
             self._open.discard(key)
-        self._context_lost |= report["state"] == DEVICE_FAULT
         return {"report": report, "done": not self._open}
 
     def cleanup(self) -> None:
@@ -288,7 +295,8 @@ def _reports(course: Course) -> Generator[dict[str, Any]]:
 def cause_of(error: BaseException) -> str | None:
     """Why a trial failed, beginning with one of the ledger's words; None for a machine's fault.
 
-    A full disk or a broken connection is not the trial's fault: another try may succeed.
+    A full disk or a broken connection is not the trial's fault: another try may succeed. Nor is
+    MLflow ever a cause: trials do not speak to it, and what it lacks is delivered later.
     """
     text = " ".join(str(error).split())[:500] or type(error).__name__
     if is_out_of_memory(error):
@@ -304,7 +312,10 @@ def cause_of(error: BaseException) -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of a GPU; known without importing torch."""
     text = str(error).lower()
-    phrases = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate")
+    phrases = [
+        *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate"),
+        "cublas_status_alloc_failed",  # cuBLAS's word for it
+    ]
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -314,9 +325,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_fault(error: BaseException) -> bool:
     """Whether a GPU's context is lost: whatever runs in this process meets the same error."""
-    return type(error).__name__ == "AcceleratorError" or (
-        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return not is_out_of_memory(error) and (
+        type(error).__name__ == "AcceleratorError"
+        or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
     )
+
+
+def free_gpu_memory() -> None:
+    """Give the GPU what the last trial has left in torch's store, for whoever is beside us."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _where(error: BaseException) -> str:

@@ -1,8 +1,9 @@
-"""Faults inside a trial's own process, for `benchmarks/faults.py`.
+"""Faults inside the processes of a sweep, for `benchmarks/faults.py`.
 
 Python reads this file at its start where its folder is on PYTHONPATH. MPCC_FAULTS, a JSON list:
     {"kind": "nan" | "exception" | "out of memory", "trial": KEY, "iteration": N}
     {"kind": "full disk", "trial": KEY, "file": NAME, "ballast": FILE, "done": FILE}
+    {"kind": "signal", "number": N, "import": MODULE}    to the driver, when it loads this module
 The program itself knows nothing of them.
 """
 
@@ -67,10 +68,16 @@ def disturb_writing(module):
 PATCHES = {"mpcc.algorithm": disturb_training, "mpcc.run_dir": disturb_writing}
 
 
+DRIVERS = ("ablation.py", "search.py")
+SIGNALS = {order["import"]: order["number"] for order in ORDERS if order["kind"] == "signal"}
+
+
 class Finder:
     """Hands a module to its patch as soon as it has been imported."""
 
     def find_spec(self, name, path, target=None):
+        if name in SIGNALS and Path(sys.argv[0]).name in DRIVERS:
+            os.kill(os.getpid(), SIGNALS.pop(name))
         if name not in PATCHES:
             return None
         sys.meta_path.remove(self)

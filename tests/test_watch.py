@@ -1,0 +1,101 @@
+"""What the driver's main thread looks at while trials run: hung Ray, no room, no terminal."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.fault_tools import Sweep
+from mpcc.config import PRESETS
+from tune import ledger, sweep
+from tune.grid import cells, parse_grid
+from tune.lock import Lock
+from tune.mirror import OutFolder
+from tune.progress import Board, Display
+from tune.signals import Signals
+
+TINY = PRESETS["tiny"]
+ARGV = ("--preset", "tiny", "--grid", "esteps=1", "--seeds", "1")
+
+
+def session(out: Path, address: str = "local") -> Any:
+    """A session without Ray, with one trial."""
+    grid = parse_grid(["esteps=1"], "tiny")
+    plan = ledger.new_plan("tiny", TINY).grow(cells(TINY, grid), (0,), grid.text)
+    board = Board(plan.trials(), sweep.statuses(out, plan.trials()))
+    settings = sweep.Settings(out=out, uri="", address=address)
+    tracker: Any = SimpleNamespace(problem=None, note=None)
+    return sweep._Session(
+        plan, settings, Lock(out), Signals(), board, tracker, OutFolder(out), None
+    )
+
+
+def watched(made: Any, seconds: float) -> bool:
+    """Whether Ray counts as whole after a round that never says a word and lasts so long."""
+    engine: Any = SimpleNamespace(dead_processes=lambda: [])
+    thread = threading.Thread(target=threading.Event().wait, args=(seconds,), daemon=True)
+    thread.start()
+    with Display(made._board) as display:
+        return bool(made._watch(engine, thread, display, None))
+
+
+def test_a_ray_that_says_nothing_any_more_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "SILENT_SECONDS", 0.5)
+    assert not watched(session(tmp_path / "a"), 30)
+    assert "no trial has said a word" in capsys.readouterr().err
+    running = session(tmp_path / "b", "head:6379")
+    running._started(running.plan.trials()[0].key)
+    assert not watched(running, 30)
+
+
+def test_a_cluster_may_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "SILENT_SECONDS", 0.5)
+    assert watched(session(tmp_path, "head:6379"), 2)
+
+
+def test_more_cores_than_there_are_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    done = subprocess.run(
+        Sweep(tmp_path / "out", ARGV).command("--cpus-per-trial", "1000"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "no trial could ever start" in done.stderr
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a GPU")
+def test_more_gpus_than_there_are_is_told_once_ray_has_looked(tmp_path: Path) -> None:
+    done = subprocess.run(
+        Sweep(tmp_path / "out", ARGV).command("--gpus-per-trial", "1"),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "this machine has 0 GPUs for us" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_sweep_whose_words_find_no_room_ends_as_ever(tmp_path: Path) -> None:
+    made = Sweep(tmp_path / "out", ARGV)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(made.command(), stdout=subprocess.PIPE, stderr=full, timeout=400)
+    assert done.returncode == 0, done.stdout
+    assert {result["state"] for _, result in made.results().values()} == {"done"}
+
+
+def test_words_that_find_no_room_are_dropped() -> None:
+    program = "from tune import signals\nsignals.tell('x')\nsignals.tell('y')\nsignals.let_go()\n"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stderr=full, cwd=Path(__file__).parents[1]
+        )
+    assert done.returncode == 0
