@@ -150,7 +150,8 @@ def run(
         for dataset in sorted({trial.config.dataset for trial in todo}):
             download(dataset, where.data_dir)
     preflight.check_data(todo, where.data_dir, here=where.address == "local")
-    preflight.check(todo, out, stored=where.storage is not None)
+    n_at_once = trials_at_once(todo, where) if todo else None
+    preflight.check(todo, out, stored=where.storage is not None, n_at_once=n_at_once)
     cluster.check_address(where.address)
     _check_memory(todo, where)
     begun = any(status.state != ledger.PLANNED for status in now.values())
@@ -300,7 +301,7 @@ def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Seque
             print(f"  trial {trial.key}  seed {trial.seed}  {status.state}{before}")
     print(f"{len(cells)} cells, {len(trials)} trials, {len(todo)} to run")
     if todo:
-        print(size_of(todo))
+        print(size_of(args, out, todo))
         print(time_text(args, out, todo, reached))
     return 0
 
@@ -317,7 +318,7 @@ def time_text(
         if node_data.is_address(where.data_dir):
             raise UsageError("--pilot measures on this machine: give a folder as --data-dir")
         preflight.check_data(todo, where.data_dir, here=True)
-        preflight.check(todo, out, stored=where.storage is not None)
+        preflight.check(todo, out, stored=where.storage is not None, n_at_once=n_at_once)
         paces = estimate.by_pilot(todo, n_at_once or 1, where.data_dir, where.gpus)
         source = "a pilot"
     else:
@@ -347,12 +348,14 @@ def trials_at_once(todo: Sequence[Trial], where: Any) -> int | None:
     return max(1, min(room, len(todo), where.max_concurrent or room))
 
 
-def size_of(trials: Sequence[Trial]) -> str:
-    """How large these trials get."""
+def size_of(args: argparse.Namespace, out: Path, trials: Sequence[Trial]) -> str:
+    """How large these trials get, beyond what they have on the disk already."""
+    from tune import tracking
     from tune.preflight import disk_need, size_text
 
     largest = max(checkpoint_bytes(trial.config) for trial in trials)
-    return f"about {size_text(largest)} per checkpoint, {size_text(disk_need(trials))} on the disk"
+    need = disk_need(trials, out, trials_at_once(trials, settings(args, out, tracking)))
+    return f"about {size_text(largest)} per checkpoint, {size_text(need)} on the disk"
 
 
 def number(option: str, text: str | None, low: float, high: float) -> float | None:
