@@ -128,7 +128,7 @@ def run(
 
     `supply`, of a search, has more trials as they end (`tune.sweep.Supply`).
     """
-    from tune import cluster, preflight, sweep, tracking
+    from tune import cluster, images, preflight, sweep, tracking
 
     where = settings(args, out, tracking)
     if args.sync:
@@ -150,6 +150,9 @@ def run(
         for dataset in sorted({trial.config.dataset for trial in todo}):
             download(dataset, where.data_dir)
     preflight.check_data(todo, where.data_dir, here=where.address == "local")
+    plan = images.learnt(plan, out, plan.trials())
+    if where.address == "local" and not node_data.is_address(where.data_dir):
+        images.check(plan, out, todo, where.data_dir)
     n_at_once = trials_at_once(todo, where) if todo else None
     preflight.check(todo, out, stored=where.storage is not None, n_at_once=n_at_once)
     cluster.check_address(where.address)
