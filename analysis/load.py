@@ -39,6 +39,7 @@ from mpcc.run_dir import (
     read_metrics,
     read_provenance,
     read_result,
+    read_trial,
 )
 from tune.ledger import FULL_MODEL, PLANNED, RUNNING, STOPPED
 from tune.lock import running_keys
@@ -303,7 +304,7 @@ def digest(path: Path) -> str:
 
 def _curve(path: Path, key: str) -> list[dict[str, Any]]:
     try:
-        rows = read_metrics(path)
+        rows = read_trial(path)[1]
     except (RunDirError, OSError):
         return []
     return [{"trial_key": key} | {k: number(v) for k, v in row.items()} for row in rows]

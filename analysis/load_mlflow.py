@@ -10,13 +10,25 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from analysis.folders import SWEEP, LoadError
 from analysis.load import MLFLOW
 from mpcc.config import full_name, parse_value
-from mpcc.run_dir import CONFIG, ENDED, METRICS, PROVENANCE, RESULT, write_bytes, write_json
+from mpcc.run_dir import (
+    CONFIG,
+    ENDED,
+    METRICS,
+    PROVENANCE,
+    RESULT,
+    RunDirError,
+    read_result_alone,
+    write_bytes,
+    write_json,
+    write_result,
+)
 
 _PICTURE = "samples.png"
 
@@ -133,12 +145,22 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
     rows = _rows(client, run) if curves or files[RESULT] is None else []
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_bytes(path / METRICS, text.encode())
-    if files[RESULT] is None and tags.get("state") in ENDED:
+    if files[RESULT] is not None:
+        _seal_again(path)
+    elif tags.get("state") in ENDED:
         last = {k: v for k, v in rows[-1].items() if k != "iteration"} if rows else {}
         iteration = rows[-1]["iteration"] if rows else 0
         result = {"state": tags["state"], "cause": tags.get("cause"), "iteration": iteration}
-        write_json(path / RESULT, result | {"trial_key": tags["trial_key"], "metrics": last})
+        write_result(path, result | {"trial_key": tags["trial_key"], "metrics": last})
     write_json(path / MLFLOW, {"run_id": run_id})
+
+
+def _seal_again(path: Path) -> None:
+    """A sound result stands for the rows as MLflow gives them; a damaged one stays as it is."""
+    with suppress(RunDirError):
+        result = read_result_alone(path)
+        if result is not None:
+            write_result(path, result)
 
 
 def _rows(client: Any, run: Any) -> list[dict[str, Any]]:

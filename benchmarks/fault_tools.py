@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from mpcc import run_dir  # noqa: E402
 from tune.processes import descendants, kill  # noqa: E402
 
 TIMEOUT = 300.0
@@ -28,6 +30,27 @@ STORED = ("trial_key", "state", "iteration", "metrics", "weights_sha256")
 
 class SweepFailed(RuntimeError):
     """A sweep ended otherwise than it should, with what it printed."""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """How far a trial has come, by what is on disk."""
+
+    result: tuple[int, dict[str, Any]] | None = None
+    """When a sound result was written, and what it says."""
+    starts: tuple[int, ...] = ()
+    """The iterations from which training has begun, one for each start."""
+    iteration: int = 0
+    """Of the newest checkpoint that is intact."""
+
+    def trained_again(self, later: Stand) -> bool:
+        """Whether something that was there has been trained once more since."""
+        if self.result is not None and later.result != self.result:
+            return True
+        starts = later.starts[len(self.starts) :]
+        return any(start < self.iteration for start in starts) or any(
+            after < before for before, after in pairwise(later.starts)
+        )
 
 
 @dataclass(frozen=True)
@@ -59,13 +82,28 @@ class Sweep:
         return finish(self.start(environment), expected)
 
     def results(self) -> dict[str, tuple[int, dict[str, Any]]]:
-        """Trial key -> time of writing and content of each result that can be read."""
+        """Trial key -> time of writing and content of each result that is sound."""
         found = {}
         for file in sorted(self.out.glob("trials/*/result.json")):
             try:
-                found[file.parent.name] = (file.stat().st_mtime_ns, json.loads(file.read_text()))
+                result = run_dir.read_result(file.parent)
+                if result is not None:
+                    found[file.parent.name] = (file.stat().st_mtime_ns, result)
             except (ValueError, OSError):
                 continue
+        return found
+
+    def stand(self) -> dict[str, Stand]:
+        """Trial key -> how far it has come, while it runs or not."""
+        results, found = self.results(), {}
+        for path in sorted(self.out.glob("trials/*")):
+            try:
+                starts = tuple(run_dir.read_provenance(path).get("starts") or ())
+            except (ValueError, OSError):
+                starts = ()
+            kept, _ = run_dir.read_checkpoints(path)
+            iteration = max((c.iteration or 0 for c in kept), default=0)
+            found[path.name] = Stand(results.get(path.name), starts, iteration)
         return found
 
     def checkpointed(self) -> list[Path]:
@@ -91,7 +129,10 @@ class Sweep:
         """Trial key -> its evaluations, but for times."""
         rows = {}
         for file in sorted(self.out.glob("trials/*/metrics.jsonl")):
-            read = [json.loads(line) for line in file.read_text().splitlines()]
+            try:
+                read = [json.loads(line) for line in file.read_text().splitlines()]
+            except ValueError:
+                read = [{"damaged": str(file)}]
             rows[file.parent.name] = [{k: v for k, v in r.items() if k != "seconds"} for r in read]
         return rows
 
@@ -146,6 +187,13 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], Any]) -> bo
             raise SweepFailed(f"nothing to disturb within {TIMEOUT:.0f} s")
         time.sleep(0.01)
     return True
+
+
+def must_come(process: subprocess.Popen[str], condition: Callable[[], Any]) -> None:
+    """Wait until the condition holds; SweepFailed where the process ends before."""
+    if not wait_for(process, condition):
+        out, err = process.communicate()
+        raise SweepFailed(f"ended ({process.returncode}) before the fault:\n{out}\n{err}")
 
 
 def cut_power(process: subprocess.Popen[str]) -> None:

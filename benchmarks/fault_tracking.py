@@ -20,8 +20,8 @@ from benchmarks.fault_tools import (
     SweepFailed,
     finish,
     mlflow_runs,
+    must_come,
     processes,
-    wait_for,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _run_without(lab: Lab, server: Server, outcome: Outcome) -> Sweep:
     """A sweep that loses its server at the first result."""
     sweep = lab.sweep("--tracking-uri", server.uri)
     process = sweep.start()
-    wait_for(process, sweep.results)
+    must_come(process, sweep.results)
     server.stop()
     if "--sync" not in finish(process):
         outcome.notes.append("what MLflow lacks was not told")
@@ -126,7 +126,7 @@ def server_back_in_time(lab: Lab, outcome: Outcome) -> None:
     with running_server(lab) as server:
         sweep = lab.sweep("--tracking-uri", server.uri)
         process = sweep.start()
-        wait_for(process, sweep.results)
+        must_come(process, sweep.results)
         held = processes(process.pid, *TRIAL)
         for pid in held:
             os.kill(pid, signal.SIGSTOP)
@@ -146,7 +146,7 @@ def database_locked(lab: Lab, outcome: Outcome) -> None:
     """Somebody holds the data base for 30 s, in the middle of the sweep."""
     sweep = lab.sweep()
     process = sweep.start()
-    wait_for(process, lambda: sweep.results() and (sweep.out / "mlflow.db").exists())
+    must_come(process, lambda: sweep.results() and (sweep.out / "mlflow.db").exists())
     holder = sqlite3.connect(sweep.out / "mlflow.db", timeout=60)
     try:
         holder.execute("begin exclusive")
@@ -168,7 +168,7 @@ def killed_while_the_database_is_made(lab: Lab, outcome: Outcome) -> None:
         new = [file.stat().st_size for file in _files(sweep.out, ".mlflow.db.*.new")]
         return sum(new) >= size or (sweep.out / "mlflow.db").exists()
 
-    wait_for(process, large_enough)
+    must_come(process, large_enough)
     process.kill()
     process.communicate()
     lab.go_on(sweep, outcome)

@@ -6,8 +6,9 @@
 
 After each fault the same command runs again until every trial is done. Then: no trial lost (each
 has the result, the weights and the evaluations of an undisturbed sweep), none run twice (a result
-is never written again), MLflow with one finished run for each trial, the tables byte for byte those
-of the undisturbed sweep. Exit code 1 where anything else is found; its folders are kept then.
+is never written again, and no trial starts before the checkpoint that it had), MLflow with one
+finished run for each trial, the tables byte for byte those of the undisturbed sweep. Exit code 1
+where anything else is found; its folders are kept then.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import fault_tracking  # noqa: E402
 from benchmarks.fault_tools import (  # noqa: E402
     TRIAL,
+    Stand,
     Sweep,
     SweepFailed,
     finish,
     kill,
     mlflow_runs,
+    must_come,
     processes,
     wait_for,
 )
+from mpcc import run_dir  # noqa: E402
 
 INJECTION = ROOT / "benchmarks" / "injection"
 EVALUATIONS = 3
@@ -55,6 +59,7 @@ HEADER = b"mpcc checkpoint 1\n"
 SIGNAL_SECONDS = 20.0
 TRIES = 3
 Process = subprocess.Popen[str]
+Stands = dict[str, Stand]
 MALFORMED = 300
 
 
@@ -96,8 +101,8 @@ class Lab:
         self.count += 1
         return Sweep((parent or self.folder) / f"sweep-{self.count}", (*ARGV, *more))
 
-    def at_random_moment(self, *, in_training: bool = True) -> tuple[Sweep, Process]:
-        """A sweep of its own that runs and has come to a random moment of its course.
+    def at_random_moment(self, *, in_training: bool = True) -> tuple[Sweep, Process, Stands]:
+        """A sweep of its own that runs and has come to a random moment, and how far that is.
 
         By what is on disk, not by the clock: a machine is not equally fast all the time. Without
         `in_training` the moment may also lie before the first iteration or after the last one.
@@ -115,25 +120,34 @@ class Lab:
             else:
                 wait_for(process, partial(sweep.has_come_to, stage))
                 time.sleep(self.random.uniform(0.0, 0.5))
+            before = sweep.stand()
             if process.poll() is None:
-                return sweep, process
+                return sweep, process, before
             process.communicate()
         raise SweepFailed(f"{TRIES} sweeps ended before anything could be done to them")
 
     def go_on(
-        self, sweep: Sweep, outcome: Outcome, database: Path | None = None, runs: int = 1
+        self,
+        sweep: Sweep,
+        outcome: Outcome,
+        database: Path | None = None,
+        before: Stands | None = None,
     ) -> None:
-        """Run the command again until all is done, and hold it against the undisturbed sweep."""
-        for _ in range(runs):
-            before = sweep.results()
-            sweep.run()
-            self.count_repeats(sweep, before, outcome)
+        """Run the command again until all is done, and hold it against the undisturbed sweep.
+
+        `before` is how far the trials had come when the fault came.
+        """
+        before = sweep.stand() if before is None else before
+        sweep.run()
+        self.count_repeats(sweep, before, outcome)
         self.compare(sweep, outcome, database)
 
     @staticmethod
-    def count_repeats(sweep: Sweep, before: dict[str, Any], outcome: Outcome) -> None:
-        after = sweep.results()
-        outcome.twice += sum(after.get(key) != before[key] for key in before)
+    def count_repeats(sweep: Sweep, before: Stands, outcome: Outcome) -> None:
+        after = sweep.stand()
+        outcome.twice += sum(
+            before.get(key, Stand()).trained_again(stand) for key, stand in after.items()
+        )
 
     def compare(self, sweep: Sweep, outcome: Outcome, database: Path | None = None) -> None:
         stored, evaluations = sweep.stored(), sweep.evaluations()
@@ -149,23 +163,23 @@ class Lab:
 
 
 def sigkill_of_the_driver(lab: Lab, outcome: Outcome) -> None:
-    sweep, process = lab.at_random_moment(in_training=False)
+    sweep, process, before = lab.at_random_moment(in_training=False)
     process.kill()
     process.communicate()
-    lab.go_on(sweep, outcome)
+    lab.go_on(sweep, outcome, before=before)
 
 
 def sigkill_of_a_trial(lab: Lab, outcome: Outcome) -> None:
     """The sweep mends that by itself; the second run finds nothing to do."""
-    sweep, process = lab.at_random_moment()
+    sweep, process, before = lab.at_random_moment()
     if not kill(processes(process.pid, *TRIAL)[:1]) and len(sweep.results()) < len(lab.keys):
         outcome.notes.append("no trial process was found")
     finish(process)
-    lab.go_on(sweep, outcome)
+    lab.go_on(sweep, outcome, before=before)
 
 
 def sigkill_of_the_raylet(lab: Lab, outcome: Outcome) -> None:
-    sweep, process = lab.at_random_moment()
+    sweep, process, before = lab.at_random_moment()
     if not kill(processes(process.pid, "raylet")):
         outcome.notes.append("no raylet was found")
     begun = time.monotonic()
@@ -176,13 +190,13 @@ def sigkill_of_the_raylet(lab: Lab, outcome: Outcome) -> None:
         outcome.notes.append("Ray's death was not told")
     if time.monotonic() - begun > 60:
         outcome.notes.append(f"the driver needed {time.monotonic() - begun:.0f} s to end")
-    lab.go_on(sweep, outcome)
+    lab.go_on(sweep, outcome, before=before)
 
 
 def _signal(
     lab: Lab, outcome: Outcome, number: signal.Signals, *, in_training: bool = True
 ) -> None:
-    sweep, process = lab.at_random_moment(in_training=in_training)
+    sweep, process, before = lab.at_random_moment(in_training=in_training)
     begun = time.monotonic()
     process.send_signal(number)
     said = finish(process, None)
@@ -197,7 +211,7 @@ def _signal(
     states = dict.fromkeys(lab.keys, "KILLED") | dict.fromkeys(sweep.results(), "FINISHED")
     if "KILLED" in states.values():
         fault_tracking.check_states(sweep, said, states, outcome)
-    lab.go_on(sweep, outcome)
+    lab.go_on(sweep, outcome, before=before)
 
 
 def sigint(lab: Lab, outcome: Outcome) -> None:
@@ -219,7 +233,7 @@ def sigterm_outside_training(lab: Lab, outcome: Outcome) -> None:
 def second_sigint(lab: Lab, outcome: Outcome) -> None:
     sweep = lab.sweep()
     process = sweep.start()
-    wait_for(process, sweep.checkpointed)
+    must_come(process, sweep.checkpointed)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -281,23 +295,58 @@ def injected(orders: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {"PYTHONPATH": str(INJECTION), "MPCC_FAULTS": json.dumps(list(orders))}
 
 
+def half_done(sweep: Sweep) -> list[Path]:
+    """Run directories of trials with an evaluation, two intact checkpoints and no result."""
+    found = []
+    for path in sweep.checkpointed():
+        rows = path / "metrics.jsonl"
+        if rows.exists() and rows.stat().st_size and len(run_dir.read_checkpoints(path)[0]) == 2:
+            found.append(path)
+    return found
+
+
+def half_way(sweep: Sweep) -> bool:
+    """Whether two trials are done and another one is half done."""
+    return len(sweep.results()) >= 2 and bool(half_done(sweep))
+
+
+def stopped_half_way(lab: Lab) -> Sweep:
+    """A sweep that was interrupted with two trials done and another one half done."""
+    for _ in range(TRIES):
+        sweep = lab.sweep()
+        process = sweep.start()
+        come = wait_for(process, partial(half_way, sweep))
+        if come:
+            process.send_signal(signal.SIGINT)
+        finish(process, None)
+        if come and half_done(sweep):
+            return sweep
+    raise SweepFailed(f"{TRIES} sweeps were not stopped with a trial half done")
+
+
 def _damaged(lab: Lab, outcome: Outcome, damage: Callable[[bytes], bytes]) -> None:
-    """Checkpoints of trials half done, and a result and a table of metrics of trials done."""
-    sweep = lab.sweep()
-    process = sweep.start()
-    wait_for(process, lambda: len(sweep.results()) >= 2 and sweep.checkpointed())
-    process.send_signal(signal.SIGINT)
-    finish(process, None)
-    spoilt = [path / "checkpoint.pt" for path in sweep.checkpointed()]
-    done = sorted(sweep.results())
+    """Checkpoint and metrics of every trial half done; a result, and metrics, of trials done.
+
+    Nothing of it need be trained again but what lies between two checkpoints.
+    """
+    sweep = stopped_half_way(lab)
+    half, done = half_done(sweep), sorted(sweep.results())
+    spoilt = [path / name for path in half for name in ("checkpoint.pt", "metrics.jsonl")]
     spoilt += [sweep.out / "trials" / done[0] / "result.json"]
     spoilt += [sweep.out / "trials" / done[1] / "metrics.jsonl"]
     for file in spoilt:
-        file.write_bytes(damage(file.read_bytes()))
-    intact = {key: value for key, value in sweep.results().items() if key not in done[:2]}
-    sweep.run()
-    lab.count_repeats(sweep, intact, outcome)
-    lab.compare(sweep, outcome)
+        whole = file.read_bytes()
+        file.write_bytes(damage(whole))
+        if file.read_bytes() == whole:
+            outcome.notes.append(f"{file.name} was not spoilt")
+    before = sweep.stand()
+    if not all(before[path.name].iteration > 0 for path in half):
+        outcome.notes.append("no checkpoint was left to go on from")
+    lab.go_on(sweep, outcome, before=before)
+    after = sweep.stand()
+    for path in half:
+        if len(after[path.name].starts) == len(before[path.name].starts):
+            outcome.notes.append("a trial half done was not gone on with")
 
 
 def truncated_files(lab: Lab, outcome: Outcome) -> None:
@@ -309,11 +358,17 @@ def empty_files(lab: Lab, outcome: Outcome) -> None:
 
 
 def flipped_bits(lab: Lab, outcome: Outcome) -> None:
-    """One bit of a payload, or of a brace that makes the file what it is."""
+    """Several bits anywhere, of a checkpoint in its head and in what follows."""
 
     def flip(data: bytes) -> bytes:
-        at = 0 if data[:1] == b"{" else lab.random.randrange(len(HEADER) + 65, len(data))
-        return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+        spoilt = bytearray(data)
+        head = len(HEADER) + 65
+        places = [lab.random.randrange(len(data)) for _ in range(lab.random.randint(1, 6))]
+        if data.startswith(b"mpcc checkpoint") and lab.random.random() < 0.5:
+            places += [lab.random.randrange(head), lab.random.randrange(head, len(data))]
+        for at in set(places):
+            spoilt[at] ^= 1 << lab.random.randrange(8)
+        return bytes(spoilt)
 
     _damaged(lab, outcome, flip)
 
@@ -332,13 +387,12 @@ def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
     canary = lab.folder / f"canary-{lab.count}"
     payload = pickle.dumps(Canary(canary))
     whole = HEADER + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
-    sweep = lab.sweep()
-    process = sweep.start()
-    wait_for(process, sweep.checkpointed)
-    process.send_signal(signal.SIGINT)
-    finish(process, None)
-    for path in sweep.checkpointed():
+    sweep = stopped_half_way(lab)
+    done = sorted(sweep.results())
+    for path in half_done(sweep):
         (path / "checkpoint.pt").write_bytes(whole)
+        (path / "metrics.jsonl").write_bytes(payload)
+    (sweep.out / "trials" / done[0] / "result.json").write_bytes(payload)
     lab.go_on(sweep, outcome)
     if canary.exists():
         outcome.notes.append("the code ran")
@@ -363,7 +417,7 @@ def nan_exception_out_of_memory(lab: Lab, outcome: Outcome) -> None:
     statuses = dict.fromkeys(lab.keys, "FINISHED") | dict.fromkeys(hit.values(), "FAILED")
     fault_tracking.check_states(sweep, said, statuses, outcome)
     _check_marks(sweep, outcome)
-    untouched = {k: v for k, v in sweep.results().items() if states.get(k) == "done"}
+    untouched = {k: v for k, v in sweep.stand().items() if states.get(k) == "done"}
     before = lab.reference.stored()
     if any(sweep.stored()[key] != before[key] for key in untouched):
         outcome.notes.append("another trial has other numbers")

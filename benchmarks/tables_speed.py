@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]
 
 from mpcc.config import preset  # noqa: E402
+from mpcc.files import sealed  # noqa: E402
+from mpcc.run_dir import METRICS, PROVENANCE, RESULT, metrics_text  # noqa: E402
 
 SEEDS = (0, 1, 2)
 FORMATS = "md,csv,tex,html"
@@ -70,9 +72,11 @@ def make_trial(folder: Path, config, centre: float, rng: np.random.Generator) ->
     result |= {"trial_key": config.trial_key, "baseline": {"kmeans_acc_majority": 0.79}}
     data = {"dataset": "digits", "fingerprint": "f00d", "n_images": 1797}
     (path / "config.json").write_text(json.dumps(config.to_dict()))
-    (path / "result.json").write_text(json.dumps(result))
-    (path / "provenance.json").write_text(json.dumps({"code": "c0de", "data": data}))
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Sealed as a trial's own, and written without waiting for the disk.
+    text = metrics_text(rows)
+    (path / METRICS).write_bytes(text)
+    (path / RESULT).write_text(json.dumps(sealed(result, **{METRICS: text})))
+    (path / PROVENANCE).write_text(json.dumps(sealed({"code": "c0de", "data": data})))
 
 
 def timed(folder: Path, *arguments: str) -> tuple[float, float]:

@@ -13,7 +13,9 @@ from pathlib import Path
 VERSION_VARIABLE = "MPCC_CODE_VERSION"
 """Set where this code was sent to a machine without its repository: the sender's word."""
 
-OTHER_CODE = re.compile(r"__\w+__|config|run_dir|code_version|cache|pictures|plots|data_\w+")
+OTHER_CODE = re.compile(
+    r"__\w+__|config|run_dir|files|checkpoints|repair|code_version|cache|pictures|plots|data_\w+"
+)
 """Modules of mpcc that cannot change a number, or whose word is checked otherwise: what `config`
 says is in every key, what the data files hold in their fingerprint."""
 

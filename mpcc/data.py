@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -29,15 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpcc import data_download, data_files, data_readers
+from mpcc import data_cache, data_download, data_files, data_readers
 from mpcc.cache import locked
 from mpcc.config import Config
 from mpcc.data_files import DataError
 
 __all__ = ["DataError", "ImageSet", "check_available", "load", "to_float", "to_uint8"]
-
-_CACHE_VERSION = 1
-"""Raise it when a reader gives other pixels from the same files."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def load(config: Config, data_dir: Path | None = None, *, download: bool = False
     """
     if download:
         data_dir = data_download.download(config.dataset, data_dir)
-    place = data_files.cache_dir() / "prepared" / _cache_key(config, data_dir)
+    place = data_cache.place_of(config, data_dir)
     cached = _read_cached(place)
     if cached is not None:
         return cached
@@ -109,29 +105,13 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
     return digest.hexdigest()[:12]
 
 
-def _cache_key(config: Config, data_dir: Path | None) -> str:
-    """Names what the prepared arrays depend on: the settings, and each file's size and time."""
-    files: list[tuple[str, str | int, int]] = []
-    for path in data_files.source_files(config.dataset, data_dir):
-        about = path.stat()
-        files.append((str(path.resolve()), about.st_size, about.st_mtime_ns))
-    if config.dataset == "digits":
-        files.append(("scikit-learn", importlib.metadata.version("scikit-learn"), 0))
-    what = [_CACHE_VERSION, config.dataset, config.split, config.image_size, files]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    return f"{config.dataset}-{config.split}-{config.image_size}-{digest}"
-
-
 def _read_cached(place: Path) -> ImageSet | None:
     """The prepared data in this folder, mapped into memory; None where it is not there whole."""
+    about = data_cache.read_about(place)
+    if about is None:
+        return None
     try:
-        about = json.loads((place / "about.json").read_bytes())
         n_values, n_labels = math.prod(about["shape"]), about["n_labels"]
-        whole = (place / "images.bin").stat().st_size == n_values
-        if n_labels is not None:
-            whole &= (place / "labels.bin").stat().st_size == n_labels * 8
-        if not whole:
-            return None
         # from_file maps the file privately: pages are shared until, against our use, one is written
         images = torch.from_file(str(place / "images.bin"), False, n_values, dtype=torch.uint8)
         labels = None

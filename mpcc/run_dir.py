@@ -3,32 +3,64 @@
     config.json      every field of its Config
     provenance.json  code version, libraries, machine, device, data fingerprint
     metrics.jsonl    one line per evaluation
-    checkpoint.pt    the state of training; checkpoint-previous.pt is the one before
+    checkpoint.pt    the state of training, see `mpcc.checkpoints`; beside it the one before
     continues.json   after how many iterations it once ended, where it was told to go on
     result.json      how it ended: done, diverged or failed; absent while it has not
     *.png            pictures
 
-The record here is the truth about a trial; MLflow and the tables are views of it.
+The record here is the truth about a trial; MLflow and the tables are views of it. Provenance and
+result are sealed with a hash, the result together with the evaluations: damage that can still be
+read as JSON does not pass for a number.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpcc.checkpoints import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    PREVIOUS_CHECKPOINT,
+    STAGED_CHECKPOINT,
+    read_checkpoints,
+    refuse_foreign_checkpoints,
+    write_checkpoint,
+)
 from mpcc.config import Config, from_dict, value_text
+from mpcc.files import (
+    RunDirError,
+    belongs,
+    dumps,
+    is_sound,
+    read_bytes,
+    read_json,
+    sealed,
+    set_aside,
+    write_bytes,
+    write_json,
+)
+
+__all__ = [
+    "CHECKPOINT",
+    "CHECKPOINTS",
+    "PREVIOUS_CHECKPOINT",
+    "STAGED_CHECKPOINT",
+    "RunDirError",
+    "read_checkpoints",
+    "read_json",
+    "refuse_foreign_checkpoints",
+    "write_bytes",
+    "write_checkpoint",
+    "write_json",
+]
 
 CONFIG = "config.json"
 PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.pt"
-PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
 CONTINUES = "continues.json"
 RESULT = "result.json"
 
@@ -36,12 +68,6 @@ DONE, DIVERGED, FAILED, PRUNED = "done", "diverged", "failed", "pruned"
 ENDED = (DONE, DIVERGED, FAILED, PRUNED)
 """States that a result records; a search prunes what it gives up before its last iteration. A
 trial without a result is planned, running or stopped."""
-
-_MAGIC = b"mpcc checkpoint 1\n"
-
-
-class RunDirError(ValueError):
-    """A file of a run directory is not what it should be; the message names it and what to do."""
 
 
 def open_run(path: Path, config: Config) -> Path:
@@ -78,21 +104,6 @@ def check_run(path: Path, config: Config) -> bool:
     return saved is None
 
 
-def refuse_foreign_checkpoints(path: Path) -> None:
-    """Raise RunDirError for a checkpoint file that another program wrote; damage is no such."""
-    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
-        file = Path(path) / name
-        if file.is_dir():
-            raise RunDirError(f"{file} is a folder; move it away to train here")
-        if file.exists():
-            with file.open("rb") as opened:
-                start = opened.read(len(_MAGIC))
-            if not _MAGIC.startswith(start):
-                raise RunDirError(
-                    f"{file} is not a checkpoint of this program; move it away to train here"
-                )
-
-
 def read_config(path: Path) -> Config | None:
     """The configuration of the trial in this directory, None where there is none."""
     values = read_json(Path(path) / CONFIG)
@@ -105,17 +116,59 @@ def read_config(path: Path) -> Config | None:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not."""
+    """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not.
+
+    RunDirError where it, or the evaluations that it stands on, are not what was recorded.
+    """
+    return _sealed_result(path)[0]
+
+
+def read_trial(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """How the trial ended, and its evaluations."""
+    result, data = _sealed_result(path)
+    return result, _rows(path, data)
+
+
+def _sealed_result(path: Path) -> tuple[dict[str, Any] | None, bytes]:
+    """The result and the content of metrics.jsonl, held against each other."""
+    result = read_result_alone(path)
+    data = read_bytes(Path(path) / METRICS) or b""
+    if result is not None and not belongs(result, METRICS, data):
+        raise RunDirError(
+            f"{Path(path) / METRICS} is damaged: other rows than {RESULT} was recorded with; "
+            "delete the run directory to run the trial again"
+        )
+    return result, data
+
+
+def read_result_alone(path: Path) -> dict[str, Any] | None:
+    """The content of result.json, whatever has become of the evaluations."""
     file = Path(path) / RESULT
     result = read_json(file)
     if result is None:
         return None
+    if not is_sound(result):
+        raise RunDirError(f"{file} is damaged (wrong hash); delete it to run again")
     if result.get("state") not in ENDED:
         raise RunDirError(f"{file} has no state that is known; delete it to run again")
     wrong = _misfit({"metrics": {}, "iteration": None} | result, _RESULT_FIELDS)
     if wrong:
         raise RunDirError(f"{file} has a '{wrong}' that cannot be; delete it to run again")
     return result
+
+
+def write_result(
+    path: Path, values: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Record how a trial ended, sealed together with its evaluations; returns the record.
+
+    The rows are those that the trial has made; without them, what lies in metrics.jsonl.
+    """
+    file = Path(path) / METRICS
+    data = (read_bytes(file) or b"") if rows is None else metrics_text(rows)
+    record = sealed(values, **{METRICS: data})
+    write_json(Path(path) / RESULT, record)
+    return record
 
 
 def earlier_iterations(path: Path) -> list[int]:
@@ -131,6 +184,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """What a trial ran on, the content of provenance.json; empty where there is none."""
     file = Path(path) / PROVENANCE
     found = read_json(file) or {}
+    if not is_sound(found):
+        raise RunDirError(f"{file} is damaged (wrong hash); delete it to run again")
     wrong = _misfit(found, {"code": _is_text, "device": _is_text, "data": _is_object})
     wrong = wrong or _misfit(found.get("data") or {}, _DATA_FIELDS)
     if wrong:
@@ -138,10 +193,18 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return found
 
 
+def write_provenance(path: Path, values: Mapping[str, Any]) -> None:
+    """Record what a trial runs on."""
+    write_json(Path(path) / PROVENANCE, sealed(values))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The evaluations so far, by rising iteration; a torn last line is left out."""
-    data = _read(Path(path) / METRICS)
-    lines = (data or b"").split(b"\n")
+    return _rows(path, read_bytes(Path(path) / METRICS) or b"")
+
+
+def _rows(path: Path, data: bytes) -> list[dict[str, Any]]:
+    lines = data.split(b"\n")
     lines = lines[: -1 if not lines[-1] else None]
     rows: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
@@ -159,79 +222,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [rows[iteration] for iteration in sorted(rows)]
 
 
+def metrics_text(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """The content of metrics.jsonl with these evaluations."""
+    return "".join(dumps(row) + "\n" for row in rows).encode()
+
+
+def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Make metrics.jsonl hold exactly these evaluations."""
+    file, text = Path(path) / METRICS, metrics_text(rows)
+    try:
+        same = (read_bytes(file) or b"") == text
+    except RunDirError:
+        set_aside(file)
+        same = False
+    if not same:
+        write_bytes(file, text)
+
+
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """Add one evaluation."""
     with (Path(path) / METRICS).open("ab") as file:
-        file.write(_dumps(row, indent=None).encode() + b"\n")
+        file.write(dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def drop_metrics_after(path: Path, iteration: int) -> None:
-    """Forget evaluations later than the checkpoint that training goes on from."""
-    rows = read_metrics(path)
-    text = "".join(_dumps(r, indent=None) + "\n" for r in rows if r["iteration"] <= iteration)
-    if rows:
-        write_bytes(Path(path) / METRICS, text.encode())
-
-
-def write_checkpoint(path: Path, payload: bytes) -> None:
-    """Replace the checkpoint; the one before stays as a fallback."""
-    path = Path(path)
-    current = path / CHECKPOINT
-    header = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
-    staged = path / (CHECKPOINT + ".new")
-    write_bytes(staged, header + payload)
-    if current.exists():
-        os.replace(current, path / PREVIOUS_CHECKPOINT)
-    os.replace(staged, current)
-
-
-def read_checkpoints(path: Path) -> tuple[list[bytes], list[str]]:
-    """The payloads of the intact checkpoints, newest first, and a line for each that is not."""
-    payloads, problems = [], []
-    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
-        file = Path(path) / name
-        if not file.exists():
-            continue
-        data = file.read_bytes()
-        header_size = len(_MAGIC) + 65
-        payload = data[header_size:]
-        digest = hashlib.sha256(payload).hexdigest().encode()
-        if not data.startswith(_MAGIC):
-            problems.append(f"{file} is not a checkpoint of this program")
-        elif data[len(_MAGIC) : header_size - 1] != digest:
-            problems.append(f"{file} is damaged ({len(data)} bytes, wrong hash)")
-        else:
-            payloads.append(payload)
-    return payloads, problems
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in this file, None where there is no file."""
-    data = _read(path)
-    if data is None:
-        return None
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise RunDirError(f"{path} is not JSON; delete it to run again") from None
-    if not isinstance(value, dict):
-        raise RunDirError(f"{path} holds no JSON object; delete it to run again")
-    return value
-
-
-def _read(path: Path) -> bytes | None:
-    """The bytes of a file, None where there is none; RunDirError where something else is there."""
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        # Other errors (rights, a disk that fails) are no damage that a new run may replace.
-        if error.errno not in (errno.EISDIR, errno.ELOOP):
-            raise
-        raise RunDirError(f"{path} is no file ({error.strerror}); delete it to run again") from None
 
 
 def _misfit(values: Mapping[str, Any], fields: Mapping[str, Callable[[Any], bool]]) -> str | None:
@@ -274,39 +287,3 @@ _DATA_FIELDS: dict[str, Callable[[Any], bool]] = {
     "n_images": _is_count,
     "notes": _is_texts,
 }
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as JSON, atomically. Infinite and undefined numbers become strings."""
-    write_bytes(path, (_dumps(value, indent=1) + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole."""
-    path = Path(path)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with staged.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, f"no room on the disk for {path}") from None
-        raise
-
-
-def _dumps(value: Mapping[str, Any], indent: int | None) -> str:
-    return json.dumps(_finite(value), indent=indent, sort_keys=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -51,6 +52,8 @@ class TrainState:
     """Moving average of G's raw parameters, in the order of its part's `raw`."""
     iteration: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The evaluations so far, as metrics.jsonl must have them."""
 
     @property
     def images(self) -> Tensor:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
 import math
-import pickle
 import platform
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +22,8 @@ from mpcc.data import DataError, ImageSet, load
 from mpcc.device import prepare_process, resolve_device
 from mpcc.evaluation import evaluate, generation_scores, write_pictures
 from mpcc.networks import n_parameters
+from mpcc.resume import restore, write_checkpoint
 from mpcc.state import TrainState, build_state
-
-log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 MAX_CHECKPOINT_SHARE = 0.02
@@ -59,13 +55,15 @@ def train(
     checkpoint_seconds: float = 60.0,
     checkpoint_iterations: int | None = None,
     image_set: ImageSet | None = None,
+    fingerprint: str | None = None,
 ) -> Generator[Progress]:
     """Train one trial in its run directory, on from its last checkpoint, until it has a result.
 
     A checkpoint is written after so many seconds, or after so many iterations where they are given,
     whichever comes first. Yields about every second and at every evaluation. Closing the iterator
-    early writes a checkpoint. A trial that has ended yields its end at once. Raises DataError and
-    RunDirError (one line, the user's to mend); other errors are faults of the machine or the code.
+    early writes a checkpoint. A trial that has ended yields its end at once. `fingerprint` is that
+    of the images where others than those must not be used. Raises DataError and RunDirError (one
+    line, the user's to mend); other errors are faults of the machine or the code.
     """
     path = Path(path)
     run_dir.check_run(path, config)
@@ -77,18 +75,19 @@ def train(
         return
     where = resolve_device(device)
     prepare_process(config, where)
-    # Before anything is written: images that are refused leave no directory behind.
+    # Before anything is written: images that are refused leave nothing behind.
     image_set = load(config, data_dir) if image_set is None else image_set
     if config.conditional and image_set.labels is None:
         raise DataError(
             f"conditional=true needs labels, and the images of {config.dataset} have none: "
             "set conditional=false or choose a data set with labels"
         )
+    check_images(path, config, image_set, fingerprint)
     run_dir.open_run(path, config)
-    write_provenance(path, config, image_set, where)
     state = build_state(config, image_set, where)
     restore(state, path)
-    run_dir.drop_metrics_after(path, state.iteration)
+    run_dir.write_metrics(path, state.rows)
+    write_provenance(path, state)
     yield from _Run(state, path, checkpoint_seconds, checkpoint_iterations).iterate()
 
 
@@ -152,11 +151,12 @@ class _Run:
         self._count("evaluate")
         row["seconds"] = round(state.seconds["train"], 3)
         run_dir.append_metrics(self.path, row)
+        state.rows.append(row)
         if last:
             write_pictures(self.path, state, evaluation)
             # In this order: a checkpoint at the end always has its result beside it.
-            write_result(self.path, state, run_dir.DONE, None, row, unavailable)
-            self._save()
+            result = write_result(self.path, state, run_dir.DONE, None, row, unavailable)
+            self._save(result)
         return row
 
     def _count(self, what: str) -> None:
@@ -170,9 +170,9 @@ class _Run:
         seconds = time.monotonic() - self.saved
         return iterations >= self.checkpoint_iterations or seconds > self.between_checkpoints
 
-    def _save(self) -> None:
+    def _save(self, result: dict[str, Any] | None = None) -> None:
         begun = time.monotonic()
-        write_checkpoint(self.path, self.state)
+        write_checkpoint(self.path, self.state, result)
         self.saved_iteration, self.saved = self.state.iteration, time.monotonic()
         if self.checkpoint_seconds:
             # Those of a large model, or to a slow disk, come less often: they cost a share of time.
@@ -196,72 +196,6 @@ def first_not_finite(waiting: list[dict[str, Tensor]], iteration: int) -> str | 
     return f"{term} is not finite at iteration {iteration - len(waiting) + 1 + row}"
 
 
-def write_checkpoint(path: Path, state: TrainState) -> None:
-    """Everything that training goes on from, to the bit."""
-    content = {
-        "trial_key": state.config.trial_key,
-        "iteration": state.iteration,
-        "parts": {name: part.state() for name, part in state.parts().items()},
-        "average": state.average,
-        "rng": state.rng.get_state(),
-        "seconds": state.seconds,
-    }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    run_dir.write_checkpoint(path, buffer.getvalue())
-
-
-def restore(state: TrainState, path: Path) -> None:
-    """Go on from the newest intact checkpoint; from the start, loudly, where none is intact."""
-    payloads, problems = run_dir.read_checkpoints(path)
-    shorter = [state.config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
-    keys = {config.trial_key for config in (state.config, *shorter)}
-    for payload in payloads:
-        try:
-            content = torch.load(io.BytesIO(payload), map_location=state.device, weights_only=True)
-            problem = unfit(content, state, keys)
-        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
-        if problem:
-            problems.append(f"a checkpoint in {path} {problem}")
-            continue
-        for name, part in state.parts().items():
-            part.load_state(content["parts"][name])
-        for average, saved in zip(state.average, content["average"], strict=True):
-            average.copy_(saved)
-        state.rng.set_state(content["rng"].cpu())
-        state.iteration = content["iteration"]
-        state.seconds = content["seconds"]
-        break
-    if problems:
-        start = f"going on at iteration {state.iteration}" if state.iteration else "starting over"
-        log.warning("%s; %s", "; ".join(problems), start)
-
-
-def unfit(content: dict[str, Any], state: TrainState, keys: Collection[str]) -> str | None:
-    """Why training cannot go on from a checkpoint, such as one of another version's networks.
-
-    `keys` are those of this trial and of its shorter self.
-    Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
-    """
-    if content["trial_key"] not in keys:
-        return "belongs to another trial"
-    if not 0 <= content["iteration"] < state.config.iterations:
-        # A checkpoint of the end has its result beside it, unless that was damaged or deleted: the
-        # last evaluation is then made again, from the checkpoint before.
-        return f"is of iteration {content['iteration']}, and the result is missing"
-    pairs = list(zip(state.average, content["average"], strict=False))
-    complete = len(state.average) == len(content["average"])
-    for name, part in state.parts().items():
-        saved = content["parts"].get(name, {})
-        for key, tensor in part.state().items():
-            complete &= key in saved
-            pairs += [(tensor, saved[key])] if key in saved else []
-    if not complete or any(ours.shape != theirs.shape for ours, theirs in pairs):
-        return "is of other networks; another version wrote it"
-    return None
-
-
 def write_result(
     path: Path,
     state: TrainState,
@@ -269,16 +203,16 @@ def write_result(
     cause: str | None,
     row: dict[str, Any],
     unavailable: dict[str, str] | None = None,
-) -> None:
-    """Record how the trial ended."""
+) -> dict[str, Any]:
+    """Record how the trial ended; returns the record."""
     last = {k: v for k, v in row.items() if k not in ("iteration", "seconds")}
     digest = hashlib.sha256()
     for part in state.parts().values():
         for name, tensor in part.state().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    run_dir.write_json(
-        path / run_dir.RESULT,
+    return run_dir.write_result(
+        path,
         {
             "state": outcome,
             "cause": cause,
@@ -296,22 +230,35 @@ def write_result(
             },
             "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
         },
+        state.rows,
     )
 
 
-def write_provenance(path: Path, config: Config, image_set: ImageSet, device: torch.device) -> None:
-    """Record what a reader needs to judge and repeat the trial; refuse other data than before."""
-    file = path / run_dir.PROVENANCE
-    before = run_dir.read_provenance(path)
-    was = (before.get("data") or {}).get("fingerprint", image_set.fingerprint)
-    if was != image_set.fingerprint:
+def check_images(
+    path: Path, config: Config, image_set: ImageSet, fingerprint: str | None = None
+) -> None:
+    """Refuse other images than the trial was begun on, or than the rest of its sweep has."""
+    before = (run_dir.read_provenance(path).get("data") or {}).get("fingerprint")
+    if before not in (None, image_set.fingerprint):
         raise run_dir.RunDirError(
-            f"{path} was begun on {config.dataset} data {was}, now {image_set.fingerprint}: "
+            f"{path} was begun on {config.dataset} data {before}, now {image_set.fingerprint}: "
             "bring the same data or choose another --out"
         )
+    if fingerprint not in (None, image_set.fingerprint):
+        raise DataError(
+            f"the images of {config.dataset} have fingerprint {image_set.fingerprint}, the sweep's "
+            f"other trials {fingerprint}: bring the same data"
+        )
+
+
+def write_provenance(path: Path, state: TrainState) -> None:
+    """Record what a reader needs to judge and repeat the trial, and where training goes on."""
+    before = run_dir.read_provenance(path)
+    config, image_set, device = state.config, state.image_set, state.device
+    starts = before.get("starts")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    run_dir.write_json(
-        file,
+    run_dir.write_provenance(
+        path,
         {
             "code": code_version(),
             "code_files": code_fingerprints(),
@@ -327,6 +274,7 @@ def write_provenance(path: Path, config: Config, image_set: ImageSet, device: to
                 "notes": list(image_set.notes),
             },
             "started": before.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "starts": [*(starts if isinstance(starts, list) else []), state.iteration],
         },
     )
 

@@ -147,15 +147,21 @@ def restarted(case: Case, work: Path, templates: Templates) -> tuple[list[str], 
         for name in ("state", "iteration", "weights_sha256", "metrics"):
             if result[name] != whole[name]:
                 offences.append(f"another {name} than undisturbed: {result[name]}")
-    except Exception as error:  # any is an offence but this refusal, which loses nothing
-        if "is not a checkpoint of this program; move it away" not in str(error):
-            return [f"traceback: {_place(error)}"], type(error).__name__
-        return offences, 2
+        if evaluations(path) != evaluations(templates.undisturbed / damaged.key):
+            offences.append(f"other evaluations than undisturbed: {evaluations(path)}")
+    except Exception as error:  # any is an offence
+        return [f"traceback: {_place(error)}"], type(error).__name__
     finally:
         logging.disable(logging.NOTSET)
     if Path(CANARY).exists():
         offences.append("the code of a file was run")
     return offences, 0
+
+
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, but for times; the file must have nothing else."""
+    rows = [json.loads(line) for line in (path / run_dir.METRICS).read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def called(program: str, argv: list[str]) -> Call:
@@ -284,7 +290,7 @@ def spoil(path: Path, damage: Damage) -> None:
         content = pickle.dumps(Payload())
         if how == "other":
             buffer = io.BytesIO()
-            torch.save(_another(run_dir.read_checkpoints(path.parent)[0][0]), buffer)
+            torch.save(_another(run_dir.read_checkpoints(path.parent)[0][0].payload), buffer)
             content = buffer.getvalue()
         seal = hashlib.sha256(content).hexdigest().encode() + b"\n"
         new = b"mpcc checkpoint 1\n" + seal + content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpcc.config import Config, preset
-from mpcc.run_dir import write_json
+from mpcc.run_dir import write_json, write_metrics, write_provenance, write_result
 
 TABLE1_ROWS = ((1, 1e-3), (2, 1e-3), (4, 1e-3), (4, 2e-3), (4, 5e-3))
 TABLE1_MEANS = (0.61, 0.64, 0.66, 0.74, 0.83)
@@ -87,11 +86,10 @@ class SweepBuilder:
         write_json(path / "config.json", config.to_dict())
         data = {"dataset": config.dataset, "fingerprint": fingerprint, "n_images": n_images}
         data |= {"notes": list(notes)}
-        write_json(path / "provenance.json", {"code": code, "device": "cpu", "data": data})
+        write_provenance(path, {"code": code, "device": "cpu", "data": data})
         reached = config.iterations if iteration is None else iteration
         rows = [*curve] or ([{"iteration": reached, **metrics}] if metrics else [])
-        text = "".join(json.dumps(_strings(row)) + "\n" for row in rows)
-        (path / "metrics.jsonl").write_text(text)
+        write_metrics(path, rows)
         (path / "result.json").unlink(missing_ok=True)
         if state is not None:
             result = {"state": state, "cause": cause, "iteration": reached}
@@ -99,15 +97,10 @@ class SweepBuilder:
             result |= {"failures": list(failures), "unavailable": dict(unavailable or {})}
             if kmeans is not None:
                 result["baseline"] = {"kmeans_acc_majority": kmeans}
-            write_json(path / "result.json", result | {"seconds": {"train": 12.5}})
+            write_result(path, result | {"seconds": {"train": 12.5}}, rows)
         if run_id:
             write_json(path / "mlflow.json", {"run_id": run_id, "tracking_uri": "sqlite:////x"})
         return path
-
-
-def _strings(row: Mapping[str, Any]) -> dict[str, Any]:
-    odd = (float("inf"), float("-inf"))
-    return {k: str(v) if v in odd or v != v else v for k, v in row.items()}
 
 
 def metrics_of(accuracy: float, rng: np.random.Generator) -> dict[str, float]:

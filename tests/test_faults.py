@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks import faults
+from benchmarks.fault_tools import Stand
 from benchmarks.faults import Lab, Unsupported
 
 pytestmark = pytest.mark.slow
@@ -59,3 +60,22 @@ def test_a_fault_that_is_none_is_a_usage_error() -> None:
     words = [sys.executable, str(faults.ROOT / "benchmarks" / "faults.py"), "--only", "nosuch"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2 and "no fault begins with 'nosuch'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("later", "again"),
+    [
+        (Stand(None, (0,), 80), False),
+        (Stand(None, (0, 40), 80), False),
+        (Stand(None, (0, 60), 80), False),
+        (Stand(None, (0, 0), 80), True),
+        (Stand(None, (0, 39), 80), True),
+        (Stand(None, (0, 60, 50), 80), True),
+    ],
+)
+def test_a_start_before_the_checkpoint_that_was_there_is_seen(later: Stand, again: bool) -> None:
+    assert Stand(None, (0,), 40).trained_again(later) == again
+    done = Stand((1, {"state": "done"}), (0,), 120)
+    assert not done.trained_again(done)
+    assert done.trained_again(Stand((2, {"state": "done"}), (0,), 120))
+    assert done.trained_again(Stand(None, (0,), 120))

@@ -36,7 +36,7 @@ def write_trial(out: Path, trial: Trial, state: str | None = "done", rows: int =
         run_dir.append_metrics(path, {"iteration": iteration, "seconds": 1.0, "acc_majority": 0.5})
     if state is not None:
         result = {"state": state, "cause": None, "iteration": rows, "trial_key": trial.key}
-        run_dir.write_json(path / run_dir.RESULT, result | {"metrics": {"acc_majority": 0.5}})
+        run_dir.write_result(path, result | {"metrics": {"acc_majority": 0.5}})
     return path
 
 
@@ -152,6 +152,7 @@ def test_a_recorded_result_is_never_overwritten_by_a_failure(tmp_path: Path) -> 
 def test_a_trial_with_a_damaged_file_runs_again(tmp_path: Path, name: str, content: bytes) -> None:
     trial = planned("esteps=1").trials()[0]
     path = write_trial(tmp_path, trial)
+    rows = run_dir.read_metrics(path)
     run_dir.write_checkpoint(path, b"state")
     (path / name).write_bytes(content)
     before = ledger.status(tmp_path, trial).state
@@ -162,8 +163,9 @@ def test_a_trial_with_a_damaged_file_runs_again(tmp_path: Path, name: str, conte
         assert before == "stopped" and ledger.status(tmp_path, trial).state == "stopped"
         assert message and name in message
     assert run_dir.read_config(path) == trial.config
-    # Without its evaluations a trial starts afresh; without its result it goes on.
-    assert (path / run_dir.CHECKPOINT).exists() == (name != "metrics.jsonl")
+    # A checkpoint has the evaluations up to its iteration: the trial goes on from there.
+    assert (path / run_dir.CHECKPOINT).exists()
+    assert run_dir.read_metrics(path) == ([] if name != "config.json" else rows)
     assert ledger.mend(tmp_path, trial) is None
 
 

@@ -50,7 +50,7 @@ def test_unknown_tables_and_scales_name_what_there_is():
 
 def test_a_plan_knows_each_set_of_images_by_itself(tmp_path):
     from mpcc import run_dir
-    from tune import ledger, sweep
+    from tune import images, ledger, sweep
 
     plan = ledger.new_plan("cifar10", paper.base("minute"))
     for table in ("1", "4"):
@@ -59,7 +59,7 @@ def test_a_plan_knows_each_set_of_images_by_itself(tmp_path):
     path = ledger.trial_dir(tmp_path, first.key)
     path.mkdir(parents=True)
     run_dir.write_json(path / run_dir.PROVENANCE, {"data": {"fingerprint": "abc"}})
-    plan = sweep._with_data(plan, tmp_path, plan.trials())
+    plan = images.learnt(plan, tmp_path, plan.trials())
     settings = sweep.Settings(out=tmp_path, uri="", checkpoint_seconds=60)
     expected = {
         (t.config.dataset, t.config.split): sweep.trial_spec(t, plan, settings, "s")["fingerprint"]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from mpcc import run_dir
 from mpcc.code_version import code_version
 from mpcc.config import PRESETS
 from tune import cluster, ledger, preflight, tracking
-from tune.grid import cells, parse_grid
+from tune.grid import cells, checkpoint_bytes, parse_grid
 from tune.ledger import Trial
 from tune.trainable import cause_of
 
@@ -36,6 +37,38 @@ def test_too_small_a_disk_is_refused_with_both_sizes(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(preflight.PreflightError, match="1 MB are free; make room"):
         preflight.check(trials(), tmp_path)
+
+
+def test_room_is_asked_for_three_checkpoints_of_what_runs_and_one_of_the_rest(
+    tmp_path: Path,
+) -> None:
+    todo = trials()
+    sizes = [checkpoint_bytes(trial.config) for trial in todo]
+    assert len(set(sizes)) == 1
+    ends = 4 * (sizes[0] + preflight.OTHER_BYTES)
+    assert preflight.disk_need(todo, tmp_path, 2) == ends + 2 * 2 * sizes[0]
+    assert preflight.disk_need(todo, tmp_path) == ends + 4 * 2 * sizes[0]
+    # What a stopped trial has on the disk is not needed once more.
+    path = ledger.trial_dir(tmp_path, todo[0].key)
+    path.mkdir(parents=True)
+    (path / "checkpoint.pt").write_bytes(bytes(sizes[0]))
+    assert preflight.disk_need(todo, tmp_path, 2) == ends + 3 * sizes[0]
+    for name in ("checkpoint-previous.pt", "checkpoint.pt.new"):
+        (path / name).write_bytes(bytes(sizes[0]))
+    assert preflight.disk_need(todo[:1], tmp_path, 1) == preflight.OTHER_BYTES
+
+
+def test_a_damaged_checkpoint_of_a_trial_does_not_refuse_its_sweep(tmp_path: Path) -> None:
+    trial = trials()[0]
+    path = ledger.trial_dir(tmp_path, trial.key)
+    path.mkdir(parents=True)
+    (path / "checkpoint.pt").write_bytes(bytes(100))
+    with pytest.raises(run_dir.RunDirError, match="not a checkpoint of this program"):
+        preflight.check(trials(), tmp_path)  # None of ours is known to have been here.
+    run_dir.write_json(path / run_dir.CONFIG, trial.config.to_dict())
+    preflight.check(trials(), tmp_path)
+    assert "checkpoint.pt damaged, runs again" in str(ledger.mend(tmp_path, trial))
+    assert {p.name for p in path.iterdir()} == {"config.json", "checkpoint.pt.damaged"}
 
 
 def test_too_little_memory_is_refused_with_the_number_that_fits(

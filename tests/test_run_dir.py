@@ -1,15 +1,18 @@
 """What is on disk is whole or not at all, and what is not ours is refused in one line."""
 
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from mpcc import checkpoints, files, run_dir
 from mpcc import code_version as code_version_module
-from mpcc import run_dir
 from mpcc.code_version import code_version
 from mpcc.config import PRESETS
 
@@ -57,8 +60,10 @@ def test_rows_are_read_by_iteration_and_the_last_of_two_counts(tmp_path):
         {"iteration": 2, "mse": 2.0},
         {"iteration": 4, "mse": 3.0},
     ]
-    run_dir.drop_metrics_after(tmp_path, 3)
-    assert run_dir.read_metrics(tmp_path) == [{"iteration": 2, "mse": 2.0}]
+    run_dir.write_metrics(tmp_path, [{"iteration": 2, "mse": 2.0}])
+    assert (tmp_path / run_dir.METRICS).read_text() == '{"iteration": 2, "mse": 2.0}\n'
+    run_dir.write_metrics(tmp_path, [])
+    assert (tmp_path / run_dir.METRICS).read_bytes() == b""
 
 
 def test_a_torn_last_line_is_left_out_and_a_torn_middle_refused(tmp_path):
@@ -91,9 +96,112 @@ def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path, monkeypatch):
 
 
 def test_checkpoints_keep_the_one_before(tmp_path):
-    for payload in (b"one", b"two", b"three"):
-        run_dir.write_checkpoint(tmp_path, payload)
-    assert run_dir.read_checkpoints(tmp_path) == ([b"three", b"two"], [])
+    rows = [{"iteration": 2, "mse": 0.5}, {"iteration": 4, "mse": float("nan")}]
+    for n, payload in enumerate((b"one", b"two", b"three")):
+        run_dir.write_checkpoint(tmp_path, payload, iteration=2 * n, rows=rows[:n])
+    found, problems = run_dir.read_checkpoints(tmp_path)
+    assert [c.payload for c in found] == [b"three", b"two"] and problems == []
+    assert [c.iteration for c in found] == [4, 2]
+    assert found[0].rows == (rows[0], {"iteration": 4, "mse": "nan"})
+
+
+def kill_at_replacement(n: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a checkpoint and be killed before the n-th file gets its name."""
+    replace, done = os.replace, []
+
+    def counted(source, target):
+        done.append(target)
+        if len(done) == n:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", counted)
+        run_dir.write_checkpoint(path, b"next", iteration=9)
+
+
+@pytest.mark.parametrize(("n", "newest"), [(1, 2), (2, 9), (3, 9)])
+@pytest.mark.parametrize("damage", [None, b"", b"mpcc checkpoint 2\nhalf"])
+def test_a_kill_at_any_moment_of_writing_leaves_the_newest_intact_checkpoint(
+    n: int, newest: int, damage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for iteration in (1, 2):
+        run_dir.write_checkpoint(tmp_path, b"x", iteration=iteration)
+    if damage is not None:
+        (tmp_path / run_dir.CHECKPOINT).write_bytes(damage)
+        newest = min(newest, 1) if n == 1 else newest
+    kill_at_replacement(n, tmp_path, monkeypatch)
+    for _ in range(2):
+        assert run_dir.read_checkpoints(tmp_path)[0][0].iteration == newest
+        checkpoints.settle(tmp_path)
+    kept = {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")}
+    assert kept <= {run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT} | {
+        f"{name}.damaged" for name in run_dir.CHECKPOINTS
+    }
+    assert run_dir.read_checkpoints(tmp_path)[1] == []
+    run_dir.write_checkpoint(tmp_path, b"after", iteration=10)
+    after = [c.iteration for c in run_dir.read_checkpoints(tmp_path)[0]]
+    assert after == [10, newest]
+
+
+def test_a_checkpoint_of_earlier_code_is_read(tmp_path: Path) -> None:
+    seal = hashlib.sha256(b"state").hexdigest().encode()
+    (tmp_path / run_dir.CHECKPOINT).write_bytes(b"mpcc checkpoint 1\n" + seal + b"\nstate")
+    found, problems = run_dir.read_checkpoints(tmp_path)
+    assert problems == [] and found == [checkpoints.Checkpoint(b"state")]
+
+
+def test_no_bit_of_a_record_can_change_unseen(tmp_path: Path) -> None:
+    row = {"iteration": 4, "mse": 0.125, "seconds": 1.5}
+    run_dir.append_metrics(tmp_path, row)
+    values = {"state": "done", "cause": None, "iteration": 4, "metrics": {"mse": 0.125}}
+    run_dir.write_result(tmp_path, values, [row])
+    whole = run_dir.read_trial(tmp_path)
+    rng = random.Random(0)
+    for name in (run_dir.RESULT, run_dir.METRICS):
+        data = (tmp_path / name).read_bytes()
+        for _ in range(400):
+            flipped = bytearray(data)
+            flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            (tmp_path / name).write_bytes(bytes(flipped))
+            try:
+                assert run_dir.read_trial(tmp_path) == whole  # White space may change.
+            except run_dir.RunDirError as error:
+                assert name in str(error)
+        (tmp_path / name).write_bytes(data)
+    assert run_dir.read_trial(tmp_path) == whole
+    run_dir.write_provenance(tmp_path, {"code": "c0de", "data": {"fingerprint": "f00d"}})
+    file = tmp_path / run_dir.PROVENANCE
+    file.write_text(file.read_text().replace("f00d", "f00e"))
+    with pytest.raises(run_dir.RunDirError, match="wrong hash"):
+        run_dir.read_provenance(tmp_path)
+
+
+def test_a_record_of_earlier_code_without_a_seal_is_read(tmp_path: Path) -> None:
+    run_dir.write_json(
+        tmp_path / run_dir.RESULT, {"state": "done", "iteration": 4, "metrics": {"mse": 1.0}}
+    )
+    found = run_dir.read_result(tmp_path)
+    assert found and found["metrics"] == {"mse": 1.0}
+
+
+def test_half_written_files_of_dead_writers_are_removed_and_no_others(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = files._HOST
+    dead = [f".checkpoint.pt.new.{gone.pid}.tmp", f".result.json.pid-{host}-{gone.pid}.tmp"]
+    dead += [".result.json.pid-elsewhere-7.tmp"]
+    alive = [
+        f".result.json.pid-{host}-{os.getpid()}.tmp",
+        ".result.json.pid-an-other-7.tmp",
+        "a.tmp",
+    ]
+    for name in (*dead, *alive):
+        (tmp_path / name).touch()
+    old = time.time() - 2 * files.SCRAP_SECONDS
+    os.utime(tmp_path / dead[-1], (old, old))
+    files.remove_scraps(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == set(alive)
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "flip", "foreign"])
@@ -106,9 +214,14 @@ def test_damaged_checkpoints_are_named_and_the_intact_one_is_used(tmp_path, dama
     file.write_bytes(
         {"empty": b"", "short": data[:-5], "flip": bytes(data), "foreign": b"PK\x03\x04"}[damage]
     )
-    payloads, problems = run_dir.read_checkpoints(tmp_path)
-    assert payloads == [b"one" * 100]
+    found, problems = run_dir.read_checkpoints(tmp_path)
+    assert [c.payload for c in found] == [b"one" * 100]
     assert len(problems) == 1 and str(file) in problems[0]
+    for _ in range(2):  # However often that happens, one damaged file is kept.
+        assert run_dir.CHECKPOINT in checkpoints.settle(tmp_path)
+        assert (tmp_path / f"{run_dir.CHECKPOINT}.damaged").exists()
+        file.write_bytes(b"")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_checkpoint_of_another_program_is_refused_and_left_alone(tmp_path, tiny):

@@ -262,8 +262,8 @@ def test_a_lost_result_runs_its_trial_again_from_the_checkpoint_to_the_same_end(
     assert plan is not None and plan.data is not None
     trial = plan.trials()[0]
     path = ledger.trial_dir(out, trial.key)
-    (path / run_dir.RESULT).write_text("{")
-    assert ledger.mend(out, trial) is not None
+    (path / run_dir.RESULT).unlink()
+    assert ledger.mend(out, trial) is None
     settings = sweep.Settings(out=out, uri="", checkpoint_seconds=60)
     spec = sweep.trial_spec(trial, plan, settings, "test")
     runner = TrialRunner.__new__(TrialRunner)
@@ -421,16 +421,26 @@ def test_a_stop_asked_for_closes_the_training(
 
 
 @pytest.mark.slow
-def test_other_images_than_those_of_the_sweep_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_images_than_those_of_the_sweep_fail_and_leave_nothing_of_them(
+    tmp_path: Path,
 ) -> None:
-    steps = (progress for progress in [FakeProgress(1, "running")])
-    runner, trial, path = runner_for(tmp_path, monkeypatch, steps, fingerprint="expected")
-    run_dir.open_run(path, trial.config)
-    run_dir.write_json(path / run_dir.PROVENANCE, {"data": {"fingerprint": "other"}})
+    from tune.trainable import TrialRunner
+
+    trial = expected_trials()[0]
+    plan = ledger.new_plan("tiny", trial.config)
+    path = ledger.trial_dir(tmp_path, trial.key)
+    spec = sweep.trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test")
+    runner = TrialRunner.__new__(TrialRunner)
+    runner.setup({"trial": spec | {"fingerprint": "expected"}})
     assert runner.step()["state"] == "failed"
     cause = str(ledger.status(tmp_path, trial).cause)
-    assert cause.startswith("data: ") and "other" in cause and "expected" in cause
+    assert cause.startswith("data: ") and "expected" in cause
+    assert {p.name for p in path.iterdir()} <= {"config.json", "result.json", "attempts"}
+    ledger.forget(tmp_path, trial, "failed")  # With the right images again.
+    runner.setup({"trial": spec})
+    assert runner.step()["state"] == "running"
+    runner.cleanup()
+    assert run_dir.read_provenance(path)["starts"] == [0]
 
 
 @pytest.mark.slow

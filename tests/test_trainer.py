@@ -338,7 +338,9 @@ def test_checkpoints_come_after_so_many_iterations_where_these_are_given(
     tiny, some_digits, tmp_path, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr(trainer, "write_checkpoint", lambda _, state: seen.append(state.iteration))
+    monkeypatch.setattr(
+        trainer, "write_checkpoint", lambda _, state, *end: seen.append(state.iteration)
+    )
     config = tiny.override(iterations=7)
     for _ in train(config, tmp_path / "a", image_set=some_digits, checkpoint_iterations=3):
         pass

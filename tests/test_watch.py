@@ -12,8 +12,8 @@ import pytest
 from benchmarks.fault_tools import Sweep
 from mpcc.config import PRESETS
 from tune import ledger, sweep
+from tune.drivers import Alone
 from tune.grid import cells, parse_grid
-from tune.lock import Lock
 from tune.mirror import OutFolder
 from tune.progress import Board, Display
 from tune.signals import Signals
@@ -30,13 +30,13 @@ def session(out: Path, address: str = "local") -> Any:
     settings = sweep.Settings(out=out, uri="", address=address)
     tracker: Any = SimpleNamespace(problem=None, note=None)
     return sweep._Session(
-        plan, settings, Lock(out), Signals(), board, tracker, OutFolder(out), None
+        plan, settings, Alone(out), Signals(), board, tracker, OutFolder(out), None
     )
 
 
 def watched(made: Any, seconds: float) -> bool:
     """Whether Ray counts as whole after a round that never says a word and lasts so long."""
-    engine: Any = SimpleNamespace(dead_processes=lambda: [])
+    engine: Any = SimpleNamespace(death=lambda: None)
     thread = threading.Thread(target=threading.Event().wait, args=(seconds,), daemon=True)
     thread.start()
     with Display(made._board) as display:

@@ -151,7 +151,7 @@ def run(
 
     `supply`, of a search, has more trials as they end (`tune.sweep.Supply`).
     """
-    from tune import cluster, preflight, sweep, tracking
+    from tune import cluster, images, preflight, sweep, tracking
 
     where = settings(args, out, tracking)
     if args.sync:
@@ -173,7 +173,11 @@ def run(
         for dataset in sorted({trial.config.dataset for trial in todo}):
             download(dataset, where.data_dir)
     preflight.check_data(todo, where.data_dir, here=where.address == "local")
-    preflight.check(todo, out, stored=where.storage is not None)
+    plan = images.learnt(plan, out, plan.trials())
+    if where.address == "local" and not node_data.is_address(where.data_dir):
+        images.check(plan, out, todo, where.data_dir)
+    n_at_once = trials_at_once(todo, where) if todo else None
+    preflight.check(todo, out, stored=where.storage is not None, n_at_once=n_at_once)
     cluster.check_address(where.address)
     if where.address == cluster.LOCAL:
         preflight.check_cores(where.cpus)
@@ -367,7 +371,7 @@ def print_dry_run(args: argparse.Namespace, out: Path, plan: Plan, trials: Seque
             print(f"  trial {trial.key}  seed {trial.seed}  {status.state}{before}")
     print(f"{len(cells)} cells, {len(trials)} trials, {len(todo)} to run")
     if todo:
-        print(size_of(todo))
+        print(size_of(args, out, todo))
         print(time_text(args, out, todo, reached))
     return 0
 
@@ -381,7 +385,8 @@ def check_dry_run(args: argparse.Namespace, out: Path, todo: Sequence[Trial]) ->
         if node_data.is_address(where.data_dir):
             raise UsageError("--pilot measures on this machine: give a folder as --data-dir")
         preflight.check_data(todo, where.data_dir, here=True)
-        preflight.check(todo, out, stored=where.storage is not None)
+        n_at_once = trials_at_once(todo, where)
+        preflight.check(todo, out, stored=where.storage is not None, n_at_once=n_at_once)
 
 
 def time_text(
@@ -442,12 +447,14 @@ def device_share(todo: Sequence[Trial], where: Any, n_at_once: int | None) -> fl
     return float(where.gpus or DEFAULT_GPU_SHARE)
 
 
-def size_of(trials: Sequence[Trial]) -> str:
-    """How large these trials get."""
+def size_of(args: argparse.Namespace, out: Path, trials: Sequence[Trial]) -> str:
+    """How large these trials get, beyond what they have on the disk already."""
+    from tune import tracking
     from tune.preflight import disk_need, size_text
 
     largest = max(checkpoint_bytes(trial.config) for trial in trials)
-    return f"about {size_text(largest)} per checkpoint, {size_text(disk_need(trials))} on the disk"
+    need = disk_need(trials, out, trials_at_once(trials, settings(args, out, tracking)))
+    return f"about {size_text(largest)} per checkpoint, {size_text(need)} on the disk"
 
 
 def number(option: str, text: str | None, low: float, high: float) -> float | None:

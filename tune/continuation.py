@@ -20,7 +20,7 @@ from tune.grid import Cell
 from tune.ledger import LedgerError, Plan, Trial
 
 EARLIER = "earlier"
-_CHECKPOINTS = (run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT)
+_CHECKPOINTS = run_dir.CHECKPOINTS
 
 
 def lengthen(plan: Plan, iterations: int) -> Plan:

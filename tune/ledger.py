@@ -20,6 +20,8 @@ from typing import Any
 from mpcc import run_dir
 from mpcc.code_version import code_fingerprints, code_version
 from mpcc.config import SHORT, Config, from_dict, trial_key, value_text
+from mpcc.files import set_aside
+from mpcc.repair import repair
 from tune.grid import Cell
 
 PLAN, TRIALS = "sweep.json", "trials"
@@ -222,10 +224,15 @@ def read_plan(out: Path) -> Plan | None:
 
 
 def write_plan(out: Path, plan: Plan) -> None:
-    """Write sweep.json, whole or not at all; nothing where it says the same already."""
+    """Write sweep.json, whole or not at all; nothing where it says the same already.
+
+    What it knows of the images stays known.
+    """
     path = Path(out) / PLAN
-    values = plan.to_dict()
-    if run_dir.read_json(path) != json.loads(json.dumps(values)):
+    values, before = plan.to_dict(), run_dir.read_json(path)
+    if before and before.get("id") == plan.id and before.get("data"):
+        values["data"] = before["data"] | values.get("data", {})
+    if before != json.loads(json.dumps(values)):
         path.parent.mkdir(parents=True, exist_ok=True)
         run_dir.write_json(path, values)
 
@@ -273,8 +280,7 @@ def status(out: Path, trial: Trial, running: Collection[str] = ()) -> Status:
     if not path.is_dir():
         return Status(RUNNING if trial.key in running else PLANNED)
     try:
-        result = run_dir.read_result(path)
-        rows = run_dir.read_metrics(path)
+        result, rows = run_dir.read_trial(path)
         if result and result["state"] == DONE and result.get("iteration") != _last(rows):
             raise run_dir.RunDirError(f"{path / run_dir.METRICS} misses the last evaluation")
     except (run_dir.RunDirError, OSError) as error:
@@ -286,51 +292,22 @@ def status(out: Path, trial: Trial, running: Collection[str] = ()) -> Status:
     return Status(result["state"], result.get("cause"), int(result.get("iteration") or 0), metrics)
 
 
-def mend(out: Path, trial: Trial) -> str | None:
-    """Set aside what cannot be read in a run directory, so that the trial can run; says what."""
+def mend(out: Path, trial: Trial, fingerprint: str | None = None) -> str | None:
+    """Put a run directory in order, so that the trial can go on; says what was damaged.
+
+    `fingerprint` is that of the images where it is known, see `mpcc.repair`.
+    """
     path = trial_dir(out, trial.key)
     if not path.is_dir():
         if not os.path.lexists(path):
             return None
-        _set_aside(path)
+        set_aside(path)
         return f"{path} was no folder; set aside, runs again"
-    damaged = []
-    for name, read in (
-        (run_dir.CONFIG, run_dir.read_config),
-        (run_dir.PROVENANCE, run_dir.read_provenance),
-        (run_dir.RESULT, run_dir.read_result),
-        (run_dir.METRICS, run_dir.read_metrics),
-        (run_dir.CONTINUES, run_dir.earlier_iterations),
-    ):
-        try:
-            read(path)
-        except run_dir.RunDirError:
-            _set_aside(path / name)
-            damaged.append(name)
-    for name in (run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT):
-        if (path / name).is_dir():
-            _set_aside(path / name)
-            damaged.append(name)
-    rows = [] if run_dir.METRICS in damaged else run_dir.read_metrics(path)
-    result = None if run_dir.RESULT in damaged else run_dir.read_result(path)
-    incomplete = result and result["state"] == DONE and result.get("iteration") != _last(rows)
-    if run_dir.METRICS in damaged or incomplete:
-        # Evaluations before the checkpoint are gone: only a fresh start gives them again.
-        for name in (run_dir.RESULT, run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT):
-            (path / name).unlink(missing_ok=True)
-        damaged = damaged or [run_dir.METRICS]
-    if not (path / run_dir.CONFIG).exists():
-        run_dir.write_json(path / run_dir.CONFIG, trial.config.to_dict())
-    return f"{path}: {', '.join(damaged)} damaged, runs again" if damaged else None
-
-
-def _set_aside(file: Path) -> None:
-    """Rename a file or folder to `NAME.damaged`, or `NAME.damaged2` and so on."""
-    aside, number = file.with_name(f"{file.name}.damaged"), 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = file.with_name(f"{file.name}.damaged{number}")
-    os.replace(file, aside)
+    damaged = repair(path, trial.config, fingerprint)
+    if not damaged:
+        return None
+    ended = (path / run_dir.RESULT).exists()
+    return f"{path}: {', '.join(damaged)} damaged, {'mended' if ended else 'runs again'}"
 
 
 def forget(out: Path, trial: Trial, state: str) -> None:
@@ -342,7 +319,7 @@ def forget(out: Path, trial: Trial, state: str) -> None:
 def forgotten(state: str) -> list[str]:
     """The files that go when a trial that ended like this is to run again."""
     if state == DIVERGED:
-        return [run_dir.RESULT, run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT, run_dir.METRICS]
+        return [run_dir.RESULT, *run_dir.CHECKPOINTS, run_dir.METRICS]
     return [run_dir.RESULT]
 
 
@@ -367,7 +344,7 @@ def record_end(path: Path, config: Config, state: str, cause: str) -> None:
         "metrics": rows[-1] if rows else {},
         "weights_sha256": None,
     }
-    run_dir.write_json(path / run_dir.RESULT, result)
+    run_dir.write_result(path, result)
 
 
 def _plan(values: Mapping[str, Any]) -> Plan:

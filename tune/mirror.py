@@ -19,7 +19,7 @@ from typing import Any
 from mpcc import run_dir
 from tune import continuation, ledger
 from tune.ledger import Plan, Trial
-from tune.place import LEFT_OUT, sending_order
+from tune.place import LEFT_OUT, is_sent, sending_order
 from tune.signals import joined
 from tune.storage import Storage, StorageError, Stored, checked_storage
 from tune.storage_lock import StorageLock, storage_owner
@@ -364,10 +364,9 @@ class Mirror(OutFolder):
 
     def _push_one(self, key: str) -> None:
         here = ledger.trial_dir(self.out, key)
-        files = [f for f in here.iterdir() if f.is_file() and not f.name.startswith(".")]
+        files = [file for file in here.iterdir() if file.is_file() and is_sent(file.name)]
         for file in sorted(files, key=lambda file: sending_order(file.name)):
-            if file.name not in LEFT_OUT:
-                self._storage.write(f"{ledger.TRIALS}/{key}/{file.name}", file.read_bytes())
+            self._storage.write(f"{ledger.TRIALS}/{key}/{file.name}", file.read_bytes())
 
     def _each(self, call: Callable[[Any], None], items: Iterable[Any]) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mpcc import run_dir
-from mpcc.config import Config
+from mpcc.config import Config, from_dict
+from mpcc.files import DAMAGED
+from mpcc.repair import repair
 from tune import ledger
-from tune.grid import Cell
 from tune.lock import process_lives
 from tune.storage import Storage, StorageError
 
@@ -33,7 +34,7 @@ SCRATCH_PREFIX = "mpcc-trial-"
 SCRATCH_VARIABLE = "MPCC_SCRATCH_DIR"
 LAST = (run_dir.METRICS, run_dir.RESULT, run_dir.CHECKPOINT)
 """What is sent after all else, in this order."""
-LEFT_OUT = (run_dir.PREVIOUS_CHECKPOINT, run_dir.CHECKPOINT + ".new", OWNER, "mlflow.json")
+LEFT_OUT = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, "mlflow.json")
 
 
 class Place(Protocol):
@@ -64,9 +65,11 @@ class OnTheSpot:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.path = Path(spec["run_dir"])
         self._stop = Path(spec["stop_file"])
+        self._config, self._fingerprint = from_dict(spec["config"]), spec["fingerprint"]
 
     def fetch(self) -> None:
-        pass
+        if self.path.is_dir():  # An attempt whose process was killed may have left anything.
+            repair(self.path, self._config, self._fingerprint)
 
     def send(self) -> None:
         pass
@@ -86,7 +89,8 @@ class Carried:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._key = str(spec["key"])
-        self._config = spec["config"]
+        self._config: Config = from_dict(spec["config"])
+        self._fingerprint = spec["fingerprint"]
         self._storage = Storage(spec["storage"])
         self._stop_name = Path(spec["stop_file"]).name
         self._scratch = scratch_dir()
@@ -111,8 +115,7 @@ class Carried:
             if data is not None:
                 run_dir.write_bytes(file, data)
                 self._sent[file.name] = _mark(file)
-        config = ledger.from_dict(self._config)
-        ledger.mend(self._scratch, _trial(config, self._key))
+        repair(self.path, self._config, self._fingerprint)
         self._fetched = True
 
     def send(self) -> None:
@@ -143,7 +146,7 @@ class Carried:
         here = {}
         if self.path.is_dir():
             for file in self.path.iterdir():
-                if file.is_file() and not file.name.startswith(".") and file.name not in LEFT_OUT:
+                if file.is_file() and is_sent(file.name):
                     here[file.name] = file
         changed = [name for name, file in here.items() if self._sent.get(name) != _mark(file)]
         gone = [name for name in self._sent if name not in here and name not in LAST]
@@ -178,6 +181,11 @@ def place_of(spec: dict[str, Any]) -> Place:
     return Carried(spec) if spec.get("storage") else OnTheSpot(spec)
 
 
+def is_sent(name: str) -> bool:
+    """Whether a file of a trial goes to the storage."""
+    return not name.startswith(".") and name not in LEFT_OUT and DAMAGED not in name
+
+
 def sending_order(name: str) -> tuple[int, str]:
     """Sorts the files of a trial by when they are sent."""
     return (LAST.index(name) + 1 if name in LAST else 0), name
@@ -198,7 +206,3 @@ def _mark(file: Path) -> tuple[int, int, int]:
     """Changes whenever the file is written."""
     about = file.stat()
     return about.st_mtime_ns, about.st_size, about.st_ino
-
-
-def _trial(config: Config, key: str) -> ledger.Trial:
-    return ledger.Trial(Cell(config, {}), config.seed, config, key)

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from mpcc import data_files, run_dir
@@ -33,19 +33,23 @@ class PreflightError(ValueError):
     """Something that must be put right before the sweep can start; the message is one line."""
 
 
-def check(todo: Sequence[Trial], out: Path, *, stored: bool = False) -> None:
+def check(
+    todo: Sequence[Trial], out: Path, *, stored: bool = False, n_at_once: int | None = None
+) -> None:
     """PreflightError for what would stop these trials in this output folder.
 
     `stored`: their checkpoints go to a storage.
     """
     for trial in todo:
-        run_dir.refuse_foreign_checkpoints(ledger.trial_dir(out, trial.key))
+        path = ledger.trial_dir(out, trial.key)
+        if not (path / run_dir.CONFIG).exists():  # Where it is, that is a damaged one of ours.
+            run_dir.refuse_foreign_checkpoints(path)
     there = out
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise PreflightError(f"{there} cannot be written to; choose another --out")
-    need = len(todo) * OTHER_BYTES if stored else disk_need(todo)
+    need = len(todo) * OTHER_BYTES if stored else disk_need(todo, out, n_at_once)
     free = shutil.disk_usage(there).free
     if need > free:
         raise PreflightError(
@@ -113,9 +117,28 @@ def check_tracking(uri: str, out: Path, preset: str, *, begun: bool) -> str | No
     )
 
 
-def disk_need(todo: Sequence[Trial]) -> int:
-    """About how much room these trials take: two checkpoints each while they run, and pictures."""
-    return sum(2 * checkpoint_bytes(trial.config) + OTHER_BYTES for trial in todo)
+def disk_need(todo: Sequence[Trial], out: Path, n_at_once: int | None = None) -> int:
+    """About how much room these trials will take beyond what they have on the disk already.
+
+    Each one a checkpoint and its pictures in the end, and those that run at a time two more
+    checkpoints: the one before, and the one that is being written.
+    """
+    ends, running = 0, []
+    on_disk = {key: _checkpoints_size(ledger.trial_dir(out, key)) for key in {t.key for t in todo}}
+    for trial in todo:
+        size, have = checkpoint_bytes(trial.config), on_disk.pop(trial.key, 0)
+        ends += max(0, size - have) + OTHER_BYTES
+        running.append(max(0, 2 * size - max(0, have - size)))
+    return ends + sum(sorted(running, reverse=True)[: n_at_once or len(running)])
+
+
+def _checkpoints_size(path: Path) -> int:
+    """Bytes of a trial's checkpoints."""
+    size = 0
+    for name in run_dir.CHECKPOINTS:
+        with suppress(OSError):
+            size += (path / name).stat().st_size
+    return size
 
 
 def memory_need(config: Config) -> int:

@@ -314,7 +314,7 @@ def _print_dry_run(args: argparse.Namespace, out: Path, supply: Supply) -> int:
     n = search.n_points * len(search.seeds)
     like = supply.all_trials()[:1]  # The others differ in what they vary: a rough guess.
     print(f"{search.n_points} points of {len(search.seeds)} seeds, {n} trials")
-    print(command.size_of(like * n))
+    print(command.size_of(args, out, like * n))
     print(command.time_text(args, out, like * n, {}))
     return 0
 

@@ -6,7 +6,6 @@ missing. The main thread watches: the display, signals, Ray's health; Tune has a
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import secrets
 import shlex
@@ -24,8 +23,7 @@ from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from mpcc import run_dir
-from mpcc.config import Config
-from tune import cluster, grid, ledger, node_data, preflight, tracking
+from tune import cluster, grid, images, ledger, node_data, preflight, tracking
 from tune.drivers import LOOK_SECONDS, Driver
 from tune.grid import cost
 from tune.groups import grouped
@@ -135,7 +133,7 @@ def run(
         if driver.is_elsewhere(trial.key):
             continue
         files.take_over(plan, trial)
-        mended = ledger.mend(settings.out, trial)
+        mended = ledger.mend(settings.out, trial, images.expected(plan, trial.config))
         if mended:
             tell(mended)
     board = Board(trials, statuses(settings.out, trials))
@@ -158,7 +156,7 @@ def run(
     if hindrance:
         tell(f"{hindrance}; the same command fetches what is missing here")
     trials = board.trials() if supply is None else supply.all_trials()
-    plan = _with_data(session.plan, settings.out, trials)
+    plan = images.learnt(session.plan, settings.out, trials)
     try:
         if not (files.lost or driver.lost):
             (files.write_plan if supply is None else supply.write)(plan)
@@ -233,8 +231,6 @@ def program(name: str) -> str:
 
 def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> dict[str, Any]:
     """What a Ray worker needs to know of a trial, as plain data."""
-    known = (plan.data or {}).get(images_of(trial.config))
-    expected = known["fingerprint"] if known else None
     return {
         "key": trial.key,
         "config": trial.config.to_dict(),
@@ -244,7 +240,7 @@ def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> di
         "checkpoint_seconds": settings.checkpoint_seconds,
         "checkpoint_iterations": settings.checkpoint_iterations,
         "stop_file": str(settings.out / STOP),
-        "fingerprint": expected,
+        "fingerprint": images.expected(plan, trial.config),
         "storage": settings.storage,
         "session": session,
         "driver": [socket.gethostname(), os.getpid()],
@@ -277,6 +273,7 @@ class _Session:
         self._refused: deque[str] = deque()
         self._next_look = self._next_news = 0.0
         self._told_waiting = self._led = False
+        self._reporting: set[str] = set()
         self._id = secrets.token_hex(4)
         self._stopping = False
         self._alone: list[str] = []
@@ -439,7 +436,8 @@ class _Session:
             return []
         before = self.plan
         try:
-            self.plan, trials = self._supply.more()
+            plan, trials = self._supply.more()
+            self.plan = images.knowing(plan, self.plan.data)
         except (OSError, ValueError) as error:  # told at the end; what runs, runs on
             self._error = error
             return []
@@ -563,6 +561,7 @@ class _Session:
             self._see_ends()
             if feed is not None:
                 self._refill(feed, display)
+            self._learn_images()
             self._driver.renew(self._board.running())
             if self._tracker.problem and not self._told_tracking:
                 self._told_tracking = True
@@ -613,6 +612,20 @@ class _Session:
             self._heard = time.monotonic()
         return time.monotonic() - self._heard > SILENT_SECONDS
 
+    def _learn_images(self) -> None:
+        """Write down which images the sweep sees as soon as a trial has read them."""
+        reported, self._reporting = self._reporting, set()
+        trials = [trial for trial in self._given if trial.key in reported]
+        plan = images.learnt(self.plan, self._settings.out, trials)
+        if plan.data == self.plan.data:
+            return
+        self.plan = plan
+        if self._supply is None:  # A search's plan is its supply's to write; the end adds this.
+            try:
+                self._files.write_plan(plan)
+            except OSError:
+                self._reporting |= reported  # A full disk: once more with the next report.
+
     def _forget_running(self) -> None:
         for key in self._board.running():
             self._board.set(key, ledger.STOPPED)
@@ -640,6 +653,7 @@ class _Session:
                 self._let_go(key)
             self._in_hand.discard(key)
         if report["evaluated"] or report["done"]:
+            self._reporting.add(key)
             self._files.news(key)
 
     def _failed(self, key: str, cause: str | None, text: str) -> None:
@@ -666,28 +680,6 @@ class _Session:
         if self._driver.was_taken(key):
             self._refused.append(key)
         self._driver.release_trial(key)
-
-
-def images_of(config: Config) -> str:
-    """The name of the images that trials of this data set, split and size share."""
-    return f"{config.dataset}, {config.split}, {config.image_size} pixels"
-
-
-def _with_data(plan: Plan, out: Path, trials: Sequence[Trial]) -> Plan:
-    """The plan with what is known of each set of images, once a trial has read them."""
-    known = dict(plan.data or {})
-    for trial in trials:
-        name = images_of(trial.config)
-        if name in known:
-            continue
-        try:
-            provenance = run_dir.read_json(ledger.trial_dir(out, trial.key) / run_dir.PROVENANCE)
-        except run_dir.RunDirError:
-            continue
-        data = (provenance or {}).get("data")
-        if isinstance(data, dict) and "fingerprint" in data:
-            known[name] = data
-    return dataclasses.replace(plan, data=known) if known else plan
 
 
 def shown(path: Path) -> str:

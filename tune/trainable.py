@@ -67,11 +67,7 @@ class Course:
                 if self._pruned():
                     return self._report(ledger.PRUNED)
                 self._progress = self._start()
-            progress = next(self._progress, None)
-            if progress is None:
-                self._step_back()
-                return self._report(ledger.RUNNING)
-            self._check_data()
+            progress = next(self._progress)
             self._place.send()
         except Exception as error:  # the boundary of a trial: recorded, or given to Ray to retry
             self._close()
@@ -99,18 +95,8 @@ class Course:
             device=self._spec["device"],
             checkpoint_seconds=self._spec["checkpoint_seconds"],
             checkpoint_iterations=self._spec["checkpoint_iterations"],
+            fingerprint=self._spec["fingerprint"],
         )
-
-    def _step_back(self) -> None:
-        """The result is lost and the last checkpoint at the very end: go on from an earlier one."""
-        self._progress = None
-        previous, last = (self._path / n for n in (run_dir.PREVIOUS_CHECKPOINT, run_dir.CHECKPOINT))
-        if previous.exists():
-            os.replace(previous, last)
-        elif last.exists():
-            last.unlink()
-        else:
-            raise RuntimeError("the training ended without a result")
 
     def _close(self) -> None:
         """End the training in hand; the trainer then writes a checkpoint."""
@@ -157,19 +143,6 @@ class Course:
                 self._place.finish()
                 return True
         return False
-
-    def _check_data(self) -> None:
-        """The data must be those of the sweep's other trials."""
-        expected = self._spec["fingerprint"]
-        provenance = self._path / run_dir.PROVENANCE
-        if expected and provenance.exists():
-            self._spec["fingerprint"] = None
-            data = (run_dir.read_json(provenance) or {}).get("data") or {}
-            found = data.get("fingerprint", expected)
-            if found != expected:
-                raise run_dir.RunDirError(
-                    f"the images have fingerprint {found}, the sweep's other trials {expected}"
-                )
 
     def _orphaned(self) -> bool:
         """Whether the driver of this trial, on this machine, is gone, or another has taken it."""

@@ -1,0 +1,165 @@
+"""Files that are whole or not at all, and JSON that says when it is no longer what was written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 2
+"""Of sealed records; earlier ones carry no seal and no number."""
+SEAL = "seal"
+DAMAGED = ".damaged"
+"""Ends the name of what was set aside, followed by a number from the second on."""
+SCRAP_SECONDS = 600.0
+"""How old a file under way from another machine must be to be taken for a dead writer's."""
+_HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())
+_SCRAP = re.compile(r"\..+?(?:\.pid-([0-9A-Za-z-]+)-|\.)(\d+)\.tmp")
+
+
+class RunDirError(ValueError):
+    """A file of a run directory is not what it should be; the message names it and what to do."""
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in this file, None where there is no file."""
+    data = read_bytes(path)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise RunDirError(f"{path} is not JSON; delete it to run again") from None
+    if not isinstance(value, dict):
+        raise RunDirError(f"{path} holds no JSON object; delete it to run again")
+    return value
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The bytes of a file, None where there is none; RunDirError where something else is there."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # Other errors (rights, a disk that fails) are no damage that a new run may replace.
+        if error.errno not in (errno.EISDIR, errno.ELOOP):
+            raise
+        raise RunDirError(f"{path} is no file ({error.strerror}); delete it to run again") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON, atomically. Infinite and undefined numbers become strings."""
+    write_bytes(path, (dumps(value, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole."""
+    path = Path(path)
+    staged = path.with_name(f".{path.name}.pid-{_HOST}-{os.getpid()}.tmp")
+    try:
+        with staged.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, f"no room on the disk for {path}") from None
+        raise
+
+
+def dumps(value: Mapping[str, Any], indent: int | None = None) -> str:
+    """The JSON of an object as it is written: without numbers that are not finite."""
+    return json.dumps(_finite(value), indent=indent, sort_keys=False, allow_nan=False)
+
+
+def sealed(values: Mapping[str, Any], **files: bytes) -> dict[str, Any]:
+    """The object with a hash of its content and of the bytes of each file that belongs to it."""
+    record = {name: value for name, value in values.items() if name != SEAL} | {"schema": SCHEMA}
+    seal = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    record = _finite(record)
+    return record | {SEAL: {"record": _content_hash(record, seal)} | seal}
+
+
+def is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether the content is what was sealed; an earlier version's record has no seal."""
+    if SEAL not in record and "schema" not in record:
+        return True
+    seal = record.get(SEAL)
+    if not isinstance(seal, dict):
+        return False
+    rest = {name: value for name, value in record.items() if name != SEAL}
+    files = {name: value for name, value in seal.items() if name != "record"}
+    return seal.get("record") == _content_hash(rest, files)
+
+
+def belongs(record: Mapping[str, Any], name: str, data: bytes) -> bool:
+    """Whether a file has the bytes that it had when the record was sealed; True without a seal."""
+    seal = record.get(SEAL)
+    return not isinstance(seal, dict) or seal.get(name) == hashlib.sha256(data).hexdigest()
+
+
+def set_aside(file: Path) -> None:
+    """Rename a file or folder to `NAME.damaged`, or `NAME.damaged2` and so on."""
+    aside, number = file.with_name(f"{file.name}{DAMAGED}"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = file.with_name(f"{file.name}{DAMAGED}{number}")
+    os.replace(file, aside)
+
+
+def remove_scraps(folder: Path) -> None:
+    """Remove the half-written files of writers that are dead."""
+    for file in folder.glob(".*.tmp"):
+        match = _SCRAP.fullmatch(file.name)
+        if match is None:
+            continue
+        host, pid = match.groups()
+        try:
+            if host in (None, _HOST):
+                dead = not _lives(int(pid))
+            else:
+                dead = time.time() - file.stat().st_mtime > SCRAP_SECONDS
+            if dead:
+                file.unlink(missing_ok=True)
+        except OSError:
+            continue  # Its writer has just ended it, or the disk refuses: no fault of the trial.
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _content_hash(record: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
+    """A hash of what an object says, however it is laid out."""
+    try:
+        text = json.dumps([record, seal], sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        return "too deep"
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
