@@ -172,7 +172,7 @@ def run(
     begun = any(status.state != ledger.PLANNED for status in now.values())
     problem = preflight.check_tracking(where.uri, out, plan.preset, begun=begun)
     if problem:
-        print(f"MLflow does not answer ({problem}); training goes on", file=sys.stderr)
+        signals.tell(f"MLflow does not answer ({problem}); training goes on")
     held = lock.Lock(out)
     files = mirror.opened(out, where.storage)
     try:
@@ -285,7 +285,7 @@ def sync(settings: Any, plan: Plan, tracking: ModuleType) -> int:
     except lock.LockError:
         raise
     except Exception as error:
-        print(f"MLflow at {settings.uri}: {tracking.one_line(error)}", file=sys.stderr)
+        signals.tell(f"MLflow at {settings.uri}: {tracking.one_line(error)}")
         return 3
     finally:
         files.release()
