@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import tune
 from benchmarks.fault_tools import Sweep
 from mpcc.config import PRESETS
 from tune import ledger, sweep
@@ -57,6 +59,37 @@ def test_a_ray_that_says_nothing_any_more_is_left(
 def test_a_cluster_may_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "SILENT_SECONDS", 0.5)
     assert watched(session(tmp_path, "head:6379"), 2)
+
+
+def begun(made: Any, start: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """What comes of a session whose Ray starts like this."""
+    temp_dir = made._settings.out / "ray"
+    engine: Any = SimpleNamespace(start=start, make_temp_dir=lambda: temp_dir, kill=lambda: None)
+    monkeypatch.setitem(sys.modules, "tune.engine", engine)
+    monkeypatch.setattr(tune, "engine", engine, raising=False)
+    return bool(made.train(made.plan.trials()))
+
+
+def test_a_ray_that_cannot_start_is_one_line_and_no_trial_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: Any) -> None:
+        raise RuntimeError("no port is free\nand more")
+
+    made = session(tmp_path)
+    assert not begun(made, start, monkeypatch)
+    assert capsys.readouterr().err.splitlines()[-1] == "Ray: no port is free"
+    assert sweep.exit_code(tmp_path, made.plan.trials()) == 3
+
+
+def test_a_signal_does_not_wait_for_ray_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = session(tmp_path)
+    made._signals.number = 15
+    before = time.monotonic()
+    assert not begun(made, lambda *_: time.sleep(60), monkeypatch)
+    assert time.monotonic() - before < 5
 
 
 def test_more_cores_than_there_are_is_told_before_anything_is_written(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def run(
     )
     problem = preflight.check_tracking(where.uri, out, plan.preset, begun=begun)
     if problem:
-        print(f"MLflow does not answer ({problem}); training goes on", file=sys.stderr)
+        signals.tell(f"MLflow does not answer ({problem}); training goes on")
     held = drivers.Alone(out) if supply is None else drivers.Crew(out)
     files = mirror.opened(out, where.storage)
     if where.storage is None:  # A storage has one driver, and a place of its own for this.
@@ -320,7 +320,7 @@ def sync(settings: Any, plan: Plan, tracking: ModuleType) -> int:
     except lock.LockError:
         raise
     except Exception as error:
-        print(f"MLflow at {settings.uri}: {tracking.one_line(error)}", file=sys.stderr)
+        signals.tell(f"MLflow at {settings.uri}: {tracking.one_line(error)}")
         return 3
     finally:
         files.release()

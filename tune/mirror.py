@@ -157,7 +157,8 @@ class Mirror(OutFolder):
         super().__init__(out)
         self._storage = storage
         self._lock: StorageLock | None = None
-        self._thread: threading.Thread | None = None
+        self._pulling, self._settled = threading.Lock(), False
+        self._claiming = threading.Lock()
         self._running: Callable[[], Collection[str]] = lambda: ()
         self._wake, self._end = threading.Event(), threading.Event()
         self._keys: set[str] = set()
@@ -178,6 +179,8 @@ class Mirror(OutFolder):
         self._storage.retry_seconds = FIRST_SECONDS
         self._storage.prepare()
         self._lock = StorageLock(self._storage)
+        # From here until `release`, however long the driver takes to begin and to deliver.
+        threading.Thread(target=self._attend, name="storage", daemon=True).start()
 
     def begin(self, plan: Plan, trials: Sequence[Trial]) -> None:
         self.claim()
@@ -276,8 +279,6 @@ class Mirror(OutFolder):
 
     def attend(self, running: Callable[[], Collection[str]], poke: Callable[[], None]) -> None:
         self._running, self._poke = running, poke
-        self._thread = threading.Thread(target=self._attend, name="storage", daemon=True)
-        self._thread.start()
 
     def news(self, key: str) -> None:
         with self._keys_lock:
@@ -299,16 +300,14 @@ class Mirror(OutFolder):
             pass  # The next driver clears it before it begins.
 
     def settle(self, left: Callable[[], float]) -> str | None:
-        self._end.set()
-        self._wake.set()
-        if self._thread is not None:
-            joined(self._thread, left)
+        self._settled = True
         self._storage.retry_seconds = max(0.0, left())
         problems: list[str] = []
 
         def pull() -> None:
             try:
-                self.pull()
+                with self._pulling:
+                    self.pull()
             except (OSError, run_dir.RunDirError) as error:
                 problems.append(str(error))
 
@@ -320,8 +319,10 @@ class Mirror(OutFolder):
 
     def release(self) -> None:
         self._end.set()
-        if self._lock is not None and not self._lock.lost:
-            self._lock.release()
+        self._wake.set()
+        with self._claiming:
+            if self._lock is not None and not self._lock.lost:
+                self._lock.release()
 
     def _attend(self) -> None:
         """Renew the claim, fetch what is new, pass the stop on; faults are kept and waited out."""
@@ -337,8 +338,12 @@ class Mirror(OutFolder):
                 if self._stop_wanted:
                     self._storage.write(STOP, b"")
                     self._stop_wanted = False
-                self.pull(keys)
-                self._lock.renew(self._running())
+                with self._pulling:
+                    if not self._settled:
+                        self.pull(keys)
+                with self._claiming:
+                    if not self._end.is_set():
+                        self._lock.renew(self._running())
             except OSError as error:
                 with self._keys_lock:
                     self._keys |= keys

@@ -15,7 +15,6 @@ import math
 import os
 import re
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
@@ -27,7 +26,7 @@ from mpcc import run_dir
 from mpcc.options import usable
 from tune import ledger, tracking_file
 from tune.ledger import Plan, Status, Trial
-from tune.signals import joined
+from tune.signals import joined, tell
 
 RECORD = "mlflow.json"
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
@@ -377,7 +376,7 @@ def sync(out: Path, uri: str, plan: Plan, live: Collection[str] = ()) -> int:
     delivery = Delivery(out, uri)
     sent = delivery.deliver(plan, live, ledger.RUNNING if live else sweep_state(states))
     if delivery.note:
-        print(delivery.note, file=sys.stderr)
+        tell(delivery.note)
     return sent
 
 
