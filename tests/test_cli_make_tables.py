@@ -300,7 +300,7 @@ def test_help_and_usage_errors_import_no_pandas(arguments: list[str], tmp_path: 
 
 def test_table_1_imports_neither_torch_nor_ray_nor_mlflow(tmp_path: Path) -> None:
     sweep = table1_sweep(tmp_path / "digits")
-    heavy = {"torch", "ray", "mlflow", "matplotlib", "statsmodels"}
+    heavy = {"torch", "ray", "mlflow", "matplotlib", "statsmodels", "scipy.stats"}
     code = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parents[1])!r})\n"
         "from analysis import make_tables\n"

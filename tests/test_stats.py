@@ -184,6 +184,29 @@ def test_pooled_comparison_of_two_groups_is_students_t_test() -> None:
     assert result.g == pytest.approx(stats.hedges_g(SLEEP_1, SLEEP_2), abs=1e-12)
 
 
+def test_welch_of_many_cells_is_scipys() -> None:
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(3)
+    base = rng.standard_normal(4)
+    cells = [1 + scale * rng.standard_normal(n) for scale in (0.1, 1, 9) for n in (2, 3, 5)]
+    for cell, result in zip(cells, stats.welch_many(cells, base), strict=True):
+        expected = ttest_ind(cell, base, equal_var=False)
+        interval = expected.confidence_interval()
+        assert (result.p, result.df) == pytest.approx((expected.pvalue, expected.df), rel=1e-12)
+        assert result.difference.low == pytest.approx(interval.low, abs=1e-12)
+        assert result.difference.high == pytest.approx(interval.high, abs=1e-12)
+
+
+def test_brown_forsythe_is_scipys_levene_about_the_median() -> None:
+    from scipy.stats import levene
+
+    rng = np.random.default_rng(4)
+    cells = [scale * rng.standard_normal(n) for scale, n in ((1, 3), (2, 5), (1, 4), (1, 2))]
+    _, p, _ = designs.spreads_agree(cells)
+    assert p == pytest.approx(levene(*cells, center="median").pvalue, rel=1e-12)
+
+
 def test_permutation_p_is_counted_by_hand() -> None:
     """1, 2, 3 against 7, 8, 9: of 20 arrangements 2 are as extreme."""
     assert stats.permutation([1, 2, 3], [7, 8, 9]).p == pytest.approx(0.1)
