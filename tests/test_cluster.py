@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -145,35 +146,37 @@ def s3(site: Site) -> str:
 
 
 @pytest.fixture(scope="module")
-def postgres(site: Site) -> str:
-    """The URI of a new data base in a PostgreSQL of our own."""
+def postgres(site: Site) -> Iterator[str]:
+    """The URI of a new data base in a PostgreSQL of our own, in a folder that its user can reach.
+
+    pytest closes its own to other users, whenever it starts.
+    """
     import psycopg  # noqa: F401  pip install -r requirements-cluster.txt
 
     initdb = program("initdb", "apt-get install postgresql")
     server = program("postgres", "apt-get install postgresql")
-    data, port = site.base / "postgres", free_port()
+    home, port = Path(tempfile.mkdtemp(prefix="mpcc-postgres-")), free_port()
+    data, password = home / "data", home / "password"
+    secret = secrets.token_hex(16)
+    password.write_text(secret)
     user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
     if os.geteuid() != 0:  # PostgreSQL refuses to run as root
         user = []
     else:
-        data.mkdir()
-        shutil.chown(data, "postgres", "postgres")
-        for folder in [site.base, *site.base.parents][:3]:
-            folder.chmod(folder.stat().st_mode | 0o055)
-    password = site.base / "password"
-    secret = secrets.token_hex(16)
-    password.write_text(secret)
-    password.chmod(0o644)
+        for path in (home, password):
+            shutil.chown(path, "postgres", "postgres")
     subprocess.run(
         [*user, initdb, "-D", str(data), "-U", "mlflow", f"--pwfile={password}",
          "--auth=scram-sha-256"],
         check=True, capture_output=True, cwd="/",
     )  # fmt: skip
-    site.start("postgres", *user, server, "-D", str(data), "-p", str(port),
+    process = site.start("postgres", *user, server, "-D", str(data), "-p", str(port),
                "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={data}",
                "-c", "fsync=off")  # fmt: skip
-    until(lambda: answers(port), 60, "PostgreSQL")
-    return f"postgresql://mlflow:{secret}@127.0.0.1:{port}/postgres"
+    until(lambda: answers(port), 120, "PostgreSQL")
+    yield f"postgresql://mlflow:{secret}@127.0.0.1:{port}/postgres"
+    kill_tree(process.pid)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
