@@ -162,7 +162,7 @@ class Mirror(OutFolder):
         self._running: Callable[[], Collection[str]] = lambda: ()
         self._wake, self._end = threading.Event(), threading.Event()
         self._keys: set[str] = set()
-        self._pulling: set[str] = set()
+        self._coming: set[str] = set()
         self._keys_lock = threading.Lock()
         self._stop_wanted = False
 
@@ -173,7 +173,7 @@ class Mirror(OutFolder):
     @property
     def arriving(self) -> bool:
         with self._keys_lock:
-            return bool(self._keys or self._pulling)
+            return bool(self._keys or self._coming)
 
     def claim(self) -> None:
         self._storage.retry_seconds = FIRST_SECONDS
@@ -333,7 +333,7 @@ class Mirror(OutFolder):
             self._wake.clear()
             with self._keys_lock:
                 keys, self._keys = self._keys, set()
-                self._pulling = keys
+                self._coming = keys
             try:
                 if self._stop_wanted:
                     self._storage.write(STOP, b"")
@@ -353,7 +353,7 @@ class Mirror(OutFolder):
                 continue
             self.problem, pause = None, 1.0
             with self._keys_lock:
-                self._pulling = set()
+                self._coming = set()
             if keys:
                 self._poke()
 

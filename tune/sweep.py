@@ -268,6 +268,7 @@ class _Session:
         self._signals, self._board, self._tracker = signals, board, tracker
         self._supply = supply
         self._needed: dict[str, Any] | None = None
+        self._given: list[Trial] = []
         self._in_hand: set[str] = set()
         self._ending: dict[str, float] = {}
         self._refused: deque[str] = deque()
