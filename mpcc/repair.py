@@ -29,6 +29,10 @@ def repair(path: Path, config: Config, fingerprint: str | None = None) -> list[s
     damaged = _set_aside_unreadable(path, config)
     damaged += _set_aside_other_images(path, fingerprint)
     result = None if RESULT in damaged else run_dir.read_result_alone(path)
+    try:
+        run_dir.refuse_foreign_checkpoints(path)
+    except RunDirError:  # Seen by the first bytes: no trial of ours may be refused for it.
+        damaged += checkpoints.settle(path)
     if result is None or not _evaluations_fit(path, result):
         damaged += _restore(path, config, result, RESULT in damaged)
     if not (path / CONFIG).exists():

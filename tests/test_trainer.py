@@ -205,8 +205,9 @@ def observed(config: Config, images: ImageSet, path) -> dict:
     list(train(config, path, image_set=images, device="cpu"))
     result = run_dir.read_result(path)
     rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
-    # trial_key and seconds differ by design; everything else must tell the two apart.
-    return {k: v for k, v in result.items() if k not in ("trial_key", "seconds")} | {"rows": rows}
+    # Key, seconds and their seal differ by design; everything else must tell the two apart.
+    by_design = ("trial_key", "seconds", "seal")
+    return {k: v for k, v in result.items() if k not in by_design} | {"rows": rows}
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def files(path) -> dict[str, bytes]:
     """What must be equal of two runs of one trial: all but times."""
     result = run_dir.read_result(path)
     rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
-    result.pop("seconds")
+    result.pop("seconds"), result.pop("seal")
     pictures = {p.name: p.read_bytes() for p in sorted(path.glob("*.png"))}
     return {"result": result, "rows": rows} | pictures
 
