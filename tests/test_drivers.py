@@ -23,6 +23,7 @@ from tune.claims import CLAIMS, Claims
 from tune.drivers import Alone, Crew
 from tune.lock import LockError
 from tune.mirror import OutFolder
+from tune.session import trial_spec
 
 
 def claims(out: Path, name: str, gone: Callable[[str], bool] = lambda driver: False) -> Claims:
@@ -288,7 +289,7 @@ def test_a_worker_whose_trial_was_taken_over_writes_nothing_more(
     monkeypatch.setattr(trainable.os, "_exit", end)
     supply, taken = search.Supply(tmp_path, one.begin(tmp_path)), tmp_path / "k.2"
     trial = supply.all_trials()[0]
-    spec = sweep.trial_spec(trial, supply.plan, sweep.Settings(out=tmp_path, uri=""), "test")
+    spec = trial_spec(trial, supply.plan, sweep.Settings(out=tmp_path, uri=""), "test")
 
     def runner() -> Any:
         made = trainable.TrialRunner.__new__(trainable.TrialRunner)

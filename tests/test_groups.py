@@ -20,6 +20,8 @@ from tests.test_trainer import files
 from tune import ablation, groups, ledger, sweep
 from tune.grid import cells, parse_grid
 from tune.ledger import Trial
+from tune.mirror import STOP
+from tune.session import trial_spec
 
 
 def planned(*grid: str, **changes: Any) -> tuple[ledger.Plan, list[Trial]]:
@@ -31,7 +33,7 @@ def planned(*grid: str, **changes: Any) -> tuple[ledger.Plan, list[Trial]]:
 
 def specs_of(out: Path, plan: ledger.Plan, trials: list[Trial], **more: Any) -> list[groups.Spec]:
     settings = sweep.Settings(out=out, uri="", checkpoint_seconds=0)
-    return [sweep.trial_spec(t, plan, settings, "test") | {"device": "cpu"} | more for t in trials]
+    return [trial_spec(t, plan, settings, "test") | {"device": "cpu"} | more for t in trials]
 
 
 def sizes(found: list[list[groups.Spec]]) -> list[int]:
@@ -166,7 +168,7 @@ def test_a_stop_asked_for_reaches_every_trial_of_a_group(tmp_path: Path) -> None
     plan, trials = planned("esteps=1,2", iterations=10_000, eval_every=10_000)
     runner = group_runner(specs_of(tmp_path, plan, trials))
     runner.step()
-    (tmp_path / sweep.STOP).touch()
+    (tmp_path / STOP).touch()
     said = reports(runner)
     assert {r["trial_key"] for r in said if r["state"] == "stopped"} == {t.key for t in trials}
     runner.cleanup()

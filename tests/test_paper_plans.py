@@ -4,6 +4,7 @@ import pytest
 
 from mpcc.config import PRESETS
 from tune import paper
+from tune.session import trial_spec
 
 
 def test_table_1_at_full_scale_is_the_papers_five_rows_on_training_images():
@@ -62,7 +63,7 @@ def test_a_plan_knows_each_set_of_images_by_itself(tmp_path):
     plan = images.learnt(plan, tmp_path, plan.trials())
     settings = sweep.Settings(out=tmp_path, uri="", checkpoint_seconds=60)
     expected = {
-        (t.config.dataset, t.config.split): sweep.trial_spec(t, plan, settings, "s")["fingerprint"]
+        (t.config.dataset, t.config.split): trial_spec(t, plan, settings, "s")["fingerprint"]
         for t in plan.trials()
     }
     assert expected.pop(("cifar10", "train")) == "abc"

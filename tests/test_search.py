@@ -21,6 +21,7 @@ from mpcc import run_dir
 from mpcc.config import PRESETS, Config
 from tune import ledger, lock, points, pruning, search
 from tune.points import Point, Points, Search
+from tune.session import trial_spec
 from tune.space import parse_space
 
 ROOT = Path(search.__file__).resolve().parents[1]
@@ -309,7 +310,7 @@ def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: P
 
     def run(mse: float) -> list[dict[str, Any]]:
         shutil.rmtree(path, ignore_errors=True)
-        spec = sweep.trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
+        spec = trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
         runner = TrialRunner.__new__(TrialRunner)
         runner.setup({"trial": spec})
 
@@ -332,7 +333,7 @@ def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: P
     # Killed between the evaluation and its verdict: the verdict is the same.
     (path / run_dir.RESULT).unlink()
     runner = TrialRunner.__new__(TrialRunner)
-    spec = sweep.trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
+    spec = trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
     runner.setup({"trial": spec})
     assert runner.step()["state"] == "pruned"
 
@@ -350,7 +351,7 @@ def test_what_a_worker_gives_up_reaches_the_storage(tmp_path: Path) -> None:
     limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
     settings = sweep.Settings(out=out, uri="", storage=str(store))
     runner = TrialRunner.__new__(TrialRunner)
-    runner.setup({"trial": sweep.trial_spec(trial, supply.plan, settings, "t") | {"limit": limit}})
+    runner.setup({"trial": trial_spec(trial, supply.plan, settings, "t") | {"limit": limit}})
 
     def training() -> Any:
         run_dir.append_metrics(runner._place.path, {"iteration": 2, "mse": 0.6})

@@ -24,9 +24,12 @@ from benchmarks.fault_tools import Sweep, cut_power, wait_for
 from mpcc import data_files, run_dir
 from mpcc.config import PRESETS
 from tune import ledger, sweep
+from tune import session as sessions
 from tune.drivers import Alone
 from tune.grid import cells, parse_grid
 from tune.ledger import Status, Trial
+from tune.mirror import STOP
+from tune.session import trial_spec
 
 COMMON = ["--preset", "tiny", "--iterations", "60", "--set", "eval_every=20"]
 SMALL = [*COMMON, "--grid", "esteps=1,2", "--seeds", "2", "--checkpoint-seconds", "0"]
@@ -115,13 +118,13 @@ def test_a_reported_end_counts_once_the_result_is_seen_on_the_shared_disk(
 ) -> None:
     trial = expected_trials()[0]
     where = sweep.Settings(tmp_path, "")
-    board = sweep.Board([trial], {trial.key: Status(ledger.RUNNING)})
-    files = sweep.OutFolder(tmp_path)
-    session: Any = sweep._Session(
+    board = sessions.Board([trial], {trial.key: Status(ledger.RUNNING)})
+    files = sessions.OutFolder(tmp_path)
+    session: Any = sessions.Session(
         None,
         where,
         Alone(tmp_path),
-        sweep.Signals(),
+        sessions.Signals(),
         board,
         None,
         files,
@@ -140,7 +143,7 @@ def test_a_reported_end_counts_once_the_result_is_seen_on_the_shared_disk(
 
     (folder / run_dir.RESULT).unlink()
     session._in_hand = {trial.key}
-    monkeypatch.setattr(sweep, "VISIBLE_SECONDS", -1.0)  # never seen: no reason to wait for ever
+    monkeypatch.setattr(sessions, "VISIBLE_SECONDS", -1.0)  # never seen: no reason to wait for ever
     session._reported(report | {"evaluated": True, "done": True})
     session._see_ends()
     assert not session._in_hand
@@ -265,7 +268,7 @@ def test_a_lost_result_runs_its_trial_again_from_the_checkpoint_to_the_same_end(
     (path / run_dir.RESULT).unlink()
     assert ledger.mend(out, trial) is None
     settings = sweep.Settings(out=out, uri="", checkpoint_seconds=60)
-    spec = sweep.trial_spec(trial, plan, settings, "test")
+    spec = trial_spec(trial, plan, settings, "test")
     runner = TrialRunner.__new__(TrialRunner)
     runner.setup({"trial": spec})
     reports = [runner.step()]
@@ -292,7 +295,7 @@ def runner_for(
 
     trial = expected_trials()[0]
     plan = ledger.new_plan("tiny", trial.config)
-    given = sweep.trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test") | spec
+    given = trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test") | spec
     monkeypatch.setattr(trainer, "train", lambda *_, **__: steps)
     runner = TrialRunner.__new__(TrialRunner)
     runner.setup({"trial": given})
@@ -381,7 +384,7 @@ def test_a_process_whose_gpu_context_is_lost_takes_no_further_trial(
     assert runner.step()["done"]
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     plan = ledger.new_plan("tiny", trial.config)
-    given = sweep.trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test")
+    given = trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test")
     if ends:
         with pytest.raises(SystemExit):
             runner.reset_config({"trial": given})
@@ -415,7 +418,7 @@ def test_a_stop_asked_for_closes_the_training(
 
     runner, _, _ = runner_for(tmp_path, monkeypatch, training())
     assert runner.step()["state"] == "running"
-    (tmp_path / sweep.STOP).touch()
+    (tmp_path / STOP).touch()
     report = runner.step()
     assert report["done"] and report["state"] == "stopped" and closed == [True]
 
@@ -429,7 +432,7 @@ def test_other_images_than_those_of_the_sweep_fail_and_leave_nothing_of_them(
     trial = expected_trials()[0]
     plan = ledger.new_plan("tiny", trial.config)
     path = ledger.trial_dir(tmp_path, trial.key)
-    spec = sweep.trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test")
+    spec = trial_spec(trial, plan, sweep.Settings(out=tmp_path, uri=""), "test")
     runner = TrialRunner.__new__(TrialRunner)
     runner.setup({"trial": spec | {"fingerprint": "expected"}})
     assert runner.step()["state"] == "failed"

@@ -14,6 +14,7 @@ import tune
 from benchmarks.fault_tools import Sweep
 from mpcc.config import PRESETS
 from tune import ledger, sweep
+from tune import session as sessions
 from tune.drivers import Alone
 from tune.grid import cells, parse_grid
 from tune.mirror import OutFolder
@@ -31,7 +32,7 @@ def session(out: Path, address: str = "local") -> Any:
     board = Board(plan.trials(), sweep.statuses(out, plan.trials()))
     settings = sweep.Settings(out=out, uri="", address=address)
     tracker: Any = SimpleNamespace(problem=None, note=None)
-    return sweep._Session(
+    return sessions.Session(
         plan, settings, Alone(out), Signals(), board, tracker, OutFolder(out), None
     )
 
@@ -48,7 +49,7 @@ def watched(made: Any, seconds: float) -> bool:
 def test_a_ray_that_says_nothing_any_more_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(sessions, "SILENT_SECONDS", 0.5)
     assert not watched(session(tmp_path / "a"), 30)
     assert "no trial has said a word" in capsys.readouterr().err
     running = session(tmp_path / "b", "head:6379")
@@ -57,7 +58,7 @@ def test_a_ray_that_says_nothing_any_more_is_left(
 
 
 def test_a_cluster_may_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(sessions, "SILENT_SECONDS", 0.5)
     assert watched(session(tmp_path, "head:6379"), 2)
 
 

@@ -149,7 +149,7 @@ def run(
 ) -> int:
     """Run what is missing of these trials, or deliver it (--sync); the exit code.
 
-    `supply`, of a search, has more trials as they end (`tune.sweep.Supply`).
+    `supply`, of a search, has more trials as they end (`tune.session.Supply`).
     """
     from tune import cluster, images, preflight, sweep, tracking
 
@@ -243,8 +243,8 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
-    """Where and how trials run, `tune.sweep.Settings`."""
-    from tune.sweep import Settings
+    """Where and how trials run, `tune.session.Settings`."""
+    from tune.session import Settings
 
     uri = args.tracking_uri
     together = trials_per_gpu(args)
@@ -272,7 +272,7 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
 
 
 def trials_per_gpu(args: argparse.Namespace) -> Any:
-    """--trials-per-gpu as `tune.sweep.Settings` takes it; UsageError beside what it contradicts."""
+    """--trials-per-gpu as `tune.session.Settings` takes it; UsageError beside what it contradicts."""
     text = args.trials_per_gpu
     if text is not None and args.gpus_per_trial is not None:
         raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
@@ -419,7 +419,7 @@ def trials_at_once(todo: Sequence[Trial], where: Any, per_gpu: int = 1) -> int |
 
     per_gpu: what `--trials-per-gpu auto` comes to.
     """
-    from tune.sweep import DEFAULT_GPU_SHARE
+    from tune.session import DEFAULT_GPU_SHARE
 
     if where.address != "local":
         return int(where.max_concurrent) if where.max_concurrent else None
@@ -438,7 +438,7 @@ def trials_at_once(todo: Sequence[Trial], where: Any, per_gpu: int = 1) -> int |
 
 def device_share(todo: Sequence[Trial], where: Any, n_at_once: int | None) -> float:
     """The share of a GPU, or the cores, that a trial takes while it runs."""
-    from tune.sweep import DEFAULT_GPU_SHARE
+    from tune.session import DEFAULT_GPU_SHARE
 
     if where.gpus == 0 or not gpus_here():
         return float(where.cpus or todo[0].config.cpu_threads)

@@ -37,7 +37,7 @@ def check_same(out: Path, was: Search, now: Search) -> None:
 
 
 class Supply:
-    """What a sweep runs of a search: `tune.sweep.Supply`."""
+    """What a sweep runs of a search: `tune.session.Supply`."""
 
     def __init__(self, out: Path, plan: Plan) -> None:
         self._out, self.plan = out, plan
