@@ -272,7 +272,7 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
 
 
 def trials_per_gpu(args: argparse.Namespace) -> Any:
-    """--trials-per-gpu as `tune.session.Settings` takes it; UsageError beside what it contradicts."""
+    """--trials-per-gpu as `tune.session.Settings` has it; UsageError beside what contradicts it."""
     text = args.trials_per_gpu
     if text is not None and args.gpus_per_trial is not None:
         raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
