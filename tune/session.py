@@ -5,6 +5,7 @@ The main thread watches: the display, signals, Ray's health; Tune has a thread o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -492,11 +493,9 @@ class Session:
         if plan.data == self.plan.data:
             return
         self.plan = plan
-        if self._supply is None:  # A search's plan is its supply's to write; the end adds this.
-            try:
-                self._files.write_plan(plan)
-            except OSError:
-                self._reporting |= reported  # A full disk: once more with the next report.
+        if self._supply is None:  # A search's plan is its supply's to write.
+            with contextlib.suppress(OSError, run_dir.RunDirError):  # The end writes it as well.
+                ledger.write_plan(self._settings.out, plan)
 
     def _forget_running(self) -> None:
         for key in self._board.running():
