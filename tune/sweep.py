@@ -6,6 +6,7 @@ missing. The main thread watches: the display, signals, Ray's health; Tune has a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
@@ -429,11 +430,9 @@ class _Session:
         if plan.data == self.plan.data:
             return
         self.plan = plan
-        if self._supply is None:  # A search's plan is its supply's to write; the end adds this.
-            try:
-                self._files.write_plan(plan)
-            except OSError:
-                self._reporting |= reported  # A full disk: once more with the next report.
+        if self._supply is None:  # A search's plan is its supply's to write.
+            with contextlib.suppress(OSError, run_dir.RunDirError):  # The end writes it as well.
+                ledger.write_plan(self._settings.out, plan)
 
     def _forget_running(self) -> None:
         for key in self._board.running():
