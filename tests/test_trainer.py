@@ -294,9 +294,9 @@ def test_the_errors_of_reconstruction_are_those_of_all_images(tiny, some_digits)
 def test_checkpoints_take_a_small_share_of_the_time(tiny, some_digits, tmp_path, monkeypatch):
     usual = trainer.write_checkpoint
 
-    def slow(path, state):
+    def slow(path, state, *rest):
         time.sleep(0.02)
-        usual(path, state)
+        usual(path, state, *rest)
 
     monkeypatch.setattr(trainer, "write_checkpoint", slow)
     run = trainer._Run(build_state(tiny, some_digits), tmp_path, 0.1, None)
