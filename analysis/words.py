@@ -84,6 +84,16 @@ def _value(group: Group, spec: Column) -> str:
     )
 
 
+def _kmeans(groups: Sequence[Group], metric: str) -> list[str]:
+    """What k-means reaches on each data set, as a sentence; none where that is not known."""
+    spec, known = column(metric), references(groups, metric)
+    reached = [
+        spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
+        for name, values in known.items()
+    ]
+    return [f"k-means on the same pixels reaches {' and '.join(reached)}."] if reached else []
+
+
 def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
     spec, axes = column(metric), swept(records)
     ranking = rank(groups, metric, spec.better, test)
@@ -95,7 +105,7 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
         ]
         if len(valued) > 1:
             found.append("Cells that are not measured alike are not ranked.")
-        return found
+        return found + _kmeans(groups, metric)
     found = [_winner(one, groups, spec, axes, test) for one in ranking.classes[:MAX_CLASSES]]
     if len(ranking.classes) > MAX_CLASSES:
         found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
@@ -105,13 +115,7 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
             f"{'is' if ranking.alone == 1 else 'are'} not ranked."
         )
     found += [_confirmed(records, groups[ranking.classes[0].best], spec)]
-    known = references(groups, metric)
-    reached = [
-        spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
-        for name, values in known.items()
-    ]
-    if reached:
-        found.append(f"k-means on the same pixels reaches {' and '.join(reached)}.")
+    found += _kmeans(groups, metric)
     return found
 
 

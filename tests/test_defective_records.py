@@ -19,6 +19,7 @@ from analysis.report import report
 from analysis.table1 import table1, table1_groups
 from analysis.table4 import table4
 from mpcc.config import PRESETS
+from mpcc.files import sealed
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 LOW, HIGH = {"prior_lr": 1e-3}, {"prior_lr": 2e-3}
@@ -316,7 +317,8 @@ def test_trial_that_mlflow_has_twice_counts_once_or_not_at_all_in_a_table(
         if differing and name == "result.json":
             result = json.loads(file.read_text())
             file = tmp_path / name
-            file.write_text(json.dumps(result | {"state": "diverged", "cause": "x"}))
+            other = sealed(result | {"state": "diverged", "cause": "x"})
+            file.write_text(json.dumps(other))
         client.log_artifact(twin, str(file))
     command = ["--mlflow", uri, "--table", "grid", "--format", "md", "--out", str(tmp_path / "o")]
     assert make_tables.main(command) == 0

@@ -405,26 +405,3 @@ def test_a_relative_data_base_becomes_absolute(
     assert tracking.checked_uri("sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
     assert tracking.default_uri(Path("x")) == f"sqlite:///{tmp_path}/x/mlflow.db"
     assert json.dumps(tracking.ui_command(tracking.default_uri(tmp_path))).count("mlflow.db") == 1
-
-
-def test_a_data_base_that_was_not_made_whole_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlflow.tracking
-
-    class Killed(Exception):
-        pass
-
-    class Client:
-        def __init__(self, tracking_uri: str) -> None:
-            self.file = Path(tracking_uri.removeprefix("sqlite:///"))
-
-        def get_experiment_by_name(self, name: str) -> None:
-            self.file.write_bytes(b"half of the tables")
-            assert not (tmp_path / "mlflow.db").exists()
-            raise Killed
-
-    monkeypatch.setattr(mlflow.tracking, "MlflowClient", Client)
-    with pytest.raises(Killed):
-        tracking._client(tracking.default_uri(tmp_path))
-    assert list(tmp_path.iterdir()) == []
