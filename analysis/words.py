@@ -221,11 +221,11 @@ def _resolution(
     spec = column(metric)
     text = (
         f"With {_many(found.n, 'seed')}, {TEST_WORDS[test]} finds a difference of "
-        f"{spec.shown(found.alone * found.unit)} with 80 % power in one comparison"
+        f"{spec.amount(found.alone * found.unit)} with 80 % power in one comparison"
     )
     if found.comparisons > 1:
         text += (
-            f" and of {spec.shown(found.first * found.unit)} at Holm's first step over "
+            f" and of {spec.amount(found.first * found.unit)} at Holm's first step over "
             f"{count(found.comparisons)}"
         )
     return [f"{text}; smaller ones may exist."]
