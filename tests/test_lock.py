@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.test_cli_ablation import call, write_plan
-from tune import ledger, lock
+from tune import drivers, ledger, lock
 
 
 @pytest.fixture
@@ -95,15 +95,15 @@ def test_of_two_commands_that_grow_a_folder_neither_loses_the_others_cells(
 ) -> None:
     """The second one has read the plan before the first one wrote it, and gets the lock after."""
     write_plan(tmp_path, "--grid", "esteps=1")
-    real = lock.Lock
+    real = drivers.Lock
     ran: list[int] = []
 
     def late(out: Path) -> Any:
-        monkeypatch.setattr(lock, "Lock", real)
+        monkeypatch.setattr(drivers, "Lock", real)
         write_plan(tmp_path, "--grid", "esteps=1,2")
         return real(out)
 
-    monkeypatch.setattr(lock, "Lock", late)
+    monkeypatch.setattr(drivers, "Lock", late)
     monkeypatch.setattr("tune.preflight.check_tracking", lambda *_, **__: None)
     monkeypatch.setattr("tune.sweep.run", lambda plan, trials, *_: ran.append(len(trials)) or 3)
     code, _, _ = call(capsys, "--preset", "tiny", "--out", str(tmp_path), "--grid", "esteps=1,4")
