@@ -302,6 +302,7 @@ class _Session:
                 return None
         if isinstance(self._error, preflight.PreflightError):
             raise self._error
+        self._signals.install()
         engine = self._signals.engine
         if self._error is not None or engine is None:
             return None
