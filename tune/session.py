@@ -215,6 +215,7 @@ class Session:
                 return None
         if isinstance(self._error, preflight.PreflightError):
             raise self._error
+        self._signals.install()
         engine = self._signals.engine
         if self._error is not None or engine is None:
             return None

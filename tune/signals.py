@@ -48,10 +48,15 @@ class Signals:
     def __enter__(self) -> Signals:
         self.__init__()  # type: ignore[misc]
         if threading.current_thread() is threading.main_thread():
-            for number in _handled():
-                self._before[number] = signal.signal(number, self._receive)
+            self._before = {number: signal.getsignal(number) for number in _handled()}
+            self.install()
             threading.Thread(target=self._limit, name="signals", daemon=True).start()
         return self
+
+    def install(self) -> None:
+        """Once more where another has put handlers in place since: Ray does so beneath Python."""
+        for number in self._before:
+            signal.signal(number, self._receive)
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
