@@ -109,13 +109,14 @@ def belongs(record: Mapping[str, Any], name: str, data: bytes) -> bool:
     return not isinstance(seal, dict) or seal.get(name) == hashlib.sha256(data).hexdigest()
 
 
-def set_aside(file: Path) -> None:
-    """Rename a file or folder to `NAME.damaged`, or `NAME.damaged2` and so on."""
+def set_aside(file: Path) -> Path:
+    """Rename a file or folder to `NAME.damaged`, or `NAME.damaged2` and so on; the new path."""
     aside, number = file.with_name(f"{file.name}{DAMAGED}"), 1
     while os.path.lexists(aside):
         number += 1
         aside = file.with_name(f"{file.name}{DAMAGED}{number}")
     os.replace(file, aside)
+    return aside
 
 
 def remove_scraps(folder: Path) -> None:

@@ -181,7 +181,8 @@ def run(
     cluster.check_address(where.address)
     if where.address == cluster.LOCAL:
         preflight.check_cores(where.cpus)
-    _check_memory(todo, where)
+    if n_at_once and where.address == cluster.LOCAL and not gpus_here():
+        preflight.check_memory(todo, n_at_once)
     begun = any(status.state != ledger.PLANNED for status in now.values()) or (
         supply is not None and bool(lock.drivers(out))
     )
@@ -214,15 +215,6 @@ def run(
         held.release()
     sweep.summary(where, trials if supply is None else supply.all_trials())
     return code
-
-
-def _check_memory(todo: Sequence[Trial], where: Any) -> None:
-    """PreflightError where this machine's memory is too small for the trials side by side."""
-    from tune import preflight
-
-    n_at_once = trials_at_once(todo, where) if todo else None
-    if n_at_once and where.address == "local" and not gpus_here():
-        preflight.check_memory(todo, n_at_once)
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -239,7 +238,7 @@ class Session:
         from tune.groups import measured
 
         size = int(engine.on_one_gpu(measured, self._spec(todo[0])))
-        print(f"{size} trials at a time on a GPU, by its memory and speed", file=sys.stderr)
+        tell(f"{size} trials at a time on a GPU, by its memory and speed")
         return size
 
     def _check_nodes(self, engine: ModuleType, todo: Sequence[Trial], display: Display) -> None:

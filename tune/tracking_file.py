@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from mpcc import files
 from tune.lock import process_lives
 
 SQLITE = "sqlite:///"
@@ -57,12 +58,8 @@ def is_damaged(file: Path, fill: Callable[[str], None]) -> bool:
 
 
 def set_aside(file: Path) -> Path:
-    """Rename the file to `NAME.damaged`, or `NAME.damaged2` and so on; returns the new path."""
-    aside, number = file.with_name(f"{file.name}.damaged"), 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = file.with_name(f"{file.name}.damaged{number}")
-    os.replace(file, aside)
+    """Set the file aside, and what SQLite keeps beside it; returns the new path."""
+    aside = files.set_aside(file)
     for ending in BESIDE:
         with contextlib.suppress(FileNotFoundError):
             os.replace(f"{file}{ending}", f"{aside}{ending}")

@@ -183,7 +183,18 @@ def report_of(
     }
 
 
-class TrialRunner(Course, tune.Trainable):
+class _WithoutCheckpoints(tune.Trainable):
+    """What Tune keeps no checkpoints of: the trainer's own, in the run directory, are the only
+    ones."""
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing."""
+
+
+class TrialRunner(Course, _WithoutCheckpoints):
     """A process of Ray's that runs the trial of the parameter `trial`; used again for others."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -200,14 +211,8 @@ class TrialRunner(Course, tune.Trainable):
     def cleanup(self) -> None:
         self.end()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trainer's checkpoint in the run directory is the only one."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, for the same reason."""
-
-
-class GroupRunner(tune.Trainable):
+class GroupRunner(_WithoutCheckpoints):
     """A process of Ray's that runs the trials of the parameter `trials` side by side on one device.
 
     Each step returns the news of one of them. What ends one trial leaves the others alone; a fault
@@ -245,12 +250,6 @@ class GroupRunner(tune.Trainable):
         self._news.close()
         for course in self._courses.values():
             course.end()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trainer's checkpoints in the run directories are the only ones."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, for the same reason."""
 
 
 def _reports(course: Course) -> Generator[dict[str, Any]]:
