@@ -153,11 +153,12 @@ def test_a_fault_of_the_machine_ends_the_process_with_checkpoints(
     plan, trials = planned("esteps=1,2", iterations=10_000, eval_every=10_000)
     faulty(monkeypatch, trials[1].key, OSError(errno.EIO, "disk"))
     monkeypatch.setattr(trainer, "PROGRESS_SECONDS", 0.01)
+    others = set(threading.enumerate())  # a library's, from tests before
     runner = group_runner(specs_of(tmp_path, plan, trials))
     with pytest.raises(OSError):
         reports(runner)
     runner.cleanup()
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= others
     for trial in (trials[0], *trials[2:]):
         assert (ledger.trial_dir(tmp_path, trial.key) / run_dir.CHECKPOINT).exists()
         assert ledger.status(tmp_path, trial).state == "stopped"
