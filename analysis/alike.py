@@ -96,11 +96,10 @@ def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) ->
         return f"after {first['iteration']:,} and {second['iteration']:,} iterations"
     if axes is None or a.variant or b.variant:
         return ""
-    texts = {
-        n: (value_text(a.settings[n]), value_text(b.settings[n])) for n in DEFAULTS if n != "seed"
-    }
-    fixed = [n for n in texts if n not in (*axes, *WATCHING, *SPEED)]
-    named = [f"{short(n)} {texts[n][0]} and {texts[n][1]}" for n in fixed if len(set(texts[n])) > 1]
+    may_differ = {"seed", *axes, *WATCHING, *SPEED}
+    differ = [n for n in DEFAULTS if n not in may_differ and a.settings[n] != b.settings[n]]
+    texts = {n: (value_text(a.settings[n]), value_text(b.settings[n])) for n in differ}
+    named = [f"{short(n)} {x} and {y}" for n, (x, y) in texts.items() if x != y]
     return f"run with {', '.join(named)}" if named else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mpcc.metrics import METRICS
@@ -68,6 +69,7 @@ TABLE4 = ("acc_majority", "acc_hungarian", "nmi", "ari")
 GRID = ("acc_majority", "acc_hungarian", "inception_score", "fid", "mse")
 
 
+@cache
 def column(metric: str) -> Column:
     """How to show this metric; an unknown one is shown plainly and has no better direction."""
     known = METRICS.get(metric)

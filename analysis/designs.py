@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def _brown_forsythe(arrays: Sequence[NDArray[np.float64]]) -> float:
     """
     from scipy.special import fdtrc
 
-    distances = [np.abs(x - np.median(x)) for x in arrays]
+    distances = [np.abs(x - statistics.median(x.tolist())) for x in arrays]
     sizes = np.array([d.size for d in distances])
     means = np.array([d.mean() for d in distances])
     df = len(arrays) - 1, int(sizes.sum()) - len(arrays)
@@ -162,17 +163,28 @@ def seeds_needed(
     """Seeds per cell to find differences of these sizes, all at once; None beyond MAX_SEEDS."""
     d = np.abs(np.asarray(effects, float))
     known = np.isfinite(d) & (d > 0)
-    d = np.where(known, d, 1.0)
-    low, high = np.full(d.shape, 2), np.full(d.shape, MAX_SEEDS)
-    known &= power(d, high, alpha, test, cells) >= target
-    while (low < high).any():
-        middle = (low + high) // 2
-        enough = power(d, middle, alpha, test, cells) >= target
-        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
-    infinite = np.isinf(np.asarray(effects, float))
+    at_least = np.where(known, _with_known_spread(np.where(known, d, 1.0), alpha, target, test), 0)
+    low = np.clip(at_least, 2, MAX_SEEDS + 1).astype(int)
+    high, step = np.where(known, MAX_SEEDS + 1, low), 2
+    while (left := np.flatnonzero(low < high)).size:  # a bisection that looks near `low` first
+        middle = np.minimum((low[left] + high[left]) // 2, low[left] + step)
+        enough = power(d[left], middle, alpha, test, cells) >= target
+        high[left[enough]], low[left[~enough]] = middle[enough], middle[~enough] + 1
+        step *= 2
     return [
-        2 if i else int(n) if k else None for n, k, i in zip(high, known, infinite, strict=True)
+        2 if math.isinf(size) else int(n) if k and n <= MAX_SEEDS else None
+        for n, k, size in zip(high, known, d, strict=True)
     ]
+
+
+def _with_known_spread(
+    d: NDArray[np.float64], alpha: float, target: float, test: str
+) -> NDArray[np.float64]:
+    """Seeds per cell of the z test, rounded down: a test that estimates the spread needs more."""
+    from scipy.special import ndtri
+
+    pair = 1 if test == "paired" else 2
+    return np.floor(pair * ((ndtri(1 - alpha / 2) + ndtri(target)) / d) ** 2)
 
 
 @dataclass(frozen=True)

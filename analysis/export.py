@@ -124,13 +124,11 @@ def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     """None and not-a-number as an empty field, numbers at full precision."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool | tuple):
-        return value_text(value)
     if isinstance(value, float):
-        return repr(value)
-    return value
+        return "" if math.isnan(value) else repr(value)
+    if value is None:
+        return ""
+    return value_text(value) if isinstance(value, (bool, tuple)) else value
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -35,11 +35,10 @@ from mpcc.run_dir import (
     PROVENANCE,
     RESULT,
     RunDirError,
+    evaluations,
     read_json,
-    read_metrics,
     read_provenance,
-    read_result,
-    read_trial,
+    read_sealed,
 )
 from tune.ledger import FULL_MODEL, PLANNED, RUNNING, STOPPED
 from tune.lock import running_keys
@@ -47,18 +46,18 @@ from tune.lock import running_keys
 MLFLOW = "mlflow.json"
 
 
-def load(folders: Sequence[Path], *, evaluations: bool = False) -> Records:
+def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
     """The records of these folders: sweeps, or single run directories, or folders of those."""
     check_folders(folders)
     sweeps, rows, notes = [], [], []
     for source, folder in enumerate(folders):
-        sweep, sweep_rows, sweep_notes = _load_folder(Path(folder), evaluations)
+        sweep, sweep_rows, sweep_notes = _load_folder(Path(folder), curves)
         sweeps.append(sweep)
         rows += [row | {"source": source} for row in sweep_rows]
         notes += sweep_notes
     rows, merged = merge_duplicates(rows)
-    curves = [line for row in rows for line in row.pop(CURVE, ())]
-    return records(rows, sweeps, [*notes, *merged], curves)
+    lines = [{"trial_key": row["trial_key"]} | line for row in rows for line in row.pop(CURVE, ())]
+    return records(rows, sweeps, [*notes, *merged], lines)
 
 
 def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
@@ -72,9 +71,7 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     for row in planned_rows(plan, name):
         if row["trial_key"] in there:
             path = folder / "trials" / row["trial_key"]
-            row |= _read_trial(path, folder, running)
-            if curves:
-                row[CURVE] = _curve(path, row["trial_key"])
+            row |= _read_trial(path, folder, running, curves)
         rows.append(row)
     known = {row["trial_key"] for row in rows}
     known |= _earlier(plan)
@@ -179,11 +176,9 @@ def _unplanned(
         path = folder / "trials" / trial
         if not (path / CONFIG).exists():
             continue
-        row = _read_loose_trial(path, folder, name, running)
+        row = _read_loose_trial(path, folder, name, running, curves)
         rows.append(row)
         notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
-        if curves:
-            row[CURVE] = _curve(path, row["trial_key"])
     return rows, notes
 
 
@@ -195,12 +190,10 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     paths = [folder] if (folder / CONFIG).exists() else []
     paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
     paths += sorted(p.parent for p in folder.glob(f"trials/*/{CONFIG}"))
-    rows = [_read_loose_trial(path, folder, "", ()) for path in paths]
+    rows = [_read_loose_trial(path, folder, "", (), curves) for path in paths]
     name = " and ".join(sorted({row["dataset"] for row in rows}))
-    for path, row in zip(paths, rows, strict=True):
+    for row in rows:
         row["sweep"] = name
-        if curves:
-            row[CURVE] = _curve(path, row["trial_key"])
     note = f"{name} has no plan ({SWEEP}): trials that are missing cannot be known"
     axes = varying(rows)
     base = {n: rows[0][n] for n in DEFAULTS if n != "seed" and n not in axes}
@@ -224,27 +217,29 @@ def _blank(config: Config, sweep: str, *, variant: str | None, planned: bool) ->
 
 
 def _read_loose_trial(
-    path: Path, folder: Path, sweep: str, running: Collection[str]
+    path: Path, folder: Path, sweep: str, running: Collection[str], curves: bool
 ) -> dict[str, Any]:
     try:
         config = from_dict(read_json(path / CONFIG) or {})
     except (ValueError, TypeError) as error:
         raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
     row = _blank(config, sweep, variant=None, planned=False)
-    return row | _read_trial(path, folder, running)
+    return row | _read_trial(path, folder, running, curves)
 
 
-def _read_trial(path: Path, folder: Path, running: Collection[str]) -> dict[str, Any]:
+def _read_trial(path: Path, folder: Path, running: Collection[str], curves: bool) -> dict[str, Any]:
     """State, metrics and provenance of one run directory."""
     place = path.as_posix().removeprefix(folder.as_posix()).lstrip("/") or "."
     row: dict[str, Any] = {"run_dir": place, "digest": digest(path)}
     try:
-        result = read_result(path)
+        result, content = read_sealed(path)
+        if curves:
+            row[CURVE] = _curve(path, content)
         provenance = read_provenance(path)
         mlflow = read_json(path / MLFLOW) or {}
         if result is None:
-            evaluations = read_metrics(path)
-            last = dict(evaluations[-1]) if evaluations else {}
+            made = evaluations(path, content)
+            last = dict(made[-1]) if made else {}
             state = RUNNING if path.name in running else STOPPED
             row |= {"state": state, "iteration": last.pop("iteration", 0)}
             metrics = last
@@ -302,9 +297,9 @@ def digest(path: Path) -> str:
     return content.hexdigest()[:12]
 
 
-def _curve(path: Path, key: str) -> list[dict[str, Any]]:
+def _curve(path: Path, content: bytes) -> list[dict[str, Any]]:
     try:
-        rows = read_trial(path)[1]
-    except (RunDirError, OSError):
+        rows = evaluations(path, content)
+    except RunDirError:
         return []
-    return [{"trial_key": key} | {k: number(v) for k, v in row.items()} for row in rows]
+    return [{k: number(v) for k, v in row.items()} for row in rows]

@@ -47,7 +47,7 @@ def mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, 0)
     if n == 1:
         return Estimate(float(x[0]), math.nan, math.nan, 1)
-    centre, spread = float(x.mean()), std(x)
+    centre, spread = _mean(x), std(x)
     if spread == 0:
         return Estimate(centre, math.nan, math.nan, n)
     half = float(_t_quantile(confidence, n - 1)) * spread / math.sqrt(n)
@@ -63,9 +63,17 @@ def std(values: ArrayLike, size: float | None = None) -> float:
     x = np.asarray(values, float)
     if x.size < 2:
         return math.nan
-    spread = float(x.std(ddof=1))
+    spread = math.dist(x.tolist(), [_mean(x)] * x.size) / math.sqrt(x.size - 1)
     largest = float(np.abs(x).max()) if size is None else size
     return 0.0 if spread <= ROUNDING * largest else spread
+
+
+def _mean(x: NDArray[np.float64]) -> float:
+    """The mean, rounded once; of three values a dozen times as fast as NumPy's."""
+    try:
+        return math.fsum(x.tolist()) / x.size
+    except OverflowError:  # the sum is beyond the largest number
+        return float((x / x.size).sum())
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ TESTS = ("welch", "paired", "pooled", "permutation")
 
 
 def _nothing(a: NDArray[np.float64], b: NDArray[np.float64], test: str, n: int) -> Comparison:
-    difference = float(a.mean() - b.mean()) if a.size and b.size else math.nan
+    difference = _mean(a) - _mean(b) if a.size and b.size else math.nan
     return Comparison(
         Estimate(difference, math.nan, math.nan, n), math.nan, math.nan, math.nan, test
     )
@@ -154,7 +162,7 @@ def _welch_rows(
     return [
         Comparison(
             Estimate(
-                float(row.mean() - y.mean()),
+                _mean(row) - _mean(y),
                 float(interval.low[i]),
                 float(interval.high[i]),
                 min(row.size, y.size),
@@ -199,7 +207,7 @@ def hedges_g(a: ArrayLike, b: ArrayLike) -> float:
     if df < 2:
         return math.nan
     scale = pooled_std([x, y])
-    return float(x.mean() - y.mean()) / scale * hedges_correction(df) if scale else math.nan
+    return (_mean(x) - _mean(y)) / scale * hedges_correction(df) if scale else math.nan
 
 
 def paired_g(a: ArrayLike, b: ArrayLike) -> float:

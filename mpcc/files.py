@@ -46,7 +46,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_bytes(path: Path) -> bytes | None:
     """The bytes of a file, None where there is none; RunDirError where something else is there."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -120,17 +120,20 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
     RunDirError where it, or the evaluations that it stands on, are not what was recorded.
     """
-    return _sealed_result(path)[0]
+    return read_sealed(path)[0]
 
 
 def read_trial(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """How the trial ended, and its evaluations."""
-    result, data = _sealed_result(path)
-    return result, _rows(path, data)
+    result, data = read_sealed(path)
+    return result, evaluations(path, data)
 
 
-def _sealed_result(path: Path) -> tuple[dict[str, Any] | None, bytes]:
-    """The result and the content of metrics.jsonl, held against each other."""
+def read_sealed(path: Path) -> tuple[dict[str, Any] | None, bytes]:
+    """The result and the content of metrics.jsonl, held against each other.
+
+    What `evaluations` takes apart; `read_trial` does both.
+    """
     result = read_result_alone(path)
     data = read_bytes(Path(path) / METRICS) or b""
     if result is not None and not belongs(result, METRICS, data):
@@ -200,10 +203,11 @@ def write_provenance(path: Path, values: Mapping[str, Any]) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The evaluations so far, by rising iteration; a torn last line is left out."""
-    return _rows(path, read_bytes(Path(path) / METRICS) or b"")
+    return evaluations(path, read_bytes(Path(path) / METRICS) or b"")
 
 
-def _rows(path: Path, data: bytes) -> list[dict[str, Any]]:
+def evaluations(path: Path, data: bytes) -> list[dict[str, Any]]:
+    """The rows in the content of metrics.jsonl, by rising iteration, without a torn last line."""
     lines = data.split(b"\n")
     lines = lines[: -1 if not lines[-1] else None]
     rows: dict[int, dict[str, Any]] = {}

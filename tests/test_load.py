@@ -122,7 +122,7 @@ def test_curve_of_a_trial_that_is_there_twice_is_there_once(tmp_path: Path) -> N
     curve = [{"iteration": i, "acc_majority": i / 1000} for i in (250, 500)]
     for name in ("a", "b"):
         one_cell(tmp_path / name, (0,)).trial(CHANGE, 0, metrics(), curve=curve)
-    frame = load([tmp_path / "a", tmp_path / "b"], evaluations=True).evaluations
+    frame = load([tmp_path / "a", tmp_path / "b"], curves=True).evaluations
     assert frame["iteration"].tolist() == [250, 500]
 
 
@@ -240,7 +240,7 @@ def test_evaluations_are_a_row_each(tmp_path: Path) -> None:
     sweep = one_cell(tmp_path / "s", (0,))
     curve = [{"iteration": i, "acc_majority": i / 1000} for i in (250, 500)]
     sweep.trial(CHANGE, 0, metrics(), curve=curve)
-    frame = load([sweep.path], evaluations=True).evaluations
+    frame = load([sweep.path], curves=True).evaluations
     assert frame["iteration"].tolist() == [250, 500]
 
 
@@ -310,7 +310,7 @@ def test_mlflow_without_its_files_still_gives_every_number(
     before, uri = delivered
     monkeypatch.setattr("analysis.load_mlflow._artifact", lambda *_: None)
     (folder,) = fetch(uri, tmp_path, "digits", curves=True)
-    after = load([folder], evaluations=True)
+    after = load([folder], curves=True)
     ended = before.trials[before.trials["state"] != PLANNED]
     for name in ("trial_key", "state", "cause", "seed", "prior_lr"):
         assert after.trials[name].tolist() == ended[name].tolist()

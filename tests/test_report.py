@@ -24,7 +24,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def page(folder: Path, **options: bool) -> str:
-    records = load([folder], evaluations=True)
+    records = load([folder], curves=True)
     cells = groups(records)
     choices = Choices()
     made = products(records, cells, choices) + products(records, cells, Choices("grid"))
