@@ -101,8 +101,9 @@ def _table1(
 
 
 def _fresh(records: Records, groups: Sequence[Group]) -> list[Group]:
-    keys = {group.cell_key for group in groups}
-    return [group for group in groups_of(records, confirm=True) if group.cell_key in keys]
+    keys, pooled = {g.cell_key for g in groups}, any(g.code_pooled for g in groups)
+    fresh = groups_of(records, pool_code=pooled, confirm=True)
+    return [group for group in fresh if group.cell_key in keys]
 
 
 def _paper(table: Table, groups: list[Group]) -> Product:

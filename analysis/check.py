@@ -17,7 +17,7 @@ from analysis.export import trial_records
 
 COMPANION = "-provenance.json"
 WHOLE = ("grid", "search", "report", "figures")
-"""What rests on every trial there is: a trial more makes it stale."""
+"""What rests on every trial there is: a trial more makes it stale, elsewhere one of its cells."""
 
 
 def stale(out: Path, asked: Mapping[str, bytes], beside: Mapping[str, bytes]) -> list[str]:
@@ -43,7 +43,10 @@ def _disagrees(file: Path, now: Mapping[str, Any]) -> bool:
     try:
         known = json.loads(file.read_bytes())["trials"]
         changed = any(key in now and now[key] != known[key] for key in known)
-    except (OSError, ValueError, TypeError, KeyError):
+        cells = {trial["cell"] for trial in known.values()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return True
-    whole = file.name.removesuffix(COMPANION) in WHOLE
-    return changed or (whole and known.keys() < now.keys())
+    more = [now[key] for key in now.keys() - known.keys()]
+    if file.name.removesuffix(COMPANION) in WHOLE:
+        return changed or bool(more)
+    return changed or any(trial["cell"] in cells and "seeds" not in trial for trial in more)

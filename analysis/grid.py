@@ -282,6 +282,9 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
     table.headings += [Heading("df"), Heading("F"), Heading("p"), Heading("η²")]
     for metric, (found, remark) in measured.items():
         notes = (table.note(remark),) if remark else ()
+        if remark and not found:
+            cells = (Cell(column(metric).heading, notes), *[Cell("–")] * 5)
+            table.rows.append(Row(cells))
         for effect in found:
             name = "seed (block)" if effect.name == "seed" else effect.name
             table.rows.append(
@@ -296,10 +299,8 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
                     )
                 )
             )
-    if not table.rows and not table.notes:
-        return None
     if not table.rows:
-        return table
+        return None
     table.lines = [
         "Analysis of variance, type II, with the seed as block; η² is the share of the total sum "
         f"of squares. p is not adjusted over effects. α = {stats.ALPHA:g}."

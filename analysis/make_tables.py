@@ -291,7 +291,7 @@ def _near(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    gc.disable()  # All that is read is kept to the end: looking for garbage costs 6 % and finds none.
+    gc.disable()  # All that is read is kept to the end: a search for garbage takes 6 % of the time.
     try:
         sys.exit(main())
     except BrokenPipeError:

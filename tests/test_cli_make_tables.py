@@ -97,6 +97,23 @@ def test_check_finds_stale_files_of_formats_and_tables_that_were_not_asked_for(
     assert all(f"{n}-provenance.json" in printed for n in ("grid", "report", "figures"))
 
 
+def test_check_finds_that_a_cell_of_a_table_not_asked_for_has_a_trial_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    command = ["--runs", str(sweep.path), "--format", "md"]
+    for table in ("1", "grid"):
+        assert make_tables.main([*command, "--table", table]) == 0
+    sweep.plan([{"prior_lr": 9e-3}], grid="other").trial({"prior_lr": 9e-3}, 0, {"mse": 0.1})
+    assert make_tables.main([*command, "--table", "grid"]) == 0
+    assert make_tables.main([*command, "--table", "grid", "--check"]) == 0  # no row of Table 1
+    sweep.trial(table1_changes()[0], 3, {"acc_majority": 0.6})
+    assert make_tables.main([*command, "--table", "grid"]) == 0
+    capsys.readouterr()
+    assert make_tables.main([*command, "--table", "grid", "--check"]) == 1
+    assert "table1-provenance.json" in capsys.readouterr().out
+
+
 def test_check_finds_another_format_of_the_same_table_that_is_stale(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

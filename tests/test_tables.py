@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.build import Choices, products
 from analysis.cells import groups
 from analysis.columns import column
 from analysis.frame import Records
@@ -337,6 +338,27 @@ def test_effects_need_two_axes_and_name_a_partial_grid(tmp_path: Path) -> None:
         for seed in range(3):
             single.trial(change, seed, {"acc_majority": 0.5 + seed / 100})
     assert "grid-effects" not in [t.name for t in grid_of(single.path).tables]
+
+
+def test_refused_effects_say_why_in_their_row(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    sweep.trial(table1_changes()[0], 0, {}, state="diverged", cause="boom")
+    table = next(t for t in grid_of(sweep.path).tables if t.name == "grid-effects")
+    assert {row.cells[1].text for row in table.rows} == {"–"}
+    (number,) = table.rows[0].cells[0].notes
+    assert table.notes[number - 1] == "No analysis of variance: a cell diverged."
+
+
+def test_fresh_seeds_of_several_code_versions_are_averaged_only_on_request(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[4]
+    sweep.cells[4]["confirm_seeds"] = [100, 101]
+    sweep.write_plan()
+    for seed, code in ((100, "c0de"), (101, "other")):
+        sweep.trial(change, seed, {"acc_majority": 0.7}, code=code)
+    records = load([sweep.path])
+    for pooled, parts in ((False, 2), (True, 1)):
+        (made,) = products(records, groups(records, pool_code=pooled), Choices("grid"))
+        assert len(made.fresh) == parts
 
 
 def test_confirmation_on_fresh_seeds_is_never_averaged_with_the_choice(tmp_path: Path) -> None:
