@@ -23,7 +23,7 @@ from tune.claims import CLAIMS, Claims
 from tune.drivers import Alone, Crew
 from tune.lock import LockError
 from tune.mirror import OutFolder
-from tune.session import trial_spec
+from tune.settings import trial_spec
 
 
 def claims(out: Path, name: str, gone: Callable[[str], bool] = lambda driver: False) -> Claims:

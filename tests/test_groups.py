@@ -21,7 +21,7 @@ from tune import ablation, groups, ledger, sweep
 from tune.grid import cells, parse_grid
 from tune.ledger import Trial
 from tune.mirror import STOP
-from tune.session import trial_spec
+from tune.settings import trial_spec
 
 
 def planned(*grid: str, **changes: Any) -> tuple[ledger.Plan, list[Trial]]:

@@ -4,7 +4,7 @@ import pytest
 
 from mpcc.config import PRESETS
 from tune import paper
-from tune.session import trial_spec
+from tune.settings import trial_spec
 
 
 def test_table_1_at_full_scale_is_the_papers_five_rows_on_training_images():

@@ -21,7 +21,7 @@ from mpcc import run_dir
 from mpcc.config import PRESETS, Config
 from tune import ledger, lock, points, pruning, search
 from tune.points import Point, Points, Search
-from tune.session import trial_spec
+from tune.settings import trial_spec
 from tune.space import parse_space
 
 ROOT = Path(search.__file__).resolve().parents[1]

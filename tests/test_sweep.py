@@ -29,7 +29,7 @@ from tune.drivers import Alone
 from tune.grid import cells, parse_grid
 from tune.ledger import Status, Trial
 from tune.mirror import STOP
-from tune.session import trial_spec
+from tune.settings import trial_spec
 
 COMMON = ["--preset", "tiny", "--iterations", "60", "--set", "eval_every=20"]
 SMALL = [*COMMON, "--grid", "esteps=1,2", "--seeds", "2", "--checkpoint-seconds", "0"]

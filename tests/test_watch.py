@@ -17,7 +17,9 @@ from tune import ledger, sweep
 from tune import session as sessions
 from tune.drivers import Alone
 from tune.grid import cells, parse_grid
+from tune.machines import Machines
 from tune.mirror import OutFolder
+from tune.preflight import PreflightError
 from tune.progress import Board, Display
 from tune.signals import Signals
 
@@ -91,6 +93,21 @@ def test_a_signal_does_not_wait_for_ray_to_start(
     before = time.monotonic()
     assert not begun(made, lambda *_: time.sleep(60), monkeypatch)
     assert time.monotonic() - before < 5
+
+
+def test_a_gpu_that_cannot_be_measured_is_told_in_one_line(tmp_path: Path) -> None:
+    def on_one_gpu(*_: Any) -> int:
+        raise RuntimeError("the worker died\nand more")
+
+    ended: list[bool] = []
+    machines = Machines(sweep.Settings(out=tmp_path, uri="", trials_per_gpu="auto"), Signals())
+    machines.gpus = 1.0
+    engine: Any = SimpleNamespace(on_one_gpu=on_one_gpu, shutdown=lambda: ended.append(True))
+    machines.engine = engine
+    with pytest.raises(PreflightError) as caught:
+        machines.choose_group_size(dict)
+    assert "auto could not be measured (the worker died); give a number" in str(caught.value)
+    assert "\n" not in str(caught.value) and ended == [True]
 
 
 def test_more_cores_than_there_are_is_told_before_anything_is_written(tmp_path: Path) -> None:

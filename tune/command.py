@@ -235,8 +235,8 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
-    """Where and how trials run, `tune.session.Settings`."""
-    from tune.session import Settings
+    """Where and how trials run, `tune.settings.Settings`."""
+    from tune.settings import Settings
 
     uri = args.tracking_uri
     together = trials_per_gpu(args)
@@ -264,7 +264,7 @@ def settings(args: argparse.Namespace, out: Path, tracking: ModuleType) -> Any:
 
 
 def trials_per_gpu(args: argparse.Namespace) -> Any:
-    """--trials-per-gpu as `tune.session.Settings` has it; UsageError beside what contradicts it."""
+    """--trials-per-gpu for `tune.settings.Settings`; UsageError where other options forbid it."""
     text = args.trials_per_gpu
     if text is not None and args.gpus_per_trial is not None:
         raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
@@ -411,7 +411,7 @@ def trials_at_once(todo: Sequence[Trial], where: Any, per_gpu: int = 1) -> int |
 
     per_gpu: what `--trials-per-gpu auto` comes to.
     """
-    from tune.session import DEFAULT_GPU_SHARE
+    from tune.machines import DEFAULT_GPU_SHARE
 
     if where.address != "local":
         return int(where.max_concurrent) if where.max_concurrent else None
@@ -430,7 +430,7 @@ def trials_at_once(todo: Sequence[Trial], where: Any, per_gpu: int = 1) -> int |
 
 def device_share(todo: Sequence[Trial], where: Any, n_at_once: int | None) -> float:
     """The share of a GPU, or the cores, that a trial takes while it runs."""
-    from tune.session import DEFAULT_GPU_SHARE
+    from tune.machines import DEFAULT_GPU_SHARE
 
     if where.gpus == 0 or not gpus_here():
         return float(where.cpus or todo[0].config.cpu_threads)

@@ -28,7 +28,7 @@ from tune.ledger import Trial
 from tune.progress import clock
 
 if TYPE_CHECKING:
-    from tune.session import Settings
+    from tune.settings import Settings
 
 TIMELESS = frozenset(
     "seed iterations eval_every network_lr prior_lr prior_adversarial_lr prior_entropy_weight "

@@ -11,7 +11,7 @@ from typing import Any
 from mpcc.config import from_dict
 
 Spec = dict[str, Any]
-"""What a worker must know of a trial, `tune.session.trial_spec`."""
+"""What a worker must know of a trial, `tune.settings.trial_spec`."""
 
 
 def grouped(specs: Sequence[Spec], size: int, n_gpus: int = 1) -> list[list[Spec]]:

@@ -177,7 +177,7 @@ class Carried:
 
 
 def place_of(spec: dict[str, Any]) -> Place:
-    """The place of the trial with this `tune.session.trial_spec`."""
+    """The place of the trial with this `tune.settings.trial_spec`."""
     return Carried(spec) if spec.get("storage") else OnTheSpot(spec)
 
 

@@ -6,33 +6,28 @@ The main thread watches: the display, signals, Ray's health; Tune has a thread o
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from mpcc import run_dir
-from tune import cluster, grid, images, ledger, node_data, preflight, tracking
+from tune import cluster, grid, images, ledger, tracking
 from tune.drivers import LOOK_SECONDS, Driver
 from tune.groups import grouped
 from tune.ledger import Plan, Status, Trial
-from tune.mirror import STOP, OutFolder
+from tune.machines import Machines
+from tune.mirror import OutFolder
 from tune.progress import Board, Display
+from tune.settings import Settings, trial_spec
 from tune.signals import Signals, tell
 
-PROBE_SECONDS = 60.0
-"""How long a cluster's machines have to say what they lack."""
-FETCH_SECONDS = 3600.0
-"""And to fetch their data."""
 VISIBLE_SECONDS = 15.0
 """How long the result of a trial that has reported its end may take to be seen on a shared disk, or
 to be fetched from a storage."""
@@ -41,28 +36,6 @@ NEWS_SECONDS = 5.0
 SILENT_SECONDS = 4 * 3600.0
 """Without a word from any trial Ray is taken for hung. They speak every second, but for the time of
 an evaluation: the 50,000 images of IS, FID and KID take an hour or more on a slow CPU."""
-DEFAULT_GPU_SHARE = 0.25
-"""Of a GPU, for one trial."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where and how trials run: none of it can change a number."""
-
-    out: Path
-    uri: str
-    data_dir: Path | str | None = None
-    """A folder, on each machine; or the address of a storage, see `tune.node_data`."""
-    address: str = "local"
-    cpus: float | None = None
-    gpus: float | None = None
-    max_concurrent: int | None = None
-    trials_per_gpu: int | Literal["auto"] | None = None
-    """Trials that share a process and a GPU; None: each has a process of its own."""
-    checkpoint_seconds: float = 60.0
-    checkpoint_iterations: int | None = None
-    storage: str | None = None
-    """Where the trials' files lie if not in `out`, see `tune.storage`."""
 
 
 class Supply(Protocol):
@@ -100,26 +73,6 @@ def statuses(out: Path, trials: Sequence[Trial], live: Collection[str] = ()) -> 
     return {trial.key: ledger.status(out, trial, live) for trial in trials}
 
 
-def trial_spec(trial: Trial, plan: Plan, settings: Settings, session: str) -> dict[str, Any]:
-    """What a Ray worker needs to know of a trial, as plain data."""
-    return {
-        "key": trial.key,
-        "config": trial.config.to_dict(),
-        "run_dir": str(ledger.trial_dir(settings.out, trial.key)),
-        "data_dir": str(settings.data_dir) if settings.data_dir else None,
-        "device": "auto",
-        "checkpoint_seconds": settings.checkpoint_seconds,
-        "checkpoint_iterations": settings.checkpoint_iterations,
-        "stop_file": str(settings.out / STOP),
-        "fingerprint": images.expected(plan, trial.config),
-        "storage": settings.storage,
-        "session": session,
-        "driver": [socket.gethostname(), os.getpid()],
-        "alone": False,
-        "shares_process": False,
-    }
-
-
 class Session:
     """A start of Ray for one sweep."""
 
@@ -138,7 +91,7 @@ class Session:
         self.plan, self._settings, self._driver = plan, settings, driver
         self._signals, self._board, self._tracker = signals, board, tracker
         self._supply = supply
-        self._needed: dict[str, Any] | None = None
+        self._machines = Machines(settings, signals)
         self._given: list[Trial] = []
         self._in_hand: set[str] = set()
         self._ending: dict[str, float] = {}
@@ -152,8 +105,6 @@ class Session:
         self._told_tracking = False
         self._error: BaseException | None = None
         self._heard = time.monotonic()
-        self._temp_dir = Path(os.devnull)
-        """Ray's own files, once there are any."""
 
     def train(self, todo: list[Trial]) -> bool:
         """Run these trials. False where Ray was left behind: stopped by a signal, or dead."""
@@ -161,145 +112,60 @@ class Session:
         self._files.clear_stop()
         with Display(self._board) as display:
             display.say(f"{len(todo)} of {self._board.total} trials to run; starting Ray …")
-            whole = False
+            whole, machines = False, self._machines
+            count = len(todo) if self._supply is None else grid.MAX_TRIALS
+            room = min(count, self._settings.max_concurrent or count)
             try:
-                engine = self._start(todo, display)
-                if engine is not None:
-                    self._check_nodes(engine, todo, display)
-                    whole = self._rounds(engine, self._temp_dir, todo, display)
-                if whole and engine is not None:
-                    engine.shutdown()
+                ready = machines.start(todo, room, display, self._driver)
+                self._error = machines.error
+                if ready:
+                    machines.check(todo, display)
+                    machines.choose_group_size(lambda: self._spec(todo[0]))
+                    whole = self._rounds(todo, display)
+                if whole:
+                    machines.engine.shutdown()
                     self._signals.engine = None
                 elif self._signals.engine is not None:
                     self._signals.engine.kill()
             finally:
                 self._files.clear_stop()
-                shutil.rmtree(self._temp_dir, ignore_errors=True)
+                shutil.rmtree(machines.temp_dir, ignore_errors=True)
         if self._error is not None:
             tell(f"Ray: {tracking.one_line(self._error)}")
         return whole
 
-    def _start(self, todo: Sequence[Trial], display: Display) -> ModuleType | None:
-        """Start Ray: `tune.engine`, or None where that raised or a signal came first.
-
-        In a thread of its own, where Ray leaves our signal handlers alone. The thread then sleeps:
-        Linux ends Ray's processes with the thread that has started them.
-        """
-        threads = max(trial.config.cpu_threads for trial in todo)
-        self._cpus = self._settings.cpus or threads
-        address = self._settings.address
-        stored = bool(self._settings.storage) or node_data.is_address(self._settings.data_dir)
-        environment = cluster.environment(address, threads, storage=stored)
-        count = len(todo) if self._supply is None else grid.MAX_TRIALS
-        room = min(count, self._settings.max_concurrent or count)
-        tried = threading.Event()
-
-        def start() -> None:
-            try:
-                from tune import engine
-
-                self._signals.engine = engine
-                self._temp_dir = engine.make_temp_dir()
-                engine.start(address, room, self._cpus, self._temp_dir, environment)
-            except BaseException as error:  # told by the main thread
-                self._error = error
-            tried.set()
-            threading.Event().wait()
-
-        threading.Thread(target=start, name="ray", daemon=True).start()
-        while not tried.wait(0.2):
-            display.update()
-            self._driver.renew(())
-            if self._signals.number is not None:
-                return None
-        if isinstance(self._error, preflight.PreflightError):
-            raise self._error
-        self._signals.install()
-        engine = self._signals.engine
-        if self._error is not None or engine is None:
-            return None
-        self._gpus = self._settings.gpus
-        if self._gpus is None:
-            self._gpus = DEFAULT_GPU_SHARE if engine.n_gpus() else 0.0
-        self._group_size, self._limit = 1, self._settings.max_concurrent
-        together = self._settings.trials_per_gpu
-        if together and self._gpus:
-            self._gpus = 1.0
-            self._group_size = self._size_of_group(engine, todo)
-        elif isinstance(together, int):
-            self._limit = min(together, self._limit or together)
-        return engine
-
-    def _size_of_group(self, engine: ModuleType, todo: Sequence[Trial]) -> int:
-        """How many trials share a GPU, as given or as the GPU's memory and speed have it."""
-        given = self._settings.trials_per_gpu
-        if isinstance(given, int):
-            return given
-        from tune.groups import measured
-
-        size = int(engine.on_one_gpu(measured, self._spec(todo[0])))
-        tell(f"{size} trials at a time on a GPU, by its memory and speed")
-        return size
-
-    def _check_nodes(self, engine: ModuleType, todo: Sequence[Trial], display: Display) -> None:
-        """PreflightError that names each machine of a cluster that lacks something.
-
-        A machine of its own has the size that it has; to a cluster a larger one may come.
-        """
-        where = self._settings
-        if where.address == cluster.LOCAL:
-            if not engine.room_for(self._cpus, self._gpus or 0.0):
-                n_gpus = engine.n_gpus()
-                engine.shutdown()
-                raise preflight.PreflightError(
-                    f"--gpus-per-trial {self._gpus:g}: this machine has {n_gpus:g} GPUs for us, so "
-                    "that no trial could ever start; give fewer, or a cluster by --address"
-                )
-            return
-        self._needed = cluster.needs(todo, where.out, where.storage, where.data_dir)
-        problems = engine.on_every_node(cluster.missing_here, self._needed, PROBE_SECONDS)
-        if not problems:
-            if node_data.is_address(where.data_dir):
-                display.say("every machine fetches the data that it lacks …")
-            problems = engine.on_every_node(cluster.data_missing_here, self._needed, FETCH_SECONDS)
-        if problems:
-            engine.shutdown()
-            text = "; ".join(f"{node} {problem}" for node, problem in problems.items())
-            raise preflight.PreflightError(f"not every machine is ready: {text}")
-        if not engine.room_for(self._cpus, self._gpus or 0.0):
-            size = f"{self._cpus:g} cores and {self._gpus or 0:g} GPUs"
-            display.say(f"no machine has {size} for a trial yet; waiting for one to join")
-
-    def _rounds(
-        self, engine: ModuleType, temp_dir: Path, todo: list[Trial], display: Display
-    ) -> bool:
+    def _rounds(self, todo: list[Trial], display: Display) -> bool:
         """All trials; then, one at a time, those that found too little memory beside others."""
+        machines = self._machines
         while True:
             specs = [self._spec(trial) for trial in todo]
-            groups = grouped(specs, self._group_size, max(1, int(engine.n_gpus())))
-            if not self._round(engine, temp_dir, groups, self._gpus or 0.0, display):
+            n_gpus = max(1, int(machines.engine.n_gpus()))
+            groups = grouped(specs, machines.group_size, n_gpus)
+            if not self._round(groups, machines.gpus, display):
                 return False
             alone = [self._spec(t) | {"alone": True} for t in self._given if t.key in self._alone]
             self._alone = []
             if alone:
                 display.say(f"{len(alone)} trials {self._why_alone()}; each once more, alone …")
-                whole_gpu = 1.0 if self._gpus else 0.0
+                whole_gpu = 1.0 if machines.gpus else 0.0
                 groups = [[spec] for spec in alone]
-                if not self._round(engine, temp_dir, groups, whole_gpu, display, alone=True):
+                if not self._round(groups, whole_gpu, display, alone=True):
                     return False
             todo = self._more()  # A search may have waited for those.
             if not todo and not self._waits():
                 return True
 
     def _why_alone(self) -> str:
-        return "ran out of memory" if self._group_size == 1 else "could not run beside others"
+        return (
+            "ran out of memory" if self._machines.group_size == 1 else "could not run beside others"
+        )
 
     def _spec(self, trial: Trial) -> dict[str, Any]:
         spec = trial_spec(trial, self.plan, self._settings, self._id)
-        spec["needed"] = self._needed
+        spec["needed"] = self._machines.needed
         spec["stop_file"] = str(self._files.stop_file)
         spec["taken_file"] = self._driver.taken_file(trial.key)
-        if not self._gpus:
+        if not self._machines.gpus:
             spec["device"] = "cpu"
         return spec if self._supply is None else spec | self._supply.spec(trial)
 
@@ -392,24 +258,23 @@ class Session:
 
     def _round(
         self,
-        engine: ModuleType,
-        temp_dir: Path,
         groups: list[list[dict[str, Any]]],
         gpus: float,
         display: Display,
         *,
         alone: bool = False,
     ) -> bool:
-        storage = temp_dir / "results"
+        machines = self._machines
+        engine, storage = machines.engine, machines.temp_dir / "results"
         storage.mkdir(exist_ok=True)
         reporter = engine.Reporter(self._started, self._retried, self._reported, self._failed)
-        resources = {"cpu": self._cpus} | ({"gpu": gpus} if gpus else {})
-        limit = 1 if alone else self._limit
+        resources = {"cpu": machines.cpus} | ({"gpu": gpus} if gpus else {})
+        limit = 1 if alone else machines.limit
         feed = None
         specs = [spec for group in groups for spec in group]
         self._in_hand = {spec["key"] for spec in specs}
         if self._supply is not None and not alone:
-            feed = engine.Feed(self._group_size, self._claim)
+            feed = engine.Feed(machines.group_size, self._claim)
             for spec in specs:
                 feed.put(spec)
 

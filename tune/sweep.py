@@ -19,7 +19,8 @@ from tune.grid import cost
 from tune.ledger import Plan, Status, Trial
 from tune.mirror import OutFolder
 from tune.progress import Board
-from tune.session import Session, Settings, Supply, statuses
+from tune.session import Session, Supply, statuses
+from tune.settings import Settings
 from tune.signals import QUICK_SECONDS, SIGNALS, tell
 
 ROOT = Path(__file__).resolve().parents[1]

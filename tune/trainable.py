@@ -35,7 +35,7 @@ class Course:
     """Whether a fault of the GPU has spoilt the process for all trials."""
 
     def begin(self, spec: dict[str, Any]) -> None:
-        """Take a trial in hand, see `tune.session.trial_spec`; nothing is read or written yet."""
+        """Take a trial in hand, see `tune.settings.trial_spec`; nothing is read or written yet."""
         self._spec = spec
         self._config: Config = from_dict(spec["config"])
         self._place = place_of(spec)
