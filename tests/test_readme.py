@@ -48,6 +48,10 @@ def commands(file: Path) -> Iterator[tuple[str, str]]:
                 yield "tune/ablation.py", line.partition("deploy/slurm.sh ")[2].strip()
 
 
+def test_readme_has_its_title() -> None:
+    assert (ROOT / "README.md").read_text().startswith("# MPCC ablation suite\n")
+
+
 COMMANDS = [
     pytest.param(program, words, id=f"{program} {words}")
     for file in (ROOT / "README.md", ROOT / "deploy" / "README.md")
