@@ -85,7 +85,8 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
 def _say_who_chose(records: Records, table: Table) -> None:
     """Whether labels chose what a table shows stands under it, where no line says so yet."""
     if not any(records.selection.lower() in line.lower() for line in table.lines):
-        table.lines.append(sentence(records.selection))
+        said = sentence(records.selection)
+        table.lines.append(said[0].upper() + said[1:])
 
 
 def _table1(
