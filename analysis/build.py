@@ -18,7 +18,7 @@ from analysis.paper_tables import plan_names, table2, table3
 from analysis.render import latex, markdown
 from analysis.table1 import table1, table1_groups
 from analysis.table4 import DATASETS, table4
-from analysis.tables import sentence
+from analysis.tables import own_sentence
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
 def _say_who_chose(records: Records, table: Table) -> None:
     """Whether labels chose what a table shows stands under it, where no line says so yet."""
     if not any(records.selection.lower() in line.lower() for line in table.lines):
-        said = sentence(records.selection)
-        table.lines.append(said[0].upper() + said[1:])
+        table.lines.append(own_sentence(records.selection))
 
 
 def _table1(

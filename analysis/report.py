@@ -15,7 +15,7 @@ from analysis.columns import column
 from analysis.frame import Records, short
 from analysis.grid import shown_metrics, swept
 from analysis.layout import Table
-from analysis.tables import progress, unfinished, value_cell
+from analysis.tables import own_sentence, progress, unfinished, value_cell
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE
 
@@ -43,7 +43,7 @@ def report(
     fresh = groups_of(records, confirm=True)
     sections = {
         "Summary": f"<p>{html.prose(words.paragraph(records, groups, result, test))} "
-        f"{html.prose(_sentence(records.selection))}</p>",
+        f"{html.prose(own_sentence(records.selection))}</p>",
         "Search": _search(records, groups, lines) if pictures else "",
         "Tables": "".join(html.table(t) for t in _distinct_tables(products)),
         "Seeds": _strips(records, groups),
@@ -90,7 +90,7 @@ def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> 
     from analysis.search_figures import pictures
 
     search = found(records, groups)
-    parts = [f"<p>{escape(line)}</p>" for line in (f"{_sentence(records.selection)}", *lines)]
+    parts = [f"<p>{escape(line)}</p>" for line in (own_sentence(records.selection), *lines)]
     figures = []
     for name, (png, text) in (pictures(search) if search else {}).items():
         wide = ' class="wide"' if name == "parallel" else ""
@@ -101,10 +101,6 @@ def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> 
         )
     none = "<p>No point is complete yet.</p>" if not figures else ""
     return "".join(parts) + none + f'<div class="pictures">{"".join(figures)}</div>'
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def _strips(records: Records, groups: Sequence[Group]) -> str:

@@ -112,6 +112,11 @@ def sentence(text: str) -> str:
     return text if text.endswith(".") else text + "."
 
 
+def own_sentence(clause: str) -> str:
+    """A clause that stands alone."""
+    return sentence(clause[0].upper() + clause[1:])
+
+
 def absent_reason(group: Group, spec: Column) -> str:
     """Why no finished trial of this cell has this metric, and what to do about it."""
     settings, label = group.settings, spec.label
