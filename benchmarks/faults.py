@@ -55,7 +55,9 @@ INJECTION = ROOT / "benchmarks" / "injection"
 EVALUATIONS = 3
 SETTINGS = ("--preset", "tiny", "--iterations", "120", "--set", "eval_every=40")
 ARGV = (*SETTINGS, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-seconds", "0")
-HEADER = b"mpcc checkpoint 1\n"
+OLD_MAGIC = b"mpcc checkpoint 1\n"
+CHECKPOINT_HEAD = len(OLD_MAGIC) + 65
+"""Bytes of the magic, which has one length in all layouts, and of the hash."""
 SIGNAL_SECONDS = 20.0
 TRIES = 3
 Process = subprocess.Popen[str]
@@ -362,7 +364,7 @@ def flipped_bits(lab: Lab, outcome: Outcome) -> None:
 
     def flip(data: bytes) -> bytes:
         spoilt = bytearray(data)
-        head = len(HEADER) + 65
+        head = CHECKPOINT_HEAD
         places = [lab.random.randrange(len(data)) for _ in range(lab.random.randint(1, 6))]
         if data.startswith(b"mpcc checkpoint") and lab.random.random() < 0.5:
             places += [lab.random.randrange(head), lab.random.randrange(head, len(data))]
@@ -384,13 +386,20 @@ class Canary:
 
 
 def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
+    """In place of a checkpoint under a right hash, by the layouts of old and of now by turns."""
     canary = lab.folder / f"canary-{lab.count}"
     payload = pickle.dumps(Canary(canary))
-    whole = HEADER + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
     sweep = stopped_half_way(lab)
     done = sorted(sweep.results())
-    for path in half_done(sweep):
-        (path / "checkpoint.pt").write_bytes(whole)
+    for count, path in enumerate(half_done(sweep)):
+        whole = (path / "checkpoint.pt").read_bytes()
+        if count % 2:
+            head = whole[CHECKPOINT_HEAD:].partition(b"\n")[0] + b"\n"
+            magic, content = whole[: len(OLD_MAGIC)], head + payload
+        else:
+            magic, content = OLD_MAGIC, payload
+        seal = hashlib.sha256(content).hexdigest().encode() + b"\n"
+        (path / "checkpoint.pt").write_bytes(magic + seal + content)
         (path / "metrics.jsonl").write_bytes(payload)
     (sweep.out / "trials" / done[0] / "result.json").write_bytes(payload)
     lab.go_on(sweep, outcome)

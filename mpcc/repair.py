@@ -118,18 +118,22 @@ def _restore(
 
 
 def _restore_rows(path: Path, going_on: Sequence[Checkpoint]) -> list[str]:
-    """Leave the evaluations that the newest checkpoint carries, where there is one."""
+    """Leave the evaluations that the newest checkpoint carries, where there is one.
+
+    A checkpoint of earlier code carries none: what lies there serves it, or a checkpoint before it.
+    """
     try:
         rows: list[dict[str, Any]] | None = run_dir.read_metrics(path)
     except RunDirError:
         rows = None
-    if not going_on or going_on[0].rows is None:
-        if rows is None:
-            set_aside(path / METRICS)
-            for name in CHECKPOINTS:  # Of earlier code: only a fresh start gives the rows again.
-                (path / name).unlink(missing_ok=True)
-        return [METRICS] if rows is None else []
-    carried = list(going_on[0].rows)
+    carried = next((list(c.rows) for c in going_on if c.rows is not None), None)
+    if rows is None and carried is None:
+        set_aside(path / METRICS)
+        for name in CHECKPOINTS:  # Of earlier code: only a fresh start gives the rows again.
+            (path / name).unlink(missing_ok=True)
+        return [METRICS]
+    if carried is None or (rows is not None and going_on[0].rows is None):
+        return []
     sound = rows is not None and rows[: len(carried)] == carried
     run_dir.write_metrics(path, carried)
     return [] if sound else [METRICS]

@@ -223,3 +223,17 @@ def test_a_checkpoint_of_earlier_code_goes_on_with_all_of_its_evaluations_or_not
         repair(path, CONFIG)
         assert ends_like(path, whole, images)["starts"][1] == start
     assert "has lost its evaluations" in caplog.text
+
+
+def test_a_checkpoint_that_would_run_code_costs_only_itself_whatever_lies_beside(
+    half: Path, whole: Path, images, tmp_path: Path
+) -> None:
+    path, canary = tmp_path / "trial", tmp_path / "canary"
+    shutil.copytree(half, path)
+    payload = f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()
+    seal = hashlib.sha256(payload).hexdigest().encode()
+    (path / run_dir.CHECKPOINT).write_bytes(b"mpcc checkpoint 1\n" + seal + b"\n" + payload)
+    (path / run_dir.METRICS).write_bytes(payload)
+    assert repair(path, CONFIG) == [run_dir.METRICS]
+    assert ends_like(path, whole, images)["starts"][1] == 2
+    assert not canary.exists()
