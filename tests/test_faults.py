@@ -27,7 +27,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         "SIGTERM",
         "full disk at a result",
         "MLflow delivered by hand",
+        "MLflow data base being made",
         "flipped bits",
+        "NaN, exception, out of memory",
     ],
 )
 def test_nothing_is_lost_nothing_runs_twice_and_the_table_is_the_same(lab: Lab, name: str) -> None:
