@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -390,8 +390,10 @@ def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
     canary = lab.folder / f"canary-{lab.count}"
     payload = pickle.dumps(Canary(canary))
     sweep = stopped_half_way(lab)
-    done = sorted(sweep.results())
+    done, before = sorted(sweep.results()), sweep.stand()
     for count, path in enumerate(half_done(sweep)):
+        fallback = run_dir.read_checkpoints(path)[0][1]
+        before[path.name] = replace(before[path.name], iteration=fallback.iteration or 0)
         whole = (path / "checkpoint.pt").read_bytes()
         if count % 2:
             head = whole[CHECKPOINT_HEAD:].partition(b"\n")[0] + b"\n"
@@ -402,7 +404,7 @@ def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
         (path / "checkpoint.pt").write_bytes(magic + seal + content)
         (path / "metrics.jsonl").write_bytes(payload)
     (sweep.out / "trials" / done[0] / "result.json").write_bytes(payload)
-    lab.go_on(sweep, outcome)
+    lab.go_on(sweep, outcome, before=before)
     if canary.exists():
         outcome.notes.append("the code ran")
 
