@@ -390,10 +390,9 @@ def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
     canary = lab.folder / f"canary-{lab.count}"
     payload = pickle.dumps(Canary(canary))
     sweep = stopped_half_way(lab)
-    done, before = sorted(sweep.results()), sweep.stand()
+    done, fallback = sorted(sweep.results()), {}
     for count, path in enumerate(half_done(sweep)):
-        fallback = run_dir.read_checkpoints(path)[0][1]
-        before[path.name] = replace(before[path.name], iteration=fallback.iteration or 0)
+        fallback[path.name] = run_dir.read_checkpoints(path)[0][1].iteration or 0
         whole = (path / "checkpoint.pt").read_bytes()
         if count % 2:
             head = whole[CHECKPOINT_HEAD:].partition(b"\n")[0] + b"\n"
@@ -404,6 +403,8 @@ def pickle_that_would_run_code(lab: Lab, outcome: Outcome) -> None:
         (path / "checkpoint.pt").write_bytes(magic + seal + content)
         (path / "metrics.jsonl").write_bytes(payload)
     (sweep.out / "trials" / done[0] / "result.json").write_bytes(payload)
+    before = sweep.stand()
+    before |= {key: replace(before[key], iteration=n) for key, n in fallback.items()}
     lab.go_on(sweep, outcome, before=before)
     if canary.exists():
         outcome.notes.append("the code ran")
