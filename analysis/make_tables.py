@@ -258,16 +258,17 @@ def _report(
     example: str,
 ) -> None:
     from analysis.render import text
+    from tune.shell import script, shown
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for table in tables:
         print(text(table, colour=colour))
-    print(f"Written to {_near(out)}: {', '.join(sorted(files))}")
-    runs = "".join(f" {shlex.quote(str(_near(folder)))}" for folder in options.runs or ())
-    again = "python analysis/make_tables.py" + (f" --runs{runs}" if runs else "")
+    print(f"Written to {shown(out)}: {', '.join(sorted(files))}")
+    runs = "".join(f" {shlex.quote(shown(folder))}" for folder in options.runs or ())
+    again = script("analysis", "make_tables.py") + (f" --runs{runs}" if runs else "")
     again += f" --mlflow {shlex.quote(options.mlflow)}" if options.mlflow else ""
     if "report.html" in files:
-        print(f"Next: open {_near(out / 'report.html')} in a browser")
+        print(f"Next: open {shown(out / 'report.html')} in a browser")
     elif options.table in ("grid", "all"):
         print(f'Next: {again} --explain CELL   (every trial behind a cell: "{example}")')
     else:
@@ -281,13 +282,6 @@ def _example(group: Group, axes: Sequence[str]) -> str:
 
     settings = [f"{short(a)}={value_text(group.settings[a])}" for a in axes if a != "seed"]
     return ",".join(settings) or group.cell_key
-
-
-def _near(path: Path) -> Path:
-    """The path as seen from here where it lies below, else absolute."""
-    path = path.resolve()
-    here = Path.cwd().resolve()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 if __name__ == "__main__":

@@ -245,8 +245,8 @@ def _drivers_text(out: Path) -> str:
 
 def _next_steps(out: Path, supply: Supply, whole: bool) -> str:
     """What to type next."""
+    from tune.shell import script, shown
     from tune.study_file import FILE
-    from tune.sweep import program, shown
 
     if supply.problem:
         print(f"{supply.problem}; nothing is lost: the same command writes it again")
@@ -254,8 +254,7 @@ def _next_steps(out: Path, supply: Supply, whole: bool) -> str:
     print(f"Study:   optuna-dashboard sqlite:///{out / FILE}   (pip install optuna-dashboard)")
     if not whole:
         return "Next:    the same command again goes on"
-    script = shown(ROOT / "tune" / "ablation.py")
-    return f"Next:    {program('python')} {script} --out {folder} --confirm --seeds 5"
+    return f"Next:    {script('tune', 'ablation.py')} --out {folder} --confirm --seeds 5"
 
 
 def _outcome(out: Path, search: Search, point: Point, live: Any) -> str:

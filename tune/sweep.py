@@ -7,7 +7,6 @@ missing (`tune.session`).
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,9 @@ from tune.mirror import OutFolder
 from tune.progress import Board
 from tune.session import Session, Supply, statuses
 from tune.settings import Settings
+from tune.shell import program, script, shown
 from tune.signals import QUICK_SECONDS, SIGNALS, tell
 
-ROOT = Path(__file__).resolve().parents[1]
 DELIVERY_SECONDS = 60.0
 
 
@@ -137,23 +136,7 @@ def summary(settings: Settings, trials: Sequence[Trial]) -> None:
         print("Go on:   the same command again")
     if ended:
         print(f"Retry:   the same command with --retry {','.join(ended)}")
-    tables = shlex.join([program("python"), shown(ROOT / "analysis" / "make_tables.py")])
-    print(f"Tables:  {tables} --runs {shlex.quote(shown(settings.out))}")
+    print(
+        f"Tables:  {script('analysis', 'make_tables.py')} --runs {shlex.quote(shown(settings.out))}"
+    )
     print(f"MLflow:  {tracking.ui_command(settings.uri, program('mlflow'))}")
-
-
-def program(name: str) -> str:
-    """What to type for a program of this environment: its name where the shell finds that one."""
-    ours = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
-    if found is not None and Path(found).resolve() == ours.resolve() or not ours.exists():
-        return name
-    return shown(ours)
-
-
-def shown(path: Path) -> str:
-    """A path relative to the current directory where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
