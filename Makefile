@@ -3,7 +3,7 @@
 # make test-cluster  two Ray nodes, S3, MLflow on PostgreSQL, all on this machine
 # make lint       style and types
 # make benchmark  every figure that is quoted: the step, the sweep, the tables, their statistics
-# make faults     every fault that a sweep must survive, as often as stated (about an hour)
+# make faults     every fault that a sweep must survive, as often as stated (75 minutes on two cores)
 
 PYTHON ?= python3
 BIN := .venv/bin

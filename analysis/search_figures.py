@@ -185,7 +185,9 @@ def contour(search: Found, objective: int, axes: tuple[str, str], ax: Axes) -> A
     )
     ax.figure.colorbar(drawn or dots, ax=ax, label=spec.heading)
     for axis, each, name in zip(axes, (ax.xaxis, ax.yaxis), "xy", strict=True):
-        if search.is_log(axis):
+        if _is_whole(search, axis) and not search.is_log(axis):
+            _whole_ticks(each)
+        elif search.is_log(axis):
             each.set_major_formatter(lambda value, _: value_text(float(f"{10**value:.2g}")))
         getattr(ax, f"set_{name}label")(short(axis))
     return ax
@@ -268,11 +270,30 @@ def _heights(search: Found, axis: str) -> np.ndarray:
 
 
 def _scale(search: Found, axis: str, ticks: Any, set_scale: Callable[[str], Any]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     if search.is_log(axis):
         set_scale("log")
+        low, high = search.space[axis]["low"], search.space[axis]["high"]
+        steps = (1, 2, 5) if high / low < 100 else (1,)
+        ticks.set_major_locator(LogLocator(subs=steps))
+        ticks.set_major_formatter(lambda value, _: value_text(float(f"{value:.2g}")))
+        ticks.set_minor_formatter(NullFormatter())
+    elif _is_whole(search, axis):
+        _whole_ticks(ticks)
     elif not search.is_number(axis):
         options = [value_text(_plain(value)) for value in search.space[axis]]
         ticks.set_ticks(range(len(options)), options)
+
+
+def _is_whole(search: Found, axis: str) -> bool:
+    return search.is_number(axis) and isinstance(search.space[axis]["low"], int)
+
+
+def _whole_ticks(ticks: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ticks.set_major_locator(MaxNLocator(integer=True))
 
 
 def _plain(value: Any) -> Any:

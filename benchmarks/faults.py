@@ -1,6 +1,6 @@
 """Every fault that a sweep must survive, for real: kills, full disks, dead servers, torn files.
 
-    python benchmarks/faults.py                    all of them, as often as stated (about an hour)
+    python benchmarks/faults.py                    all of them, as often as stated: over an hour
     python benchmarks/faults.py --only sigint      some of them, by the beginning of their names
     python benchmarks/faults.py --times 1          each once
 
