@@ -176,6 +176,14 @@ def finish(process: subprocess.Popen[str], expected: int | None = 0) -> str:
     return out + err
 
 
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 where it has just been renamed or removed."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], Any]) -> bool:
     """Wait until the condition holds; False where the process ends before."""
     end = time.monotonic() + TIMEOUT

@@ -22,6 +22,7 @@ from benchmarks.fault_tools import (
     mlflow_runs,
     must_come,
     processes,
+    size_of,
 )
 
 if TYPE_CHECKING:
@@ -165,8 +166,8 @@ def killed_while_the_database_is_made(lab: Lab, outcome: Outcome) -> None:
     process = sweep.start()
 
     def large_enough() -> bool:
-        new = [file.stat().st_size for file in _files(sweep.out, ".mlflow.db.*.new")]
-        return sum(new) >= size or (sweep.out / "mlflow.db").exists()
+        new = sum(map(size_of, sweep.out.glob(".mlflow.db.*.new")))
+        return new >= size or (sweep.out / "mlflow.db").exists()
 
     must_come(process, large_enough)
     process.kill()
@@ -174,10 +175,6 @@ def killed_while_the_database_is_made(lab: Lab, outcome: Outcome) -> None:
     lab.go_on(sweep, outcome)
     if list(sweep.out.glob(".mlflow.db*")):
         outcome.notes.append("torn data bases were left")
-
-
-def _files(folder: Path, pattern: str) -> list[Path]:
-    return [file for file in folder.glob(pattern) if file.exists()]
 
 
 def check_states(sweep: Sweep, said: str, expected: Mapping[str, str], outcome: Outcome) -> None:

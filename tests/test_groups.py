@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fault_tools import TRIAL, kill, processes
+from benchmarks.fault_tools import ROOT, TRIAL, kill, processes
 from mpcc import run_dir, trainer
 from mpcc.config import PRESETS
 from tests.test_trainer import files
@@ -208,9 +208,7 @@ def under_ray(out: Path) -> None:
 @pytest.mark.slow
 def test_groups_under_ray_killed_in_the_middle_end_as_each_alone(tmp_path: Path) -> None:
     program = f"from tests.test_groups import *; under_ray(Path({str(tmp_path)!r}))"
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=sweep.ROOT, capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     said = json.loads(ran.stdout.splitlines()[-1])
     assert said["killed"] == [1] and any(state == "again" for _, state in said["events"])

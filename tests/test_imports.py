@@ -47,9 +47,9 @@ def test_the_trainer_knows_nothing_of_sweeps_and_tables(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "analysis").glob("*.py")), ids=lambda p: p.stem)
 def test_tables_open_neither_torch_nor_ray(path):
     assert not packages(all_imports(path)) & {"torch", "torchvision", "ray"}
-    # Of tune only what is plain: states, who holds a sweep, and the words on what pruning does.
+    # Of tune only what is plain: states, who holds a sweep, what to type, what pruning does.
     theirs = {name for name in all_imports(path) if name.split(".")[0] == "tune"}
-    assert theirs <= {"tune.ledger", "tune.lock", "tune.pruning"}
+    assert theirs <= {"tune.ledger", "tune.lock", "tune.pruning", "tune.shell"}
 
 
 def test_config_needs_the_standard_library_only():

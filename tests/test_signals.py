@@ -67,7 +67,10 @@ def test_nohup_is_respected_and_sighup_otherwise_an_end() -> None:
     assert deaf.returncode == 143
     program = WAITING.format("print(end='')").replace("with", "try:\n with", 1)
     program = program.replace("\n  ", "\n   ") + "\nexcept signals.Interrupted as stop:\n"
-    process = child(program + " sys.exit(128 + stop.number)")
+    process = child(  # These tests may run under nohup themselves.
+        program + " sys.exit(128 + stop.number)",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     process.send_signal(signal.SIGHUP)
     end(process)
     assert process.returncode == 129

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fault_tools import size_of
 from mpcc import run_dir
 from mpcc.config import PRESETS
 from tune import ledger, tracking
@@ -381,7 +382,7 @@ def test_a_driver_killed_while_the_data_base_is_made_leaves_none(tmp_path: Path)
     for size in (1, 150_000, 400_000):
         child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
         while child.poll() is None and not file.exists():
-            if sum(f.stat().st_size for f in tmp_path.glob(".mlflow.db.*.new")) >= size:
+            if sum(map(size_of, tmp_path.glob(".mlflow.db.*.new"))) >= size:
                 break
             time.sleep(0.001)
         child.kill()
