@@ -79,8 +79,7 @@ def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
     parts = [state.encoder_part] + ([prior_part] if prior_part else [])
     with only_trainable(*parts):
         z, y = state.prior.sample(config.batch_size, state.rng)
-        with torch.no_grad():
-            x_fake = generate(state, z, y)
+        x_fake = generate(state, z.detach(), y)
         target = z if config.prior_learns_from_encoder_loss else z.detach()
         loss = encoder_loss(state, target, x_fake)
         terms = {"loss/encoder": loss.detach()}

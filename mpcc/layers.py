@@ -8,12 +8,14 @@ its largest singular value, estimated by one power iteration for each change of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mpcc.doubled_conv import convolve_doubled, doubling
 
 N_POWER_ITERATIONS_AT_START = 15
 BATCH_NORM_EPS = 1e-5
@@ -63,14 +65,6 @@ class Spectral(nn.Module):
         return self.weight / (self.u @ (self.weight.flatten(1) @ self.v))
 
 
-@cache
-def _four_shifts(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(16, 9): a 3×3 kernel to the mean of its four shifts within 4×4."""
-    one = torch.eye(9, dtype=dtype).view(9, 3, 3)
-    shifts = [F.pad(one, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
-    return torch.stack(shifts).mean(0).view(9, 16).T.contiguous().to(device)
-
-
 class Linear(Spectral):
     """(B, n_in) -> (B, n_out)."""
 
@@ -113,20 +107,23 @@ class Conv(Spectral):
         out = out[:, :, 1:-1, 1:-1] + self.bias.view(-1, 1, 1, 1)
         return out.transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
+    def on_doubled(self, x: Tensor, upsampling: str) -> Tensor:
+        """This 3×3 convolution of x up-sampled by 2."""
+        fast = self.normalised is not None and x.device.type == "cpu"
+        if not fast or torch.is_autocast_enabled("cpu"):
+            return self(double(x, upsampling))
+        assert self.bias is not None
+        return convolve_doubled(x, self.used_weight(), self.bias, upsampling)
+
     def then_pool(self, x: Tensor) -> Tensor:
         """This convolution, then a mean over 2×2 pixels.
 
-        With weights kept by `mpcc.weights` both are one 4×4 convolution of stride 2, whose kernel
-        is the mean of the 3×3 kernel's four shifts: 16 products for a pixel instead of 36. Narrow
-        layers on few pixels gain nothing by it (measured on a CPU) and stay as they are.
+        With weights kept by `mpcc.weights` the mean comes first, at every place, and the
+        convolution has only every second one left: 9 products for an output pixel instead of 36.
         """
-        if self.normalised is None or x.shape[1] * x.shape[2] < 256:
+        if self.normalised is None:
             return F.avg_pool2d(self(x), 2)
-        n_out, n_in = self.normalised.shape[:2]
-        taps = self.normalised.permute(0, 2, 3, 1).reshape(n_out, 9, n_in)
-        pooled = _four_shifts(taps.dtype, taps.device) @ taps
-        kernel = pooled.view(n_out, 4, 4, n_in).permute(0, 3, 1, 2)
-        return F.conv2d(x, kernel, self.bias, stride=2, padding=1)
+        return F.conv2d(F.avg_pool2d(x, 2, 1, 1), self.normalised, self.bias, stride=2)
 
 
 class SpectralEmbedding(Spectral):
@@ -236,21 +233,20 @@ class StandingStatistics:
             self.var = self.var + (var - self.var) / self.n_passes
 
 
+def double(x: Tensor, upsampling: str) -> Tensor:
+    """x (B, C, H, W) up-sampled by 2, `nearest` or `bilinear`."""
+    if upsampling == "bilinear" and x.device.type == "cuda":
+        return bilinear_double(x)
+    align = None if upsampling == "nearest" else False
+    return F.interpolate(x, scale_factor=2, mode=upsampling, align_corners=align)
+
+
 def bilinear_double(x: Tensor) -> Tensor:
     """F.interpolate(x, scale_factor=2, mode="bilinear") as a product of matrices in each direction,
     channels last: on a GPU the gradient of torch's own adds in no fixed order."""
     n_images, n_channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(n_images, height, width * n_channels)
-    x = torch.bmm(_doubling(height, x.dtype, x.device).expand(n_images, -1, -1), x)
+    x = torch.bmm(doubling(height, "bilinear", x.dtype, x.device).expand(n_images, -1, -1), x)
     x = x.view(n_images * 2 * height, width, n_channels)
-    x = torch.bmm(_doubling(width, x.dtype, x.device).expand(len(x), -1, -1), x)
+    x = torch.bmm(doubling(width, "bilinear", x.dtype, x.device).expand(len(x), -1, -1), x)
     return x.view(n_images, 2 * height, 2 * width, n_channels).permute(0, 3, 1, 2)
-
-
-@cache
-def _doubling(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(2n, n): n values in a row to twice as many, each 3/4 of one and 1/4 of its neighbour."""
-    near = torch.eye(n, dtype=dtype).repeat_interleave(2, 0)
-    beside = torch.arange(2 * n) // 2 + torch.tensor([-1, 1]).repeat(n)
-    far = torch.eye(n, dtype=dtype)[beside.clamp(0, n - 1)]
-    return (0.75 * near + 0.25 * far).to(device)

@@ -16,7 +16,7 @@ from mpcc.layers import (
     Linear,
     SpectralEmbedding,
     StandingStatistics,
-    bilinear_double,
+    double,
     embedding,
     in_its_precision,
 )
@@ -35,18 +35,12 @@ class GeneratorBlock(nn.Module):
         self.shortcut = Conv(n_channels, n_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None, n_batches: int | None) -> Tensor:
-        h = self.conv1(self._double(self.norm1(x, condition, n_batches).relu_()))
+        h = self.norm1(x, condition, n_batches).relu_()
+        h = self.conv1.on_doubled(h, self.upsampling)
         h = self.conv2(self.norm2(h, condition, n_batches).relu_())
         # A 1×1 convolution and an up-sampling whose weights sum to 1 commute; this order is 4×
         # cheaper than figure 4's and gives the same numbers.
-        return h + self._double(self.shortcut(x))
-
-    def _double(self, x: Tensor) -> Tensor:
-        if self.upsampling == "nearest":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        if x.device.type == "cuda":
-            return bilinear_double(x)
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return h + double(self.shortcut(x), self.upsampling)
 
 
 class Generator(nn.Module):

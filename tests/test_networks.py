@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from mpcc import doubled_conv
 from mpcc.config import PRESETS, Config
 from mpcc.layers import Conv, Linear
 from mpcc.networks import Generator, build_networks, n_parameters
@@ -73,6 +74,37 @@ def test_weights_start_normal_with_deviation_002():
         if parameter.dim() > 1:
             five_sigma = 5 * 0.02 / (2 * parameter.numel()) ** 0.5
             assert abs(parameter.std().item() - 0.02) < five_sigma, name
+
+
+@pytest.mark.parametrize("n_together", [1, 2, 5])
+@pytest.mark.parametrize("upsampling", ["bilinear", "nearest"])
+def test_convolution_of_the_doubled_image_by_taps_is_torchs_own(
+    upsampling, n_together, monkeypatch
+):
+    x, weight, bias = (torch.randn(*size).double() for size in ((5, 3, 4, 6), (2, 3, 3, 3), (2,)))
+    monkeypatch.setattr(doubled_conv, "TAP_BYTES", n_together * 9 * 2 * 4 * 6 * 8)
+    given = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    align = {} if upsampling == "nearest" else {"align_corners": False}
+    doubled = F.interpolate(x, scale_factor=2, mode=upsampling, **align)
+    theirs = F.conv2d(doubled, weight, bias, padding=1)
+    ours = doubled_conv.convolve_doubled(x, weight, bias, upsampling)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours, theirs)
+    gradient = torch.randn_like(theirs)
+    for a, b in zip(
+        torch.autograd.grad(ours, given, gradient),
+        torch.autograd.grad(theirs, given, gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_mean_before_the_convolution_is_the_mean_after_it():
+    conv = Conv(3, 4, 3).double()
+    x = torch.randn(2, 3, 6, 8).double()
+    plain = conv.then_pool(x)
+    conv.normalised = conv.used_weight()
+    torch.testing.assert_close(conv.then_pool(x), plain)
 
 
 def _sn(layer):

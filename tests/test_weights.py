@@ -51,6 +51,7 @@ VARIANTS = {
     "normal prior": dict(prior="normal"),
     "laplace": dict(prior="laplace_mixture"),
     "low rank": dict(prior="low_rank_mixture"),
+    "nearest": dict(upsampling="nearest"),
     "16 pixels, wide": dict(image_size=16, width=8),
 }
 
