@@ -191,7 +191,10 @@ class Config:
 
     def override(self, **changes: Any) -> Config:
         """A copy with some fields changed, checked like any other."""
-        return from_dict(self.to_dict() | changes)
+        if not changes.keys() <= DEFAULTS.keys():
+            return from_dict(self.to_dict() | changes)  # which says what is wrong
+        changed = {n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()}
+        return Config(**self.to_dict() | changed)
 
     def with_seed(self, seed: int) -> Config:
         """A copy with another seed; nothing else is checked anew, as a sweep makes thousands."""

@@ -29,7 +29,7 @@ class RunDirError(ValueError):
     """A file of a run directory is not what it should be; the message names it and what to do."""
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: str | Path) -> dict[str, Any] | None:
     """The object in this file, None where there is no file."""
     data = read_bytes(path)
     if data is None:
@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def read_bytes(path: Path) -> bytes | None:
+def read_bytes(path: str | Path) -> bytes | None:
     """The bytes of a file, None where there is none; RunDirError where something else is there."""
     try:
         with open(path, "rb", buffering=0) as file:

@@ -111,14 +111,22 @@ def curve_picture(
         return
     n_columns = min(2, len(groups))
     n_rows = -(-len(groups) // n_columns)
-    figure = Figure(figsize=(5 * n_columns, 3 * n_rows), dpi=100, layout="constrained")
+    figure = Figure(figsize=(5 * n_columns, 3 * n_rows), dpi=100)
     iterations = [row["iteration"] for row in rows]
     for i, group in enumerate(groups):
-        ax = figure.add_subplot(n_rows, n_columns, i + 1)
+        # Margins that hold every tick's label; to have them found would take as long as to draw.
+        row, column = n_rows - 1 - i // n_columns, i % n_columns
+        ax = figure.add_axes((
+            (column + 0.14) / n_columns,
+            (row + 0.17) / n_rows,
+            0.82 / n_columns,
+            0.75 / n_rows,
+        ))  # fmt: skip
         for name in group:
             values = [_finite(row.get(name)) for row in rows]
             ax.plot(iterations, values, marker=".", label=(labels or {}).get(name, name))
         ax.set_xlabel("iteration")
+        ax.ticklabel_format(axis="y", scilimits=(-3, 4))
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     _save_figure(figure, path)

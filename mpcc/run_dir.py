@@ -32,6 +32,7 @@ from mpcc.checkpoints import (
 )
 from mpcc.config import Config, from_dict, value_text
 from mpcc.files import (
+    SEAL,
     RunDirError,
     belongs,
     dumps,
@@ -129,13 +130,26 @@ def read_trial(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]
     return result, evaluations(path, data)
 
 
+def read_end(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """How the trial ended, and its last evaluation, empty without one.
+
+    As `read_trial`, but of a trial that is done the other evaluations are not taken apart: the seal
+    says that they are as they were written.
+    """
+    result, data = read_sealed(path)
+    if result is not None and SEAL in result and result["state"] == DONE:
+        data = data[data.rfind(b"\n", 0, -1) + 1 :]
+    rows = evaluations(path, data)
+    return result, rows[-1] if rows else {}
+
+
 def read_sealed(path: Path) -> tuple[dict[str, Any] | None, bytes]:
     """The result and the content of metrics.jsonl, held against each other.
 
     What `evaluations` takes apart; `read_trial` does both.
     """
     result = read_result_alone(path)
-    data = read_bytes(Path(path) / METRICS) or b""
+    data = read_bytes(os.path.join(path, METRICS)) or b""
     if result is not None and not belongs(result, METRICS, data):
         raise RunDirError(
             f"{Path(path) / METRICS} is damaged: other rows than {RESULT} was recorded with; "
@@ -146,7 +160,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Any] | None, bytes]:
 
 def read_result_alone(path: Path) -> dict[str, Any] | None:
     """The content of result.json, whatever has become of the evaluations."""
-    file = Path(path) / RESULT
+    file = os.path.join(path, RESULT)
     result = read_json(file)
     if result is None:
         return None

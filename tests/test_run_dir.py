@@ -177,6 +177,23 @@ def test_no_bit_of_a_record_can_change_unseen(tmp_path: Path) -> None:
         run_dir.read_provenance(tmp_path)
 
 
+@pytest.mark.parametrize("state", ["done", "failed", None])
+def test_the_end_of_a_trial_is_that_of_all_its_rows(state, tmp_path: Path) -> None:
+    rows = [{"iteration": n, "mse": 1 / n} for n in (2, 4, 6)]
+    assert run_dir.read_end(tmp_path) == (None, {})
+    for row in rows:
+        run_dir.append_metrics(tmp_path, row)
+    if state:
+        run_dir.write_result(tmp_path, {"state": state, "iteration": 6, "metrics": {}}, rows)
+    result, all_rows = run_dir.read_trial(tmp_path)
+    assert run_dir.read_end(tmp_path) == (result, all_rows[-1]) == (result, rows[-1])
+    data = (tmp_path / run_dir.METRICS).read_bytes()
+    (tmp_path / run_dir.METRICS).write_bytes(data.replace(b"0.25", b"0.52"))
+    if state:
+        with pytest.raises(run_dir.RunDirError, match="damaged"):
+            run_dir.read_end(tmp_path)
+
+
 def test_a_record_of_earlier_code_without_a_seal_is_read(tmp_path: Path) -> None:
     run_dir.write_json(
         tmp_path / run_dir.RESULT, {"state": "done", "iteration": 4, "metrics": {"mse": 1.0}}

@@ -280,14 +280,14 @@ def status(out: Path, trial: Trial, running: Collection[str] = ()) -> Status:
     if not path.is_dir():
         return Status(RUNNING if trial.key in running else PLANNED)
     try:
-        result, rows = run_dir.read_trial(path)
-        if result and result["state"] == DONE and result.get("iteration") != _last(rows):
+        result, last = run_dir.read_end(path)
+        reached = int(last.get("iteration", 0))
+        if result and result["state"] == DONE and result.get("iteration") != reached:
             raise run_dir.RunDirError(f"{path / run_dir.METRICS} misses the last evaluation")
     except (run_dir.RunDirError, OSError) as error:
         return Status(RUNNING if trial.key in running else STOPPED, str(error))
-    last = rows[-1] if rows else {}
     if result is None:
-        return Status(RUNNING if trial.key in running else STOPPED, None, _last(rows), last)
+        return Status(RUNNING if trial.key in running else STOPPED, None, reached, last)
     metrics = result.get("metrics") or last
     return Status(result["state"], result.get("cause"), int(result.get("iteration") or 0), metrics)
 
