@@ -41,7 +41,7 @@ START_SECONDS = 12.0
 TRIAL_SECONDS = 2.5
 """Around a trial's training and evaluations: Ray, its pictures, its files."""
 MAX_PILOTS = 8
-MAX_RECORDS = 500
+MAX_RECORDS = 300
 
 Shape = tuple[tuple[str, object], ...]
 
