@@ -191,10 +191,7 @@ class Config:
 
     def override(self, **changes: Any) -> Config:
         """A copy with some fields changed, checked like any other."""
-        if not changes.keys() <= DEFAULTS.keys():
-            return from_dict(self.to_dict() | changes)  # which says what is wrong
-        changed = {n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()}
-        return Config(**self.to_dict() | changed)
+        return from_dict(self.to_dict() | changes)
 
     def with_seed(self, seed: int) -> Config:
         """A copy with another seed; nothing else is checked anew, as a sweep makes thousands."""
@@ -277,7 +274,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """
     named: dict[str, Any] = {}
     for name, value in values.items():
-        full = full_name(name)
+        full = name if name in DEFAULTS else full_name(name)
         if full in named:
             raise ValueError(f"{full} is given twice")
         named[full] = tuple(value) if isinstance(value, list) else value

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpcc.doubled_conv import convolve_doubled, doubling
+from mpcc.doubled_conv import convolve_doubled, double
 
 N_POWER_ITERATIONS_AT_START = 15
 BATCH_NORM_EPS = 1e-5
@@ -231,22 +231,3 @@ class StandingStatistics:
         else:
             self.mean = self.mean + (mean - self.mean) / self.n_passes
             self.var = self.var + (var - self.var) / self.n_passes
-
-
-def double(x: Tensor, upsampling: str) -> Tensor:
-    """x (B, C, H, W) up-sampled by 2, `nearest` or `bilinear`."""
-    if upsampling == "bilinear" and x.device.type == "cuda":
-        return bilinear_double(x)
-    align = None if upsampling == "nearest" else False
-    return F.interpolate(x, scale_factor=2, mode=upsampling, align_corners=align)
-
-
-def bilinear_double(x: Tensor) -> Tensor:
-    """F.interpolate(x, scale_factor=2, mode="bilinear") as a product of matrices in each direction,
-    channels last: on a GPU the gradient of torch's own adds in no fixed order."""
-    n_images, n_channels, height, width = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(n_images, height, width * n_channels)
-    x = torch.bmm(doubling(height, "bilinear", x.dtype, x.device).expand(n_images, -1, -1), x)
-    x = x.view(n_images * 2 * height, width, n_channels)
-    x = torch.bmm(doubling(width, "bilinear", x.dtype, x.device).expand(len(x), -1, -1), x)
-    return x.view(n_images, 2 * height, 2 * width, n_channels).permute(0, 3, 1, 2)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpcc.config import Config
+from mpcc.doubled_conv import double
 from mpcc.layers import (
     ConditionalBatchNorm,
     Conv,
     Linear,
     SpectralEmbedding,
     StandingStatistics,
-    double,
     embedding,
     in_its_precision,
 )

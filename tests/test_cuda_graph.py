@@ -9,7 +9,7 @@ from mpcc import cuda_graph
 from mpcc.algorithm import train_step, update_all
 from mpcc.cuda_graph import N_PLAIN_ITERATIONS, Recorded
 from mpcc.data import ImageSet
-from mpcc.layers import bilinear_double
+from mpcc.doubled_conv import bilinear_double
 from mpcc.state import build_state
 from tests.test_weights import VARIANTS, images
 

@@ -325,21 +325,20 @@ def print_status(out: Path, trials: Sequence[Trial]) -> int:
     """Cell by cell: the state of every seed. The exit code is that of a run that ends like this."""
     owner = lock.lock_owner(out) or mirror.owner_of(out)
     live = {*(owner["running"] if owner else ()), *lock.running_keys(out)}
-    states, lines = [], []
+    states = []
     for seeds in ledger.by_cell(trials):
-        lines.append(seeds[0].cell.text)
+        print(seeds[0].cell.text)
         for trial in seeds:
             status = ledger.status(out, trial, live)
             states.append(status.state)
             accuracy = status.metrics.get("acc_majority")
             score = f"  accuracy {accuracy:.3f}" if isinstance(accuracy, float) else ""
-            at = f"{status.state:<8}{status.iteration:>7} of {trial.config.iterations}"
+            at = f"{status.iteration:>7} of {trial.config.iterations}"
             cause = f"  {status.cause}" if status.cause else ""
-            lines.append(f"  seed {trial.seed:<3} {trial.key}  {at}{score}{cause}")
+            print(f"  seed {trial.seed:<3} {trial.key}  {status.state:<8}{at}{score}{cause}")
     counts = [f"{states.count(state)} {state}" for state in ledger.STATES if state in states]
     driver = f"; driver: process {owner['pid']} on {owner['host']}" if owner else ""
-    lines.append(f"{len(states)} trials: {', '.join(counts)}{driver}")
-    print("\n".join(lines))
+    print(f"{len(states)} trials: {', '.join(counts)}{driver}")
     return 0 if set(states) <= set(ledger.FULFILLED) else 3
 
 
