@@ -1,6 +1,7 @@
 """The latent space in two dimensions and metrics over iterations, with matplotlib.
 
-matplotlib takes about a second to import and is imported when the first picture is drawn.
+matplotlib takes about a second to import and is imported when the first picture is drawn. Margins
+hold every tick's label; to have them found would take as long as to draw.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def latent_picture(
     colours = _colours(int(present.max()) + 1)
     many = len(present) > 20 or (prior_means is not None and len(np.asarray(prior_means)) > 20)
     side = 10 if many else 7
-    figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
-    ax = figure.add_subplot()
+    figure = Figure(figsize=(side, side), dpi=110)
+    ax = figure.add_axes((0.12, 0.07, 0.86, 0.88))
     for k in present:
         name = group_names[k] if group_names else str(k)
         ours = points[groups == k]
@@ -114,7 +115,6 @@ def curve_picture(
     figure = Figure(figsize=(5 * n_columns, 3 * n_rows), dpi=100)
     iterations = [row["iteration"] for row in rows]
     for i, group in enumerate(groups):
-        # Margins that hold every tick's label; to have them found would take as long as to draw.
         row, column = n_rows - 1 - i // n_columns, i % n_columns
         ax = figure.add_axes((
             (column + 0.14) / n_columns,
@@ -126,6 +126,7 @@ def curve_picture(
             values = [_finite(row.get(name)) for row in rows]
             ax.plot(iterations, values, marker=".", label=(labels or {}).get(name, name))
         ax.set_xlabel("iteration")
+        ax.locator_params(nbins=5)
         ax.ticklabel_format(axis="y", scilimits=(-3, 4))
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -335,4 +336,6 @@ def _chosen(args: argparse.Namespace, plan: Plan, cells: Sequence[Cell]) -> list
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # Python's end would look through all that Ray and MLflow leave, for a second.
+    sys.exit(status)

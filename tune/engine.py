@@ -34,14 +34,16 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+import ray._private.node  # noqa: E402
 import ray._private.services  # noqa: E402
 from ray import cloudpickle, tune  # noqa: E402
 from ray.tune import Callback  # noqa: E402
+from ray.tune.execution import class_cache  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from tune import cluster, joined, processes  # noqa: E402
-from tune.groups import leading, shared  # noqa: E402
+from tune.groups import gpus_here, leading, shared  # noqa: E402
 from tune.lock import process_lives  # noqa: E402
 from tune.trainable import (  # noqa: E402
     DEVICE_FAULT,
@@ -210,6 +212,7 @@ def start(
         _watch = joined.join(address, runtime)
         return
     os.environ.update(environment)
+    _be_lean(each_a_core=cpus == 1 and not gpus_here())
     here = ray._private.utils.get_num_cpus()
     room = math.ceil(max(cpus, min(here, n_trials * cpus)))
     try:
@@ -225,6 +228,23 @@ def start(
         )
     except Exception as error:  # Ray raises nothing narrower where its half minute was too short
         raise joined.not_started(error) from None
+
+
+def _be_lean(*, each_a_core: bool) -> None:
+    """No parts of a local Ray that only look on, and trials' processes that start while Tune does.
+
+    The autoscaler, the dashboard and the reader of logs are left out. Ray starts a process for each
+    core ahead; Tune takes those only as long as it wants no environment of its own for its trials,
+    who have ours. They stay until it has looked around. Where `each_a_core` all are wanted, and
+    load what trials need meanwhile.
+    """
+    for part in ("start_monitor", "start_api_server", "start_log_monitor"):
+        setattr(ray._private.node.Node, part, lambda *_, **__: None)
+    class_cache.DEFAULT_ENV_VARS.clear()
+    class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
+    if each_a_core:
+        os.environ.setdefault("RAY_preload_python_modules", "ray.tune,mpcc.trainer")
 
 
 def on_one_gpu(function: Callable[[Any], Any], argument: Any) -> Any:

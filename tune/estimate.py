@@ -36,9 +36,9 @@ TIMELESS = frozenset(
     "ema_start max_saturation min_diversity".split()
 )
 """Fields that do not change how long an iteration or an evaluation takes."""
-START_SECONDS = 12.0
+START_SECONDS = 7.0
 """From the command to the first iteration: Ray, torch and the data."""
-TRIAL_SECONDS = 2.5
+TRIAL_SECONDS = 1.2
 """Around a trial's training and evaluations: Ray, its pictures, its files."""
 MAX_PILOTS = 8
 MAX_RECORDS = 300

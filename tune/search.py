@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -319,4 +320,6 @@ def _print_dry_run(args: argparse.Namespace, out: Path, supply: Supply) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # Python's end would look through all that Ray and MLflow leave, for a second.
+    sys.exit(status)

@@ -39,8 +39,6 @@ MLFLOW_STATUS = {
     ledger.PRUNED: "KILLED",
     ledger.STOPPED: "KILLED",
 }
-HEAD_START_SECONDS = 2.5
-"""Of Ray before MLflow."""
 RETRY_SECONDS = 30.0
 """At most so long after a fault it is tried again."""
 _BATCH = 900
@@ -352,8 +350,6 @@ class Background:
 
     def _run(self) -> None:
         """After a fault it tries again by itself: a server may come back while nothing is new."""
-        # Ray's modules are being loaded as this begins; MLflow's beside them would delay both.
-        self._wake.wait(HEAD_START_SECONDS)
         pause = 1.0
         while True:
             last = self._end.is_set()
