@@ -95,6 +95,18 @@ def sweep(folder: Path, iterations: int) -> Iterator[Row]:
     yield word("the records' word for five trials more", expected, wall)
 
 
+def shortest(folder: Path) -> Row:
+    """A sweep that trains next to nothing: what there is around training."""
+    out, begun = folder / "shortest", time.time()
+    words = ["--grid", "esteps=1", "--out", str(out), "--iterations", "2", "--seeds", "2"]
+    wall, _, n = run(out, *words)
+    # Written right before the first iteration.
+    files = [file.stat().st_mtime for file in out.glob("trials/*/provenance.json")]
+    first = min(files) - begun
+    figure = f"sweep of {n} trials of two iterations"
+    return Row(figure, f"{wall:.1f} s, {first:.1f} s to the first iteration")
+
+
 def word(figure: str, expected: float, wall: float) -> Row:
     """What was said of a sweep's time, and what it was."""
     off = expected / wall - 1
@@ -194,6 +206,7 @@ def rows(iterations: int = 300) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="mpcc-bench-") as name:
         folder = Path(name)
         yield from answers(folder)
+        yield shortest(folder)
         yield from sweep(folder, iterations)
         import torch
 
