@@ -137,6 +137,23 @@ def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(
     assert tracking.in_step(out, plan, tracking.default_uri(out))
 
 
+def test_the_hint_names_the_page_of_the_sweeps_runs_once_there_are_any(out: Path) -> None:
+    uri = tracking.default_uri(out)
+    command, page = tracking.ui_hint(uri, out, "a folder/mlflow")
+    assert command.count("mlflow.db") == 1 and "'a folder/mlflow' server" in command
+    assert page == "then open http://localhost:5000"
+    deliver(out, make_plan(out))
+    ((experiment,),) = rows(out, "select experiment_id from experiments where name = 'mpcc-tiny'")
+    runs_page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert tracking.ui_hint(uri, out)[1] == f"then open http://localhost:5000{runs_page}"
+    assert tracking.ui_hint("http://mlflow:5000/", out) == ["open http://mlflow:5000"]
+    record = json.loads((out / tracking.RECORD).read_text()) | {
+        "tracking_uri": "http://mlflow:5000"
+    }
+    (out / tracking.RECORD).write_text(json.dumps(record))
+    assert tracking.ui_hint("http://mlflow:5000", out) == [f"open http://mlflow:5000{runs_page}"]
+
+
 def test_delivering_again_sends_nothing_and_new_rows_are_sent_once(out: Path) -> None:
     plan = make_plan(out)
     trial = plan.trials()[0]
@@ -405,4 +422,3 @@ def test_a_relative_data_base_becomes_absolute(
     monkeypatch.chdir(tmp_path)
     assert tracking.checked_uri("sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
     assert tracking.default_uri(Path("x")) == f"sqlite:///{tmp_path}/x/mlflow.db"
-    assert json.dumps(tracking.ui_command(tracking.default_uri(tmp_path))).count("mlflow.db") == 1

@@ -139,4 +139,5 @@ def summary(settings: Settings, trials: Sequence[Trial]) -> None:
     print(
         f"Tables:  {script('analysis', 'make_tables.py')} --runs {shlex.quote(shown(settings.out))}"
     )
-    print(f"MLflow:  {tracking.ui_command(settings.uri, program('mlflow'))}")
+    hint = tracking.ui_hint(settings.uri, settings.out, program("mlflow"))
+    print("MLflow:  " + "\n         ".join(hint))

@@ -75,14 +75,20 @@ def checked_uri(uri: str) -> str:
     )
 
 
-def ui_command(uri: str, program: str = "mlflow") -> str:
-    """The command that shows the results in a browser, with what makes it start fast."""
+def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
+    """How to look at a sweep's runs in a browser: the server with what makes it start fast, where
+    there is none yet, and their page, which MLflow's own start is far from."""
+    server = uri.rstrip("/") if uri.startswith("http") else "http://localhost:5000"
+    experiment = str(_record(Path(out), uri).get("experiment", ""))
+    runs = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    page = f"open {server}{runs if experiment.isdigit() else ''}"
     if uri.startswith("http"):
-        return f"open {uri}"
-    return (
+        return [page]
+    return [
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(program)} server "
-        f"--backend-store-uri {shlex.quote(uri)} --workers 1 --port 5000"
-    )
+        f"--backend-store-uri {shlex.quote(uri)} --workers 1 --port 5000",
+        f"then {page}",
+    ]
 
 
 def waiting(out: Path, plan: Plan, uri: str, live: Collection[str] = ()) -> list[Trial]:
@@ -210,7 +216,8 @@ class Delivery:
         if (self.out / ledger.PLAN).exists():
             self._client.log_artifact(run_id, str(self.out / ledger.PLAN))
         self._set_status(run_id, MLFLOW_STATUS[state], None)
-        run_dir.write_json(path, {"tracking_uri": self.uri, "run_id": run_id, "delivered": digest})
+        record = {"tracking_uri": self.uri, "experiment": self._experiment, "run_id": run_id}
+        run_dir.write_json(path, record | {"delivered": digest})
 
     def _send(self, plan: Plan, trial: Trial, status: Status) -> None:
         """One trial: its run, its parameters, the rows that are new, its end."""
