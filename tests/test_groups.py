@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +176,33 @@ def test_a_stop_asked_for_reaches_every_trial_of_a_group(tmp_path: Path) -> None
     runner.cleanup()
 
 
+@contextmanager
+def local_ray() -> Iterator[Path]:
+    """The engine with a Ray of its own, of two cores; yields the folder for what Tune writes."""
+    from tune import cluster, engine
+
+    temp_dir = engine.make_temp_dir()
+    environment = cluster.environment(cluster.LOCAL, 1, storage=False)
+    engine.start(cluster.LOCAL, 2, 1.0, temp_dir, environment)
+    results = temp_dir / "results"
+    results.mkdir()
+    yield results
+    engine.shutdown()
+    shutil.rmtree(temp_dir)
+
+
+def said_by(function: Callable[[Path], None], out: Path) -> Any:
+    """What the function, called with this folder in a process of its own, prints as JSON."""
+    name, module = function.__name__, function.__module__.removeprefix("tests.")
+    program = f"from tests.{module} import {name}, Path; {name}(Path({str(out)!r}))"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
 def under_ray(out: Path) -> None:
     """A sweep's engine with groups of three, one of which loses its process; prints the events."""
-    from tune import cluster, engine
+    from tune import engine
 
     plan, trials = planned("esteps=1,2,3", iterations=60, eval_every=20)
     events: list[tuple[str, str]] = []
@@ -194,23 +219,15 @@ def under_ray(out: Path) -> None:
         reported,
         lambda key, cause, text: events.append((key, f"failed {cause} {text}")),
     )
-    temp_dir = engine.make_temp_dir()
-    environment = cluster.environment(cluster.LOCAL, 1, storage=False)
-    engine.start(cluster.LOCAL, 2, 1.0, temp_dir, environment)
-    (temp_dir / "results").mkdir()
     found = groups.grouped(specs_of(out, plan, trials), 3)
-    engine.fit(found, {"cpu": 1.0}, None, temp_dir / "results", reporter)
-    engine.shutdown()
-    shutil.rmtree(temp_dir)
+    with local_ray() as results:
+        engine.fit(found, {"cpu": 1.0}, None, results, reporter)
     print(json.dumps({"events": events, "killed": killed}))
 
 
 @pytest.mark.slow
 def test_groups_under_ray_killed_in_the_middle_end_as_each_alone(tmp_path: Path) -> None:
-    program = f"from tests.test_groups import *; under_ray(Path({str(tmp_path)!r}))"
-    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout.splitlines()[-1])
+    said = said_by(under_ray, tmp_path)
     assert said["killed"] == [1] and any(state == "again" for _, state in said["events"])
     _, trials = planned("esteps=1,2,3", iterations=60, eval_every=20)
     ends = sorted(key for key, state in said["events"] if state == "done")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -336,6 +335,4 @@ def _chosen(args: argparse.Namespace, plan: Plan, cells: Sequence[Cell]) -> list
 
 
 if __name__ == "__main__":
-    status = main()
-    gc.freeze()  # Python's end would look through all that Ray and MLflow leave, for a second.
-    sys.exit(status)
+    command.end(main())

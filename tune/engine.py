@@ -25,6 +25,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "10000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
@@ -234,15 +235,14 @@ def _be_lean(*, each_a_core: bool) -> None:
     """No parts of a local Ray that only look on, and trials' processes that start while Tune does.
 
     The autoscaler, the dashboard and the reader of logs are left out. Ray starts a process for each
-    core ahead; Tune takes those only as long as it wants no environment of its own for its trials,
-    who have ours. They stay until it has looked around. Where `each_a_core` all are wanted, and
+    core ahead, and keeps those idle for 10 s (`QUIET`); Tune takes them only as long as it wants no
+    environment of its own for its trials, who have ours. Where `each_a_core` all are wanted, and
     load what trials need meanwhile.
     """
     for part in ("start_monitor", "start_api_server", "start_log_monitor"):
         setattr(ray._private.node.Node, part, lambda *_, **__: None)
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
     if each_a_core:
         os.environ.setdefault("RAY_preload_python_modules", "ray.tune,mpcc.trainer")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -320,6 +319,4 @@ def _print_dry_run(args: argparse.Namespace, out: Path, supply: Supply) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    gc.freeze()  # Python's end would look through all that Ray and MLflow leave, for a second.
-    sys.exit(status)
+    command.end(main())

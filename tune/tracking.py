@@ -78,16 +78,15 @@ def checked_uri(uri: str) -> str:
 def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
     """How to look at a sweep's runs in a browser: the server with what makes it start fast, where
     there is none yet, and their page, which MLflow's own start is far from."""
-    server = uri.rstrip("/") if uri.startswith("http") else "http://localhost:5000"
-    experiment = str(_record(Path(out), uri).get("experiment", ""))
-    runs = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
-    page = f"open {server}{runs if experiment.isdigit() else ''}"
+    experiment = str(_record(out, uri).get("experiment", ""))
+    known = experiment.isdigit()
+    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if known else ""
     if uri.startswith("http"):
-        return [page]
+        return [f"open {uri.rstrip('/')}{page}"]
     return [
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(program)} server "
         f"--backend-store-uri {shlex.quote(uri)} --workers 1 --port 5000",
-        f"then {page}",
+        f"then open http://localhost:5000{page}",
     ]
 
 
