@@ -1,6 +1,6 @@
 """Time of one iteration of Algorithm 1: the fast path beside the plain one, taken in turn.
 
-    python benchmarks/training_step.py [--rounds 5] [--only digits]
+    python benchmarks/training_step.py [--rounds 5] [--only digits] [--profile mnist]
 
 The plain path (`--set fast=false`) is torch's own spectral norm arithmetic, Adam and pooling, layer
 by layer; tests hold both to the same losses. Figures are wall time of the fastest round, which
@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
-from benchmarks.rows import Row, head, show  # noqa: E402
+from benchmarks.rows import Row, head, machine, show  # noqa: E402
 
 MIXED_PRECISION = ("tf32", "bfloat16")
 
@@ -60,7 +60,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--only", default="", help="figures whose name holds this")
+    options.add_argument("--profile", metavar="PRESET", help="the kernels that take a GPU's time")
     given = options.parse_args()
+    if given.profile:
+        profile(given.profile)
+        return
     head()
     for row in rows(given.rounds, given.only):
         show(row)
@@ -176,6 +180,45 @@ def together(only: str) -> Iterator[Row]:
         one = one or each
         holds = each <= 2 * one if n == 8 else None
         yield Row(figure, f"{1e3 * each:.2f} ms, {each / one:.2f} x one", aim, holds=holds)
+
+
+def profile(preset: str, n: int = 20, n_rows: int = 25) -> None:
+    """Print which kernels take the time of a recorded iteration, and how much of it has no kernel."""
+    import torch
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    from mpcc.config import PRESETS
+    from mpcc.cuda_graph import N_PLAIN_ITERATIONS, stepper
+    from mpcc.device import prepare_process
+    from mpcc.state import build_state
+
+    if not torch.cuda.is_available():
+        print("no CUDA device here")
+        return
+    config, where = PRESETS[preset], torch.device("cuda")
+    prepare_process(config, where)
+    step = stepper(build_state(config, noise(config), where))
+    for _ in range(N_PLAIN_ITERATIONS + 5):
+        step()
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    with profiler(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(n):
+            step()
+        torch.cuda.synchronize()
+    wall_ms = 1e3 * (time.perf_counter() - begun) / n
+    events = [e for e in found.key_averages() if e.device_type == DeviceType.CUDA]
+    busy_ms = sum(e.self_device_time_total for e in events) / 1e3 / n
+    launches = sum(e.count for e in events) / n
+    print(f"{machine()}")
+    print(f"{preset}: {wall_ms:.2f} ms an iteration under the profiler, ", end="")
+    print(f"kernels busy for {busy_ms:.2f} ms, {launches:.0f} of them")
+    print(f"{'ms':>8}  {'share':>6}  {'number':>7}  kernel")
+    for e in sorted(events, key=lambda e: -e.self_device_time_total)[:n_rows]:
+        ms = e.self_device_time_total / 1e3 / n
+        print(f"{ms:8.3f}  {ms / busy_ms:6.1%}  {e.count / n:7.1f}  {e.key[:90]}")
 
 
 def noise(config: Any) -> Any:

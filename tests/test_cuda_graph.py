@@ -9,6 +9,7 @@ from mpcc import cuda_graph
 from mpcc.algorithm import train_step, update_all
 from mpcc.cuda_graph import N_PLAIN_ITERATIONS, Recorded
 from mpcc.data import ImageSet
+from mpcc.device import prepare_process
 from mpcc.doubled_conv import bilinear_double
 from mpcc.state import build_state
 from tests.test_weights import VARIANTS, images
@@ -124,6 +125,7 @@ def test_recorded_iterations_are_plain_ones_to_the_bit_on_a_gpu(precision, tiny,
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: recorded iterations are not tested")
     config = small(tiny, precision=precision, width=8)
+    prepare_process(config, torch.device("cuda"))
     states = [build_state(config, some_images, "cuda") for _ in range(2)]
     recorded = Recorded(cuda_graph.record)
     n = N_PLAIN_ITERATIONS + 20
