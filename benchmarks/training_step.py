@@ -183,7 +183,7 @@ def together(only: str) -> Iterator[Row]:
 
 
 def profile(preset: str, n: int = 20, n_rows: int = 25) -> None:
-    """Print which kernels take the time of a recorded iteration, and how much of it has no kernel."""
+    """Print the kernels that take the time of an iteration, and how long the GPU is busy."""
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity

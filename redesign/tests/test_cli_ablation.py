@@ -1,0 +1,354 @@
+"""`python tune/ablation.py`: what it answers before anything is trained."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tune.plan.cells import Trial
+from tune.plan.plan import Plan
+from tune.planning import planned
+from tune.store.folder import Store
+from tune.store.lock import SweepLock
+from tune.tracking.uri import default_uri
+
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from tune import ablation, estimate, tracking
+
+ROOT = Path(ablation.__file__).resolve().parents[1]
+TINY = ["--preset", "tiny"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = ablation.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured: these tests look at what stands before it."""
+
+    def measure(*_: object) -> None:
+        raise estimate.MeasureError("not in this test")
+
+    monkeypatch.setattr(estimate, "measure", measure)
+
+
+def write_plan(out: Path, *argv: str) -> Plan:
+    """Plan without running, as the driver does before it trains."""
+    store = Store(out)
+    options = ablation.parse([*TINY, "--out", str(out), *argv])
+    plan, _ = planned(options, store, store.read_plan())
+    store.write_plan(plan)
+    return plan
+
+
+def finish(out: Path, trial: Trial, state: str = "done", cause: str | None = None) -> None:
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), trial.config)
+    run_dir.append_metrics(path, {"iteration": 4, "seconds": 1.0, "acc_majority": 0.75})
+    result = {"state": state, "cause": cause, "iteration": 4, "metrics": {"acc_majority": 0.75}}
+    run_dir.write_json(path / run_dir.RESULT, result)
+
+
+BAD = [
+    (["--grid", "esteps", "--checkpoint-iterations", "0"], "--checkpoint-iterations must be"),
+    (["--grid", "esteps", "--seed", "3"], "did you mean --seeds?"),
+    (["--grid", "esteps", "--set", "C=4", "J=8"], "--set J=8"),
+    (["--grid", "eta_p=0,001"], "write 0.001, not 0,001"),
+    (["--grid", "esteps,eta_q"], "unknown field 'eta_q'; did you mean 'eta_p'?"),
+    (["--grid", ""], "the grid is empty"),
+    (["--grid", "esteps=1", "2"], "'2' in --grid is no axis; values follow each other by commas"),
+    (["--grid", "esteps", "--preset", "MNIST"], "unknown preset 'MNIST'; did you mean 'mnist'?"),
+    (["--grid"], "argument --grid: expected at least one argument"),
+    (["--grid", "esteps="], "axis esteps has no values"),
+    (["--grid", "width"], "axis width needs values"),
+    (["--grid", "esteps=1", "esteps=2"], "axis esteps is given twice"),
+    (["--grid", "esteps=0"], "n_encoder_steps must be between 1 and 1000, got 0"),
+    (["--grid", "eta_p=fast"], "eta_p must be a finite number, got 'fast'"),
+    (["--grid", "esteps", "--preset", "digit"], "did you mean 'digits'?"),
+    (["--grid", "esteps", "--dataset", "omniglt"], "did you mean 'omniglot'?"),
+    (["--grid", "esteps", "--set", "widht=3"], "did you mean 'width'?"),
+    (["--table", "5"], "unknown table '5'; available: 1, 2, 3a, 3b, 4"),
+    (["--table", "1", "--scale", "labtop"], "unknown scale 'labtop'; did you mean 'laptop'?"),
+    (["--table", "1", "--grid", "esteps"], "--table and --grid exclude each other"),
+    (["--table", "4", "--preset", "mnist"], "--table and --preset exclude each other"),
+    (["--scale", "laptop"], "--scale is of --table"),
+    (["--grid", "esteps", "--inception-weights", "no/such.pth"], "no/such.pth do not exist"),
+    (["--grid", "esteps", "--variant", "publishd-code"], "did you mean 'published-code'?"),
+    (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),
+    (["--grid", "esteps", "--set", "width=many"], "width must be a whole number, got 'many'"),
+    (["--grid", "esteps", "--set", "width=0"], "width must be between 1 and 1024, got 0"),
+    (["--grid", "esteps", "--set", "C=3", "--set", "width=3"], "width is given twice"),
+    (["--grid", "esteps", "--set", "esteps=3"], "esteps is both set and varied"),
+    (["--grid", "esteps", "--set", "seed=3"], "give the seeds as --seeds 3,"),
+    (["--grid", "esteps", "--seeds", "0"], "--seeds must be between 1 and"),
+    (["--grid", "esteps", "--seeds", "a"], "--seeds must be a count or a list like 0,3,7"),
+    (["--grid", "seed=1,2", "--seeds", "2"], "the seeds are given by both"),
+    (["--grid", "esteps", "--iterations", "none"], "iterations must be a whole number"),
+    (["--grid", "esteps", "--iterations", "-5"], "iterations must be at least 1, got -5"),
+    (["--grid", "esteps", "--iterations", "5", "--set", "iterations=5"], "by both --iterations"),
+    (["--grid", "esteps", "--only", "esteps=3"], "no cell is 'esteps=3'; there are: esteps=1"),
+    (["--grid", "esteps=1", "--skip", "esteps=1"], "leave no cell"),
+    (["--grid", "esteps", "--retry", "planned"], "--retry must be failed, diverged or both"),
+    (["--grid", "esteps", "--max-concurrent", "1.5"], "--max-concurrent must be a whole number"),
+    (["--grid", "esteps", "--cpus-per-trial", "nan"], "--cpus-per-trial must be between"),
+    (["--grid", "esteps", "--checkpoint-seconds", "-1"], "--checkpoint-seconds must be between"),
+    (["--grid", "esteps", "--tracking-uri", "runs"], "--tracking-uri must start with sqlite:///"),
+    (["--grid", "esteps", "--data-dir", "no/such"], "no/such is no folder"),
+    (["--grid", "esteps", "--status", "--dry-run"], "exclude each other"),
+    (["--grid", "esteps", "--pilot"], "--pilot is no more: --dry-run measures"),
+    (["--grid", "esteps", "--address", "here"], "--address must be local, auto or HOST:PORT"),
+    (["--grid", "esteps", "--gpus-per-trial", "1.5"], "--gpus-per-trial above 1 must be a whole"),
+    (["--grd", "esteps"], "unrecognized arguments: --grd esteps"),
+    ([], "nothing is planned in"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv)[:40] for argv, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = [] if {"--preset", "--dataset", "--table"} & set(argv) else TINY
+    code, out, err = call(capsys, *preset, "--out", str(tmp_path / "sweep"), *argv)
+    assert code == 2
+    assert err.startswith("ablation.py: ") and err.count("\n") == 1
+    assert message in err
+    assert out == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["MPCC_DATA_DIR", "MPCC_CACHE_DIR"])
+def test_a_folder_of_an_unknown_user_in_the_environment_is_one_line(
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
+    monkeypatch.setenv(name, "~no-such-user/x")
+    code, _, err = call(
+        capsys, "--dataset", "mnist", "--grid", "esteps", "--out", str(tmp_path / "sweep")
+    )
+    assert code == 2 and err.count("\n") == 1 and f"{name}: '~no-such-user/x'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_are_told_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
+    code, _, err = call(
+        capsys, "--dataset", "mnist", "--grid", "esteps", "--out", str(tmp_path / "sweep")
+    )
+    assert code == 2 and err.count("\n") == 1 and "mnist" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_on_the_disk_is_told_with_both_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "sweep")
+    code, _, err = call(capsys, *TINY, "--set", "width=1024", "--grid", "seed", "--seeds", "300",
+                        "--out", out)  # fmt: skip
+    assert code == 2 and "TB on the disk" in err and "are free" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_is_not_ours_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "is a file" in call(capsys, *TINY, "--grid", "esteps", "--out", str(file))[2]
+    assert "holds other files" in call(capsys, *TINY, "--grid", "esteps", "--out", str(tmp_path))[2]
+    (tmp_path / "sweep.json").write_text("{")
+    code, _, err = call(capsys, *TINY, "--grid", "esteps", "--out", str(tmp_path))
+    assert code == 2 and "sweep.json" in err and err.count("\n") == 1
+
+
+def test_a_dry_run_prints_every_cell_trial_and_key_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    code, text, err = call(
+        capsys, *TINY, "--grid", "esteps,eta_p", "--seeds", "0,3", "--out", str(out), "--dry-run"
+    )
+    assert code == 0 and err == "" and not out.exists()
+    assert "5 cells, 10 trials, 10 to run" in text
+    assert text.count("  trial ") == 10 and text.count("seed 3") == 5
+    assert "per checkpoint" in text and "on the disk" in text
+
+
+def test_a_dry_run_says_what_is_done_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    finish(tmp_path, plan.trials()[0])
+    code, text, _ = call(
+        capsys, *TINY, "--grid", "esteps=1,2,4", "--seeds", "2", "--out", str(tmp_path), "--dry-run"
+    )
+    assert code == 0 and "3 cells, 6 trials, 5 to run" in text
+    assert text.count("done") == 1
+
+
+def test_status_shows_every_state_with_its_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    done, diverged, failed, _ = plan.trials()
+    finish(tmp_path, done)
+    finish(tmp_path, diverged, "diverged", "loss/encoder is not finite at iteration 3")
+    finish(tmp_path, failed, "failed", "out of memory: 3 GB")
+    code, text, err = call(capsys, "--out", str(tmp_path), "--status")
+    assert code == 3 and err == ""
+    assert "4 trials: 1 planned, 1 done, 1 diverged, 1 failed" in text
+    assert "loss/encoder is not finite at iteration 3" in text and "out of memory: 3 GB" in text
+
+
+def test_other_base_settings_are_refused_and_a_larger_grid_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    same = [*TINY, "--out", str(tmp_path), "--dry-run"]
+    code, _, err = call(capsys, *same, "--grid", "esteps=1,2", "--set", "eta=3e-3")
+    assert code == 2 and "now 3e-3" in err and "eta=" in err and err.count("\n") == 1
+    code, _, err = call(capsys, *same, "--grid", "esteps=1,2", "--iterations", "9")
+    assert code == 2 and "iterations=4, now 9" in err
+    assert call(capsys, *same, "--grid", "lambda_p", "--seeds", "5")[0] == 0
+    assert "2 cells, 4 trials" in call(capsys, *same)[1]
+    assert "2 cells, 10 trials" in call(capsys, *same, "--seeds", "5")[1]
+
+
+def test_other_code_is_refused_by_file_unless_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1,2")
+    saved = json.loads((tmp_path / "sweep.json").read_text())
+    saved["code_files"]["mpcc/losses.py"] = "older"
+    (tmp_path / "sweep.json").write_text(json.dumps(saved))
+    same = ["--out", str(tmp_path), "--dry-run"]
+    code, _, err = call(capsys, *same)
+    assert code == 2 and "mpcc/losses.py changed since" in err and err.count("\n") == 1
+    assert call(capsys, *same, "--accept-changed-code")[0] == 0
+
+
+def test_only_and_skip_choose_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]
+    assert "3 cells, 9 trials" in call(capsys, *same, "--only", "esteps=4")[1]
+    assert "2 cells, 6 trials" in call(capsys, *same, "--skip", "esteps=4")[1]
+    assert (
+        "1 cells, 3 trials"
+        in call(capsys, *same, "--only", f"esteps=4,eta_p={PRESETS['tiny'].prior_lr}")[1]
+    )
+
+
+def test_the_status_of_what_a_search_gave_up_is_as_good_as_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1", "--seeds", "2")
+    first, second = plan.trials()
+    finish(tmp_path, first)
+    assert call(capsys, "--out", str(tmp_path), "--status")[0] == 3
+    finish(tmp_path, second, "pruned", "worse than the median")
+    assert call(capsys, "--out", str(tmp_path), "--status")[0] == 0
+
+
+def test_a_second_driver_is_refused_with_the_owners_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1")
+    with SweepLock(Store(tmp_path)):
+        code, _, err = call(capsys, "--out", str(tmp_path))
+        assert code == 2 and f"in use by process {os.getpid()} on" in err
+        assert (
+            f"driver: process {os.getpid()}" in call(capsys, "--out", str(tmp_path), "--status")[1]
+        )
+        assert call(capsys, "--out", str(tmp_path), "--sync")[0] == 2
+
+
+def test_a_released_folder_has_no_driver_any_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1")
+    release = ["--out", str(tmp_path), "--release"]
+    with SweepLock(Store(tmp_path)):
+        code, out, _ = call(capsys, *release)
+        assert code == 0 and f"is free; it was held by process {os.getpid()} on" in out
+    code, out, _ = call(capsys, *release)
+    assert code == 0 and "no driver holds" in out
+
+
+def test_a_plan_that_another_command_has_just_changed_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1")
+    before = (tmp_path / "sweep.json").read_bytes()
+
+    def reachable(*_: object, **__: object) -> None:
+        write_plan(tmp_path, "--grid", "esteps=2")
+
+    monkeypatch.setattr(tracking, "check_reachable", reachable)
+    code, _, err = call(capsys, "--out", str(tmp_path), "--seeds", "5")
+    assert code == 2 and "another command has just changed the plan" in err
+    after = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(after["cells"]) == 2 and (tmp_path / "sweep.json").read_bytes() != before
+    assert [cell["seeds"] for cell in after["cells"]] == [[0, 1, 2]] * 2
+
+
+def test_a_finished_sweep_says_where_its_results_are_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    for trial in plan.trials():
+        finish(tmp_path, trial)
+    store, uri = Store(tmp_path), default_uri(tmp_path)
+    assert not tracking.in_step(store, uri, plan)
+    monkeypatch.setattr(tracking, "in_step", lambda *_: True)
+    monkeypatch.setattr("tune.run._train", lambda *_: pytest.fail("a finished sweep was run"))
+    code, text, _ = call(capsys, "--out", str(tmp_path))
+    assert code == 0 and "4 of 4 trials done" in text
+    assert "make_tables.py --runs" in text and "server --backend-store-uri" in text
+
+
+def test_a_finished_sweep_with_a_failed_trial_exits_3_and_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1", "--seeds", "2")
+    finish(tmp_path, plan.trials()[0])
+    finish(tmp_path, plan.trials()[1], "failed", "code: KeyError: 'a'")
+    monkeypatch.setattr(tracking, "in_step", lambda *_: True)
+    code, text, _ = call(capsys, "--out", str(tmp_path))
+    assert code == 3
+    assert "failed: esteps=1, seed=1 (code: KeyError: 'a')" in text and "--retry failed" in text
+
+
+def test_help_and_errors_answer_at_once_from_any_folder(tmp_path: Path) -> None:
+    script = str(ROOT / "tune" / "ablation.py")
+    took = []
+    for argv, code in ((["--help"], 0), (["--grid", "nope"], 2)):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, script, *argv], cwd=tmp_path, capture_output=True)
+        took.append(time.monotonic() - start)
+        assert done.returncode == code, done.stderr
+    assert min(took) < 1.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_imports_none_of_the_heavy_libraries(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tune import ablation\n"
+        "code = ablation.main(sys.argv[1:])\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'rich', 'numpy', 'matplotlib'}\n"
+        "print(code, sorted(heavy & set(sys.modules)))\n"
+    )
+    argv = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr

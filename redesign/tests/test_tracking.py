@@ -1,0 +1,703 @@
+"""MLflow as a view of run directories: everything once, whatever happened in between."""
+
+import json
+import math
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tune.engine.events import Event, EventKind
+from tune.plan.cells import Trial
+from tune.plan.grid import cells, parse_grid
+from tune.plan.plan import Plan, new_plan
+from tune.plan.state import State
+from tune.store.folder import Store
+from tune.tracking.database import is_damaged
+from tune.tracking.delivery import Delivery
+from tune.tracking.uri import (
+    DATABASE,
+    RECORD,
+    TrackingError,
+    checked_uri,
+    default_uri,
+    ui_hint,
+)
+
+from benchmarks.fault_tools import size_of
+from benchmarks.fault_tracking import Server
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from tune.tracking import Tracker, check_reachable, client, in_step, sync
+from tune.tracking import tracker as tracker_module
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # MLflow's own
+]
+
+TINY = PRESETS["tiny"]
+DEAD_SERVER = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it none."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    client.connect(default_uri(folder)).search_experiments()
+    return folder / DATABASE
+
+
+@pytest.fixture
+def out(tmp_path: Path, database: Path) -> Iterator[Path]:
+    shutil.copy(database, tmp_path / DATABASE)
+    yield tmp_path
+
+
+def half_made(database: Path, file: Path) -> None:
+    """As MLflow leaves it that is killed in the middle: the newest step is not recorded."""
+    shutil.copy(database, file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("update alembic_version set version_num = '451aebb31d03'")
+        connection.commit()
+
+
+def emptied(database: Path, file: Path) -> None:
+    file.touch()
+
+
+def no_database(database: Path, file: Path) -> None:
+    file.write_bytes(b"no database" * 100)
+
+
+def make_plan(out: Path, grid: str = "esteps=1,2") -> Plan:
+    parsed = parse_grid([grid], "tiny")
+    plan = new_plan("tiny", TINY).grow(cells(TINY, parsed), (0, 1), parsed.text)
+    Store(out).write_plan(plan)
+    return plan
+
+
+def start(out: Path, trial: Trial) -> Path:
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), trial.config)
+    provenance = {"code": "abc", "started": "2026-01-02T03:04:05+00:00"}
+    run_dir.write_json(path / run_dir.PROVENANCE, provenance)
+    return path
+
+
+def evaluate(path: Path, iteration: int, **metrics: Any) -> None:
+    row = {"iteration": iteration, "seconds": iteration / 3} | (metrics or {"nmi": iteration / 10})
+    run_dir.append_metrics(path, row)
+
+
+def end(path: Path, trial: Trial, state: str, cause: str | None = None) -> None:
+    rows = run_dir.read_metrics(path)
+    result = {"state": state, "cause": cause, "trial_key": trial.key, "metrics": {}}
+    iteration = rows[-1]["iteration"] if rows else 0
+    run_dir.write_json(path / run_dir.RESULT, result | {"iteration": iteration})
+    (path / "samples.png").write_bytes(b"picture")
+
+
+def rows(out: Path, query: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(out / DATABASE) as connection:
+        return connection.execute(query).fetchall()
+
+
+def runs(out: Path) -> dict[str, tuple[str, str]]:
+    """Trial key ('' for the sweep) -> run and MLflow's status, of runs that are not deleted."""
+    found = rows(
+        out,
+        "select coalesce(t.value, ''), r.run_uuid, r.status from runs r left join tags t "
+        "on t.run_uuid = r.run_uuid and t.key = 'trial_key' where r.lifecycle_stage = 'active'",
+    )
+    assert len({key for key, *_ in found}) == len(found), "two runs for one trial"
+    return {key: (run, status) for key, run, status in found}
+
+
+def metrics(out: Path) -> list[tuple[Any, ...]]:
+    return rows(out, "select run_uuid, key, step, value, is_nan from metrics order by 1, 2, 3")
+
+
+def deliver(out: Path, plan: Plan, running: tuple[str, ...] = ()) -> int:
+    """What a driver that has just started delivers."""
+    return sync(Store(out), default_uri(out), plan, running)
+
+
+def close(tracker: Tracker, state: State, seconds: float = 120.0) -> str | None:
+    return tracker.close(state, time.monotonic() + seconds)
+
+
+def wait_for(what: Callable[[], Any]) -> None:
+    limit = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < limit, "nothing came of it"
+        time.sleep(0.05)
+
+
+def until_delivered(out: Path, tracker: Tracker, text: str) -> None:
+    """Wait until some run's tag `record` holds this text."""
+
+    def delivered() -> bool:
+        if not (out / DATABASE).exists():
+            return False
+        try:
+            return bool(rows(out, f"select 1 from tags where key='record' and value like '{text}'"))
+        except sqlite3.DatabaseError:
+            return False
+
+    wait_for(delivered)
+    assert tracker.problem is None
+
+
+def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(out: Path) -> None:
+    plan = make_plan(out)
+    for trial in plan.trials():
+        path = start(out, trial)
+        evaluate(path, 2)
+        evaluate(path, 4)
+        end(path, trial, "done")
+    assert deliver(out, plan) == 4
+    found = runs(out)
+    assert {status for _, status in found.values()} == {"FINISHED"}
+    assert set(found) == {"", *(trial.key for trial in plan.trials())}
+    trial = plan.trials()[1]
+    run = found[trial.key][0]
+    tags = dict(rows(out, f"select key, value from tags where run_uuid = '{run}'"))
+    assert tags["mlflow.parentRunId"] == found[""][0]
+    assert tags["mlflow.runName"] == "esteps=1 seed=1"
+    assert (tags["cell"], tags["seed"], tags["state"]) == ("esteps=1", "1", "done")
+    assert (tags["cell_key"], tags["sweep"], tags["code"]) == (trial.cell.key, plan.id, "abc")
+    params = dict(rows(out, f"select key, value from params where run_uuid = '{run}'"))
+    assert set(params) == set(trial.config.to_dict())
+    assert params["n_encoder_steps"] == "1" and params["dataset"] == "digits"
+    logged = [m[1:4] for m in metrics(out) if m[0] == run]
+    assert logged == [("nmi", 2, 0.2), ("nmi", 4, 0.4)]
+    location = rows(out, f"select artifact_uri from runs where run_uuid = '{run}'")[0][0]
+    files = {f.name for f in Path(location.removeprefix("file://")).iterdir()}
+    assert files == {"config.json", "provenance.json", "result.json", "samples.png"}
+    assert in_step(Store(out), default_uri(out), plan)
+
+
+def test_the_hint_names_the_page_of_the_sweeps_runs_once_there_are_any(out: Path) -> None:
+    uri = default_uri(out)
+    command, page = ui_hint(uri, out, "a folder/mlflow")
+    assert command.count("mlflow.db") == 1 and "'a folder/mlflow' server" in command
+    assert page == "then open http://localhost:5000"
+    deliver(out, make_plan(out))
+    ((experiment,),) = rows(out, "select experiment_id from experiments where name = 'mpcc-tiny'")
+    runs_page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert ui_hint(uri, out)[1] == f"then open http://localhost:5000{runs_page}"
+    assert ui_hint("http://mlflow:5000/", out) == ["open http://mlflow:5000"]
+    record = json.loads((out / RECORD).read_text()) | {"tracking_uri": "http://mlflow:5000"}
+    (out / RECORD).write_text(json.dumps(record))
+    assert ui_hint("http://mlflow:5000", out) == [f"open http://mlflow:5000{runs_page}"]
+
+
+def test_delivering_again_sends_nothing_and_new_rows_are_sent_once(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    assert deliver(out, plan, (trial.key,)) == 1
+    assert deliver(out, plan, (trial.key,)) == 0
+    assert runs(out)[trial.key][1] == "RUNNING"
+    evaluate(path, 4)
+    end(path, trial, "done")
+    assert deliver(out, plan) == 1
+    assert deliver(out, plan) == 0
+    assert [m[2] for m in metrics(out)] == [2, 4]
+    assert runs(out)[trial.key][1] == "FINISHED"
+
+
+def test_runs_of_an_earlier_version_are_found_by_their_key_and_no_row_is_repeated(
+    out: Path,
+) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    end(path, trial, "done")
+    deliver(out, plan)
+    before = runs(out), metrics(out)
+    with closing(sqlite3.connect(out / DATABASE)) as connection:
+        connection.execute("delete from tags where key = 'record'")
+        connection.execute("update params set value = '1.0' where key = 'prior_lr'")
+        connection.commit()
+    (path / RECORD).write_text('{"run_id": "x", "rows_delivered": 99}')
+    (out / RECORD).write_text("{")
+    assert not in_step(Store(out), default_uri(out), plan)
+    assert deliver(out, plan) == 1
+    assert (runs(out), metrics(out)) == before
+    assert in_step(Store(out), default_uri(out), plan)
+    assert json.loads((out / RECORD).read_text())["runs"] == {trial.key: before[0][trial.key][0]}
+
+
+def test_each_end_has_its_status_and_its_cause(out: Path) -> None:
+    plan = make_plan(out)
+    states = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", None: "KILLED"}
+    for trial, state in zip(plan.trials(), states, strict=True):
+        path = start(out, trial)
+        evaluate(path, 2)
+        if state:
+            end(path, trial, state, None if state == "done" else f"cause of {state}")
+    Delivery(Store(out), default_uri(out), plan).deliver((), State.FAILED)
+    found = runs(out)
+    assert [found[trial.key][1] for trial in plan.trials()] == list(states.values())
+    assert found[""][1] == "FAILED"
+    causes = sorted(value for (value,) in rows(out, "select value from tags where key = 'cause'"))
+    assert causes == ["cause of diverged", "cause of failed"]
+
+
+def test_a_trial_that_recovers_has_no_cause_any_more(out: Path) -> None:
+    plan = make_plan(out)
+    first, second = plan.trials()[:2]
+    for trial in (first, second):
+        evaluate(start(out, trial), 2)
+        end(Store(out).trial_dir(trial.key), trial, "failed", "code: KeyError")
+    deliver(out, plan)
+    assert len(rows(out, "select value from tags where key = 'cause'")) == 2
+    for trial in (first, second):
+        end(Store(out).trial_dir(trial.key), trial, "done")
+    deliver(out, plan)
+    assert {status for _, status in runs(out).values()} == {"KILLED", "FINISHED"}
+    assert rows(out, "select value from tags where key = 'cause'") == []
+
+
+def test_rows_that_were_made_again_are_sent_again(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    evaluate(path, 4, nmi=9.0)
+    end(path, trial, "diverged", "not finite")
+    deliver(out, plan)
+    Store(out).reset(trial, State.DIVERGED)
+    for iteration in (2, 4, 6):
+        evaluate(path, iteration)
+    end(path, trial, "done")
+    deliver(out, plan)
+    # MLflow never forgets a value, but the newest of a step is the one that it shows last.
+    assert [m[2:4] for m in metrics(out) if m[3] != 9.0] == [(2, 0.2), (4, 0.4), (6, 0.6)]
+
+
+def test_a_database_that_answers_again_is_used_though_nothing_is_new(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    end(start(out, trial), trial, "done")
+    real, answers = client.connect, threading.Event()
+
+    def connect(uri: str) -> Any:
+        if not answers.is_set():
+            raise ConnectionError("nobody there")
+        return real(uri)
+
+    monkeypatch.setattr(client, "connect", connect)
+    monkeypatch.setattr(tracker_module, "RETRY_SECONDS", 0.2)
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    wait_for(lambda: tracker.problem)
+    answers.set()
+    wait_for(lambda: trial.key in runs(out) and tracker.problem is None)
+    assert close(tracker, State.DONE) is None
+
+
+def test_a_run_left_running_by_a_dead_driver_is_put_right_and_taken_up_again(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    deliver(out, plan, (trial.key,))
+    assert runs(out)[trial.key][1] == "RUNNING"
+    deliver(out, plan)
+    assert runs(out)[trial.key][1] == "KILLED"
+    deliver(out, plan, (trial.key,))
+    assert runs(out)[trial.key][1] == "RUNNING"
+    end(path, trial, "done")
+    deliver(out, plan)
+    assert runs(out)[trial.key][1] == "FINISHED"
+
+
+def test_of_two_runs_for_one_trial_the_older_one_stays(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    end(start(out, trial), trial, "done")
+    deliver(out, plan)
+    first = runs(out)[trial.key][0]
+    mlflow = client.connect(default_uri(out))
+    experiment = mlflow.get_run(first).info.experiment_id
+    mlflow.create_run(experiment, tags={"sweep": plan.id, "trial_key": trial.key})
+    deliver(out, plan)
+    assert runs(out)[trial.key][0] == first
+
+
+def test_numbers_that_are_not_finite_arrive_as_nan(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2, nmi=math.nan, ari=math.inf, mse=0.5, note="text")
+    deliver(out, plan, (trial.key,))
+    assert sorted((m[1], m[4]) for m in metrics(out)) == [("ari", 1), ("mse", 0), ("nmi", 1)]
+
+
+def test_a_server_that_is_down_hinders_nobody_and_is_reported(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    trial = plan.trials()[0]
+    end(start(tmp_path, trial), trial, "done")
+    tracker = Tracker(Store(tmp_path), DEAD_SERVER, plan)
+    tracker.log_record(trial)
+    problem = close(tracker, State.DONE, 30)
+    assert problem and "\n" not in problem
+    assert not in_step(Store(tmp_path), DEAD_SERVER, plan)
+    assert not list(tmp_path.glob("**/mlflow*"))
+
+
+def test_a_server_that_accepts_and_never_answers_holds_up_nobody(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    trial = plan.trials()[0]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begun = time.monotonic()
+        tracker = Tracker(Store(tmp_path), uri, plan)
+        for iteration in range(1000):
+            row = {"iteration": iteration, "nmi": 0.5}
+            tracker.log(Event(trial.key, EventKind.PROGRESS, iteration=iteration, row=row))
+        tracker.extend(plan)
+        assert time.monotonic() - begun < 1
+        begun = time.monotonic()
+        assert close(tracker, State.STOPPED, 4) == "no answer within 4 s"
+        assert 3.5 < time.monotonic() - begun < 4.5
+
+
+def test_rows_wait_while_the_database_is_locked_and_arrive_once_it_is_free(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    deliver(out, plan, (trial.key,))
+    blocker = sqlite3.connect(out / DATABASE, check_same_thread=False)
+    blocker.execute("begin exclusive")
+    threading.Timer(3, blocker.rollback).start()
+    evaluate(path, 4)
+    end(path, trial, "done")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    assert close(tracker, State.DONE) is None
+    blocker.close()
+    assert [m[2] for m in metrics(out)] == [2, 4]
+    assert runs(out)[trial.key][1] == "FINISHED"
+
+
+def test_a_database_that_is_gone_or_another_one_is_filled_from_the_start(
+    out: Path, database: Path
+) -> None:
+    plan, store, uri = make_plan(out), Store(out), default_uri(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    evaluate(path, 2)
+    end(path, trial, "done")
+    deliver(out, plan)
+    assert in_step(store, uri, plan)
+    other = out / "other"
+    other.mkdir()
+    shutil.copy(database, other / DATABASE)
+    assert not in_step(store, default_uri(other), plan)
+    assert sync(store, default_uri(other), plan) == 1
+    assert set(runs(other)) == {"", trial.key} and len(metrics(other)) == 1
+    assert in_step(store, uri, plan) and deliver(out, plan) == 0
+    before = metrics(out)
+    shutil.copy(database, out / DATABASE)  # Another one in its place, and empty.
+    assert not in_step(store, uri, plan) and deliver(out, plan) == 1
+    (out / DATABASE).unlink()
+    assert not in_step(store, uri, plan) and not (out / DATABASE).exists()
+    assert deliver(out, plan) == 1
+    assert [m[1:] for m in metrics(out)] == [m[1:] for m in before]
+
+
+@pytest.mark.parametrize("damage", [half_made, no_database, emptied])
+def test_our_database_that_cannot_be_opened_is_quarantined_and_filled_again(
+    tmp_path: Path, database: Path, damage: Callable[[Path, Path], None]
+) -> None:
+    plan = make_plan(tmp_path)
+    trial = plan.trials()[0]
+    path = start(tmp_path, trial)
+    evaluate(path, 2)
+    end(path, trial, "done")
+    file, uri = tmp_path / DATABASE, default_uri(tmp_path)
+    damage(database, file)
+    damaged = file.read_bytes()
+    assert not in_step(Store(tmp_path), uri, plan)
+    tracker = Tracker(Store(tmp_path), uri, plan)
+    assert close(tracker, State.STOPPED) is None
+    assert set(runs(tmp_path)) == {"", trial.key} and len(metrics(tmp_path)) == 1
+    if damaged:  # MLflow makes its tables in an empty file by itself.
+        assert (tmp_path / f"{DATABASE}.damaged").read_bytes() == damaged
+        assert "quarantined as mlflow.db.damaged" in str(tracker.note)
+
+
+def test_a_locked_database_is_not_damaged(out: Path) -> None:
+    with closing(sqlite3.connect(out / DATABASE)) as holder:
+        holder.execute("begin exclusive")
+        assert not is_damaged(out / DATABASE)
+        holder.rollback()
+    assert not is_damaged(out / DATABASE)
+
+
+def test_a_database_of_the_users_own_is_never_set_aside(tmp_path: Path, database: Path) -> None:
+    plan = make_plan(tmp_path)
+    other = tmp_path / "other.db"
+    half_made(database, other)
+    spoilt = other.read_bytes()
+    with pytest.raises(Exception, match="schema"):
+        sync(Store(tmp_path), f"sqlite:///{other}", plan)
+    assert other.read_bytes() == spoilt
+
+
+def test_a_driver_killed_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
+    """At several moments; half of a database could never be opened again."""
+    plan = make_plan(tmp_path)
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from tune.store.folder import Store; from tune.tracking import sync, uri\n"
+        "out = Path(sys.argv[1]); store = Store(out)\n"
+        "sync(store, uri.default_uri(out), store.read_plan())\n"
+    )
+    file = tmp_path / DATABASE
+    for size in (1, 150_000, 400_000):
+        child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+        while child.poll() is None and not file.exists():
+            if sum(map(size_of, tmp_path.glob(".mlflow.db.*/new.db"))) >= size:
+                break
+            time.sleep(0.001)
+        child.kill()
+        child.wait()
+        assert not file.exists()
+    deliver(tmp_path, plan)
+    assert set(runs(tmp_path)) == {""}
+    assert not list(tmp_path.glob(".mlflow.db*"))
+
+
+@pytest.mark.parametrize("uri", ["runs", "file:///x", "sqlite://", "sqlite:///", "http://", ""])
+def test_a_tracking_uri_of_another_kind_is_refused(uri: str) -> None:
+    with pytest.raises(TrackingError, match="--tracking-uri"):
+        checked_uri(uri)
+
+
+def test_a_relative_data_base_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checked_uri("sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
+    assert default_uri(Path("x")) == f"sqlite:///{tmp_path}/x/mlflow.db"
+
+
+# -- beside training -------------------------------------------------------------------------------
+
+
+def event(trial: Trial, kind: EventKind, row: dict[str, Any] | None = None) -> Event:
+    return Event(trial.key, kind, row=row)
+
+
+def test_rows_arrive_with_their_events_and_the_end_with_the_record(out: Path) -> None:
+    """As of a trial on another machine: its files come at its end."""
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    tracker.log(event(trial, EventKind.STARTED))
+    for iteration in (2, 4):
+        row = {"iteration": iteration, "nmi": iteration / 10, "seconds": time.time()}
+        tracker.log(event(trial, EventKind.PROGRESS, row))
+        tracker.log(event(trial, EventKind.PROGRESS))
+        until_delivered(out, tracker, f"{iteration // 2} %running%")
+    tracker.log(Event(trial.key, EventKind.ENDED, State.DONE, 4, row))
+    time.sleep(0.5)
+    assert runs(out)[trial.key][1] == "RUNNING"
+    path = start(out, trial)
+    evaluate(path, 2)
+    evaluate(path, 4)
+    end(path, trial, "done")
+    tracker.log_record(trial)
+    until_delivered(out, tracker, "2 % done %")
+    assert runs(out)[trial.key][1] == "FINISHED" and runs(out)[""][1] == "RUNNING"
+    assert close(tracker, State.STOPPED) is None
+    assert [m[1:4] for m in metrics(out)] == [("nmi", 2, 0.2), ("nmi", 4, 0.4)]
+    assert runs(out)[trial.key][1] == "FINISHED" and runs(out)[""][1] == "KILLED"
+
+
+def test_a_row_that_is_in_the_folder_too_or_comes_again_is_there_once(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    for iteration in (2, 4, 2, 4, 6):  # Its worker died, and it went on from a checkpoint.
+        if iteration not in (i["iteration"] for i in run_dir.read_metrics(path)):
+            evaluate(path, iteration)
+        row = next(r for r in run_dir.read_metrics(path) if r["iteration"] == iteration)
+        tracker.log(event(trial, EventKind.PROGRESS, row | {"seconds": time.time()}))
+    tracker.log(event(trial, EventKind.STOPPED))
+    until_delivered(out, tracker, "3 % stopped %")
+    assert runs(out)[trial.key][1] == "KILLED"
+    tracker.log(event(trial, EventKind.STARTED))
+    until_delivered(out, tracker, "3 % running %")
+    assert runs(out)[trial.key][1] == "RUNNING"
+    assert close(tracker, State.STOPPED) is None
+    assert [m[2] for m in metrics(out)] == [2, 4, 6]
+    assert {status for _, status in runs(out).values()} == {"KILLED"}
+
+
+def test_a_trial_whose_files_never_came_is_not_left_running(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    tracker.log(event(trial, EventKind.PROGRESS, {"iteration": 2, "nmi": 0.2}))
+    tracker.log(Event(trial.key, EventKind.ENDED, State.DONE))
+    assert close(tracker, State.STOPPED) is None
+    assert {status for _, status in runs(out).values()} == {"KILLED"}
+    assert [m[2] for m in metrics(out)] == [2]
+
+
+def test_a_plan_that_grows_is_delivered_as_it_grows(out: Path) -> None:
+    plan = make_plan(out, "esteps=1")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    until_delivered(out, tracker, "%0 of 2")
+    more = plan.grow(cells(TINY, parse_grid(["esteps=2"], "tiny")), (0,), "esteps=2")
+    Store(out).write_plan(more)
+    tracker.extend(more)
+    trial = more.trials()[-1]
+    tracker.log(event(trial, EventKind.STARTED))
+    until_delivered(out, tracker, "%0 of 3")
+    until_delivered(out, tracker, "0 % running %")
+    end(start(out, trial), trial, "done")
+    tracker.log_record(trial)
+    assert close(tracker, State.STOPPED) is None
+    tags = dict(rows(out, f"select key, value from tags where run_uuid = '{runs(out)[''][0]}'"))
+    assert (tags["done"], tags["cells"]) == ("1 of 3", "esteps=1; esteps=2")
+    (file,) = (out / "mlflow-artifacts").glob("**/sweep.json")
+    assert file.read_bytes() == (out / "sweep.json").read_bytes()
+
+
+def moved_away(database: Path, file: Path) -> None:
+    file.rename(file.with_name("old.db"))
+
+
+def replaced(database: Path, file: Path) -> None:
+    shutil.copy(database, file)
+
+
+def cut_to_nothing(database: Path, file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("lose", [moved_away, replaced, cut_to_nothing, no_database])
+def test_a_database_lost_in_the_middle_gets_everything_again(
+    out: Path, database: Path, lose: Callable[[Path, Path], None]
+) -> None:
+    plan = make_plan(out)
+    first, second = plan.trials()[:2]
+    path = start(out, first)
+    evaluate(path, 2)
+    end(path, first, "done")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    tracker.log(event(second, EventKind.PROGRESS, {"iteration": 2, "nmi": 0.2}))
+    until_delivered(out, tracker, "1 % running %")
+    lose(database, out / DATABASE)
+    tracker.log(event(second, EventKind.PROGRESS, {"iteration": 4, "nmi": 0.4}))
+    until_delivered(out, tracker, "2 % running %")
+    found = runs(out)
+    assert {key: status for key, (_, status) in found.items()} == {
+        "": "RUNNING",
+        first.key: "FINISHED",
+        second.key: "RUNNING",
+    }
+    assert [m[2] for m in metrics(out) if m[0] == found[second.key][0]] == [2, 4]
+    assert close(tracker, State.STOPPED) is None
+
+
+def test_a_database_lost_after_the_last_trial_gets_everything_at_the_end(
+    out: Path, database: Path
+) -> None:
+    plan = make_plan(out)
+    for trial in plan.trials():
+        end(start(out, trial), trial, "done")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    until_delivered(out, tracker, "%4 of 4")
+    wait_for(lambda: len(rows(out, "select 1 from tags where key = 'record'")) == 5)
+    shutil.copy(database, out / DATABASE)
+    assert close(tracker, State.DONE) is None
+    assert {status for _, status in runs(out).values()} == {"FINISHED"} and len(runs(out)) == 5
+
+
+def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    first, second = plan.trials()[:2]
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder / DATABASE)
+    try:
+        server.start()
+        assert check_reachable(server.uri, tmp_path, "tiny", begun=False) is None
+        tracker = Tracker(Store(tmp_path), server.uri, plan)
+        tracker.log(event(first, EventKind.PROGRESS, {"iteration": 2, "nmi": 0.2}))
+        until_delivered(folder, tracker, "1 % running %")
+        server.stop()
+        tracker.log(event(first, EventKind.PROGRESS, {"iteration": 4, "nmi": 0.4}))
+        path = start(tmp_path, second)
+        evaluate(path, 2)
+        end(path, second, "done")
+        tracker.log_record(second)
+        wait_for(lambda: tracker.problem)
+        server.start()
+        until_delivered(folder, tracker, "1 % done %")
+        path = start(tmp_path, first)
+        evaluate(path, 2)
+        evaluate(path, 4)
+        tracker.log(event(first, EventKind.STOPPED))
+        assert close(tracker, State.STOPPED) is None
+        found = runs(folder)
+        assert {key: status for key, (_, status) in found.items()} == {
+            "": "KILLED",
+            first.key: "KILLED",
+            second.key: "FINISHED",
+        }
+        assert [m[2] for m in metrics(folder) if m[0] == found[first.key][0]] == [2, 4]
+        assert in_step(Store(tmp_path), server.uri, plan)
+        assert sync(Store(tmp_path), server.uri, plan) == 0
+        assert ui_hint(server.uri, tmp_path)[0].startswith(f"open {server.uri}/#/experiments/")
+    finally:
+        server.stop()
+
+
+# -- before the first trial ------------------------------------------------------------------------
+
+
+def test_a_database_that_is_locked_or_broken_is_refused_at_first_and_waited_for_later(
+    tmp_path: Path,
+) -> None:
+    uri = default_uri(tmp_path)
+    assert check_reachable(uri, tmp_path, "tiny", begun=False) is None
+    file = tmp_path / DATABASE
+    assert not file.exists()
+    with closing(sqlite3.connect(file)) as holder:
+        holder.execute("create table t (x)")
+        holder.execute("begin exclusive")
+        with pytest.raises(TrackingError, match="locked.*leave that out"):
+            check_reachable(uri, tmp_path, "tiny", begun=False)
+        assert "locked" in str(check_reachable(uri, tmp_path, "tiny", begun=True))
+    file.write_bytes(b"no database" * 100)
+    assert check_reachable(uri, tmp_path, "tiny", begun=False) is None  # Made again.
+    with pytest.raises(TrackingError, match="not a database"):
+        check_reachable(uri, tmp_path / "other", "tiny", begun=False)
+
+
+def test_a_server_that_does_not_answer_is_refused_at_first_and_waited_for_later(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(TrackingError, match=f"MLflow at {DEAD_SERVER} cannot be written to"):
+        check_reachable(DEAD_SERVER, tmp_path, "tiny", begun=False)
+    assert check_reachable(DEAD_SERVER, tmp_path, "tiny", begun=True)
