@@ -1,17 +1,19 @@
 """`python tune/search.py`: what it answers, and a search from end to end."""
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tune.plan.cells import Trial
 from tune.plan.plan import new_plan
 from tune.store.folder import Store
 from tune.store.lock import SweepLock
@@ -20,12 +22,13 @@ from tune.suggest.search import Search
 from tune.suggest.source import SearchSource
 from tune.suggest.space import parse_space
 
+from mpcc import run_dir
 from mpcc.config import PRESETS
-from tests.test_search import SPACE, finish
 from tune import estimate, search
 
 ROOT = Path(search.__file__).resolve().parents[1]
 TINY = PRESETS["tiny"]
+SPACE = ("eta_p=1e-4..1e-1:log", "esteps=1..4")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,18 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
         raise estimate.MeasureError("not in this test")
 
     monkeypatch.setattr(estimate, "measure", measure)
+
+
+def finish(out: Path, trial: Trial, metrics: Mapping[str, float] | None = None) -> None:
+    """A record of this trial, done; by default its error has a valley at eta_p = 3e-3."""
+    config = trial.config
+    error = abs(math.log10(config.prior_lr / 3e-3)) + 0.01 * config.seed
+    values = dict(metrics or {"mse": error, "acc_majority": 1 / (1 + error)})
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), config)
+    for iteration in (config.iterations // 2, config.iterations):
+        run_dir.append_metrics(path, {"iteration": iteration} | values)
+    result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": values}
+    run_dir.write_json(path / run_dir.RESULT, result)
 
 
 def begun(out: Path, n_points: int, n_ends: int = 10**6) -> SearchSource:

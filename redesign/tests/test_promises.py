@@ -35,6 +35,8 @@ PROGRAMS = {
 SWEEPS = ("ablation", "search")
 KINDS = {"option", "variable", "exit code", "file", "command", "behaviour"}
 PROMISES: list[dict[str, Any]] = tomllib.loads((TESTS / "promises.toml").read_text())["promise"]
+DRY = ["--dry-run", "--address", "auto"]
+"""A dry run that has no time to measure: it would be a cluster's."""
 START = {"ablation": ["--grid", "esteps=1,2"], "search": ["--space", "eta_p=1e-3..1e-2:log"]}
 
 
@@ -265,15 +267,15 @@ def test_the_output_folder_is_named_by_what_runs(tmp_path: Path) -> None:
     ):
         if not (ROOT / "runs" / name).exists():  # else it may have been begun with other settings
             folder = f"output folder {ROOT / 'runs' / name}\n"
-            assert folder in said(program, *words, "--dry-run", cwd=tmp_path)
-    out = said("ablation", *START["ablation"], "--out", "mine", "--dry-run", cwd=tmp_path)
+            assert folder in said(program, *words, *DRY, cwd=tmp_path)
+    out = said("ablation", *START["ablation"], "--out", "mine", *DRY, cwd=tmp_path)
     assert out.startswith("preset digits, 1500 iterations") and f"{tmp_path / 'mine'}\n" in out
 
 
 def keys(program: str, cwd: Path, *words: str) -> list[str]:
     """The keys of the cells that a dry run prints."""
     start = START[program] if "--grid" not in words else []
-    argv = ["--preset", "tiny", "--out", "none", "--dry-run", *start, *words]
+    argv = ["--preset", "tiny", "--out", "none", *DRY, *start, *words]
     return re.findall(r"^(?:cell|point +\d+) +(\w{12})", said(program, *argv, cwd=cwd), re.M)
 
 
@@ -296,7 +298,7 @@ def test_variant_set_iterations_and_preset_make_other_trials(program: str, tmp_p
 
 def test_a_grid_its_seeds_and_a_choice_of_its_cells_are_what_is_planned(tmp_path: Path) -> None:
     def told(*words: str) -> str:
-        argv = ["--preset", "tiny", "--out", "none", "--dry-run", *words]
+        argv = ["--preset", "tiny", "--out", "none", *DRY, *words]
         return said("ablation", *argv, cwd=tmp_path)
 
     grid = ["--grid", "esteps=1,2,4", "eta_p=1e-3,1e-2"]
@@ -313,17 +315,17 @@ def test_a_grid_its_seeds_and_a_choice_of_its_cells_are_what_is_planned(tmp_path
 
 def test_a_table_of_the_paper_is_planned_at_each_scale(tmp_path: Path) -> None:
     for scale, iterations in (("minute", 200), ("laptop", 1000), ("full", 75000)):
-        words = ["--table", "1", "--scale", scale, "--out", "none", "--dry-run"]
+        words = ["--table", "1", "--scale", scale, "--out", "none", *DRY]
         out = said("ablation", *words, cwd=tmp_path)
         assert "5 cells" in out and f"{iterations} iterations" in out
     for table in ("2", "3a", "3b", "4"):
-        words = ["--table", table, "--scale", "minute", "--out", "none", "--dry-run"]
+        words = ["--table", table, "--scale", "minute", "--out", "none", *DRY]
         assert " to run" in said("ablation", *words, cwd=tmp_path)
 
 
 def test_a_search_is_what_its_options_say(tmp_path: Path) -> None:
     def told(*words: str) -> str:
-        argv = ["--preset", "tiny", *START["search"], "--out", "none", "--dry-run", *words]
+        argv = ["--preset", "tiny", *START["search"], "--out", "none", *DRY, *words]
         return said("search", *argv, cwd=tmp_path)
 
     plain = told()
@@ -340,7 +342,7 @@ def test_a_search_is_what_its_options_say(tmp_path: Path) -> None:
     assert "startup" not in call("search", *START["search"], "--startup", "0", cwd=tmp_path).stdout
     file = tmp_path / "space.toml"
     shutil.copy(ROOT / "tune" / "space.toml", file)
-    argv = ["--preset", "tiny", "--space", str(file), "--out", "none", "--dry-run"]
+    argv = ["--preset", "tiny", "--space", str(file), "--out", "none", *DRY]
     assert "space " in said("search", *argv, cwd=tmp_path)
 
 
@@ -363,10 +365,10 @@ def test_help_status_dry_run_and_errors_take_half_a_second(tmp_path: Path) -> No
     for program, words, code in (
         ("ablation", ["--help"], 0),
         ("ablation", ["--out", str(sweep.path), "--status"], 0),
-        ("ablation", [*START["ablation"], "--out", "none", "--dry-run"], 0),
+        ("ablation", [*START["ablation"], "--out", "none", *DRY], 0),
         ("ablation", ["--grid", "nope"], 2),
         ("search", ["--help"], 0),
-        ("search", [*START["search"], "--out", "none", "--dry-run"], 0),
+        ("search", [*START["search"], "--out", "none", *DRY], 0),
         ("search", ["--space", "nope"], 2),
         ("make_tables", ["--help"], 0),
         ("make_tables", ["--runs", "nowhere"], 2),

@@ -18,13 +18,12 @@ from tune.plan.cost import checkpoint_bytes
 from tune.plan.plan import PLAN, Plan
 from tune.plan.state import ENDED, FULFILLED, RETRIABLE, State, Status
 from tune.store.folder import Store
-from tune.store.lock import Owner, release_lock, running_keys, sweep_owner
+from tune.store.lock import Owner, release_lock, sweep_owner
 
 
 def print_status(store: Store, trials: Sequence[Trial]) -> int:
     """Cell by cell: the state of every seed. The exit code is that of a run that ends like this."""
-    owner = sweep_owner(store.out, store.remote)
-    statuses = store.statuses(trials, owner.running if owner else ())
+    owner, statuses = current(store, trials)
     for seeds in by_cell(trials):
         print(seeds[0].cell.text)
         for trial in seeds:
@@ -38,6 +37,13 @@ def print_status(store: Store, trials: Sequence[Trial]) -> int:
     counts = [f"{states.count(state)} {state}" for state in State if state in states]
     print(f"{len(states)} trials: {', '.join(counts)}{driver_text(owner)}")
     return exit_code(statuses.values())
+
+
+def current(store: Store, trials: Sequence[Trial]) -> tuple[Owner | None, dict[str, Status]]:
+    """Who works on the folder now, and what has become of each trial."""
+    begun = (store.out / PLAN).exists()  # Else its remote may not be there yet.
+    owner = sweep_owner(store.out, store.remote if begun else None)
+    return owner, store.statuses(trials, owner.running if owner else ())
 
 
 def driver_text(owner: Owner | None) -> str:
@@ -93,7 +99,7 @@ def release(store: Store) -> int:
 def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[Trial]) -> int:
     """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
     settings = common.settings(options, store)
-    statuses = store.statuses(trials, running_keys(store.out))
+    _, statuses = current(store, trials)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {store.out}")
     todo, reached, cells = [], {}, by_cell(trials)
     for seeds in cells:

@@ -36,7 +36,6 @@ from tune.plan.cells import trials  # noqa: E402
 from tune.plan.plan import Plan, new_plan  # noqa: E402
 from tune.plan.state import Status  # noqa: E402
 from tune.store.folder import Store  # noqa: E402
-from tune.store.lock import sweep_owner  # noqa: E402
 from tune.store.opening import open_store  # noqa: E402
 from tune.store.remote import is_address  # noqa: E402
 from tune.suggest import search as searches  # noqa: E402
@@ -247,10 +246,9 @@ def objective_text(search: Search, point: Point) -> str:
 
 def _print_status(store: Store, plan: Plan, search: Search) -> int:
     """Point by point: its objectives, or the states of its seeds; the exit code as after a run."""
-    owner = sweep_owner(store.out, store.remote)
     cells = {planned.cell.key: planned.cell for planned in plan.cells}
     every = [trial for key in search.points for trial in trials(cells[key], search.seeds)]
-    statuses = store.statuses(every, owner.running if owner else ())
+    owner, statuses = report.current(store, every)
     points = read_points(plan, search, statuses)
     front = {point.number for point in best(search, points)}
     for point in points:

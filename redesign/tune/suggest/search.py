@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Flag, auto
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,29 +32,17 @@ clusters; the losses' own values can be lowered by their weights or by spreading
 FIXED = ("space", "objectives", "seeds", "sampler", "sampler_seed", "startup", "ahead", "prune")
 """What cannot change once a search has begun: its later points would be those of another search."""
 
-
-class Needs(Flag):
-    """What a metric cannot be measured without, beside images (and labels: NEED_LABELS)."""
-
-    NOTHING = 0
-    CLUSTERS = auto()
-    GENERATED = auto()
-    """Generated images, which only the last evaluation has."""
-    INCEPTION = auto()
-    GREY = auto()
-
-
-_OF_CLUSTERS = (
-    *("acc_majority", "acc_hungarian", "nmi", "ari", "cluster_information", "silhouette"),
-    *("diversity_min", "n_clusters_collapsed"),
-)
-_OF_INCEPTION = ("inception_score", "fid", "kid")
 NEEDS = {
-    **dict.fromkeys(_OF_CLUSTERS, Needs.CLUSTERS),
-    **dict.fromkeys(_OF_INCEPTION, Needs.GENERATED | Needs.INCEPTION),
-    "fid_cnn": Needs.GENERATED | Needs.GREY,
+    "clusters": (
+        *("acc_majority", "acc_hungarian", "nmi", "ari", "cluster_information", "silhouette"),
+        *("diversity_min", "n_clusters_collapsed"),
+    ),
+    "generated images": ("inception_score", "fid", "kid", "fid_cnn"),
+    "Inception": ("inception_score", "fid", "kid"),
+    "grey images": ("fid_cnn",),
 }
-"""Metrics that are not here need nothing more."""
+"""What some metrics cannot be measured without -> these metrics; for labels see NEED_LABELS.
+Generated images are there at the last evaluation alone."""
 
 _IMAGES = "points on different images cannot be compared"
 _MEASURED = "it changes how a model is measured, not the model"
@@ -176,18 +163,17 @@ def check(search: Search, base: Config) -> None:
         if axis.field == "prior":
             priors = set(axis.options or ())
     for name in search.objectives:
-        needs = _needs(name)
-        if Needs.GENERATED in needs and base.n_generated is None:
+        if name in NEEDS["generated images"] and base.n_generated is None:
             raise ValueError(
                 f"--objective {name} is measured on generated images and none are asked for: "
                 "add --set n_generated=50000"
             )
-        if Needs.GREY in needs and base.n_channels != 1:
+        if name in NEEDS["grey images"] and base.n_channels != 1:
             raise ValueError(
                 f"--objective {name} is of grey images, those of {base.dataset} have "
                 f"{base.n_channels} colours: choose fid"
             )
-        if Needs.CLUSTERS in needs and "normal" in priors:
+        if name in NEEDS["clusters"] and "normal" in priors:
             others = [n for n in METRICS if n.startswith("mse") or n == "saturation"]
             raise ValueError(
                 f"--objective {name} is of clusters, and prior=normal has none: "
@@ -202,7 +188,7 @@ def _check_prune(search: Search) -> None:
         raise ValueError(f"--prune must be {' or '.join(PRUNERS)}, got '{search.prune}'")
     if len(search.objectives) > 1:
         raise ValueError("--prune is for one objective: with several none is worse by itself")
-    if Needs.GENERATED in _needs(search.objectives[0]):
+    if search.objectives[0] in NEEDS["generated images"]:
         raise ValueError(
             f"--prune cannot go by {search.objectives[0]}, which the last iteration alone has"
         )
@@ -210,7 +196,7 @@ def _check_prune(search: Search) -> None:
 
 def check_here(search: Search, base: Config, data_dir: Path | str | None) -> None:
     """ValueError where this machine lacks Inception's weights, or labels of one's own images."""
-    if any(Needs.INCEPTION in _needs(name) for name in search.objectives):
+    if not set(search.objectives).isdisjoint(NEEDS["Inception"]):
         inception.find_weights()
     if search.by_labels and base.dataset == "folder":
         found = data_files.find_images(data_dir)
@@ -231,10 +217,6 @@ def warnings(search: Search) -> list[str]:
         for name in search.objectives
         if name in RISES_WITH_K
     ]
-
-
-def _needs(objective: str) -> Needs:
-    return NEEDS.get(objective, Needs.NOTHING)
 
 
 def _typed(kind: type[T], value: object) -> T:

@@ -60,22 +60,22 @@ class SearchSource:
         need not do otherwise: after a repair or `--retry` some of them may run again.
         """
         self._follow(states)
-        first_open = next((p.number for p in self.points if p.state == PointState.OPEN), 0)
-        waiting = [
+        opened = [point for point in self.points if point.state == PointState.OPEN]
+        open_trials = [
             (point.number, trial)
-            for point in self.points
-            if point.state == PointState.OPEN
+            for point in opened
             for trial in self._trials[point.cell.key]
             if trial.key not in self._submitted
+            and trial.key not in self._ended
             and (trial.key not in states or states[trial.key].state not in ENDED)
         ]
         new = [
             trial
-            for number, trial in waiting
-            if self.search.prune is None or self.search.rests_on(number) <= first_open
+            for number, trial in open_trials
+            if self.search.prune is None or self.search.rests_on(number) <= opened[0].number
         ]
         self._submitted |= {trial.key for trial in new}
-        self.finished = len(self.points) >= self.search.n_points and len(new) == len(waiting)
+        self.finished = len(self.points) >= self.search.n_points and len(new) == len(open_trials)
         return new
 
     def complete(self) -> bool:

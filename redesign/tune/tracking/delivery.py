@@ -139,7 +139,7 @@ class Delivery:
             status = Status(State.RUNNING)
             if key not in running:
                 status = self._store.status(self._trials[key])
-            if status.state == State.PLANNED and key in self._held:
+            if status.state == State.PLANNED and (key in self._held or key in self._rows):
                 status = Status(State.STOPPED)  # Its folder is on another machine, or was deleted.
             if status.state != State.PLANNED:
                 statuses[key] = status
