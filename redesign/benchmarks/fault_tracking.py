@@ -1,4 +1,4 @@
-"""Faults of MLflow, for `benchmarks/faults.py`: servers that go and come, data bases that break."""
+"""Faults of MLflow, for `benchmarks/faults.py`: servers that go and come, databases that break."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from benchmarks.faults import Lab, Outcome
 
 DATABASE_BYTES = 900_000
-"""A new data base grows to about this size while its tables are made."""
+"""A new database grows to about this size while its tables are made."""
 
 
 class Server:
@@ -144,7 +144,7 @@ def server_back_in_time(lab: Lab, outcome: Outcome) -> None:
 
 
 def database_locked(lab: Lab, outcome: Outcome) -> None:
-    """Somebody holds the data base for 30 s, in the middle of the sweep."""
+    """Somebody holds the database for 30 s, in the middle of the sweep."""
     sweep = lab.sweep()
     process = sweep.start()
     must_come(process, lambda: sweep.results() and (sweep.out / "mlflow.db").exists())
@@ -174,7 +174,7 @@ def killed_while_the_database_is_made(lab: Lab, outcome: Outcome) -> None:
     process.communicate()
     lab.go_on(sweep, outcome)
     if list(sweep.out.glob(".mlflow.db*")):
-        outcome.notes.append("torn data bases were left")
+        outcome.notes.append("torn databases were left")
 
 
 def check_states(sweep: Sweep, said: str, expected: Mapping[str, str], outcome: Outcome) -> None:

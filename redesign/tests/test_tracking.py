@@ -153,7 +153,7 @@ def until_delivered(out: Path, tracker: Tracker, text: str) -> None:
             return False
 
     wait_for(delivered)
-    assert tracker.problem is None
+    wait_for(lambda: tracker.problem is None)
 
 
 def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(out: Path) -> None:

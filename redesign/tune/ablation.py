@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,13 +15,16 @@ if str(ROOT) not in sys.path:
 from tune import signals  # noqa: E402
 
 if __name__ == "__main__":
-    signals.end_at_once()  # Until `options.answer` does better: loading the rest takes a moment.
+    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
+from mpcc import config as configs  # noqa: E402
+from mpcc.options import path  # noqa: E402
 from tune import command, report, run  # noqa: E402
-from tune.options import DEFAULT_PRESET  # noqa: E402
-from tune.plan import paper  # noqa: E402
+from tune.command import UsageError, option  # noqa: E402
+from tune.options import DEFAULT_PRESET, Options  # noqa: E402
+from tune.plan import leave_out, paper  # noqa: E402
 from tune.plan.source import GridSource  # noqa: E402
-from tune.planning import AblationOptions, planned  # noqa: E402
+from tune.planning import planned  # noqa: E402
 from tune.store.opening import open_store  # noqa: E402
 
 EXAMPLES = """\
@@ -43,6 +48,80 @@ Exit codes: 0 every trial is done, or every chosen one with --only, --skip or --
 error; 3 not every trial is done; 129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM (with
 checkpoints: the same command goes on).
 """
+
+
+_what = partial(option, "what to run")
+
+
+@dataclass(frozen=True)
+class AblationOptions(Options):
+    """The options of `tune/ablation.py`."""
+
+    grid: list[str] | None = _what(
+        "axes to vary: esteps,eta_p is Table 1; lambda_p, batch_size and seed have levels of "
+        "their own; any other field as name=a,b,c. Without --grid: what the folder has planned",
+        "AXIS",
+        nargs="+",
+    )
+    table: str | None = _what(
+        f"all cells and seeds of a table of the paper instead: {', '.join(paper.TABLES)}", "N"
+    )
+    scale: str | None = _what(
+        "of --table: " + "; ".join(f"{n}, {s.meaning}" for n, s in paper.SCALES.items()), "NAME"
+    )
+    ablate: str | None = _what(
+        "instead of a grid: the full model, and without one thing at a time: "
+        + ", ".join(leave_out.LEFT_OUT)
+        + " (default: all that apply); any --variant can be named",
+        "NAMES",
+        nargs="?",
+        const="",
+    )
+    ablate_from: str | None = _what(
+        "the full model is this cell of the folder, or its best one: best (chosen by the "
+        "search's objective, else without labels)",
+        "CELL",
+    )
+    seeds: str | None = _what("number of seeds, or the seeds themselves (default 3)", "N|A,B,C")
+    only: Sequence[str] = _what("only cells like esteps=4", "CELL", action="append", default=())
+    skip: Sequence[str] = _what("all cells but these", "CELL", action="append", default=())
+    confirm: str | None = _what(
+        "run the best cell and its ties again on as many fresh seeds, or --seeds N of them "
+        "(default: by acc_majority); of a search the best point and the base settings (by its "
+        "objectives)",
+        "METRIC",
+        nargs="?",
+        const="",
+    )
+    continue_training: bool = _what(
+        "with a larger --iterations: go on from the last checkpoints of a folder's trials",
+        action="store_true",
+        default=False,
+    )
+    out: Path | None = option("where", "default runs/PRESET, or runs/paper-SCALE", "DIR", read=path)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ablate is not None and (self.grid or self.table):
+            raise UsageError("--ablate is a plan of its own: leave out --grid and --table")
+        if self.ablate_from is not None and self.ablate is None:
+            raise UsageError("--ablate-from is of --ablate")
+        if self.table is None:
+            if self.scale is not None:
+                raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
+            return
+        if self.table not in paper.TABLES:
+            raise UsageError(configs.unknown("table", self.table, paper.TABLES))
+        for name in ("grid", "preset"):
+            if getattr(self, name) is not None:
+                raise UsageError(f"--table and --{name} exclude each other")
+        if self.paper_scale not in paper.SCALES:
+            raise UsageError(configs.unknown("scale", self.paper_scale, paper.SCALES))
+
+    @property
+    def paper_scale(self) -> str:
+        """The scale of `--table`."""
+        return self.scale or "full"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

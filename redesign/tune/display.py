@@ -17,22 +17,15 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 GLYPHS = {
-    State.PLANNED: ("·", "."),
-    State.RUNNING: ("▸", ">"),
-    State.DONE: ("✓", "+"),
-    State.DIVERGED: ("∞", "d"),
-    State.FAILED: ("✗", "x"),
-    State.PRUNED: ("✂", "p"),
-    State.STOPPED: ("‖", "s"),
+    State.PLANNED: ("·", ".", "dim"),
+    State.RUNNING: ("▸", ">", "cyan"),
+    State.DONE: ("✓", "+", "green"),
+    State.DIVERGED: ("∞", "d", "yellow"),
+    State.FAILED: ("✗", "x", "red"),
+    State.PRUNED: ("✂", "p", "magenta"),
+    State.STOPPED: ("‖", "s", "dim"),
 }
-"""Of each state, and what a terminal without Unicode shows instead."""
-COLOURS = {
-    State.RUNNING: "cyan",
-    State.DONE: "green",
-    State.DIVERGED: "yellow",
-    State.FAILED: "red",
-    State.PRUNED: "magenta",
-}
+"""Of each state; what a terminal without Unicode shows instead; its colour."""
 TABLE_SECONDS = 0.5
 """Between two tables on a terminal."""
 LINE_SECONDS = 20.0
@@ -118,7 +111,8 @@ class Display:
             statuses = [self._states[trial.key] for trial in trials]
             seeds = Text()
             for status in statuses:
-                seeds.append(GLYPHS[status.state][plain], style=COLOURS.get(status.state, "dim"))
+                glyphs = GLYPHS[status.state]
+                seeds.append(glyphs[plain], style=glyphs[2])
             scores = [s.accuracy for s in statuses if s.accuracy is not None]
             mean = f"{sum(scores) / len(scores):.3f}" if scores else ""
             parts = [self._states.part_of(t.key) * t.config.iterations for t in trials]

@@ -4,96 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpcc import config as configs
 from mpcc.code_version import code_fingerprints
 from mpcc.config import Config
-from mpcc.options import path
 from tune import options as common
-from tune.command import UsageError, named, option, whole
-from tune.options import DEFAULT_PRESET, Options
+from tune.command import UsageError, named, whole
+from tune.options import DEFAULT_PRESET
 from tune.plan import confirm, grid, leave_out, paper
 from tune.plan.cells import Cell, Trial, chosen
 from tune.plan.extend import extend
 from tune.plan.plan import Plan, PlanError, new_plan
 from tune.store.folder import Store
 
+if TYPE_CHECKING:
+    from tune.ablation import AblationOptions
+
 DEFAULT_SEEDS = (0, 1, 2)
-
-_what = partial(option, "what to run")
-
-
-@dataclass(frozen=True)
-class AblationOptions(Options):
-    """The options of `tune/ablation.py`."""
-
-    grid: list[str] | None = _what(
-        "axes to vary: esteps,eta_p is Table 1; lambda_p, batch_size and seed have levels of "
-        "their own; any other field as name=a,b,c. Without --grid: what the folder has planned",
-        "AXIS",
-        nargs="+",
-    )
-    table: str | None = _what(
-        f"all cells and seeds of a table of the paper instead: {', '.join(paper.TABLES)}", "N"
-    )
-    scale: str | None = _what(
-        "of --table: " + "; ".join(f"{n}, {s.meaning}" for n, s in paper.SCALES.items()), "NAME"
-    )
-    ablate: str | None = _what(
-        "instead of a grid: the full model, and without one thing at a time: "
-        + ", ".join(leave_out.LEFT_OUT)
-        + " (default: all that apply); any --variant can be named",
-        "NAMES",
-        nargs="?",
-        const="",
-    )
-    ablate_from: str | None = _what(
-        "the full model is this cell of the folder, or its best one: best (chosen by the "
-        "search's objective, else without labels)",
-        "CELL",
-    )
-    seeds: str | None = _what("number of seeds, or the seeds themselves (default 3)", "N|A,B,C")
-    only: Sequence[str] = _what("only cells like esteps=4", "CELL", action="append", default=())
-    skip: Sequence[str] = _what("all cells but these", "CELL", action="append", default=())
-    confirm: str | None = _what(
-        "run the best cell and its ties again on as many fresh seeds, or --seeds N of them "
-        "(default: by acc_majority); of a search the best point and the base settings (by its "
-        "objectives)",
-        "METRIC",
-        nargs="?",
-        const="",
-    )
-    continue_training: bool = _what(
-        "with a larger --iterations: go on from the last checkpoints of a folder's trials",
-        action="store_true",
-        default=False,
-    )
-    out: Path | None = option("where", "default runs/PRESET, or runs/paper-SCALE", "DIR", read=path)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ablate is not None and (self.grid or self.table):
-            raise UsageError("--ablate is a plan of its own: leave out --grid and --table")
-        if self.ablate_from is not None and self.ablate is None:
-            raise UsageError("--ablate-from is of --ablate")
-        if self.table is None:
-            if self.scale is not None:
-                raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
-            return
-        if self.table not in paper.TABLES:
-            raise UsageError(configs.unknown("table", self.table, paper.TABLES))
-        for name in ("grid", "preset"):
-            if getattr(self, name) is not None:
-                raise UsageError(f"--table and --{name} exclude each other")
-        if self.paper_scale not in paper.SCALES:
-            raise UsageError(configs.unknown("scale", self.paper_scale, paper.SCALES))
-
-    @property
-    def paper_scale(self) -> str:
-        """The scale of `--table`."""
-        return self.scale or "full"
 
 
 @dataclass(frozen=True)
@@ -115,7 +43,8 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
         raise UsageError(
             "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
         )
-    base = _base(options, preset)
+    start = paper.base(options.paper_scale) if options.table else configs.preset(preset)
+    base = start.override(**common.changes(options))
     if options.continue_training:
         old = _extended(options, old)
     if old is not None:
@@ -134,12 +63,6 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     ]
     grid.check_count(len(trials))
     return plan, trials
-
-
-def _base(options: AblationOptions, preset: str) -> Config:
-    """The preset, or a table's base, with what --variant, --set and --iterations change."""
-    start = paper.base(options.paper_scale) if options.table else configs.preset(preset)
-    return start.override(**common.changes(options))
 
 
 def _extended(options: AblationOptions, old: Plan | None) -> Plan:

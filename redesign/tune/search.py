@@ -17,7 +17,7 @@ if str(ROOT) not in sys.path:
 from tune import signals  # noqa: E402
 
 if __name__ == "__main__":
-    signals.end_at_once()  # Until `options.answer` does better: loading the rest takes a moment.
+    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
 from mpcc.shell import script, shown  # noqa: E402
 
@@ -210,8 +210,9 @@ def _search(options: SearchOptions, base: Config, was: Search | None, store: Sto
 def _check_here(options: SearchOptions, source: SearchSource) -> None:
     """ValueError, in one line, where this machine lacks what the objectives are measured with."""
     data_dir = options.data_dir or os.environ.get("MPCC_DATA_DIR") or None
-    elsewhere = options.address != LOCAL or is_address(data_dir)
-    if not (elsewhere or options.sync or source.complete()):
+    here = options.address == LOCAL and not is_address(data_dir)
+    runs = any(point.state == PointState.OPEN for point in source.points)
+    if here and runs and not options.sync:
         common.use_inception_weights(options)
         searches.check_here(source.search, source.plan.base, data_dir)
 

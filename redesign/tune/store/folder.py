@@ -25,7 +25,7 @@ from mpcc.files import dumps, set_aside
 from mpcc.repair import repair
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
-from tune.plan.state import ENDED, Row, State, Status
+from tune.plan.state import Row, State, Status
 from tune.store.remote import Remote
 from tune.store.transfer import upload_trial
 
@@ -208,8 +208,6 @@ class Store:
 
 def record_end(path: Path, config: Config, state: State, cause: str) -> None:
     """Write the result of a trial that ended before its last iteration, where it has none yet."""
-    if state not in ENDED:
-        raise ValueError(f"{state} is no end")
     path.mkdir(parents=True, exist_ok=True)
     if run_dir.read_result(path) is not None:
         return

@@ -140,6 +140,13 @@ class Remote:
         about = self._fs.get_file_info(self._path(name))
         return Stored(int(about.size), int(about.mtime_ns or 0)) if about.is_file else None
 
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file; False where there is no answer."""
+        try:
+            return self.info(name) is not None
+        except RemoteError:
+            return False
+
     @_asked_again
     def list(self, folder: str = "") -> dict[str, Stored]:
         """All files below a folder, by their names from the root; hidden ones are left out."""

@@ -39,7 +39,7 @@ OWNER = "owner.json"
 LAST = (run_dir.METRICS, run_dir.RESULT, run_dir.CHECKPOINT)
 """What is uploaded after all else, in this order."""
 LOCAL = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, "mlflow.json")
-"""What stays where it is; earlier code kept `mlflow.json` and `attempts` there."""
+"""What stays where it is; earlier code kept mlflow.json there."""
 SCRATCH_PREFIX = "mpcc-trial-"
 SCRATCH_VARIABLE = "MPCC_SCRATCH_DIR"
 PAUSE_SECONDS = 10.0
@@ -59,22 +59,23 @@ class Upload:
         self._path, self._remote, self._key = run_dir, remote, key
         self._attempt = secrets.token_hex(8)
         self._sent: dict[str, tuple[int, int, int]] = {}
-        self._not_before = 0.0
+        self._not_before, self._downloaded = 0.0, False
 
     def download(self) -> None:
-        """Make this the attempt that may write, and get what earlier ones have left."""
+        """Make this the attempt that may write, and get what earlier ones have left; once."""
+        if self._downloaded:
+            return  # What is here may be newer than what was sent.
         claim = {"attempt": self._attempt, "host": socket.gethostname(), "pid": os.getpid()}
         self._remote.write(self._name(OWNER), json.dumps(claim).encode())
         self._path.mkdir(parents=True, exist_ok=True)
-        for name in self._remote.list(f"{TRIALS}/{self._key}"):
+        for name, about in self._remote.list(f"{TRIALS}/{self._key}").items():
             match = _TRIAL_FILE.fullmatch(name)
             if match is None or match[2] in LOCAL or match[2].endswith(".png"):
                 continue
-            data = self._remote.read(name)
-            if data is not None:
-                file = self._path / match[2]
-                run_dir.write_bytes(file, data)
+            file = self._path / match[2]
+            if download_file(self._remote, name, about, file):
                 self._sent[file.name] = _mark(file)
+        self._downloaded = True
 
     def send(self, patient: bool) -> None:
         """Upload what has changed; Superseded where a later attempt has the trial.
@@ -104,18 +105,14 @@ class Upload:
             raise Superseded(f"another attempt at trial {self._key} has begun")
 
     def _send_changed(self) -> None:
-        here = {file.name: file for file in _to_upload(self._path)}
-        changed = [file for name, file in here.items() if self._sent.get(name) != _mark(file)]
-        gone = [name for name in self._sent if name not in here and name not in LAST]
-        if changed or gone:
+        files = _to_upload(self._path)
+        changed = [file for file in files if self._sent.get(file.name) != _mark(file)]
+        if changed:
             self.check_attempt()
         for file in changed:
             mark = _mark(file)
             self._remote.write(self._name(file.name), file.read_bytes())
             self._sent[file.name] = mark
-        for name in gone:
-            self._remote.delete(self._name(name))
-            del self._sent[name]
 
     def _name(self, file: str) -> str:
         return f"{TRIALS}/{self._key}/{file}"
