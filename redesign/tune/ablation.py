@@ -125,7 +125,7 @@ class AblationOptions(Options):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says and return the exit code."""
+    """Run this command line and return the exit code."""
     return command.answer("ablation.py", lambda received: _run(parse(argv), received))
 
 

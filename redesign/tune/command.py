@@ -100,7 +100,7 @@ def end(status: int) -> NoReturn:
 
 
 def _flush_stderr() -> None:
-    """Where it cannot be flushed it is given up: Python would end with another exit code."""
+    """Replace a stderr that cannot be flushed: Python would end with another exit code."""
     try:
         sys.stderr.flush()
     except (OSError, ValueError):

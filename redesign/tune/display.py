@@ -72,7 +72,7 @@ class Display:
             self._live.console.print(text, markup=False, highlight=False)
 
     def show(self, *, last: bool = False) -> None:
-        """Bring what is shown up to date, where it is time for it."""
+        """Update what is shown, where it is time for that."""
         now = time.monotonic()
         if self._live is None:
             for trial in self._states.ended[self._n_ended :]:

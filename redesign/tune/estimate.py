@@ -132,7 +132,7 @@ def _work(config: Config) -> float:
 def measure(trials: Sequence[Trial], settings: Settings) -> dict[Shape, Pace]:
     """The pace of each shape of these trials, as many side by side as will run.
 
-    Says on stderr what is measured. MeasureError where a process fails, or none ends in time, and
+    Logs what is measured. MeasureError where a process fails, or none ends in time, and
     for trials that run elsewhere or whose data are not here.
     """
     if not settings.local or isinstance(settings.data_dir, str):

@@ -132,7 +132,7 @@ def _table_cells(options: AblationOptions) -> list[Cell]:
 def _without_parts(
     options: AblationOptions, store: Store, plan: Plan, seeds: tuple[int, ...]
 ) -> Request:
-    """The variants that --ablate names, with the full model first; says what that is."""
+    """The variants that --ablate names, with the full model first; prints what that is."""
     start = leave_out.starting_cell(options.ablate_from, plan, lambda: _best_cell(store, plan))
     names = [name.strip() for name in str(options.ablate).split(",") if name.strip()]
     made = leave_out.cells(names, plan.base, start.changes)
@@ -192,7 +192,7 @@ def _best_cell(store: Store, plan: Plan) -> Cell:
 
 
 def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan, list[Trial]]:
-    """The plan with fresh seeds for the best cell and its ties, and those trials; says which."""
+    """The plan with fresh seeds for the best cell and its ties, and those trials; prints which."""
     count = None
     if options.seeds is not None:
         count = named("--seeds", whole(2, 10_000))(options.seeds)

@@ -84,7 +84,7 @@ def print_summary(
 
 
 def release(store: Store) -> int:
-    """Free the folder from the driver that holds it, and say which one that was."""
+    """Free the folder from the driver that holds it, and print which one that was."""
     owner = release_lock(store)
     if owner is None:
         print(f"no driver holds {store.out}")

@@ -151,7 +151,7 @@ def _train(
 def _deliver(
     tracker: Tracker, signals: Signals, result: LoopResult, statuses: Mapping[str, Status]
 ) -> None:
-    """Have MLflow take what it lacks, as long as there is time; say what it did not."""
+    """Have MLflow take what it lacks, as long as there is time; log why it did not."""
     from tune.tracking import sweep_state
 
     patience = DELIVERY_SECONDS if result.whole else QUICK_SECONDS
@@ -169,7 +169,7 @@ def _deliver(
 
 
 def _sync(settings: Settings, store: Store, plan: Plan) -> int:
-    """Deliver to MLflow by hand; the exit code."""
+    """Deliver to MLflow what it lacks (`--sync`); the exit code."""
     from tune import tracking
 
     with SweepLock(store, log):
