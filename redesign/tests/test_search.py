@@ -1,10 +1,9 @@
-"""A search: its points rest on the records alone, so that no kill and no order changes them."""
+"""`python tune/search.py`: what it answers, and a search from end to end."""
 
 import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -16,184 +15,59 @@ from typing import Any
 import pytest
 
 from mpcc import run_dir
-from mpcc.config import PRESETS, Config
-from tune import ledger, lock, points, search
-from tune.points import Search
-from tune.settings import trial_spec
-from tune.space import parse_space
+from mpcc.config import PRESETS
+from tune import estimate, search
+from tune.plan.cells import Trial
+from tune.plan.plan import new_plan
+from tune.store.folder import Store
+from tune.store.lock import SweepLock
+from tune.suggest.points import best
+from tune.suggest.search import Search
+from tune.suggest.source import SearchSource
+from tune.suggest.space import parse_space
 
 ROOT = Path(search.__file__).resolve().parents[1]
 TINY = PRESETS["tiny"]
 SPACE = ("eta_p=1e-4..1e-1:log", "esteps=1..4")
 
 
-def value_of(config: Config) -> dict[str, Any]:
-    """A valley whose bottom lies at eta_p = 3e-3, esteps = 2; the seed adds a little."""
-    distance = abs(math.log10(config.prior_lr / 3e-3)) + 0.2 * abs(config.n_encoder_steps - 2)
-    return {"mse": distance + 0.01 * config.seed, "acc_majority": 1 / (1 + distance)}
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured: these tests look at what stands before it."""
+
+    def measure(*_: object) -> None:
+        raise estimate.MeasureError("not in this test")
+
+    monkeypatch.setattr(estimate, "measure", measure)
 
 
-def finish(
-    out: Path, trial: ledger.Trial, state: str = "done", metrics: Mapping[str, Any] | None = None
-) -> None:
-    path = run_dir.open_run(ledger.trial_dir(out, trial.key), trial.config)
-    values = dict(value_of(trial.config) if metrics is None else metrics)
-    iterations = trial.config.iterations
-    for iteration in (iterations // 2, iterations):
+def finish(out: Path, trial: Trial, metrics: Mapping[str, float] | None = None) -> None:
+    """A record of this trial, done; by default its error has a valley at eta_p = 3e-3."""
+    config = trial.config
+    error = abs(math.log10(config.prior_lr / 3e-3)) + 0.01 * config.seed
+    values = dict(metrics or {"mse": error, "acc_majority": 1 / (1 + error)})
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), config)
+    for iteration in (config.iterations // 2, config.iterations):
         run_dir.append_metrics(path, {"iteration": iteration} | values)
-    result = {"state": state, "cause": None, "iteration": iterations, "metrics": values}
+    result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": values}
     run_dir.write_json(path / run_dir.RESULT, result)
 
 
-def begin(out: Path, **changes: Any) -> ledger.Plan:
-    """A search as the command line plans it, nothing drawn yet."""
+def begun(out: Path, n_points: int, n_ends: int = 10**6) -> SearchSource:
+    """A search in this folder whose first trials have ended, in any order."""
     known = Search(
-        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=12
+        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=n_points
     )
-    return replace(ledger.new_plan("tiny", TINY), search=replace(known, **changes).to_dict())
-
-
-def drive(
-    out: Path,
-    plan: ledger.Plan,
-    rng: random.Random,
-    stop_after: int = 10**6,
-    study: bool = False,
-) -> search.Supply:
-    """A driver without Ray: what is given out ends in any order, until there is no more."""
-    supply = search.Supply(out, plan)
-    if not study:
-        supply.write_study = lambda: None  # type: ignore[method-assign]
-    in_hand = [t for t in supply.all_trials() if ledger.status(out, t).state == "planned"]
-    n = 0
-    while True:
-        plan, new = supply.more()
-        in_hand += new
-        if not in_hand or n == stop_after:
-            return supply
-        finish(out, in_hand.pop(rng.randrange(len(in_hand))))
-        n += 1
-
-
-def opened(out: Path) -> Any:
-    import optuna
-
-    return optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
-
-
-def content(out: Path) -> list[Any]:
-    return [(t.number, t.state.name, t.params, t.values) for t in opened(out).get_trials()]
-
-
-@pytest.mark.slow
-def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: Path) -> None:
-    from tests.test_sweep import FakeProgress
-    from tune import sweep
-    from tune.trainable import TrialRunner
-
-    supply = search.Supply(tmp_path, begin(tmp_path))
-    trial = supply.all_trials()[0]
-    settings = sweep.Settings(out=tmp_path, uri="")
-    limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
-    path = ledger.trial_dir(tmp_path, trial.key)
-
-    def run(mse: float) -> list[dict[str, Any]]:
-        shutil.rmtree(path, ignore_errors=True)
-        spec = trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
-        runner = TrialRunner.__new__(TrialRunner)
-        runner.setup({"trial": spec})
-
-        def training() -> Any:
-            for iteration, state in ((2, "running"), (4, "done")):
-                run_dir.append_metrics(path, {"iteration": iteration, "mse": mse})
-                yield FakeProgress(iteration, state, {"mse": mse})
-
-        runner._start = training
-        reports = [runner.step()]
-        while not reports[-1]["done"]:
-            reports.append(runner.step())
-        return reports
-
-    assert [report["state"] for report in run(0.4)] == ["running", "done"]
-    assert [report["state"] for report in run(0.6)] == ["pruned"]
-    status = ledger.status(tmp_path, trial)
-    assert status.state == "pruned" and status.iteration == 2
-    assert status.cause == "mse 0.6 at 2, worse than the median of 0.5"
-    # Killed between the evaluation and its verdict: the verdict is the same.
-    (path / run_dir.RESULT).unlink()
-    runner = TrialRunner.__new__(TrialRunner)
-    spec = trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
-    runner.setup({"trial": spec})
-    assert runner.step()["state"] == "pruned"
-
-
-@pytest.mark.slow
-def test_what_a_worker_gives_up_reaches_the_storage(tmp_path: Path) -> None:
-    from tests.test_sweep import FakeProgress
-    from tune import sweep
-    from tune.trainable import TrialRunner
-
-    out, store = tmp_path / "out", tmp_path / "store"
-    store.mkdir()
-    supply = search.Supply(out, begin(out))
-    trial = supply.all_trials()[0]
-    limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
-    settings = sweep.Settings(out=out, uri="", storage=str(store))
-    runner = TrialRunner.__new__(TrialRunner)
-    runner.setup({"trial": trial_spec(trial, supply.plan, settings, "t") | {"limit": limit}})
-
-    def training() -> Any:
-        run_dir.append_metrics(runner._place.path, {"iteration": 2, "mse": 0.6})
-        yield FakeProgress(2, "running", {"mse": 0.6})
-
-    runner._start = training
-    assert runner.step()["state"] == "pruned"
-    runner.cleanup()
-    stored = ledger.status(store, trial)
-    assert stored.state == "pruned" and str(stored.cause).startswith("mse 0.6 at 2, worse than")
-
-
-def test_a_point_that_a_storage_does_not_take_is_not_begun_and_asked_for_again(
-    tmp_path: Path,
-) -> None:
-    from tune.drivers import Crew
-    from tune.mirror import OutFolder
-    from tune.storage import StorageError
-
-    away = False
-
-    class Stored(OutFolder):
-        def write_plan(self, plan: ledger.Plan) -> None:
-            if away:
-                raise StorageError("away")
-            super().write_plan(plan)
-
-    supply, crew = search.Supply(tmp_path, begin(tmp_path)), Crew(tmp_path)
-    supply.write_study = lambda: None  # type: ignore[method-assign]
-    supply.begin(crew, Stored(tmp_path))
-    for trial in supply.all_trials():
-        finish(tmp_path, trial)
-    away = True
-    plan, new = supply.more()
-    assert new == [] and supply.waits and len(plan.cells) == 3
-    away = False
-    plan, new = supply.more()
-    assert len(new) == 6 and not supply.waits and ledger.read_plan(tmp_path) == plan
-    crew.release()
-
-
-def test_progress_counts_the_trials_that_are_still_to_be_found(tmp_path: Path) -> None:
-    from tune.progress import Board
-
-    supply = drive(tmp_path, begin(tmp_path, n_points=6), random.Random(1), stop_after=4)
-    trials = supply.all_trials()
-    board = Board(trials, {t.key: ledger.status(tmp_path, t) for t in trials})
-    assert board.line().startswith(f"4 of {len(trials)} done")
-    board.expected = supply.n_trials
-    assert board.line().startswith("4 of 12 done") and board.part() < 0.5
-
-
-# -- the command ---------------------------------------------------------------------------------
+    store = Store(out)
+    source = SearchSource(store, replace(new_plan("tiny", TINY), search=known.to_dict()))
+    rng, in_flight = random.Random(1), list(source.ready({}))
+    for _ in range(n_ends):
+        if not in_flight:
+            break
+        finish(out, in_flight.pop(rng.randrange(len(in_flight))))
+        in_flight += source.ready(store.statuses(source.trials()))
+    store.write_plan(source.plan)
+    return source
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -266,18 +140,18 @@ def test_a_dry_run_shows_the_points_that_are_known_and_writes_nothing(
 def test_status_shows_each_point_its_value_and_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    supply = drive(tmp_path, begin(tmp_path, n_points=5), random.Random(1), stop_after=8)
+    source = begun(tmp_path, 5, n_ends=8)
     code, out, err = call(capsys, "--out", str(tmp_path), "--status")
-    best = points.best(supply.search, supply.found)[0]
+    first = best(source.search, source.points)[0]
     assert code == 3 and err == ""
-    assert f"*{best.number:>4}  mse {best.values[0]:.4g} ± " in out
-    assert "of 5 points have ended" in out and f"Best: {best.cell.text}" in out
+    assert f"*{first.number:>4}  mse {first.values[0]:.4g} ± " in out
+    assert "of 5 points have ended" in out and f"Best: {first.cell.text}" in out
 
 
 def test_a_begun_search_cannot_become_another_but_may_grow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drive(tmp_path, begin(tmp_path, n_points=5), random.Random(1))
+    begun(tmp_path, 5)
     same = ["--out", str(tmp_path), "--dry-run"]
     for argv, message in (
         (["--space", "esteps=1..3"], "with space eta_p=1e-4..0.1:log esteps=1..4, now esteps=1..3"),
@@ -295,13 +169,12 @@ def test_a_begun_search_cannot_become_another_but_may_grow(
 def test_a_second_driver_is_refused_with_the_owners_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drive(tmp_path, begin(tmp_path), random.Random(1), stop_after=3)
-    held = lock.Lock(tmp_path)
-    try:
+    begun(tmp_path, 12, n_ends=3)
+    with SweepLock(Store(tmp_path)):
         code, _, err = call(capsys, "--out", str(tmp_path))
         assert code == 2 and f"in use by process {os.getpid()} on" in err
-    finally:
-        held.release()
+        said = call(capsys, "--out", str(tmp_path), "--status")[1]
+        assert f"points have ended; driver: process {os.getpid()} on" in said
 
 
 def test_what_is_measured_with_something_that_is_missing_here_is_refused(
@@ -348,6 +221,14 @@ def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] in ("['numpy']", "[]"), done.stderr
     assert "examples:" in done.stdout and time.monotonic() - begun < 2
+
+
+def study(out: Path) -> list[Any]:
+    """The trials of study.db, as Optuna reads them."""
+    import optuna
+
+    found = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
+    return [(t.number, t.state.name, t.params, t.values) for t in found.get_trials()]
 
 
 # -- from end to end, with real Ray --------------------------------------------------------------
@@ -402,7 +283,7 @@ def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
         assert "10 of 10 trials done" in text and "Best: " in text
         assert "--confirm" in text.splitlines()[-1]
     assert ends(tmp_path / "killed") == ends(tmp_path / "whole")
-    plans = [ledger.read_plan(tmp_path / name) for name in ("killed", "whole")]
+    plans = [Store(tmp_path / name).read_plan() for name in ("killed", "whole")]
     assert plans[0] and plans[1] and plans[0].search == plans[1].search
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert len(content(tmp_path / "killed")) == 5
+    assert study(tmp_path / "killed") == study(tmp_path / "whole")
+    assert len(study(tmp_path / "killed")) == 5

@@ -19,13 +19,12 @@ from tune import signals  # noqa: E402
 if __name__ == "__main__":
     signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
-from mpcc.shell import script, shown  # noqa: E402
-
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
 from mpcc.metrics import METRICS  # noqa: E402
 from mpcc.options import path  # noqa: E402
+from mpcc.shell import script, shown  # noqa: E402
 from tune import command, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, option, whole  # noqa: E402
