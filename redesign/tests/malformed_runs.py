@@ -29,16 +29,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from PIL import Image
+from tune.plan import grid
+from tune.plan.plan import new_plan
+from tune.plan.state import State
+from tune.store.folder import Store, record_end
 
 from mpcc import run_dir, trainer
 from mpcc.__main__ import main as mpcc_main
 from mpcc.config import PRESETS
 from tests.malformed import ABLATION, MPCC, RESTART, SEARCH, TABLES, Case, Damage, cases
 from tune import ablation, estimate, search
-from tune.plan import grid
-from tune.plan.plan import new_plan
-from tune.plan.state import State
-from tune.store.folder import Store, record_end
 
 CANARY = "canary"
 """A file in the working folder that a pickle makes when its code is run."""

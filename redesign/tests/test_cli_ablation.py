@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-
-from mpcc import run_dir
-from mpcc.config import PRESETS
-from tune import ablation, estimate, tracking
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan
 from tune.planning import planned
 from tune.store.folder import Store
 from tune.store.lock import SweepLock
 from tune.tracking.uri import default_uri
+
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from tune import ablation, estimate, tracking
 
 ROOT = Path(ablation.__file__).resolve().parents[1]
 TINY = ["--preset", "tiny"]

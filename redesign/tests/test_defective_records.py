@@ -273,8 +273,9 @@ def test_conflicting_duplicates_leave_their_cell_and_are_named_below(tmp_path: P
 def delivered(path: Path) -> str:
     """Table 1's rows with one seed more diverged, delivered to MLflow on SQLite; its address."""
     from tune.store.folder import Store
-    from tune.tracking import sync
     from tune.tracking.uri import default_uri
+
+    from tune.tracking import sync
 
     sweep = table1_sweep(path, (0, 1))
     sweep.trial(table1_changes()[3], 1, {}, state="diverged", cause="loss/encoder is not finite")

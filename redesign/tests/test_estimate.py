@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
-
-from mpcc import run_dir
-from mpcc.config import PRESETS
 from mpcc.pace import Pace, Shape, shape
-from tune import ablation, estimate
 from tune.engine.settings import Settings
 from tune.plan import cells as plan_cells
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import PLAN
 from tune.store.folder import Store
+
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from tune import ablation, estimate
 
 BASE = PRESETS["tiny"].override(iterations=100, eval_every=50)
 

@@ -4,11 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from mpcc import run_dir
-from mpcc.config import PRESETS
 from mpcc.machine import free_memory
-from tune import preflight
 from tune.engine.settings import Settings
 from tune.plan import cells as plan_cells
 from tune.plan.cells import Trial
@@ -16,6 +12,10 @@ from tune.plan.cost import checkpoint_bytes, memory_need
 from tune.plan.grid import cells, parse_grid
 from tune.store.folder import Store
 from tune.store.remote import Remote
+
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from tune import preflight
 
 
 def trials(preset: str = "tiny") -> list[Trial]:

@@ -14,12 +14,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-import mpcc.__main__ as one_run
-from analysis import make_tables
-from mpcc.config import PRESETS
-from tests.test_search import finish
-from tune import ablation, estimate, search
 from tune.plan import grid
 from tune.plan.cells import Cell
 from tune.plan.plan import Plan, new_plan
@@ -28,6 +22,12 @@ from tune.store.folder import Store
 from tune.store.remote import checked_address
 from tune.suggest.search import Search
 from tune.suggest.space import parse_space
+
+import mpcc.__main__ as one_run
+from analysis import make_tables
+from mpcc.config import PRESETS
+from tests.test_search import finish
+from tune import ablation, estimate, search
 
 ROOT = Path(ablation.__file__).resolve().parents[1]
 PROGRAMS: dict[str, ModuleType] = {

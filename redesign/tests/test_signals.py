@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tune.store.claim import process_lives
 
 from benchmarks.fault_tools import Sweep, descendants, mlflow_runs, processes, wait_for
 from benchmarks.faults import ROOT, injected
 from tune.signals import Interrupted, Signals
-from tune.store.claim import process_lives
 
 ARGV = ("--preset", "tiny", "--iterations", "60", "--grid", "esteps=1,2", "--seeds", "1")
 SECONDS = 20.0

@@ -38,6 +38,8 @@ class Display:
     def __init__(self, states: States) -> None:
         self._states = states
         self._live: Live | None = None
+        self._column = 0
+        """Of `GLYPHS`; chosen before rich replaces stderr by one that has no encoding."""
         self._shown = self._begun = time.monotonic()
         self._n_ended = len(states.ended)
         """How many ends of trials have had their line."""
@@ -47,6 +49,8 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
+            encoding = (getattr(sys.stderr, "encoding", "") or "").lower().replace("-", "")
+            self._column = 0 if encoding == "utf8" else 1
             self._live = Live(self._table(), console=Console(stderr=True), auto_refresh=False)
             with ignore_output_errors():
                 self._live.start()
@@ -100,9 +104,10 @@ class Display:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        plain = (getattr(sys.stderr, "encoding", "") or "").lower().replace("-", "") != "utf8"
         seen = {status.state for status in self._states.values()}
-        legend = ", ".join(f"{glyphs[plain]} {s}" for s, glyphs in GLYPHS.items() if s in seen)
+        legend = ", ".join(
+            f"{glyphs[self._column]} {s}" for s, glyphs in GLYPHS.items() if s in seen
+        )
         for name in ("cell", f"seeds ({legend})"):
             table.add_column(name)
         for name in ("iteration", "accuracy"):
@@ -112,7 +117,7 @@ class Display:
             seeds = Text()
             for status in statuses:
                 glyphs = GLYPHS[status.state]
-                seeds.append(glyphs[plain], style=glyphs[2])
+                seeds.append(glyphs[self._column], style=glyphs[2])
             scores = [s.accuracy for s in statuses if s.accuracy is not None]
             mean = f"{sum(scores) / len(scores):.3f}" if scores else ""
             parts = [self._states.part_of(t.key) * t.config.iterations for t in trials]

@@ -19,10 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpcc import run_dir
-from mpcc.config import Config
 from mpcc.machine import gpus_here
 from mpcc.pace import Pace, Shape, median, of_record, shape
+
+from mpcc import run_dir
+from mpcc.config import Config
 from tune.display import log
 from tune.engine.settings import Settings
 from tune.engine.states import clock

@@ -152,11 +152,15 @@ def changes(options: Options) -> dict[str, object]:
     return (configs.variant(options.variant) if options.variant else {}) | found
 
 
-def check_begun(options: Options, store: Store, old: Plan, base: Config) -> None:
-    """PlanError where a folder was begun under other base settings or by other code."""
-    check_same_base(store.out, old, base)
+def begun_base(options: Options, store: Store, old: Plan, asked: Config | None) -> Config:
+    """The base settings of a folder that has a plan: its own, or those that are `asked` for.
+
+    PlanError where the two differ, or where the code has changed since.
+    """
+    check_same_base(store.out, old, asked or old.base)
     if not options.accept_changed_code and not options.status:
         check_same_code(store.out, old)
+    return asked or old.base
 
 
 def settings(options: Options, store: Store) -> Settings:

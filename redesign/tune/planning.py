@@ -48,7 +48,9 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     if options.continue_training:
         old = _extended(options, old)
     if old is not None:
-        base = _checked_base(options, store, old, base)
+        given = (options.grid, options.table, options.preset, options.variant, options.changes)
+        longer = options.iterations is not None and not options.continue_training
+        base = common.begun_base(options, store, old, base if any(given) or longer else None)
     request = _request(options, store, preset, base, old)
     if options.confirm is not None:
         return _confirmed(options, store, request.plan)
@@ -72,15 +74,6 @@ def _extended(options: AblationOptions, old: Plan | None) -> Plan:
             "--continue-training takes a folder whose trials have run, and --iterations N"
         )
     return extend(old, configs.parse_value("iterations", options.iterations))
-
-
-def _checked_base(options: AblationOptions, store: Store, old: Plan, base: Config) -> Config:
-    """The base settings: the folder's own where none are given. PlanError where they differ."""
-    given = options.grid or options.table or options.preset or options.variant or options.changes
-    if not given and (options.iterations is None or options.continue_training):
-        base = old.base
-    common.check_begun(options, store, old, base)
-    return base
 
 
 # -- what is asked for ---------------------------------------------------------------------------

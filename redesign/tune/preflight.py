@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mpcc import data_files, run_dir
 from mpcc.machine import free_memory, gpus_here
+
+from mpcc import data_files, run_dir
 from tune.engine.settings import Settings
 from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mpcc.machine import gpus_here
 from mpcc.pace import shape
 from mpcc.shell import program, script, shown
+
 from tune import estimate, preflight
 from tune import options as common
 from tune.engine.settings import Settings

@@ -19,12 +19,13 @@ from tune import signals  # noqa: E402
 if __name__ == "__main__":
     signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
+from mpcc.shell import script, shown  # noqa: E402
+
 from mpcc import config as configs  # noqa: E402
 from mpcc.code_version import code_fingerprints  # noqa: E402
 from mpcc.config import Config  # noqa: E402
 from mpcc.metrics import METRICS  # noqa: E402
 from mpcc.options import path  # noqa: E402
-from mpcc.shell import script, shown  # noqa: E402
 from tune import command, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, option, whole  # noqa: E402
@@ -156,9 +157,8 @@ def _planned(options: SearchOptions, store: Store, old: Plan | None) -> tuple[Pl
     preset = options.preset or (old.preset if old else DEFAULT_PRESET)
     base = configs.preset(preset).override(**common.changes(options))
     if old is not None:
-        if not (options.preset or options.variant or options.changes or options.iterations):
-            base = old.base
-        common.check_begun(options, store, old, base)
+        given = options.preset or options.variant or options.changes or options.iterations
+        base = common.begun_base(options, store, old, base if given else None)
     was = search_of(old) if old else None
     search = _search(options, base, was, store)
     plan = old or new_plan(preset, base)

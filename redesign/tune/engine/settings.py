@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpcc.machine import gpus_here
+
 from tune.plan.cells import Trial
 
 LOCAL = "local"

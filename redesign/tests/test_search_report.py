@@ -1,0 +1,253 @@
+"""A search in tables, pictures and the report: from records alone, and who chose is said."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tune.plan.cells import trials
+from tune.plan.confirm import confirmed
+from tune.plan.plan import Plan
+from tune.plan.state import State
+from tune.planning import planned
+from tune.store.folder import Store, record_end
+from tune.suggest.points import best
+from tune.suggest.source import SearchSource
+
+from analysis import search as found_in
+from analysis.build import Choices, files, products
+from analysis.cells import groups
+from analysis.load import load
+from analysis.make_tables import main
+from analysis.render import markdown
+from tests.records import table1_sweep
+from tests.test_search import begun, finish, value_of
+from tune import ablation
+
+
+def searched(out: Path, n_points: int = 16, **changes) -> SearchSource:
+    return begun(out, n_points, **changes)
+
+
+def confirm(out: Path, *words: str) -> Plan:
+    """Plan a confirmation as the command does."""
+    store = Store(out)
+    words = ("--out", str(out), "--accept-changed-code", "--confirm", *words)
+    plan, _ = planned(ablation.parse(words), store, store.read_plan())
+    store.write_plan(plan)
+    return plan
+
+
+def test_the_best_points_are_those_of_the_search(tmp_path: Path) -> None:
+    source = searched(tmp_path)
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None and len(search.points) == 16
+    assert [p.values for p in search.points] == [pytest.approx(p.values) for p in source.points]
+    assert found_in.best(search)[0].number == best(source.search, source.points)[0].number
+    text = markdown(found_in.best_table(search))
+    assert "16 of 16 complete" in text and "Labels chose nothing: the search went by mse." in text
+
+
+def test_labels_that_chose_are_named_in_every_table(tmp_path: Path) -> None:
+    searched(tmp_path, objectives=("acc_majority",))
+    names = check_said(tmp_path, "labels chose the settings: the search went by acc_majority")
+    assert {"search", "search-importance", "grid", "grid-differences"} <= names
+
+
+def check_said(folder: Path, words: str) -> set[str]:
+    """Each table and companion file of the folder says so, once; returns the tables' names."""
+    records, names = load([folder]), set()
+    cells = groups(records)
+    for product in products(records, cells, Choices("all")):
+        for table in product.tables:
+            text = "\n".join(table.lines).lower()
+            assert text.count(words) == text.count("labels chose") + text.count("labels may") == 1
+            names.add(table.name)
+        made = files(records, product, Choices("all"))
+        companion = json.loads(made[f"{product.name}-provenance.json"])
+        assert companion["selection"] == f"last iteration (@last); {words}"
+    return names
+
+
+def confirmed_grid(folder: Path, *metric: str) -> Plan:
+    """Table 1's sweep on disk, its best cell run again on fresh seeds."""
+    sweep = table1_sweep(folder)
+    plan = confirm(folder, *metric)
+    for cell in confirmed(plan):
+        for seed in cell.confirm_seeds:
+            sweep.trial(dict(cell.cell.changes), seed, {"acc_majority": 0.8, "mse": 0.1})
+    return plan
+
+
+def test_labels_that_chose_what_to_confirm_are_named_in_every_table(tmp_path: Path) -> None:
+    confirmed_grid(tmp_path / "s")
+    words = "labels chose the settings: the cells to confirm were chosen by acc_majority"
+    assert {"table1", "grid", "grid-confirm", "grid-effects"} <= check_said(tmp_path / "s", words)
+    confirmed_grid(tmp_path / "t", "mse")
+    check_said(tmp_path / "t", "labels chose nothing: the cells to confirm were chosen by mse")
+
+
+def test_a_plan_that_does_not_say_who_chose_is_not_taken_for_an_innocent_one(
+    tmp_path: Path,
+) -> None:
+    plan = confirmed_grid(tmp_path / "s", "mse")
+    Store(tmp_path / "s").write_plan(replace(plan, confirm_by=()))
+    check_said(
+        tmp_path / "s",
+        "labels may have chosen the settings: the cells to confirm were chosen by a metric that "
+        "the plan does not name",
+    )
+
+
+def test_a_search_without_labels_that_is_confirmed_by_labels_says_the_latter(
+    tmp_path: Path,
+) -> None:
+    source = searched(tmp_path)
+    assert confirm(tmp_path, "acc_majority").confirm_by == ("acc_majority",)
+    check_said(
+        tmp_path, "labels chose the settings: the cells to confirm were chosen by acc_majority"
+    )
+    Store(tmp_path).write_plan(source.plan)
+    assert confirm(tmp_path).confirm_by == ("mse",)
+
+
+def test_the_page_of_a_sweep_says_who_chose(tmp_path: Path, capsys) -> None:
+    confirmed_grid(tmp_path / "s")
+    assert main(["--runs", str(tmp_path / "s"), "--format", "html,tex,md,csv"]) == 0
+    words = "the cells to confirm were chosen by acc"
+    for file in (tmp_path / "s" / "tables").iterdir():
+        if file.suffix != ".csv":
+            assert words in " ".join(file.read_text().split()), file.name
+    capsys.readouterr()
+
+
+def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Path) -> None:
+    searched(tmp_path, n_points=24, sampler="random")
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None
+    by_axis = {i.axis: i for i in found_in.importances(search, 0)}
+    rate, steps = by_axis["prior_lr"], by_axis["n_encoder_steps"]
+    assert rate.mean > 0.5 > steps.mean
+    assert rate.low < rate.mean < rate.high <= 1
+    again = found_in.importances(search, 0)
+    assert again == list(by_axis.values())
+    few = replace(search, points=search.points[:5])
+    assert found_in.importances(few, 0) == [] and len(found_in.tables(few)) == 1
+
+
+def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> None:
+    source = searched(tmp_path, objectives=("mse", "acc_majority"))
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None
+    table = found_in.best_table(search)
+    assert table.title.startswith("Pareto front")
+    front = best(source.search, source.points)
+    assert {row.cells[0].text for row in table.rows} == {str(p.number) for p in front}
+
+
+def test_unfinished_and_pruned_points_are_left_out_and_counted(tmp_path: Path) -> None:
+    source = searched(tmp_path, n_points=10, prune="median")
+    pruned_seed(tmp_path, source, 3, 0)
+    records = load([tmp_path])
+    search = found_in.found(records, groups(records))
+    assert search is not None and len(search.points) == 9
+    table = found_in.best_table(search)
+    assert "9 of 10 complete" in table.title
+
+
+def pruned_seed(out: Path, source: SearchSource, number: int, seed: int) -> None:
+    """A seed of a point is pruned, the others are done."""
+    trial = trials(source.points[number].cell, (seed,))[0]
+    path = Store(out).trial_dir(trial.key)
+    (path / "result.json").unlink()
+    record_end(path, trial.config, State.PRUNED, "mse 0.9 at 2")
+
+
+def test_a_cell_with_a_pruned_seed_has_no_mean_and_no_rank_in_any_table(tmp_path: Path) -> None:
+    source = searched(tmp_path, n_points=10, prune="median")
+    first = best(source.search, source.points)[0]
+    pruned_seed(tmp_path, source, first.number, 0)
+    records = load([tmp_path])
+    found = groups(records)
+    own = next(g for g in found if g.cell_key == first.cell.key)
+    assert own.summary("mse").n == 0 and own.summary("mse").n_pruned == 1 and len(own.done) == 1
+    made = products(records, found, Choices("all"))
+    values = next(t for p in made for t in p.tables if t.name == "grid")
+    row = next(r for r in values.rows if any("pruned (1 of 2 seeds)" in c.text for c in r.cells))
+    assert not any(cell.best or cell.tied for cell in row.cells)
+    assert any(cell.best for other in values.rows for cell in other.cells)
+    differences = [t for p in made for t in p.tables if t.name == "grid-differences"]
+    assert not any("pruned" in c.text for t in differences for r in t.rows for c in r.cells)
+
+
+def test_every_table_of_a_pruned_search_says_what_that_does(tmp_path: Path) -> None:
+    searched(tmp_path, n_points=10, prune="median")
+    records = load([tmp_path])
+    tables = [t for p in products(records, groups(records), Choices("all")) for t in p.tables]
+    assert len(tables) >= 3
+    for table in tables:
+        line = " ".join(table.lines)
+        assert "gives up slow starters" in line and "any one of its seeds" in line, table.name
+    searched(tmp_path / "whole", n_points=10)
+    records = load([tmp_path / "whole"])
+    for product in products(records, groups(records), Choices("all")):
+        assert not any("pruned" in line for table in product.tables for line in table.lines)
+
+
+def test_the_report_carries_the_pictures_of_a_search(tmp_path: Path, capsys) -> None:
+    searched(tmp_path)
+    argv = ["--runs", str(tmp_path), "--format", "html,md,csv,tex"]
+    assert main(argv) == 0
+    page = (tmp_path / "tables" / "report.html").read_text()
+    shown = ("best so far", "fANOVA", "along eta_p", "along esteps", "interpolated", "A line per")
+    for words in shown:
+        assert words in page
+    assert page.count("data:image/png;base64,") == 6
+    assert (tmp_path / "tables" / "search.md").exists()
+    assert (tmp_path / "tables" / "search-importance.tex").exists()
+    assert main([*argv, "--check"]) == 0  # The same records, the same bytes.
+    capsys.readouterr()
+
+
+def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
+    tmp_path: Path, capsys
+) -> None:
+    source, grid = searched(tmp_path / "s"), Store(tmp_path / "grid")
+    plan = replace(source.plan, id="another", search=None, cells=())
+    plan = plan.grow([source.points[0].cell], (0, 1), "esteps")
+    grid.write_plan(plan)
+    for trial in plan.trials():
+        finish(tmp_path / "grid", trial)
+    argv = ["--runs", str(tmp_path / "s"), "--baseline", str(tmp_path / "grid")]
+    assert main(argv) == 0
+    assert "on the seeds that chose them" in " ".join(capsys.readouterr().out.split())
+
+    own = confirm(tmp_path / "s", "--seeds", "3")
+    fresh = confirmed(own)[0].confirm_seeds
+    theirs = replace(plan, cells=(replace(plan.cells[0], confirm_seeds=fresh),))
+    grid.write_plan(theirs)
+    capsys.readouterr()
+    for out, made in ((tmp_path / "s", own), (tmp_path / "grid", theirs)):
+        for trial in made.trials():
+            if trial.seed in fresh:
+                noise = 1e-3 * (trial.seed % 5)
+                mse = value_of(trial.config.override(seed=0))["mse"] + noise
+                finish(out, trial, metrics={"mse": mse})
+    assert main(argv) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "against the best cell of grid" in text and "on fresh seeds: MSE" in text
+    assert "beats it" in text and "n = 3 and 3" in text
+    assert "against the base settings, on fresh seeds: MSE" in text
+
+
+def test_a_folder_is_a_baseline_for_a_search_alone(tmp_path: Path, capsys) -> None:
+    from tests.records import table1_sweep
+
+    sweep = table1_sweep(tmp_path / "s")
+    assert main(["--runs", str(sweep.path), "--baseline", str(tmp_path)]) == 2
+    assert "is a folder, which only a search takes" in capsys.readouterr().err
+    assert main(["--runs", str(sweep.path), "--table", "search"]) == 2
+    assert "hold no search" in capsys.readouterr().err
