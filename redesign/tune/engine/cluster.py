@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from tune.engine import environment
-from tune.engine.head import EngineError, disconnect
+from tune.engine.head import EngineError, disconnect, ray_program
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWER_SECONDS = 5.0
+STATUS_SECONDS = 10.0
+JOIN_SECONDS = 40.0
+"""How long connecting may take: Ray's own 15 s, and sending the packages."""
 LOOK_SECONDS = 2.0
+DISCONNECT_SECONDS = 5.0
 GONE_SECONDS = 25.0
 """How long a head may be silent: less than Ray's minute by what the driver needs to end well."""
 
@@ -36,6 +41,7 @@ class JoinedCluster:
         """Connect, and send every node the packages that trials import; EngineError if refused."""
         if self._address != "auto":
             check_listening(self._address)
+        check_token(self._address)
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -44,12 +50,27 @@ class JoinedCluster:
             "py_modules": [str(ROOT / "mpcc"), str(ROOT / "tune")],
             "excludes": ["**/__pycache__"],
         }
-        try:
-            ray.init(
-                self._address, runtime_env=runtime, log_to_driver=False, configure_logging=False
+        failed: list[Exception] = []
+
+        def connect() -> None:
+            try:
+                ray.init(
+                    self._address, runtime_env=runtime, log_to_driver=False, configure_logging=False
+                )
+            except Exception as error:  # Raised again below, in words of ours.
+                failed.append(error)
+
+        # In a thread, because Ray never gives up where something else than a cluster listens.
+        thread = threading.Thread(target=connect, name="ray-init", daemon=True)
+        thread.start()
+        thread.join(JOIN_SECONDS)
+        if thread.is_alive():
+            raise EngineError(
+                f"what listens at {self._address} has not answered as a Ray cluster within "
+                f"{JOIN_SECONDS:.0f} s: correct --address"
             )
-        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            raise refusal(self._address, str(error) or type(error).__name__) from None
+        if failed:
+            raise refusal(self._address, str(failed[0]) or type(failed[0]).__name__)
         here = ray.get_runtime_context()
         head = here.gcs_address
         self._watch = Watch(ray.nodes, here.get_node_id(), lambda: is_listening(head))
@@ -62,11 +83,11 @@ class JoinedCluster:
         """Disconnect; the cluster's nodes end our workers and live on."""
         if self._watch is not None:
             self._watch.stop()
-        disconnect()
+        disconnect(DISCONNECT_SECONDS)
 
     def kill(self) -> None:
-        """Do the same: it takes a few seconds at most, whatever has become of the cluster."""
-        self.stop()
+        """Disconnect without waiting, because this process ends soon or the cluster is gone."""
+        disconnect(0.5)
 
 
 class Watch:
@@ -126,6 +147,23 @@ def check_listening(address: str) -> None:
         ) from None
 
 
+def check_token(address: str) -> None:
+    """EngineError where the cluster refuses our token.
+
+    Asked by `ray status` in a process of its own: `ray.init` would try, and print, for 20 s.
+    """
+    command = [str(ray_program()), "status", f"--address={address}"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=STATUS_SECONDS)
+    except subprocess.TimeoutExpired:
+        return  # It is slow, or no cluster: connecting will show.
+    if found.returncode != 0 and "AuthToken" in found.stdout + found.stderr:
+        raise EngineError(
+            f"the Ray cluster at {address} does not let us in: our token must be that of its nodes"
+            "; set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token from one"
+        )
+
+
 def is_listening(address: str) -> bool:
     """Return whether something accepts connections at HOST:PORT."""
     host, _, port = address.rpartition(":")
@@ -140,13 +178,10 @@ def refusal(address: str, text: str) -> EngineError:
     """Return the line for a cluster that cannot be used, from Ray's words."""
     text = " ".join(text.split())[:300]
     lower = text.lower()
-    if any(word in lower for word in ("token", "unauthenticated", "failed to connect to ray")):
-        # Something listens there, or `auto` would have found nothing.
-        return EngineError(
-            f"the Ray cluster at {address} does not let us in: our token must be that of its nodes"
-            "; set RAY_AUTH_TOKEN, or copy ~/.ray/auth_token from one"
-        )
-    if "node" in lower or "could not find any running ray instance" in lower:
+    words = ("node", "could not find any running ray instance", "failed to connect to ray cluster")
+    if any(
+        word in lower for word in words
+    ):  # Of the right address and token, `connect` has made sure.
         return EngineError(
             f"this machine is no node of a Ray cluster at {address}: run the command on a node of "
             "it, or make this machine one, ray start --address=HOST:PORT"

@@ -19,7 +19,6 @@ ALWAYS = {
     "RAY_DEDUP_LOGS": "1",  # Without it the next one has no effect.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints nothing into the display when a worker dies.
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints no banner.
-    "RAY_GCS_SERVER_REQUEST_TIMEOUT_SECONDS": "20",  # `ray.init` seeks a node here, else a minute.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # The run directories hold what those would write.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tune.signals` has handlers of its own.
     "TUNE_GLOBAL_CHECKPOINT_S": "600",  # Nobody reads Tune's own state of a sweep.
@@ -30,6 +29,9 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # All sockets on the loopback: no other machine can.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # A worker without a GPU may still count them.
     "RAY_prestart_worker_first_driver": "0",  # Tune does not use workers started ahead.
+}
+CLUSTER = {
+    "RAY_gcs_server_request_timeout_seconds": "15",  # `ray.init` seeks a node here, else a minute.
 }
 DROPPED = ("TUNE_RESULT_DIR", "RAY_CLIENT_MODE", "RAY_LOG_TO_STDERR")
 """Left by other projects: the first makes Tune raise, the others another kind of driver."""
@@ -46,7 +48,7 @@ def apply(*, local: bool) -> None:
     """Set the variables of this process and of those that it starts, before Ray is imported."""
     for name in DROPPED + (DROPPED_LOCALLY if local else ()):
         os.environ.pop(name, None)
-    os.environ.update(ALWAYS | (LOCAL if local else {}))
+    os.environ.update(ALWAYS | (LOCAL if local else CLUSTER))
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # Nodes with a token refuse others otherwise.
 
 

@@ -84,12 +84,9 @@ class LocalHead:
             raise _not_started(str(error)) from None
 
     def _command(self, num_cpus: int) -> list[str]:
-        program = Path(sys.executable).with_name("ray")
-        if not program.exists():
-            raise EngineError(f"{program} is missing: install requirements.txt once more")
         port = self.address.rpartition(":")[2]
         return [
-            *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
+            *(str(ray_program()), "start", "--head", "--block", "--disable-usage-stats"),
             # A folder in ours, because Ray lets everyone into what it is given.
             *(f"--port={port}", f"--node-ip-address={HOST}", f"--temp-dir={self._folder}/r"),
             *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
@@ -131,16 +128,17 @@ class LocalHead:
         """Return in words how Ray has ended without being asked to; None while it runs."""
         if self._ended or self._supervisor is None or self._supervisor.poll() is None:
             return None
-        text = self._log().decode(errors="replace")
-        # `ray start --block` names what has died: "  gcs_server [exit code=-9]".
-        dead = re.findall(r"^\s*(?:\S+ \S+\s.* )?(\w+) \[exit code=", text, re.MULTILINE)
-        lines = [line for line in text.splitlines() if "Error" in line or "ERR" in line]
-        why = f"{' and '.join(dict.fromkeys(dead))} ended" if dead else "".join(lines[-1:]).strip()
-        return f"Ray has died ({why[:200] or 'it was killed'})"
+        log = self._log().decode(errors="replace")
+        # `ray start --block` names what has died: "gcs_server [exit code=-9]".
+        dead = re.findall(r"(\w+) \[exit code=", log)
+        errors = [line.strip() for line in log.splitlines() if "Error" in line]
+        if dead:
+            return f"Ray has died ({' and '.join(dict.fromkeys(dead))} ended)"
+        return f"Ray has died ({errors[-1][:200] if errors else 'its supervisor was killed'})"
 
     def stop(self) -> None:
         """End Ray and all its processes, in well under a second."""
-        disconnect()
+        disconnect(SHUTDOWN_SECONDS)
         self.kill()
 
     def kill(self) -> None:
@@ -155,7 +153,7 @@ class LocalHead:
             port.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._lock)
-        disconnect()  # Ray's client ends this process a minute after the head has gone.
+        disconnect(0.0)  # Ray's client ends this process a minute after the head has gone.
 
     def _check_started(self) -> None:
         if self._ended:
@@ -184,13 +182,21 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
-def disconnect() -> None:
-    """End Ray's client in this process, as far as it ends soon: the head may be gone."""
+def ray_program() -> Path:
+    """Return the command `ray` of this Python."""
+    program = Path(sys.executable).with_name("ray")
+    if not program.exists():
+        raise EngineError(f"{program} is missing: install requirements.txt once more")
+    return program
+
+
+def disconnect(seconds: float) -> None:
+    """End Ray's client in this process; wait for so long at most, because the head may be gone."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
         thread.start()
-        thread.join(SHUTDOWN_SECONDS)
+        thread.join(seconds)
 
 
 def _not_started(text: str) -> EngineError:
