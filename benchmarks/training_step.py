@@ -16,7 +16,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,20 +105,14 @@ def rows(rounds: int = 5, only: str = "") -> Iterator[Row]:
 
 def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
     """Seconds of an iteration in each round, fast and plain, measured in turn; and its FLOP."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from mpcc.config import PRESETS
-    from mpcc.cuda_graph import N_PLAIN_ITERATIONS, stepper
-    from mpcc.device import prepare_process
-    from mpcc.state import build_state
+    from mpcc.cuda_graph import N_PLAIN_ITERATIONS
 
     config = PRESETS[size.preset].override(**size.changes)
-    where = torch.device(size.device)
-    prepare_process(config, where)
     images = noise(config)
-    states = [build_state(config.override(fast=fast), images, where) for fast in (True, False)]
-    steps = [stepper(state) for state in states]
+    steps = [step_of(config.override(fast=fast), images, size.device) for fast in (True, False)]
     with FlopCounterMode(display=False) as counter:
         steps[0]()
     for step in steps:
@@ -132,6 +126,19 @@ def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
                 step()
             found.append((clock(size.device) - start) / size.n)
     return *times, float(counter.get_total_flops())
+
+
+def step_of(config: Any, images: Any, device: str) -> Callable[[], Any]:
+    """What makes one iteration of a trial, in a process that is prepared as a trial's."""
+    import torch
+
+    from mpcc.cuda_graph import stepper
+    from mpcc.device import prepare_process
+    from mpcc.state import build_state
+
+    where = torch.device(device)
+    prepare_process(config, where)
+    return stepper(build_state(config, images, where))
 
 
 def peak_flops(threads: int, size: int = 1536) -> float:
@@ -190,25 +197,20 @@ def profile(preset: str, n: int = 20, n_rows: int = 25) -> None:
     from torch.profiler import profile as profiler
 
     from mpcc.config import PRESETS
-    from mpcc.cuda_graph import N_PLAIN_ITERATIONS, stepper
-    from mpcc.device import prepare_process
-    from mpcc.state import build_state
+    from mpcc.cuda_graph import N_PLAIN_ITERATIONS
 
     if not torch.cuda.is_available():
         print("no CUDA device here")
         return
-    config, where = PRESETS[preset], torch.device("cuda")
-    prepare_process(config, where)
-    step = stepper(build_state(config, noise(config), where))
-    for _ in range(N_PLAIN_ITERATIONS + 5):
+    config = PRESETS[preset]
+    step = step_of(config, noise(config), "cuda")
+    for _ in range(N_PLAIN_ITERATIONS + 2):
         step()
-    torch.cuda.synchronize()
-    begun = time.perf_counter()
+    begun = clock("cuda")
     with profiler(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(n):
             step()
-        torch.cuda.synchronize()
-    wall_ms = 1e3 * (time.perf_counter() - begun) / n
+        wall_ms = 1e3 * (clock("cuda") - begun) / n
     events = [e for e in found.key_averages() if e.device_type == DeviceType.CUDA]
     busy_ms = sum(e.self_device_time_total for e in events) / 1e3 / n
     launches = sum(e.count for e in events) / n
