@@ -208,10 +208,13 @@ class Engine:
         from tune.engine.trainable import SWEEP, MPCCTrainable
         from tune.engine.tune_run import EventCallback, StopRequest, TrialQueue, tuner_of
 
+        cpus, gpus = self._cpus, self._gpus  # The function is pickled, and this object cannot be.
+
         def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
             exclusive = config[SWEEP][0].exclusive
-            gpus = 1.0 if exclusive and self._gpus else self._gpus
-            return tune.PlacementGroupFactory([{"CPU": self._cpus, "GPU": gpus}])
+            return tune.PlacementGroupFactory(
+                [{"CPU": cpus, "GPU": 1.0 if exclusive and gpus else gpus}]
+            )
 
         group_size = self._group_size()
         limit, together = self._settings.max_concurrent, self._settings.trials_per_gpu

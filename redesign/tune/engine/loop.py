@@ -96,7 +96,7 @@ class _Loop:
                 engine.kill()
         self._signals.engine = None
         self._apply_rest(engine)
-        if isinstance(engine.error, EngineError):
+        if isinstance(engine.error, EngineError) and self._signals.number is None:
             raise engine.error
         self._download_rest()
         return result
@@ -206,6 +206,7 @@ class _Loop:
 
     def _report(self) -> None:
         """Update the display and the lock, and pass on what MLflow and the remote have to say."""
+        self._signals.install()  # Ray puts a handler of SIGTERM in place beneath Python.
         self._display.show()
         self._lock.renew(self._states.running())
         if self._downloads is not None:
