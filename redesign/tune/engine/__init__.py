@@ -1,1 +1,0 @@
-"""The only package that knows Ray: the cluster, the trainable, and the loop over events."""
