@@ -1,0 +1,345 @@
+"""The loop of a sweep, on an engine that only says what a test has it say: no Ray is started."""
+
+import errno
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from tests.stand_ins import (
+    Looped,
+    StandInEngine,
+    done_at_once,
+    end_record,
+    ended,
+    looped,
+    planned,
+    started,
+)
+from tune.engine.head import EngineError
+from tune.engine.spec import TrialSpec
+from tune.plan.plan import PLAN, Plan, new_plan
+from tune.plan.source import GridSource
+from tune.plan.state import Event, EventKind, State
+from tune.store.folder import Store
+from tune.store.remote import Remote, RemoteError
+from tune.suggest.search import Search
+from tune.suggest.source import SearchSource
+from tune.suggest.space import parse_space
+
+REFUSED = "AWS Error ACCESS_DENIED during PutObject operation"
+
+
+def searched(out: Path, remote: Remote | None = None) -> Looped:
+    """A search of six points of one seed, a point at a time."""
+    base = PRESETS["tiny"]
+    space = parse_space(["esteps=1..4", "eta_p=1e-4..1e-1:log"], base)
+    search = Search(space, ("mse",), seeds=(0,), startup=2, ahead=1, n_points=6)
+    store = Store(out, remote)
+    plan = replace(new_plan("tiny", base), search=search.to_dict())
+    return Looped(out, store, SearchSource(store, plan))
+
+
+def done_by_spec(root: Path) -> Callable[[TrialSpec], list[Event]]:
+    """Every trial of a search ends at once, with its record below this folder."""
+
+    def answer(spec: TrialSpec) -> list[Event]:
+        trial: Any = SimpleNamespace(key=spec.key, config=spec.config)
+        end_record(root, trial, mse=spec.config.prior_lr)
+        return [started(spec.key), ended(spec.key)]
+
+    return answer
+
+
+def test_every_trial_is_submitted_once_and_mlflow_hears_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("esteps=1,2")
+    engine, sweep = StandInEngine(done_at_once(tmp_path, plan)), looped(tmp_path, plan)
+    assert sweep.run(engine, monkeypatch).whole and not engine.killed and engine.closed
+    keys = sorted(trial.key for trial in plan.trials())
+    assert sorted(spec.key for spec in engine.submitted) == sorted(sweep.records) == keys
+    assert len(sweep.events) == 8
+    assert sweep.states.count(State.DONE) == 4 and not sweep.states.running()
+    again = looped(tmp_path, plan)
+    assert again.run(StandInEngine(lambda spec: []), monkeypatch).whole  # Nothing is left to do.
+
+
+def test_a_search_gets_its_points_as_its_trials_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = searched(tmp_path)
+    assert sweep.run(StandInEngine(done_by_spec(tmp_path)), monkeypatch).whole
+    plan = sweep.store.read_plan()
+    assert plan is not None and len(plan.trials()) == 6 and sweep.plans[-1].cells == plan.cells
+
+
+def test_a_reported_end_counts_once_the_result_is_seen_on_the_shared_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of another machine has written it, and this one does not see it for a while."""
+    plan = planned("esteps=1", eval_every=12)
+    trials = {trial.key: trial for trial in plan.trials()}
+
+    def answer(spec: TrialSpec) -> list[Event]:
+        threading.Timer(0.7, end_record, (tmp_path, trials[spec.key])).start()
+        return [started(spec.key), ended(spec.key, row={"iteration": 12})]
+
+    sweep = looped(tmp_path, plan)
+    assert sweep.run(StandInEngine(answer), monkeypatch).whole
+    found = {status.state for status in sweep.store.statuses(plan.trials()).values()}
+    assert found == {State.DONE}
+
+
+def test_a_trial_that_ran_out_of_memory_beside_others_runs_again_with_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned("esteps=1,2")
+    whole, hungry = done_at_once(tmp_path, plan), plan.trials()[1].key
+
+    def answer(spec: TrialSpec) -> list[Event]:
+        if spec.key == hungry and not spec.exclusive:
+            cause = "out of memory: CUDA out of memory"
+            return [started(hungry), Event(hungry, EventKind.EXCLUSIVE, State.PLANNED, cause=cause)]
+        return whole(spec)
+
+    engine, sweep = StandInEngine(answer), looped(tmp_path, plan)
+    assert sweep.run(engine, monkeypatch).whole and sweep.states.count(State.DONE) == 4
+    assert [spec.exclusive for spec in engine.submitted] == [False] * 4 + [True]
+    assert engine.submitted[-1].key == hungry
+    assert "could not run beside others; it runs again alone" in capsys.readouterr().err
+
+
+def test_a_trial_whose_process_died_again_and_again_is_recorded_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("esteps=1")
+    whole, (first, other) = done_at_once(tmp_path, plan), plan.trials()
+
+    def answer(spec: TrialSpec) -> list[Event]:
+        if spec.key == other.key:
+            return whole(spec)
+        cause = "killed: its process died 3 times"
+        return [
+            started(spec.key),
+            ended(spec.key, State.FAILED, cause=cause, failed_by_engine=True),
+        ]
+
+    sweep = looped(tmp_path, plan)
+    assert sweep.run(StandInEngine(answer), monkeypatch).whole
+    status = sweep.store.status(first)
+    assert (status.state, status.cause) == (State.FAILED, "killed: its process died 3 times")
+    assert sweep.store.status(other).state == State.DONE and first.key in sweep.records
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "no room on the disk for result.json"), RemoteError(REFUSED)]
+)
+def test_a_failure_that_cannot_be_recorded_leaves_its_trial_stopped(
+    error: OSError,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    plan = planned("esteps=1")
+    monkeypatch.setattr(Store, "record_end", refuse)
+    sweep = looped(tmp_path, plan)
+    engine = StandInEngine(
+        lambda spec: [ended(spec.key, State.FAILED, cause="killed", failed_by_engine=True)]
+    )
+    assert sweep.run(engine, monkeypatch).whole
+    assert sweep.states.count(State.STOPPED) == 2 and sweep.records == []
+    assert str(error) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_a_sweep_whose_trials_are_stopped_by_their_machine_ends_and_says_why(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The points of a search that rest on them cannot be drawn: it waits for nothing."""
+    sweep = searched(tmp_path) if kind == "search" else looped(tmp_path, planned("esteps=1,2"))
+    engine = StandInEngine(
+        lambda spec: [
+            started(spec.key),
+            Event(spec.key, EventKind.STOPPED, State.STOPPED, cause="no room on the disk"),
+        ]
+    )
+    result = sweep.run(engine, monkeypatch)
+    keys = [spec.key for spec in engine.submitted]
+    assert keys and len(keys) == len(set(keys)), "submitted again"
+    assert result.whole and {status.state for status in sweep.states.values()} == {State.STOPPED}
+    assert "(no room on the disk)" in capsys.readouterr().err
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, n_times: int) -> None:
+    """Have remotes refuse a plan so often, once the first one is there."""
+    write, left = Remote.write, [n_times]
+
+    def refuse(self: Remote, name: str, data: bytes, time_ns: int | None = None) -> None:
+        if name == PLAN and self.info(PLAN) and left[0]:
+            left[0] -= 1
+            raise RemoteError(REFUSED)
+        write(self, name, data, time_ns)
+
+    monkeypatch.setattr(Remote, "write", refuse)
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Remote:
+    made = Remote(str(tmp_path / "store"), retry_seconds=0)
+    made.prepare()
+    return made
+
+
+def test_a_search_goes_on_while_its_remote_refuses_a_point_and_writes_it_later(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, 2)
+    sweep, engine = searched(tmp_path / "out", remote), StandInEngine(done_by_spec(tmp_path))
+    engine.most_idle = 400
+    (tmp_path / "trials").symlink_to(tmp_path / "store" / "trials")  # Workers write there.
+    (tmp_path / "store" / "trials").mkdir()
+    assert sweep.run(engine, monkeypatch).whole
+    there = Store(tmp_path / "store").read_plan()
+    assert there is not None and len(there.trials()) == 6
+    found = sweep.store.statuses(there.trials()).values()
+    assert {status.state for status in found} == {State.DONE}
+
+
+def test_a_search_whose_remote_refuses_every_point_does_not_wait_for_ever_and_says_so(
+    remote: Remote,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refusing(monkeypatch, 10**6)
+    sweep, engine = searched(tmp_path / "out", remote), StandInEngine(done_by_spec(tmp_path))
+    engine.most_idle = 400
+    (tmp_path / "trials").symlink_to(tmp_path / "store" / "trials")
+    (tmp_path / "store" / "trials").mkdir()
+    monkeypatch.setattr("tune.engine.loop.DOWNLOAD_SECONDS", 3.0)
+    sweep.run(engine, monkeypatch)
+    assert "ACCESS_DENIED" in capsys.readouterr().err
+    for spec in engine.submitted:  # A record does not wait behind a plan that is refused.
+        assert run_dir.read_result(sweep.store.trial_dir(spec.key)) is not None
+
+
+def test_a_failure_that_the_driver_records_fits_the_evaluations_in_the_remote(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker has sent evaluations before its process died, and the driver has none of them."""
+    plan = planned("esteps=1")
+    there = Store(tmp_path / "store")
+    for trial in plan.trials():
+        path = run_dir.open_run(there.trial_dir(trial.key), trial.config)
+        run_dir.append_metrics(path, {"iteration": 6, "acc_majority": 0.5})
+    store = Store(tmp_path / "out", remote)
+    sweep = Looped(store.out, store, GridSource(plan, plan.trials()))
+    engine = StandInEngine(
+        lambda spec: [ended(spec.key, State.FAILED, cause="killed", failed_by_engine=True)]
+    )
+    assert sweep.run(engine, monkeypatch).whole
+    for where in (there, store):
+        for trial in plan.trials():
+            status = where.status(trial)
+            assert (status.state, status.cause) == (State.FAILED, "killed")
+            assert (status.iteration, status.accuracy) == (6, 0.5)
+
+
+def test_a_folder_that_takes_no_plan_costs_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, write = searched(tmp_path), Store.write_plan
+
+    def full(self: Store, plan: Plan) -> None:
+        if len(plan.cells) > 1:
+            raise OSError(errno.ENOSPC, "no room on the disk for sweep.json")
+        write(self, plan)
+
+    monkeypatch.setattr(Store, "write_plan", full)
+    engine = StandInEngine(done_by_spec(tmp_path))
+    assert sweep.run(engine, monkeypatch).whole and len(engine.submitted) == 6
+    assert len(sweep.source.plan.cells) == 6  # The end of the sweep writes it.
+
+
+def test_the_images_that_the_first_trial_has_read_hold_for_those_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, whole = searched(tmp_path), done_by_spec(tmp_path)
+    data = {"dataset": "digits", "fingerprint": "f" * 12}
+
+    def answer(spec: TrialSpec) -> list[Event]:
+        return [replace(event, data=data) for event in whole(spec)]
+
+    engine = StandInEngine(answer)
+    assert sweep.run(engine, monkeypatch).whole
+    prints = [spec.fingerprint for spec in engine.submitted]
+    assert prints == [None] + ["f" * 12] * 5
+    plan = sweep.store.read_plan()
+    assert plan is not None and plan.fingerprint_for(plan.base) == "f" * 12
+
+
+def lost_lock(lost: bool) -> Any:
+    return SimpleNamespace(lost=lost, renew=lambda running: None)
+
+
+@pytest.mark.parametrize("what", ["ray", "lock", "tune"])
+def test_a_sweep_that_has_lost_its_ray_or_its_lock_ends_at_once_and_says_so(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = looped(tmp_path, planned("esteps=1"), lock=lost_lock(what == "lock"))
+    engine = StandInEngine(lambda spec: [started(spec.key)])
+    engine.finished = what == "tune"
+    engine.found = "Ray has died (raylet ended)" if what == "ray" else None
+    result = sweep.run(engine, monkeypatch)
+    said = {
+        "ray": "Ray has died (raylet ended)",
+        "lock": "another driver has taken over this sweep",
+        "tune": "Ray Tune has ended early",
+    }[what]
+    assert (result.whole, result.cause) == (False, said) and engine.killed
+    assert f"{said}; run the same command again" in capsys.readouterr().err
+    assert sweep.states.count(State.STOPPED) == 2 and not sweep.states.running()
+    assert not (tmp_path / "trials").exists()
+
+
+def test_events_that_came_before_ray_died_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("esteps=1")
+    sweep, whole = looped(tmp_path, plan), done_at_once(tmp_path, plan)
+    engine = StandInEngine(whole)
+    engine.found = "Ray has died"
+    sweep.run(engine, monkeypatch)
+    assert sweep.states.count(State.DONE) == 2 and len(sweep.records) == 2
+
+
+def test_a_ray_that_cannot_start_is_one_line_and_no_trial_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, engine = looped(tmp_path, planned("esteps=1")), StandInEngine(lambda spec: [])
+    engine.error, engine.found = EngineError("no port is free"), "no port is free"
+    with pytest.raises(EngineError, match="^no port is free$"):
+        sweep.run(engine, monkeypatch)
+    assert engine.killed and sweep.states.count(State.PLANNED) == 2
+    assert not (tmp_path / "trials").exists()
+
+
+def test_mlflow_that_does_not_answer_is_told_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned("esteps=1,2")
+    sweep, engine = looped(tmp_path, plan), StandInEngine(done_at_once(tmp_path, plan))
+    sweep.tracker.problem = "no connection"
+    assert sweep.run(engine, monkeypatch).whole and sweep.states.count(State.DONE) == 4
+    said = capsys.readouterr().err
+    assert said.count("MLflow does not answer (no connection); training goes on") == 1

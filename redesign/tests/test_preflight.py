@@ -1,0 +1,118 @@
+"""What is looked at before the first trial."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mpcc import run_dir
+from mpcc.config import PRESETS
+from mpcc.machine import free_memory
+from tune import preflight
+from tune.engine.spec import Settings
+from tune.plan import cells as plan_cells
+from tune.plan.cells import Trial
+from tune.plan.cost import checkpoint_bytes, memory_need
+from tune.plan.grid import cells, parse_grid
+from tune.store.folder import Store
+from tune.store.remote import Remote
+
+
+def trials(preset: str = "tiny") -> list[Trial]:
+    made = cells(PRESETS[preset], parse_grid(["esteps=1,2"], preset))
+    return [trial for cell in made for trial in plan_cells.trials(cell, (0, 1))]
+
+
+def test_a_sound_folder_passes(tmp_path: Path) -> None:
+    preflight.check_folder(trials(), Store(tmp_path / "a" / "b"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_too_small_a_disk_is_refused_with_both_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(preflight.PreflightError, match="1.0 MB are free; make room"):
+        preflight.check_folder(trials(), Store(tmp_path))
+
+
+def test_room_is_asked_for_three_checkpoints_of_what_runs_and_one_of_the_rest(
+    tmp_path: Path,
+) -> None:
+    todo = trials()
+    sizes = [checkpoint_bytes(trial.config) for trial in todo]
+    assert len(set(sizes)) == 1
+    ends = 4 * (sizes[0] + preflight.OTHER_BYTES)
+    assert preflight.disk_need(todo, Store(tmp_path), 2) == ends + 2 * 2 * sizes[0]
+    assert preflight.disk_need(todo, Store(tmp_path)) == ends + 4 * 2 * sizes[0]
+    # What a stopped trial has on the disk is not needed once more.
+    path = Store(tmp_path).trial_dir(todo[0].key)
+    path.mkdir(parents=True)
+    (path / "checkpoint.pt").touch()
+    need = preflight.disk_need(todo, Store(tmp_path), 2)
+    assert need == ends - preflight.OTHER_BYTES + 3 * sizes[0]
+
+
+def test_a_damaged_checkpoint_of_a_trial_does_not_refuse_its_sweep(tmp_path: Path) -> None:
+    trial = trials()[0]
+    path = Store(tmp_path).trial_dir(trial.key)
+    path.mkdir(parents=True)
+    (path / "checkpoint.pt").write_bytes(bytes(100))
+    with pytest.raises(run_dir.RunDirError, match="not a checkpoint of this program"):
+        preflight.check_folder(trials(), Store(tmp_path))  # None of ours was here.
+    run_dir.write_json(path / run_dir.CONFIG, trial.config.to_dict())
+    preflight.check_folder(trials(), Store(tmp_path))
+    assert "checkpoint.pt damaged, runs again" in str(Store(tmp_path).repair(trial))
+    assert {p.name for p in path.iterdir()} == {"config.json", "checkpoint.pt.damaged"}
+
+
+def test_too_little_memory_is_refused_with_the_number_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need = memory_need(PRESETS["tiny"])
+    monkeypatch.setattr(preflight, "free_memory", lambda: int(2.5 * need))
+    preflight.check_memory(trials(), 2)
+    with pytest.raises(preflight.PreflightError, match="--max-concurrent 2$"):
+        preflight.check_memory(trials(), 4)
+    monkeypatch.setattr(preflight, "free_memory", lambda: need // 2)
+    with pytest.raises(preflight.PreflightError, match="free some"):
+        preflight.check_memory(trials(), 1)
+
+
+def test_the_free_memory_is_some_of_this_machines() -> None:
+    free = free_memory()
+    assert free is None or 2**20 < free < 2**50
+
+
+def test_data_that_are_not_here_are_missed_only_where_the_trials_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
+    todo = trials("mnist")[:1]
+    here = Settings(tmp_path, "", data_dir=tmp_path / "none")
+    with pytest.raises(preflight.PreflightError, match="none is no folder"):
+        preflight.check(todo, here, Store(tmp_path))
+    with pytest.raises(ValueError, match="mnist"):
+        preflight.check(todo, Settings(tmp_path, "", data_dir=tmp_path), Store(tmp_path))
+    there = Settings(tmp_path, "", data_dir=tmp_path / "none", address="head:6379")
+    preflight.check(todo, there, Store(tmp_path))
+
+
+def test_checkpoints_of_a_remote_take_no_room_on_the_folders_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todo = trials()
+    room = len(todo) * preflight.OTHER_BYTES
+    usage = shutil.disk_usage(tmp_path)._replace(free=room)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    preflight.check_folder(todo, Store(tmp_path, Remote(str(tmp_path / "remote"), 0)))
+    with pytest.raises(preflight.PreflightError, match="make room"):
+        preflight.check_folder(todo, Store(tmp_path))
+
+
+def test_more_cores_for_a_trial_than_there_are_here_are_refused() -> None:
+    preflight.check_cores(None)
+    preflight.check_cores(1.0)
+    with pytest.raises(preflight.PreflightError, match="--cpus-per-trial 5000: this machine has"):
+        preflight.check_cores(5000.0)

@@ -1,0 +1,696 @@
+"""What a sweep promises, from end to end: two small stories, a grid's and a search's.
+
+Nothing here knows how sweeps are made: command lines, files, MLflow and Optuna from outside.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_promises import PROGRAMS, call, said
+
+pytestmark = pytest.mark.slow
+
+COMMON = ["--preset", "tiny", "--set", "eval_every=10", "--iterations", "20"]
+GRID = [*COMMON, "--seeds", "2", "--grid", "esteps=1,2"]
+SECRET = "0pen-sesame-0f-this-test"
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": f"id-{SECRET}",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "GOOGLE_APPLICATION_CREDENTIALS": f"/nowhere/{SECRET}.json",
+}
+DONE = re.compile(r"(\d+) of (\d+) trials done")
+OF_OLD = {"attempts", "owner.json", "mlflow.json"}
+"""Files of a trial that may be there and may go."""
+
+
+def results(out: Path) -> dict[str, dict[str, Any]]:
+    """Trial key -> what its result says."""
+    return {p.parent.name: json.loads(p.read_text()) for p in out.glob("trials/*/result.json")}
+
+
+def weights(out: Path) -> dict[str, str]:
+    return {key: result["weights_sha256"] for key, result in results(out).items()}
+
+
+def written(out: Path) -> dict[str, int]:
+    """Trial key -> when its result was written."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
+
+
+def lasting(out: Path) -> list[tuple[int, int]]:
+    """When each trial began and ended, in the order of their beginnings."""
+    return sorted(
+        ((p / "config.json").stat().st_mtime_ns, (p / "result.json").stat().st_mtime_ns)
+        for p in out.glob("trials/*")
+    )
+
+
+def one_at_a_time(out: Path) -> bool:
+    times = lasting(out)
+    return all(after[0] >= before[1] for before, after in zip(times, times[1:], strict=False))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """A trial's evaluations, but for their times."""
+    read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read]
+
+
+def runs(database: Path) -> dict[str | None, tuple[str, int, int]]:
+    """Trial key, None for the sweep's own -> status, rows of accuracy, steps; of active runs."""
+    query = (
+        "select t.value, r.status, count(m.step), count(distinct m.step) from runs r "
+        "left join tags t on t.run_uuid = r.run_uuid and t.key = 'trial_key' "
+        "left join metrics m on m.run_uuid = r.run_uuid and m.key = 'acc_majority' "
+        "where r.lifecycle_stage = 'active' group by r.run_uuid"
+    )
+    with closing(sqlite3.connect(database)) as connection:
+        found = connection.execute(query).fetchall()
+    assert len({key for key, *_ in found}) == len(found), "two runs of one trial"
+    return {key: (status, n, steps) for key, status, n, steps in found}
+
+
+def start(program: str, *words: object, cwd: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, *PROGRAMS[program], *map(str, words)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # not so under nohup
+    )
+
+
+def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            pytest.fail("\n".join(process.communicate()))
+        time.sleep(0.02)
+
+
+def below(pid: int) -> list[int]:
+    """All processes that this one has started, and theirs."""
+    parents: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = file.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(words[1]), []).append(int(file.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def cut_power(process: "subprocess.Popen[str]") -> None:
+    for pid in [process.pid, *below(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
+
+
+def copied(out: Path, place: Path) -> Path:
+    """A copy of a sweep, under the same name; its MLflow would go on writing to the original's."""
+    ignored = shutil.ignore_patterns("mlflow*")
+    return Path(shutil.copytree(out, place / out.name, ignore=ignored))
+
+
+def edited(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what is in a JSON file."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+# -- a grid --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Story:
+    base: Path
+    out: Path
+    text: str
+    noise: str
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """A grid of four trials, one at a time, done."""
+    base = tmp_path_factory.mktemp("promises")
+    done = call("ablation", *GRID, "--out", "grid", "--max-concurrent", "1", cwd=base)
+    assert done.returncode == 0, done.stderr
+    return Story(base, base / "grid", done.stdout, done.stderr)
+
+
+def test_a_finished_sweep_has_these_files_and_no_others(story: Story) -> None:
+    assert DONE.search(story.text).groups() == ("4", "4")  # type: ignore[union-attr]
+    names = {path.name for path in story.out.iterdir()}
+    assert names - {"driver.lock", "mlflow.json"} == {
+        "sweep.json", "trials", "mlflow.db", "mlflow-artifacts",
+    }  # fmt: skip
+    plan = json.loads((story.out / "sweep.json").read_text())
+    assert plan["schema"] == 1 and plan["preset"] == "tiny" and plan["base"]["iterations"] == 20
+    assert [cell["seeds"] for cell in plan["cells"]] == [[0, 1], [0, 1]]
+    assert len(results(story.out)) == 4
+    for path in (story.out / "trials").iterdir():
+        assert {file.name for file in path.iterdir()} - OF_OLD == {
+            "config.json", "provenance.json", "metrics.jsonl", "result.json", "checkpoint.pt",
+            "samples.png", "reconstructions.png", "latent.png", "curves.png",
+        }  # fmt: skip
+        assert results(story.out)[path.name]["state"] == "done"
+        assert [row["iteration"] for row in rows(path)] == [10, 20]
+    assert set(runs(story.out / "mlflow.db")) == {None, *results(story.out)}
+    assert "make_tables.py --runs grid" in story.text and "http://localhost:5000/#/" in story.text
+
+
+def test_progress_goes_to_stderr_and_nothing_of_rays_is_seen(story: Story) -> None:
+    lines = story.noise.strip().splitlines()
+    assert len([line for line in lines if " done at 20: esteps=" in line]) == 4
+    assert all(line.startswith("[") or "trials to run" in line for line in lines), lines
+
+
+def test_a_trial_of_a_sweep_equals_the_same_run_alone(story: Story, tmp_path: Path) -> None:
+    words = ["--preset", "tiny", "--set", "eval_every=10", "iterations=20", "esteps=2", "seed=1"]
+    said("mpcc", *words, "--out", "alone", cwd=tmp_path)
+    alone = json.loads((tmp_path / "alone" / "result.json").read_text())
+    key = alone["trial_key"]
+    swept = results(story.out)[key]
+    for name in ("weights_sha256", "metrics", "iteration", "state"):
+        assert swept[name] == alone[name]
+    assert rows(story.out / "trials" / key) == rows(tmp_path / "alone")
+
+
+def test_at_most_as_many_trials_run_at_a_time_as_were_allowed(story: Story) -> None:
+    assert one_at_a_time(story.out)
+
+
+def test_several_trials_to_a_gpu_give_the_results_of_each_alone(
+    story: Story, tmp_path: Path
+) -> None:
+    """Without a GPU so many processes, a core each."""
+    for number in ("2", "auto"):
+        words = [*COMMON, "--grid", "esteps=1", "--seeds", "2", "--out", number]
+        said("ablation", *words, "--trials-per-gpu", number, cwd=tmp_path)
+        found = weights(tmp_path / number)
+        assert len(found) == 2 and found.items() <= weights(story.out).items()
+
+
+def test_a_trial_that_takes_all_cores_runs_alone(tmp_path: Path) -> None:
+    cores = str(len(os.sched_getaffinity(0)))
+    words = [*COMMON, "--grid", "esteps=1", "--seeds", "2", "--out", "wide"]
+    said("ablation", *words, "--cpus-per-trial", cores, cwd=tmp_path)
+    assert len(results(tmp_path / "wide")) == 2 and one_at_a_time(tmp_path / "wide")
+
+
+def ended_otherwise(path: Path, state: str, cause: str) -> None:
+    """Have a trial end like this, its checkpoints gone."""
+    for file in path.glob("checkpoint*"):
+        file.unlink()
+    result = {"state": state, "cause": cause, "iteration": 10, "metrics": {}}
+    (path / "result.json").write_text(json.dumps(result | {"trial_key": path.name}))
+
+
+@pytest.fixture
+def mixed(story: Story, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A copy of the sweep in which both trials of esteps=2 have ended badly, and their keys."""
+    out = copied(story.out, tmp_path)
+    bad = sorted(
+        path.name
+        for path in (out / "trials").iterdir()
+        if json.loads((path / "config.json").read_text())["n_encoder_steps"] == 2
+    )
+    ended_otherwise(out / "trials" / bad[0], "failed", "code: KeyError: 'a'")
+    ended_otherwise(out / "trials" / bad[1], "diverged", "loss/encoder is not finite")
+    return out, bad
+
+
+def test_failed_and_diverged_trials_run_again_only_where_retry_says_so(
+    story: Story, mixed: tuple[Path, list[str]]
+) -> None:
+    out, bad = mixed
+    before = written(out)
+    done = call("ablation", *GRID, "--out", out, cwd=out.parent)
+    assert done.returncode == 3 and written(out) == before
+    assert "KeyError" in done.stdout and "--retry" in done.stdout
+    said("ablation", *GRID, "--out", out, "--retry", "failed,diverged", cwd=out.parent)
+    after = written(out)
+    assert {key for key in after if after[key] != before[key]} == set(bad)
+    assert weights(out) == weights(story.out)
+
+
+def test_status_names_every_state_and_its_cause(
+    story: Story, mixed: tuple[Path, list[str]]
+) -> None:
+    whole = said("ablation", "--out", story.out, "--status", cwd=story.base)
+    assert "4 trials: 4 done" in whole and "driver" not in whole
+    out, _ = mixed
+    done = next(key for key, result in results(out).items() if result["state"] == "done")
+    shutil.rmtree(out / "trials" / done)
+    told = call("ablation", "--out", out, "--status", cwd=out.parent)
+    assert told.returncode == 3 and told.stderr == ""
+    assert "4 trials: 1 planned, 1 done, 1 diverged, 1 failed" in told.stdout
+    assert "KeyError: 'a'" in told.stdout and "loss/encoder is not finite" in told.stdout
+
+
+def test_a_choice_of_cells_that_are_done_ends_with_0_whatever_else_failed(
+    mixed: tuple[Path, list[str]],
+) -> None:
+    out, _ = mixed
+    before = written(out)
+    words = [*GRID, "--out", out]
+    said("ablation", *words, "--only", "esteps=1", cwd=out.parent)
+    said("ablation", *words, "--skip", "esteps=2", cwd=out.parent)
+    assert call("ablation", *words, "--only", "esteps=2", cwd=out.parent).returncode == 3
+    assert written(out) == before
+
+
+def test_other_settings_are_refused_by_name(story: Story) -> None:
+    words = [*GRID, "--out", story.out, "--dry-run", "--set", "lambda_p=0.3"]
+    done = call("ablation", *words, cwd=story.base)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "lambda_p=0.01, now 0.3" in done.stderr
+
+
+def test_other_images_are_refused_by_name(story: Story, tmp_path: Path) -> None:
+    out = copied(story.out, tmp_path)
+    text = (out / "sweep.json").read_text()
+    (image,) = set(re.findall(r'"fingerprint": "(\w+)"', text))
+    (out / "sweep.json").write_text(text.replace(image, "f00df00df00d"))
+    shutil.rmtree(next(iter((out / "trials").iterdir())))
+    done = call("ablation", *GRID, "--out", out, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"fingerprint f00df00df00d, now {image}" in done.stderr
+
+
+def test_other_code_is_refused_by_file_unless_it_is_accepted(story: Story, tmp_path: Path) -> None:
+    out = copied(story.out, tmp_path)
+    edited(out / "sweep.json", lambda plan: plan["code_files"].update({"mpcc/losses.py": "0"}))
+    words = [*GRID, "--out", out, "--dry-run"]
+    done = call("ablation", *words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "mpcc/losses.py changed since" in done.stderr
+    assert "0 to run" in said("ablation", *words, "--accept-changed-code", cwd=tmp_path)
+
+
+def test_parts_are_left_out_of_the_best_cell_of_a_folder(story: Story) -> None:
+    words = ["--out", story.out, "--dry-run", "--ablate", "no-floor", "--ablate-from"]
+    for cell in ("best", "esteps=2"):
+        told = said("ablation", *words, cell, cwd=story.base)
+        assert "full model: esteps=" in told and "2 cells, 6 trials" in told
+
+
+def test_the_best_cell_is_confirmed_on_fresh_seeds(story: Story) -> None:
+    words = ["--out", story.out, "--dry-run", "--confirm"]
+    told = said("ablation", *words, "--seeds", "2", cwd=story.base)
+    assert "best or tied by acc_majority: esteps=" in told and "fresh seeds 1000, 1001" in told
+    assert "tied by mse" in said("ablation", *words, "mse", cwd=story.base)
+
+
+def test_trials_that_go_on_to_more_iterations_end_as_if_planned_so_and_keep_their_earlier_records(
+    story: Story, tmp_path: Path
+) -> None:
+    out = copied(story.out, tmp_path)
+    longer = ["--preset", "tiny", "--set", "eval_every=10", "--iterations", "40"]
+    refused = call("ablation", *longer, "--out", out, cwd=tmp_path)
+    assert refused.returncode == 2 and "--continue-training" in refused.stderr
+    words = ["--out", out, "--iterations", "40", "--continue-training"]
+    assert DONE.search(said("ablation", *words, cwd=tmp_path)).groups() == ("4", "4")  # type: ignore[union-attr]
+    words = ["--preset", "tiny", "--set", "eval_every=10", "iterations=40", "esteps=2", "seed=1"]
+    said("mpcc", *words, "--out", "alone", cwd=tmp_path)
+    key = json.loads((tmp_path / "alone" / "result.json").read_text())["trial_key"]
+    assert rows(out / "trials" / key) == rows(tmp_path / "alone")
+    for path in (out / "trials").iterdir():
+        starts = json.loads((path / "provenance.json").read_text())["starts"]
+        assert starts == [0, 20], "not gone on with"
+        assert "20" in (path / "continues.json").read_text()
+    assert len(results(out)) == 4
+    kept = {file.name for file in (out / "earlier" / "20-iterations").rglob("*.json*")}
+    assert {"config.json", "metrics.jsonl", "result.json"} <= kept
+
+
+def test_mlflow_gets_what_it_lacks_by_hand_once_wherever_it_is(
+    story: Story, tmp_path: Path
+) -> None:
+    out = copied(story.out, tmp_path)
+    expected = runs(story.out / "mlflow.db")
+    other = tmp_path / "other.db"
+    before = written(out)
+    for uri, database in (
+        ([], out / "mlflow.db"),
+        (["--tracking-uri", f"sqlite:///{other}"], other),
+    ):
+        for number in ("4", "0"):
+            told = said("ablation", "--out", out, "--sync", *uri, cwd=tmp_path)
+            assert told.startswith(f"{number} trials delivered to sqlite:///"), told
+            assert runs(database) == expected
+    assert {status for status, *_ in expected.values()} == {"FINISHED"}
+    assert {value[1:] for key, value in expected.items() if key} == {(2, 2)}
+    assert written(out) == before
+
+
+def test_mlflow_alone_gives_the_tables_of_folders_that_are_gone(
+    story: Story, tmp_path: Path
+) -> None:
+    words = ["--table", "grid", "--format", "md,csv"]
+    said("make_tables", *words, "--runs", story.out, "--out", tmp_path / "a", cwd=tmp_path)
+    identity = json.loads((story.out / "sweep.json").read_text())["id"]
+    uri = f"sqlite:///{story.out / 'mlflow.db'}"
+    gone = [(story.out / name, story.base / f"gone-{name}") for name in ("trials", "sweep.json")]
+    for here, aside in gone:  # The artifacts stay where MLflow knows them to be.
+        here.rename(aside)
+    try:
+        for sweep in ([], ["--sweep", "tiny"], ["--sweep", identity]):
+            argv = ["--mlflow", uri, *sweep, "--out", tmp_path / "b"]
+            printed = said("make_tables", *words, *argv, cwd=tmp_path)
+            assert "4 of 4 trials done" in printed
+            for name in ("grid.md", "grid.csv"):
+                assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        wrong = call("make_tables", *words, "--mlflow", uri, "--sweep", "none", cwd=tmp_path)
+        assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    finally:
+        for here, aside in gone:
+            aside.rename(here)
+
+
+# -- a storage -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    base: Path
+    out: Path
+    store: Path
+    before: dict[str, int]
+    text: str
+
+
+@pytest.fixture(scope="module")
+def stored(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    """The grid, grown by two trials and sent to a storage, with secrets in the environment."""
+    base = tmp_path_factory.mktemp("stored")
+    out = copied(story.out, base)
+    before = written(out)
+    words = [*COMMON, "--seeds", "2", "--grid", "esteps=1,2,3", "--out", out]
+    places = {"MPCC_SCRATCH_DIR": str(base / "scratch"), "MPCC_CACHE_DIR": str(base / "cache")}
+    done = call("ablation", *words, "--storage", base / "store", cwd=base, **SECRETS, **places)
+    assert done.returncode == 0, done.stderr
+    return Stored(base, out, base / "store", before, done.stdout)
+
+
+def test_a_sweep_that_was_begun_here_goes_to_a_storage_later_and_runs_nothing_again(
+    story: Story, stored: Stored
+) -> None:
+    assert DONE.search(stored.text).groups() == ("6", "6")  # type: ignore[union-attr]
+    for key in stored.before:
+        here = story.out / "trials" / key
+        for name in ("result.json", "metrics.jsonl"):
+            for folder in (stored.out, stored.store):
+                assert (folder / "trials" / key / name).read_bytes() == (here / name).read_bytes()
+        about = json.loads((stored.store / "trials" / key / "provenance.json").read_text())
+        assert about["starts"] == [0], "trained again"
+    assert weights(stored.out) == weights(stored.store) and len(weights(stored.store)) == 6
+    assert weights(story.out).items() <= weights(stored.store).items()
+    for path in (stored.store / "trials").iterdir():
+        assert (path / "checkpoint.pt").is_file()
+    for key in results(stored.out).keys() - stored.before.keys():
+        names = {file.name for file in (stored.out / "trials" / key).iterdir()}
+        assert "samples.png" in names
+        assert not any(name.startswith(("checkpoint", "owner", "attempts")) for name in names)
+
+
+def test_a_cache_and_a_scratch_folder_lie_where_the_variables_say(stored: Stored) -> None:
+    assert list((stored.base / "cache" / "prepared").iterdir())
+    scratch = stored.base / "scratch"
+    assert scratch.is_dir() and not list(scratch.rglob("*.pt"))
+
+
+def test_no_credential_is_written_anywhere(stored: Stored) -> None:
+    for file in stored.base.rglob("*"):
+        if file.is_file():
+            assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_the_state_in_a_storage_is_seen_from_an_empty_folder(
+    stored: Stored, tmp_path: Path
+) -> None:
+    words = ["--out", "laptop", "--storage", stored.store, "--status"]
+    assert "6 trials: 6 done" in said("ablation", *words, cwd=tmp_path)
+
+
+def test_a_folder_remembers_its_storage(stored: Stored, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    shutil.copytree(stored.out, out)
+    shutil.rmtree(out / "trials")
+    assert "6 trials: 6 done" in said("ablation", "--out", out, "--status", cwd=tmp_path)
+    assert weights(out) == weights(stored.store)
+
+
+# -- a grid that is stopped ----------------------------------------------------------------------
+
+LONG = ["--preset", "tiny", "--iterations", "1000000", "--set", "eval_every=1000000", "--seeds",
+        "1", "--grid", "esteps=1", "--checkpoint-seconds", "600",
+        "--checkpoint-iterations", "20"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stopped:
+    base: Path
+    out: Path
+    pid: int
+    second: "subprocess.CompletedProcess[str]"
+    status: str
+    code: int
+    seconds: float
+    text: str
+    left: list[int]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """A trial in the middle of a long interval, a second driver refused, and SIGHUP."""
+    base = tmp_path_factory.mktemp("stopped")
+    out = base / "long"
+    driver = start("ablation", *LONG, "--out", out, cwd=base)
+    wait_for(driver, lambda: list(out.glob("trials/*/checkpoint.pt")))
+    second = call("ablation", *LONG, "--out", out, cwd=base)
+    status = call("ablation", "--out", out, "--status", cwd=base).stdout
+    processes = below(driver.pid)
+    begun = time.monotonic()
+    driver.send_signal(signal.SIGHUP)
+    text, _ = driver.communicate(timeout=60)
+    seconds = time.monotonic() - begun
+    end = time.monotonic() + 15
+    while any(map(alive, processes)) and time.monotonic() < end:
+        time.sleep(0.2)
+    left = [pid for pid in processes if alive(pid)]
+    return Stopped(base, out, driver.pid, second, status, driver.returncode, seconds, text, left)
+
+
+def test_checkpoints_come_after_so_many_iterations(stopped: Stopped) -> None:
+    """Else the fixture would have waited in vain: none is due by the clock or an evaluation."""
+    assert list(stopped.out.glob("trials/*/checkpoint.pt"))
+
+
+def test_sighup_writes_checkpoints_and_exits_129_within_20_seconds(stopped: Stopped) -> None:
+    assert stopped.code == 129 and stopped.seconds < 20
+    assert DONE.search(stopped.text).groups() == ("0", "1")  # type: ignore[union-attr]
+    assert "stopped: esteps=1" in stopped.text
+    assert stopped.left == []
+
+
+def test_a_second_driver_is_refused_with_the_owners_name_and_a_dead_one_replaced(
+    stopped: Stopped, tmp_path: Path
+) -> None:
+    assert stopped.second.returncode == 2 and stopped.second.stdout == ""
+    assert stopped.second.stderr.count("\n") == 1
+    assert f"in use by process {stopped.pid} on " in stopped.second.stderr
+    assert f"driver: process {stopped.pid} on " in stopped.status and "1 running" in stopped.status
+    out = copied(stopped.out, tmp_path)
+    first = start("ablation", *LONG, "--out", out, cwd=tmp_path)
+    wait_for(first, lambda: f"process {first.pid}" in said_of(out))
+    cut_power(first)
+    again = start("ablation", *LONG, "--out", out, cwd=tmp_path)
+    wait_for(again, lambda: "1 running" in said_of(out))
+    assert f"driver: process {again.pid} on " in said_of(out)
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert again.returncode == 143
+
+
+def said_of(out: Path) -> str:
+    return call("ablation", "--out", out, "--status", cwd=out.parent).stdout
+
+
+def test_a_lock_is_released_by_hand_and_its_owner_named(stopped: Stopped, tmp_path: Path) -> None:
+    out = copied(stopped.out, tmp_path)
+    driver = start("ablation", *LONG, "--out", out, cwd=tmp_path)
+    wait_for(driver, lambda: f"process {driver.pid}" in said_of(out))
+    cut_power(driver)
+    done = call("ablation", "--out", out, "--release", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "driver: process" not in said_of(out)
+
+
+# -- searches ------------------------------------------------------------------------------------
+
+PRUNED = [
+    "--preset", "tiny", "--iterations", "20", "--set", "eval_every=5", "--objective", "mse",
+    "--space", "eta_p=1e-4..1e-1:log", "eta=1e-4..1e-1:log", "--prune", "median", "--points", "12",
+    "--seeds", "1", "--sampler", "random", "--sampler-seed", "3", "--startup", "2", "--ahead", "2",
+]  # fmt: skip
+FRONT = [
+    *COMMON, "--space", "eta_p=1e-3..1e-1:log", "esteps=1..4", "--objective", "mse,saturation",
+    "--points", "6", "--seeds", "1", "--ahead", "1", "--startup", "1",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Searches:
+    base: Path
+    pruned: Path
+    text: str
+    front: Path
+    front_text: str
+    second: "subprocess.CompletedProcess[str]"
+    stopped_code: int
+    stopped_status: "subprocess.CompletedProcess[str]"
+    after_stop: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def searches(tmp_path_factory: pytest.TempPathFactory) -> Searches:
+    """One search that prunes; one of two objectives, stopped on the way and gone on with."""
+    base = tmp_path_factory.mktemp("searches")
+    text = said("search", *PRUNED, "--out", "pruned", cwd=base)
+    front = base / "front"
+    driver = start("search", *FRONT, "--out", front, cwd=base)
+    wait_for(driver, lambda: results(front))
+    second = call("search", *FRONT, "--out", front, cwd=base)
+    driver.send_signal(signal.SIGTERM)
+    driver.communicate(timeout=60)
+    status = call("search", "--out", front, "--status", cwd=base)
+    after_stop = written(front)
+    front_text = said("search", *FRONT, "--out", front, cwd=base)
+    return Searches(
+        base, base / "pruned", text, front, front_text, second, driver.returncode, status,
+        after_stop,
+    )  # fmt: skip
+
+
+def test_a_search_gives_up_what_lies_behind_and_ends_with_0(searches: Searches) -> None:
+    found = results(searches.pruned)
+    states = [result["state"] for result in found.values()]
+    assert len(states) == 12 and set(states) == {"done", "pruned"}
+    for result in found.values():
+        if result["state"] == "pruned":
+            assert re.match(r"mse [\d.]+ at \d+, worse than the median of earlier", result["cause"])
+            assert result["iteration"] < 20
+    assert "Pruning by median: gives up slow starters" in searches.text
+    said("search", "--out", "pruned", "--status", cwd=searches.base)
+    words = ["--runs", "pruned", "--format", "md", "--out", "pruned-tables"]
+    printed = " ".join(said("make_tables", *words, cwd=searches.base).split())
+    assert "pruned" in printed and "slow starters" in printed
+
+
+def test_a_search_keeps_its_options_in_its_plan(searches: Searches) -> None:
+    kept = json.loads((searches.pruned / "sweep.json").read_text())["search"]
+    for name, value in {"sampler": "random", "sampler_seed": 3, "startup": 2, "ahead": 2}.items():
+        assert kept[name] == value
+    assert kept["prune"] == "median" and kept["objectives"] == ["mse"]
+    assert kept["n_points"] == 12 and kept["seeds"] == [0] and len(kept["points"]) == 12
+    done = call("search", "--out", "pruned", "--ahead", "3", "--dry-run", cwd=searches.base)
+    assert done.returncode == 2 and "with ahead 2, now 3" in done.stderr
+
+
+def test_optuna_finds_every_point_in_the_study(searches: Searches) -> None:
+    import optuna
+
+    for out, n_objectives in ((searches.pruned, 1), (searches.front, 2)):
+        storage = f"sqlite:///{out / 'study.db'}"
+        (name,) = optuna.get_all_study_names(storage)
+        study = optuna.load_study(study_name=name, storage=storage)
+        states = sorted(result["state"] for result in results(out).values())
+        words = {"COMPLETE": "done", "PRUNED": "pruned"}
+        assert sorted(words[trial.state.name] for trial in study.trials) == states
+        assert len(study.directions) == n_objectives
+        assert all(trial.params for trial in study.trials)
+
+
+def test_two_objectives_give_a_pareto_front(searches: Searches) -> None:
+    assert "On the Pareto front: eta_p=" in searches.front_text
+    words = ["--runs", "front", "--format", "md", "--out", "front-tables"]
+    assert "Pareto front" in said("make_tables", *words, cwd=searches.base)
+    values = [
+        (result["metrics"]["mse"], result["metrics"]["saturation"])
+        for result in results(searches.front).values()
+    ]
+    best = [v for v in values if not any(o != v and o[0] <= v[0] and o[1] <= v[1] for o in values)]
+    assert searches.front_text.count("On the Pareto front: ") == len(best)
+
+
+def test_a_search_has_one_driver(searches: Searches) -> None:
+    assert searches.second.returncode == 2 and searches.second.stderr.count("\n") == 1
+    assert "in use by process" in searches.second.stderr
+
+
+def test_a_search_stopped_by_sigterm_goes_on_to_its_end(searches: Searches, tmp_path: Path) -> None:
+    assert searches.stopped_code == 143
+    assert searches.stopped_status.returncode == 3 and len(searches.after_stop) < 6
+    after = written(searches.front)
+    assert {key: after[key] for key in searches.after_stop} == searches.after_stop
+    said("search", *FRONT, "--out", "whole", cwd=tmp_path)
+    assert weights(tmp_path / "whole") == weights(searches.front)
+
+
+def test_what_several_drivers_of_old_left_does_no_harm(searches: Searches, tmp_path: Path) -> None:
+    out = copied(searches.front, tmp_path)
+    for name in ("claims", "drivers"):
+        (out / name).mkdir(exist_ok=True)
+    (out / "drivers" / "0123abcd.json").write_text('{"pid": 1, "host": "elsewhere", "running": []}')
+    for key in results(out):
+        (out / "claims" / f"{key}.1").write_text("0123abcd")
+    long_ago = time.time() - 10_000
+    for file in (*out.glob("claims/*"), *out.glob("drivers/*")):
+        os.utime(file, (long_ago, long_ago))
+    before = written(out)
+    said("search", *FRONT, "--out", out, cwd=tmp_path)
+    assert written(out) == before
+
+
+def test_a_search_is_held_against_the_best_cell_of_a_sweep(
+    searches: Searches, story: Story
+) -> None:
+    words = ["--runs", "front", "--baseline", str(story.out), "--format", "md"]
+    printed = said("make_tables", *words, "--out", "against", cwd=searches.base)
+    assert "best cell of grid" in " ".join(printed.split())
+    done = call("make_tables", "--runs", story.out, "--baseline", "front", cwd=searches.base)
+    assert done.returncode == 2 and "only a search takes" in done.stderr

@@ -1,0 +1,294 @@
+"""`python tune/search.py`: what it answers, and a search from end to end."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpcc import run_dir
+from mpcc.config import PRESETS, Config
+from tune import estimate, search
+from tune.plan.cells import Trial
+from tune.plan.plan import new_plan
+from tune.store.folder import Store
+from tune.store.lock import SweepLock
+from tune.suggest.points import best
+from tune.suggest.search import Search
+from tune.suggest.source import SearchSource
+from tune.suggest.space import parse_space
+
+ROOT = Path(search.__file__).resolve().parents[1]
+TINY = PRESETS["tiny"]
+SPACE = ("eta_p=1e-4..1e-1:log", "esteps=1..4")
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured: these tests look at what stands before it."""
+
+    def measure(*_: object) -> None:
+        raise estimate.MeasureError("not in this test")
+
+    monkeypatch.setattr(estimate, "measure", measure)
+
+
+def value_of(config: Config) -> dict[str, float]:
+    """A valley whose bottom lies at eta_p = 3e-3, esteps = 2; the seed adds a little."""
+    distance = abs(math.log10(config.prior_lr / 3e-3)) + 0.2 * abs(config.n_encoder_steps - 2)
+    return {"mse": distance + 0.01 * config.seed, "acc_majority": 1 / (1 + distance)}
+
+
+def finish(out: Path, trial: Trial, metrics: Mapping[str, float] | None = None) -> None:
+    """A record of this trial, done."""
+    config = trial.config
+    values = dict(metrics or value_of(config))
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), config)
+    for iteration in (config.iterations // 2, config.iterations):
+        run_dir.append_metrics(path, {"iteration": iteration} | values)
+    result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": values}
+    run_dir.write_json(path / run_dir.RESULT, result)
+
+
+def begun(out: Path, n_points: int, n_ends: int = 10**6, **changes: Any) -> SearchSource:
+    """A search in this folder whose first trials have ended, in any order."""
+    known = Search(
+        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=n_points
+    )
+    store, known = Store(out), replace(known, **changes)
+    source = SearchSource(store, replace(new_plan("tiny", TINY), search=known.to_dict()))
+    rng, in_flight = random.Random(1), list(source.ready({}))
+    for _ in range(n_ends):
+        if not in_flight:
+            break
+        finish(out, in_flight.pop(rng.randrange(len(in_flight))))
+        in_flight += source.ready(store.statuses(source.trials()))
+    store.write_plan(source.plan)
+    return source
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = search.main(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+S = ["--space", "eta_p=1e-3..1e-2:log"]
+
+BAD = [
+    ([], "no search is planned in"),
+    (["--space", "eta_q=1..2"], "did you mean 'eta_p'?"),
+    (["--space"], "argument --space: expected at least one argument"),
+    ([*S, "--objective", "mze"], "unknown objective 'mze'; did you mean 'mse'?"),
+    ([*S, "--objective", ","], "--objective is empty"),
+    ([*S, "--objective", "mse,mse"], "given twice"),
+    ([*S, "--objective", "loss/encoder"], "loss/encoder is no objective"),
+    ([*S, "--points", "0"], "--points: must be a whole number from 1 to 10000, got '0'"),
+    ([*S, "--seeds", "none"], "--seeds must be a count or a list"),
+    ([*S, "--sampler", "tpa"], "argument --sampler: invalid choice: 'tpa' (choose from 'tpe'"),
+    ([*S, "--ahead", "1.5"], "--ahead: must be a whole number"),
+    ([*S, "--startup", "-1"], "--startup: must be a whole number from 1"),
+    ([*S, "--sampler-seed", "x"], "--sampler-seed: must be a whole number from"),
+    ([*S, "--objective", "fid"], "--objective fid is measured on generated images and none are"),
+    ([*S, "--objective", "mse,kid"], "add --set n_generated=50000"),
+    ([*S, "--objective", "fid_cnn"], "add --set n_generated=50000"),
+    ([*S, "--objective", "silhouette", "--set", "prior=normal"], "of clusters, and prior=normal"),
+    ([*S, "prior=normal,gaussian_mixture"], "cluster_information is of clusters"),
+    (["--space", "dataset=digits,mnist"], "dataset is no axis of a search: points on different"),
+    (["--space", "iterations=4..8"], "iterations is no axis of a search: the longest training"),
+    (["--space", "cpu_threads=1,2"], "cpu_threads is no axis of a search: it changes the speed"),
+    (["--space", "n_generated=10,20"], "n_generated is no axis of a search"),
+    ([*S, "--prune", "asha"], "argument --prune: invalid choice: 'asha' (choose from 'median'"),
+    ([*S, "--prune", "median", "--objective", "mse,saturation"], "--prune is for one objective"),
+    ([*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=9"], "cannot go by fid"),
+    ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
+    ([*S, "--preset", "digit"], "did you mean 'digits'?"),
+    ([*S, "--status", "--dry-run"], "exclude each other"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv)[:40] for argv, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = [] if "--preset" in argv else ["--preset", "tiny"]
+    code, out, err = call(capsys, *preset, "--out", str(tmp_path / "s"), *argv)
+    assert code == 2 and out == ""
+    assert err.startswith("search.py: ") and err.count("\n") == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_shows_the_points_that_are_known_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--preset", "tiny", *S, "--points", "9", "--seeds", "2", "--out", str(tmp_path / "s")]
+    code, out, err = call(capsys, *argv, "--dry-run")
+    assert code == 0 and err == "" and list(tmp_path.iterdir()) == []
+    assert "space eta_p=1e-3..0.01:log" in out and "9 points of 2 seeds, 18 trials" in out
+    assert "5 more points" in out and out.count("\npoint ") == 4
+    assert "no labels" in out
+    _, out, _ = call(capsys, *argv, "--dry-run", "--objective", "acc_majority")
+    assert "labels chose (acc_majority)" in out
+    _, out, _ = call(capsys, *argv, "--dry-run", "--prune", "median")
+    assert "gives up slow starters" in out
+
+
+def test_status_shows_each_point_its_value_and_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = begun(tmp_path, 5, n_ends=8)
+    code, out, err = call(capsys, "--out", str(tmp_path), "--status")
+    first = best(source.search, source.points)[0]
+    assert code == 3 and err == ""
+    assert f"point {first.number:>3} * {first.cell.key}  mse {first.values[0]:.4g} ± " in out
+    assert "of 5 points have ended" in out and f"Best: {first.cell.text}" in out
+
+
+def test_a_begun_search_cannot_become_another_but_may_grow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path, 5)
+    same = ["--out", str(tmp_path), "--dry-run"]
+    for argv, message in (
+        (["--space", "esteps=1..3"], "with space eta_p=1e-4..0.1:log esteps=1..4, now esteps=1..3"),
+        (["--objective", "saturation"], "with objectives ('mse',), now ('saturation',)"),
+        (["--sampler-seed", "4"], "with sampler_seed 0, now 4"),
+        (["--ahead", "7"], "with ahead 3, now 7"),
+        (["--points", "3"], "has 5 points already"),
+    ):
+        code, _, err = call(capsys, *same, *argv)
+        assert code == 2 and message in err and err.count("\n") == 1
+    code, out, _ = call(capsys, *same, "--points", "8")
+    assert code == 0 and "8 points of 2 seeds" in out
+
+
+def test_a_second_driver_is_refused_with_the_owners_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path, 12, n_ends=3)
+    with SweepLock(Store(tmp_path)):
+        code, _, err = call(capsys, "--out", str(tmp_path))
+        assert code == 2 and f"in use by process {os.getpid()} on" in err
+        said = call(capsys, "--out", str(tmp_path), "--status")[1]
+        assert f"points have ended; driver: process {os.getpid()} on" in said
+
+
+def test_what_is_measured_with_something_that_is_missing_here_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"")
+    monkeypatch.delenv("MPCC_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nowhere"))
+    out = ["--preset", "tiny", *S, "--out", str(tmp_path / "s")]
+    own = ["--set", "dataset=folder", "--data-dir", str(images)]
+    for argv, message in (
+        ([*own, "--objective", "acc_majority"], "--objective acc_majority needs labels and the"),
+        (["--objective", "fid", "--set", "n_generated=9"], "Inception weights missing: give"),
+    ):
+        code, said, err = call(capsys, *out, *argv)
+        assert code == 2 and said == "" and message in err and err.count("\n") == 1
+        assert not (tmp_path / "s").exists()
+
+
+def test_a_space_that_leans_to_one_side_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--preset", "tiny", "--space", "n_clusters=5..20", "--out", str(tmp_path / "s")]
+    _, said, _ = call(capsys, *words, "--dry-run")
+    assert "More clusters make cluster_information better by themselves" in said
+    _, said, _ = call(capsys, *words, "--objective", "mse", "--dry-run")
+    assert "More clusters" not in said
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tune import search\n"
+        "try:\n    search.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'optuna', 'numpy', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] in ("['numpy']", "[]"), done.stderr
+    assert "examples:" in done.stdout and time.monotonic() - begun < 2
+
+
+def study(out: Path) -> list[Any]:
+    """The trials of study.db, as Optuna reads them."""
+    import optuna
+
+    found = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
+    return [(t.number, t.state.name, t.params, t.values) for t in found.get_trials()]
+
+
+# -- from end to end, with real Ray --------------------------------------------------------------
+
+WORDS = ["--preset", "tiny", "--space", "eta_p=1e-3..2e-2:log", "esteps=1..2", "--points", "5",
+         "--seeds", "2", "--startup", "2", "--ahead", "2", "--checkpoint-seconds", "0"]  # fmt: skip
+
+
+def launch(out: Path, *more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tune" / "search.py"), "--out", str(out), *WORDS, *more],
+        cwd=out.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 500
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail("\n".join(process.communicate()))
+        time.sleep(0.02)
+
+
+def ends(out: Path) -> dict[str, Any]:
+    found = {}
+    for file in out.glob("trials/*/result.json"):
+        result = json.loads(file.read_text())
+        found[file.parent.name] = (result["weights_sha256"], result["metrics"])
+    return found
+
+
+@pytest.mark.slow
+def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
+    tmp_path: Path,
+) -> None:
+    from benchmarks.fault_tools import cut_power
+
+    whole, killed = launch(tmp_path / "whole"), launch(tmp_path / "killed")
+    wait_for(killed, lambda: len(ends(tmp_path / "killed")) >= 3)
+    cut_power(killed)
+    after = ends(tmp_path / "killed")
+    assert len(after) < 10
+    (tmp_path / "killed" / "study.db").unlink(missing_ok=True)
+    again = launch(tmp_path / "killed")
+    for process in (whole, again):
+        text, noise = process.communicate(timeout=600)
+        assert process.returncode == 0, text + noise
+        assert "10 of 10 trials done" in text and "Best: " in text
+        assert "--confirm" in text.splitlines()[-1]
+    assert ends(tmp_path / "killed") == ends(tmp_path / "whole")
+    plans = [Store(tmp_path / name).read_plan() for name in ("killed", "whole")]
+    assert plans[0] and plans[1] and plans[0].search == plans[1].search
+    assert study(tmp_path / "killed") == study(tmp_path / "whole")
+    assert len(study(tmp_path / "killed")) == 5

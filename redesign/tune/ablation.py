@@ -1,0 +1,141 @@
+"""`python tune/ablation.py`: plan an ablation, run it, go on with it, show how far it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tune import signals  # noqa: E402
+
+if __name__ == "__main__":
+    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
+
+from mpcc.options import path  # noqa: E402
+from tune import command, report, run  # noqa: E402
+from tune.command import UsageError, option  # noqa: E402
+from tune.options import DEFAULT_PRESET, Options  # noqa: E402
+from tune.plan import leave_out, paper  # noqa: E402
+from tune.plan.source import GridSource  # noqa: E402
+from tune.planning import planned  # noqa: E402
+from tune.store.folder import open_store  # noqa: E402
+
+EXAMPLES = """\
+examples:
+  python tune/ablation.py --grid esteps,eta_p              Table 1's five rows, three seeds each
+  python tune/ablation.py --grid esteps=1,2,4 eta_p=1e-3,1e-2 --seeds 5
+  python tune/ablation.py --grid lambda_p --set n_encoder_steps=2 --out runs/lambda
+  python tune/ablation.py --ablate --out runs/parts         the model without one part at a time
+  python tune/ablation.py --ablate no-floor,not-shared --ablate-from best --out runs/search-digits
+  python tune/ablation.py --table 2 --scale laptop --data-dir DIR
+  python tune/ablation.py --table 4 --only dataset=mnist --data-dir DIR
+  python tune/ablation.py --grid esteps,eta_p --dry-run    what would run, how large, how long
+  python tune/ablation.py                                  go on with what is planned
+  python tune/ablation.py --status                         how far it is
+  python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
+  python tune/ablation.py --retry failed,diverged          run these again
+  python tune/ablation.py --iterations 3000 --continue-training     all of them go on to more
+
+Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
+Exit codes: 0 every trial is done, or every chosen one with --only, --skip or --seeds; 2 a usage
+error; 3 not every trial is done; 129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM (with
+checkpoints: the same command goes on).
+"""
+
+
+_what = partial(option, "what to run")
+
+
+@dataclass(frozen=True)
+class AblationOptions(Options):
+    """The options of `tune/ablation.py`."""
+
+    grid: list[str] | None = _what(
+        "axes to vary: esteps,eta_p is Table 1; lambda_p, batch_size and seed have levels of "
+        "their own; any other field as name=a,b,c. Without --grid: what the folder has planned",
+        "AXIS",
+        nargs="+",
+    )
+    table: str | None = _what(
+        f"all cells and seeds of a table of the paper instead: {', '.join(paper.TABLES)}", "N"
+    )
+    scale: str | None = _what(
+        "of --table: " + "; ".join(f"{n}, {s.meaning}" for n, s in paper.SCALES.items()), "NAME"
+    )
+    ablate: str | None = _what(
+        "instead of a grid: the full model, and without one thing at a time: "
+        + ", ".join(leave_out.LEFT_OUT)
+        + " (default: all that apply); any --variant can be named",
+        "NAMES",
+        nargs="?",
+        const="",
+    )
+    ablate_from: str | None = _what(
+        "the full model is this cell of the folder, or its best one: best (chosen by the "
+        "search's objective, else without labels)",
+        "CELL",
+    )
+    seeds: str | None = _what("number of seeds, or the seeds themselves (default 3)", "N|A,B,C")
+    only: Sequence[str] = _what("only cells like esteps=4", "CELL", action="append", default=())
+    skip: Sequence[str] = _what("all cells but these", "CELL", action="append", default=())
+    confirm: str | None = _what(
+        "run the best cell and its ties again on as many fresh seeds, or --seeds N of them "
+        "(default: by acc_majority); of a search the best point and the base settings (by its "
+        "objectives)",
+        "METRIC",
+        nargs="?",
+        const="",
+    )
+    continue_training: bool = _what(
+        "with a larger --iterations: go on from the last checkpoints of a folder's trials"
+    )
+    out: Path | None = option("where", "default runs/PRESET, or runs/paper-SCALE", "DIR", type=path)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ablate is not None and (self.grid or self.table):
+            raise UsageError("--ablate is a plan of its own: leave out --grid and --table")
+        if self.ablate_from is not None and self.ablate is None:
+            raise UsageError("--ablate-from is of --ablate")
+        if self.scale is not None and self.table is None:
+            raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
+        for name in ("grid", "preset"):
+            if self.table is not None and getattr(self, name) is not None:
+                raise UsageError(f"--table and --{name} exclude each other")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run this command line and return the exit code."""
+    return command.answer("ablation.py", lambda received: _run(parse(argv), received))
+
+
+def parse(argv: Sequence[str] | None = None) -> AblationOptions:
+    """The options on this command line; UsageError for what cannot be together."""
+    about = "Run a grid of trials, each cell with several seeds, on all cores or GPUs."
+    return command.parse(argv, AblationOptions, "ablation.py", about, EXAMPLES)
+
+
+def _run(options: AblationOptions, received: signals.Signals) -> int:
+    scale, preset = options.scale or paper.FULL, options.preset or DEFAULT_PRESET
+    name = f"paper-{scale}" if options.table else preset
+    store = open_store(options.out or ROOT / "runs" / name, options.storage)
+    if options.release:
+        return report.release(store)
+    old = store.read_plan()
+    plan, trials = planned(options, store, old)
+    if options.status:
+        return report.print_status(store, trials)
+    if options.dry_run:
+        return report.print_dry_run(options, store, plan, trials)
+    source = GridSource(store.with_recorded_images(plan), trials)
+    return run.run(options, received, run.Work(store, old, source, trials))
+
+
+if __name__ == "__main__":
+    command.end(main())

@@ -1,0 +1,105 @@
+"""What a running sweep shows on stderr: one table on a terminal, terse lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tune.plan.cells import by_cell
+from tune.plan.states import States, clock
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+
+TABLE_SECONDS = 0.5
+"""Between two tables on a terminal."""
+LINE_SECONDS = 20.0
+"""Between two lines of progress elsewhere."""
+
+
+class Display:
+    """Shows the states while it is entered; `show` is cheap and may be called often."""
+
+    def __init__(self, states: States) -> None:
+        self._states = states
+        self._live: Live | None = None
+        self._shown = self._begun = time.monotonic()
+        self._n_ended = len(states.ended)
+        """How many ends of trials have had their line."""
+
+    def __enter__(self) -> Display:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(stderr=True, markup=False, highlight=False)
+            self._live = Live(self._table(), console=console, auto_refresh=False)
+            with ignore_output_errors():
+                self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show(last=True)
+        if self._live is not None:
+            with ignore_output_errors():
+                self._live.stop()
+
+    def log(self, text: str) -> None:
+        """A line on stderr, which rich puts above the table."""
+        log(text)
+
+    def show(self, *, last: bool = False) -> None:
+        """Update what is shown, where it is time for that."""
+        waited = time.monotonic() - self._shown
+        if self._live is None:
+            self._log_ends()
+            if waited >= LINE_SECONDS:
+                self._shown += waited
+                self.log(f"[{self._spent()}] {self._states.line()}")
+        elif last or waited >= TABLE_SECONDS:
+            self._shown += waited
+            with ignore_output_errors():
+                self._live.update(self._table(), refresh=True)
+
+    def _log_ends(self) -> None:
+        """A line for each trial that has ended since the last time."""
+        for trial in self._states.ended[self._n_ended :]:
+            status = self._states[trial.key]
+            score = "" if status.accuracy is None else f"  accuracy {status.accuracy:.3f}"
+            ended = f"{status.state} at {status.iteration}: {trial.text}{score}"
+            self.log(f"[{self._spent()}] {ended}")
+        self._n_ended = len(self._states.ended)
+
+    def _spent(self) -> str:
+        return clock(time.monotonic() - self._begun)
+
+    def _table(self) -> Group:
+        """A row for each cell: how many seeds are in each state, mean iteration and accuracy."""
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table("cell", "seeds", "iteration", "accuracy", box=None, pad_edge=False)
+        for trials in by_cell(self._states.trials()):
+            statuses = [self._states[trial.key] for trial in trials]
+            counts = Counter(status.state for status in statuses)
+            seeds = ", ".join(f"{n} {state}" for state, n in counts.items())
+            scores = [s.accuracy for s in statuses if s.accuracy is not None]
+            mean = f"{sum(scores) / len(scores):.3f}" if scores else ""
+            parts = [self._states.part_of(t.key) * t.config.iterations for t in trials]
+            table.add_row(trials[0].cell.text, seeds, f"{sum(parts) / len(parts):.0f}", mean)
+        return Group(table, self._states.line())
+
+
+def log(text: str) -> None:
+    """A line on stderr, lost where that is full or gone."""
+    with ignore_output_errors():
+        print(text, file=sys.stderr, flush=True)
+
+
+def ignore_output_errors() -> contextlib.suppress:
+    """A terminal that is gone or a disk that is full must not end a sweep."""
+    return contextlib.suppress(OSError, ValueError)

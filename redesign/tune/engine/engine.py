@@ -1,0 +1,238 @@
+"""The engine: trials are submitted, events come out of its queue; Ray and Tune work in between.
+
+A sweep is a Ray Tune run of `MPCCTrainable` in a thread of the engine's own. The thread connects to
+Ray, asks the nodes whether they are ready, and runs Tune until the engine is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from mpcc.machine import usable_cores
+from tune.engine import environment
+from tune.engine.cluster import JoinedCluster
+from tune.engine.head import EngineError, LocalHead
+from tune.engine.spec import DEFAULT_GPU_SHARE, NodeNeeds, Settings, TrialSpec
+from tune.plan.cells import Trial
+from tune.plan.state import Event, EventKind
+
+if TYPE_CHECKING:
+    from tune.engine.tune_run import EventCallback, StopRequest, TrialQueue
+
+SILENT_SECONDS = 4 * 3600.0
+"""Without an event from any running trial Ray counts as hung. Trials report every second, but for
+the time of an evaluation: the 50,000 images of IS, FID and KID take over an hour on a slow CPU."""
+
+
+class Engine:
+    """Runs trials on this machine or on a cluster; a context manager around one sweep."""
+
+    def __init__(
+        self, settings: Settings, trials: Sequence[Trial], log: Callable[[str], None]
+    ) -> None:
+        """`trials` are those known at the start; they decide threads, room and what nodes need."""
+        self._settings, self._trials, self._log = settings, list(trials), log
+        self._threads = max(trial.config.cpu_threads for trial in trials)
+        self._cpus = settings.cpus or float(self._threads)
+        self._gpus, self._n_gpus, self._group_size = 0.0, 1, 1
+        self._needs: NodeNeeds | None = None
+        self._connection: LocalHead | JoinedCluster = (
+            LocalHead() if settings.local else JoinedCluster(settings.address)
+        )
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._queue: TrialQueue
+        self._stop: StopRequest
+        self._killed = False
+        self._running: set[str] = set()
+        self._submitted: dict[str, TrialSpec] = {}
+        self._avoided: frozenset[str] = frozenset()
+        self._heard = time.monotonic()
+        self._thread: threading.Thread
+        self.error: BaseException | None = None
+        """What ended the engine before it was closed."""
+
+    def __enter__(self) -> Engine:
+        if isinstance(self._connection, LocalHead):
+            at_once = self._settings.max_concurrent or len(self._trials)
+            room = min(self._cpus * at_once, usable_cores())
+            self._connection.start(math.ceil(max(self._cpus, room)))
+        from tune.engine.tune_run import EventCallback, StopRequest, TrialQueue
+
+        self._queue, self._stop = TrialQueue(self._grouped), StopRequest()
+        callback = EventCallback(self._events.put)
+        self._thread = threading.Thread(
+            target=self._run, args=(callback,), name="engine", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and not self._killed and self.problem() is None:
+            self.close()
+        else:
+            self.kill()
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Run a trial as soon as there is room for it."""
+        self._submitted[spec.key] = spec
+        self._queue.put(spec)
+
+    def next_event(self, timeout: float) -> Event | None:
+        """Return the next event; None where there is none within so many seconds."""
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        self._heard = time.monotonic()
+        if event.kind in (EventKind.STARTED, EventKind.PROGRESS):
+            self._running.add(event.key)
+        else:
+            self._running.discard(event.key)
+        if event.node is not None:
+            self._avoid(event.node, str(event.cause))
+            self.submit(self._submitted[event.key])
+        return event
+
+    def stop(self) -> bool:
+        """Ask every trial to write a checkpoint and stop; `finished` says when they have.
+
+        Returns False where no trial is running.
+        """
+        self._queue.closed = True  # Else Tune keeps the process of a stopped trial for another one.
+        self._stop.ask()
+        return bool(self._running)
+
+    def problem(self) -> str | None:
+        """Return in words why no event will come any more; None while the engine is well."""
+        if self.error is not None:
+            return " ".join(str(self.error).split())[:200] or type(self.error).__name__
+        found = self._connection.problem()
+        if found is None and not self._running and not self._settings.local:
+            self._heard = time.monotonic()
+        if found is None and time.monotonic() - self._heard > SILENT_SECONDS:
+            return f"no trial has reported for {SILENT_SECONDS / 3600:g} hours"
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether Tune has ended, so that no event comes but those already in the queue."""
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """End Tune once the submitted trials have ended, and then Ray."""
+        self._queue.closed = True
+        self._thread.join()
+        self._connection.stop()
+
+    def kill(self) -> None:
+        """End Ray at once; checkpoints that were written stay."""
+        self._killed = True
+        self._connection.kill()
+
+    def _run(self, callback: EventCallback) -> None:
+        """Connect to Ray, check the nodes, run Tune: the engine's thread."""
+        folder = Path(tempfile.mkdtemp(prefix="mpcc-tune-run-"))
+        try:
+            self._connection.connect(environment.worker_variables(self._settings, self._threads))
+            self._prepare()
+            self._tune(callback, folder)
+        except BaseException as error:  # Raised again by the loop, in its own thread.
+            self.error = error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _prepare(self) -> None:
+        """Learn what Ray has, and raise EngineError where it cannot run these trials."""
+        import ray
+
+        settings = self._settings
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        n_gpus = float(resources.get("GPU", 0))
+        self._n_gpus = max(1, int(n_gpus))
+        self._gpus = settings.gpus or 0.0
+        if settings.gpus is None and n_gpus:
+            self._gpus = 1.0 if settings.trials_per_gpu else DEFAULT_GPU_SHARE
+        if not settings.local:
+            from tune.engine import nodes
+
+            self._needs = nodes.needs_of(self._trials, settings)
+            nodes.check_nodes(self._needs, self._log)
+        if not self._fits_a_node():
+            if settings.local:
+                raise EngineError(
+                    f"--gpus-per-trial {self._gpus:g}: this machine has {n_gpus:g} GPUs for us, so "
+                    "that no trial could ever start; give fewer, or a cluster by --address"
+                )
+            size = f"{self._cpus:g} cores and {self._gpus:g} GPUs"
+            self._log(f"no machine has {size} for a trial yet; waiting for one to join")
+        if settings.trials_per_gpu and self._gpus:
+            self._group_size = self._trials_per_gpu()
+
+    def _avoid(self, node: str, problem: str) -> None:
+        """Run no trial on this node that is given out from now on."""
+        if node not in self._avoided:
+            self._log(f"{problem}; trials run on other machines")
+        self._avoided |= {node}
+
+    def _fits_a_node(self) -> bool:
+        import ray
+
+        return any(
+            node["Resources"].get("CPU", 0) >= self._cpus
+            and node["Resources"].get("GPU", 0) >= self._gpus
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        )
+
+    def _trials_per_gpu(self) -> int:
+        """Return how many trials share a GPU: as given, or measured on one of the machines."""
+        from tune.engine.tune_run import measured_group_size
+
+        if isinstance(self._settings.trials_per_gpu, int):
+            return self._settings.trials_per_gpu
+        try:
+            size = measured_group_size(self._trials[0].config, self._settings.data_dir)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            raise EngineError(
+                f"--trials-per-gpu auto could not be measured ({text}); give a number"
+            ) from None
+        self._log(f"{size} trials at a time on a GPU, by its memory and speed")
+        return size
+
+    def _tune(self, callback: EventCallback, folder: Path) -> None:
+        from tune.engine.tune_run import tuner_of
+
+        limit, together = self._settings.max_concurrent, self._settings.trials_per_gpu
+        if isinstance(together, int) and not self._gpus:
+            limit = min(together, limit or together)
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        size = (self._cpus, self._gpus)
+        tuner_of(self._queue, callback, self._stop, size, limit, folder).fit()
+
+    def _grouped(self, specs: Sequence[TrialSpec]) -> list[list[TrialSpec]]:
+        """Return the trials as groups that share a process, with what only the engine knows."""
+        from tune.engine.tune_run import grouped
+
+        device = "auto" if self._gpus else "cpu"
+        avoided = tuple(self._avoided)
+        ready = [
+            replace(spec, needs=self._needs, device=device, avoided_nodes=avoided) for spec in specs
+        ]
+        return grouped(ready, self._group_size, self._n_gpus)

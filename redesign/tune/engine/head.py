@@ -1,0 +1,161 @@
+"""A Ray of our own on this machine: started by `ray start`, kept in a session of its own, ended.
+
+The order is `start`, first of all, since Ray takes about two seconds that other imports can use;
+`connect`, in any thread; `problem`, as often as one likes; `stop` or `kill`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tune.engine import environment, supervisor
+
+HOST = "127.0.0.1"
+START_SECONDS = 90.0
+"""How long Ray may take to start on a busy machine."""
+READY = b"Ray runtime started"
+"""Printed once the node is registered. Whoever connects before waits in steps of a second."""
+SHUTDOWN_SECONDS = 3.0
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Hardly used; Ray's default takes a third of the memory."""
+TEMP_PREFIX = "mpcc-ray-"
+TEMP_PARENT_LENGTH = 22
+"""84 characters of Ray's and ours come behind it, and a socket's path may have 107."""
+
+
+class EngineError(ValueError):
+    """Ray cannot be used as it is; the message is one line."""
+
+
+class LocalHead:
+    """A Ray on this machine that no other machine and no other user can reach."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    def start(self, n_cpus: int) -> None:
+        """Start Ray with so many cores for trials; returns at once."""
+        environment.apply(local=True)
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        try:
+            parent = tempfile.gettempdir()
+            if len(parent) > TEMP_PARENT_LENGTH:
+                parent = "/tmp"
+            self._folder = folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent))
+            command = [
+                *(str(ray_program()), "start", "--head", "--block", "--disable-usage-stats"),
+                # A folder in ours, because Ray lets everyone into what it is given.
+                *("--port=0", f"--node-ip-address={HOST}", f"--temp-dir={folder}/r"),
+                *(f"--num-cpus={n_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+                *("--include-dashboard=False", "--include-log-monitor=False"),
+            ]
+            guard = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), str(folder)]
+            with (folder / "head.log").open("wb") as log:
+                self._supervisor = subprocess.Popen(
+                    guard + command,
+                    # A copy: with our own, another thread that sets a variable makes this fail.
+                    env=os.environ.copy(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # A signal to the driver's process group spares Ray.
+                )
+        except OSError as error:
+            raise _not_started(str(error)) from None
+
+    def connect(self, env_vars: Mapping[str, str]) -> None:
+        """Connect this process, whose workers get the variables; EngineError where Ray fails."""
+        import ray
+
+        assert self._folder is not None, "start() comes first"
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        end = time.monotonic() + START_SECONDS
+        while READY not in self._log():
+            if self._ended or time.monotonic() > end:
+                raise _not_started("it was ended" if self._ended else "it does not get ready")
+            problem = self.problem()
+            if problem is not None:
+                raise _not_started(problem)
+            time.sleep(0.02)
+        try:
+            ray.init(
+                (self._folder / "r" / "ray_current_cluster").read_text().strip(),
+                runtime_env={"env_vars": dict(env_vars)},
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except Exception as error:  # Ray raises nothing narrower.
+            raise _not_started(str(error)) from None
+
+    def problem(self) -> str | None:
+        """Return in words how Ray has ended without being asked to; None while it runs."""
+        if self._ended or self._supervisor is None or self._supervisor.poll() is None:
+            return None
+        log = self._log().decode(errors="replace")
+        # `ray start --block` names what has died: "gcs_server [exit code=-9]".
+        dead = re.findall(r"(\w+) \[exit code=", log)
+        errors = [line.strip() for line in log.splitlines() if "Error" in line]
+        if dead:
+            return f"Ray has died ({' and '.join(dict.fromkeys(dead))} ended)"
+        return f"Ray has died ({errors[-1][:200] if errors else 'its supervisor was killed'})"
+
+    def stop(self) -> None:
+        """End Ray and all its processes, in well under a second."""
+        disconnect(SHUTDOWN_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End Ray and all its processes at once, whatever state it is in."""
+        if self._ended or self._folder is None:
+            return
+        self._ended = True
+        if self._supervisor is not None:
+            supervisor.kill_session(self._supervisor.pid)
+            self._supervisor.wait(SHUTDOWN_SECONDS)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        disconnect(0.0)  # Ray's client ends this process a minute after the head has gone.
+
+    def _log(self) -> bytes:
+        """Return what Ray has printed; nothing where its folder is gone."""
+        try:
+            return (self._folder / "head.log").read_bytes() if self._folder else b""
+        except OSError:
+            return b""
+
+
+def ray_program() -> Path:
+    """Return the command `ray` of this Python."""
+    program = Path(sys.executable).with_name("ray")
+    if not program.exists():
+        raise EngineError(f"{program} is missing: install requirements.txt once more")
+    return program
+
+
+def disconnect(seconds: float) -> None:
+    """End Ray's client in this process; wait for so long at most, because the head may be gone."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+        thread.start()
+        thread.join(seconds)
+
+
+def _not_started(text: str) -> EngineError:
+    text = " ".join(text.split())[:300]
+    return EngineError(
+        f"Ray did not start on this machine ({text}); where the machine is just busy, the same "
+        "command again may do"
+    )

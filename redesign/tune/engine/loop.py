@@ -1,0 +1,267 @@
+"""The loop of a sweep: one thread that takes events from the engine and submits ready trials.
+
+It calls nothing that can wait: the engine, MLflow and a remote each have a thread of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from mpcc import run_dir
+from tune.display import Display
+from tune.engine.engine import Engine
+from tune.engine.head import EngineError
+from tune.engine.spec import Settings, TrialSpec
+from tune.plan.cells import Trial
+from tune.plan.plan import Plan, images_name
+from tune.plan.source import TrialSource
+from tune.plan.state import ENDED, Event, EventKind, State
+from tune.plan.states import States
+from tune.signals import Signals
+from tune.store.folder import Store
+from tune.store.lock import SweepLock
+from tune.store.transfer import Downloads
+from tune.tracking.tracker import Tracker
+
+DOWNLOAD_SECONDS = 60.0
+"""How long the end of a sweep waits for records from the remote, or from a slow shared disk."""
+EVENT_SECONDS = 0.2
+"""How long the loop waits for an event before it looks at signals, the display and the lock."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a sweep reports to while it runs."""
+
+    store: Store
+    lock: SweepLock
+    tracker: Tracker
+    display: Display
+    signals: Signals
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How a sweep's loop ended."""
+
+    whole: bool
+    """Whether every trial that could run has ended, and Ray was ended in order."""
+    cause: str | None = None
+    """What ended it early, where that was no signal."""
+
+
+def run_sweep(
+    source: TrialSource, settings: Settings, states: States, services: Services
+) -> LoopResult:
+    """Run the trials of a source until it has no more, a signal comes, or Ray fails.
+
+    Raises EngineError, one line, where Ray or a node cannot run these trials at all.
+    """
+    return _Loop(source, settings, states, services).run()
+
+
+class _Loop:
+    def __init__(
+        self, source: TrialSource, settings: Settings, states: States, services: Services
+    ) -> None:
+        self._source, self._settings, self._states = source, settings, states
+        self._store, self._lock = services.store, services.lock
+        self._tracker, self._display = services.tracker, services.display
+        self._signals = services.signals
+        self._in_flight: set[str] = set()
+        self._exclusive: deque[str] = deque()
+        self._awaited: dict[str, float] = {}
+        """Trials that have ended, and whose records are not seen here yet -> since when."""
+        self._plan = source.plan
+        self._downloads = (
+            Downloads(self._store.download) if self._store.remote is not None else None
+        )
+        self._warned = False
+
+    def run(self) -> LoopResult:
+        """Start the engine for the trials that are ready, and loop until the end."""
+        ready = self._source.ready(self._states)
+        if not ready:
+            return LoopResult(whole=True)
+        n_trials = self._states.n_trials
+        self._display.log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
+        engine = Engine(self._settings, ready, self._display.log)
+        self._signals.engine = engine
+        with engine:
+            for trial in ready:
+                self._submit(engine, trial)
+            result = self._loop(engine)
+            if not result.whole:
+                engine.kill()
+        self._signals.engine = None
+        self._apply_rest(engine)
+        if isinstance(engine.error, EngineError) and self._signals.number is None:
+            raise engine.error
+        self._download_rest()
+        return result
+
+    def _loop(self, engine: Engine) -> LoopResult:
+        while self._in_flight or self._exclusive or self._awaited or not self._source.finished:
+            event = engine.next_event(EVENT_SECONDS)
+            while event is not None:
+                self._apply(event)
+                event = engine.next_event(0)
+            self._report()
+            problem = self._problem(engine)
+            if problem is not None:
+                if not isinstance(engine.error, EngineError):  # That says what to do instead.
+                    self._display.log(f"{problem}; run the same command again")
+                return LoopResult(False, problem)
+            if self._signals.number is not None:
+                return self._stop(engine)
+            self._submit_ready(engine)
+            if not self._in_flight and not self._awaited:
+                break  # A search waits for trials that have stopped without a result.
+        return LoopResult(whole=True)
+
+    def _stop(self, engine: Engine) -> LoopResult:
+        """Wait until every trial has written a checkpoint, or the time for that is over."""
+        assert self._signals.number is not None
+        name = signal.Signals(self._signals.number).name
+        self._display.log(f"{name}: writing checkpoints …")
+        waits = engine.stop()
+        while waits and not engine.finished:
+            event = engine.next_event(EVENT_SECONDS)
+            if event is not None:
+                self._apply(event)
+            self._report()
+            if time.monotonic() > self._signals.stop_deadline or engine.problem() is not None:
+                break
+        return LoopResult(whole=False)
+
+    def _problem(self, engine: Engine) -> str | None:
+        if self._lock.lost:
+            return "another driver has taken over this sweep"
+        if engine.finished and engine.error is None and self._in_flight:
+            return "Ray Tune has ended early"
+        return engine.problem()
+
+    def _submit_ready(self, engine: Engine) -> None:
+        """Submit what the source has ready; with nothing in flight, one exclusive trial."""
+        ready = self._source.ready(self._states)
+        if ready:
+            self._states.add(ready, self._store.statuses(ready))
+        self._write_plan()
+        for trial in ready:
+            self._submit(engine, trial)
+        if not self._in_flight and self._exclusive:
+            key = self._exclusive.popleft()
+            self._submit(engine, self._states.trial(key), exclusive=True)
+
+    def _submit(self, engine: Engine, trial: Trial, *, exclusive: bool = False) -> None:
+        self._in_flight.add(trial.key)
+        engine.submit(self._spec(trial, exclusive))
+
+    def _spec(self, trial: Trial, exclusive: bool) -> TrialSpec:
+        settings = self._settings
+        return TrialSpec(
+            key=trial.key,
+            config=trial.config,
+            run_dir=str(self._store.trial_dir(trial.key)),
+            remote=settings.remote,
+            data_dir=str(settings.data_dir) if settings.data_dir else None,
+            device="auto",
+            checkpoint_seconds=settings.checkpoint_seconds,
+            checkpoint_iterations=settings.checkpoint_iterations,
+            fingerprint=self._plan.fingerprint_for(trial.config),
+            prune=self._source.prune_rule(trial),
+            exclusive=exclusive,
+        )
+
+    def _apply(self, event: Event) -> None:
+        """Take an event into the states, the records that it changes, and MLflow."""
+        trial = self._states.trial(event.key)
+        if event.failed_by_engine:
+            event = self._record_failure(trial, event)
+        if event.kind == EventKind.EXCLUSIVE:
+            self._exclusive.append(event.key)
+            self._display.log(f"{trial.text} could not run beside others; it runs again alone")
+        if event.kind in (EventKind.ENDED, EventKind.STOPPED, EventKind.EXCLUSIVE):
+            self._in_flight.discard(event.key)
+        if event.kind == EventKind.STOPPED and event.cause:
+            self._display.log(f"stopped: {trial.text} ({event.cause})")
+        self._states.apply(event)
+        if event.data is not None and self._plan.fingerprint_for(trial.config) is None:
+            self._plan = self._plan.with_data(images_name(trial.config), event.data)
+            self._write(self._plan)
+        self._tracker.log(event)
+        if event.state in ENDED:
+            self._awaited[event.key] = time.monotonic()
+            if self._downloads is not None:
+                self._downloads.request(event.key)
+
+    def _record_failure(self, trial: Trial, event: Event) -> Event:
+        """Write the result of a trial whose worker died; without a result it is stopped."""
+        try:
+            self._store.record_end(trial, State.FAILED, event.cause or "killed")
+        except (OSError, run_dir.RunDirError) as error:
+            return Event(event.key, EventKind.STOPPED, State.STOPPED, cause=str(error))
+        return event
+
+    def _report(self) -> None:
+        """Update the display and the lock, and pass on what MLflow and the remote have to say."""
+        self._signals.install()  # Ray puts a handler of SIGTERM in place beneath Python.
+        self._display.show()
+        self._lock.renew(self._states.running())
+        self._take_records()
+        if self._tracker.problem and not self._warned:
+            self._warned = True
+            self._display.log(f"MLflow does not answer ({self._tracker.problem}); training goes on")
+
+    def _take_records(self) -> None:
+        """Have MLflow take the records of ended trials that are seen here now."""
+        if self._downloads is not None:
+            arrived = self._downloads.arrived()
+        else:
+            trials = [self._states.trial(key) for key in self._awaited]
+            statuses = self._store.statuses(trials)
+            arrived = [key for key, status in statuses.items() if status.state in ENDED]
+        for key in arrived:
+            self._awaited.pop(key, None)
+            self._tracker.log_record(self._states.trial(key))
+        oldest = time.monotonic() - DOWNLOAD_SECONDS
+        self._awaited = {key: since for key, since in self._awaited.items() if since > oldest}
+
+    def _write_plan(self) -> None:
+        """Write the plan where the source has suggested more trials."""
+        plan = self._source.plan
+        if plan.cells != self._plan.cells or plan.search != self._plan.search:
+            for name, data in (self._plan.data or {}).items():
+                plan = plan.with_data(name, data)
+            self._plan = plan
+            self._write(plan)
+            self._tracker.extend(plan)
+
+    def _write(self, plan: Plan) -> None:
+        """Write the plan; a failure costs nothing, since the end of the sweep writes it again."""
+        if self._downloads is not None:
+            self._downloads.submit("plan", lambda: self._store.write_plan(plan))
+            return
+        with contextlib.suppress(OSError, run_dir.RunDirError):
+            self._store.write_plan(plan)
+
+    def _apply_rest(self, engine: Engine) -> None:
+        """Apply the events that were still in the queue; what runs after them is stopped."""
+        event = engine.next_event(0)
+        while event is not None:
+            self._apply(event)
+            event = engine.next_event(0)
+        self._take_records()
+        self._states.stop_running()
+
+    def _download_rest(self) -> None:
+        """Wait for the records that are still on their way from the remote."""
+        if self._downloads is None or self._lock.lost:
+            return
+        problem = self._downloads.settle(self._signals.deadline(DOWNLOAD_SECONDS))
+        if problem:
+            self._display.log(f"{problem}; the same command fetches what is missing here")

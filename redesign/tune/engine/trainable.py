@@ -1,0 +1,164 @@
+"""MPCC as a Ray Tune trainable, for a sweep of ours and for a Tuner of your own.
+
+    from ray import tune
+    from tune.engine.trainable import MPCCTrainable
+
+    tuner = tune.Tuner(
+        MPCCTrainable,
+        param_space={"preset": "digits", "prior_lr": tune.loguniform(1e-3, 1e-2), "seed": 0},
+        tune_config=tune.TuneConfig(metric="cluster_information", mode="max", num_samples=6),
+    )
+    results = tuner.fit()
+
+`param_space` holds `preset` and any fields of `mpcc.config.Config`. A step is one evaluation, its
+result the row of metrics that `python -m mpcc` writes; Tune keeps the checkpoints, so schedulers
+that stop trials early and `Tuner.restore` work. Data sets are found by MPCC_DATA_DIR.
+
+In a sweep of ours `config["sweep"]` holds the `TrialSpec` of each trial that shares the process. A
+step then ends after about a second too, so that a stop is heard, and the run directory's checkpoint
+is the only one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from mpcc import run_dir
+from mpcc.config import Config, preset, value_text
+from mpcc.metrics import METRICS
+from tune.engine import faults
+from tune.engine.worker import GroupWorker, TrialWorker, ends
+from tune.plan.state import State
+
+if TYPE_CHECKING:
+    from mpcc.trainer import Progress
+
+SWEEP = "sweep"
+"""The key of `config` under which a sweep passes its specifications."""
+EVENT = "event"
+"""The key of a result under which a sweep's worker passes its event."""
+NO_CHECKPOINTS_SECONDS = 1e6
+
+
+class MPCCTrainable(tune.Trainable):
+    """Trains MPCC; see the module's documentation for the two forms of `config`."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take up the trial, or the trials of a group. ValueError names a setting that is wrong."""
+        self._own: OwnRun | None = None
+        self._worker: TrialWorker | GroupWorker | None = None
+        specs = config.get(SWEEP)
+        if specs is None:
+            self._own = OwnRun(config_of(config))
+        else:
+            self._worker = TrialWorker(specs[0]) if len(specs) == 1 else GroupWorker(specs)
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next evaluation; in a sweep for about a second at most."""
+        if self._own is not None:
+            return self._own.step()
+        assert self._worker is not None
+        event = self._worker.step()
+        if isinstance(self._worker, GroupWorker):
+            return {EVENT: event, "done": self._worker.finished}
+        return {EVENT: event, "done": ends(event)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the run directory with a checkpoint of this step."""
+        if self._own is not None:
+            self._own.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
+        """Go on from what `save_checkpoint` wrote.
+
+        ValueError for a checkpoint of other settings: population-based training, which changes the
+        settings of a trial under way, is not supported.
+        """
+        if self._own is not None:
+            self._own.load(Path(str(checkpoint)))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take up another trial in this process, which saves the time of its start."""
+        if self._worker is not None and self._worker.device_fault:
+            os._exit(1)  # No trial is left here; Ray starts a new process for the next one.
+        self.cleanup()
+        faults.free_gpu_memory()
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Stop where the trial stands; in a sweep the trainer writes a checkpoint."""
+        for run in (self._own, self._worker):
+            if run is not None:
+                run.release()
+
+
+def config_of(values: Mapping[str, Any]) -> Config:
+    """Return the configuration of a Tuner's `config`: a preset, changed by fields."""
+    fields = dict(values)
+    name = fields.pop("preset", "digits")
+    return preset(str(name)).override(**fields)
+
+
+class OwnRun:
+    """A trial under a Tuner of the user's own, in a run directory that ends with the process."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._path = Path(tempfile.mkdtemp(prefix="mpcc-tune-"))
+        self._progress: Generator[Progress] | None = None
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next evaluation and return its row; `done` after the last one."""
+        from mpcc.trainer import train
+
+        if self._progress is None:
+            self._progress = train(
+                self._config, self._path, checkpoint_seconds=NO_CHECKPOINTS_SECONDS
+            )
+        progress = next(p for p in self._progress if p.metrics is not None or p.state != "running")
+        result: dict[str, Any] = {"done": progress.state != "running", "state": progress.state}
+        if progress.state == State.DIVERGED:
+            return dict.fromkeys(METRICS, math.nan) | result
+        row = progress.metrics or run_dir.read_metrics(self._path)[-1]
+        return {**row, **result}
+
+    def save(self, folder: Path) -> None:
+        """Copy the run directory with a checkpoint of the iteration reached."""
+        self._close()
+        for file in self._path.iterdir():
+            if file.is_file() and file.name != run_dir.PREVIOUS_CHECKPOINT:
+                shutil.copyfile(file, folder / file.name)
+
+    def load(self, folder: Path) -> None:
+        """Replace the run directory by a copy that `save` made."""
+        self._close()
+        saved = run_dir.read_config(folder)
+        if saved is not None and saved != self._config:
+            was, now = saved.to_dict(), self._config.to_dict()
+            name = next(name for name in was if was[name] != now[name])
+            raise ValueError(
+                f"the checkpoint is of a trial with {name}={value_text(was[name])}, now "
+                f"{value_text(now[name])}: settings of a trial under way cannot change, so "
+                "population-based training is not supported; use another scheduler"
+            )
+        shutil.rmtree(self._path)
+        shutil.copytree(folder, self._path)
+
+    def release(self) -> None:
+        """Stop the training and remove the run directory."""
+        self._close()
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    def _close(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close()

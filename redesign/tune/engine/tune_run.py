@@ -1,0 +1,249 @@
+"""Trials on their way into Tune, and events on their way out: a Searcher, a Callback, a Stopper."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle, tune
+from ray.tune import Callback, Stopper
+from ray.tune.search import Searcher
+
+from mpcc.config import Config
+from tune.engine import faults
+from tune.engine.spec import TrialSpec
+from tune.engine.trainable import EVENT, SWEEP, MPCCTrainable
+from tune.engine.worker import ATTEMPTS, ends
+from tune.plan.state import Event, EventKind, State
+
+STOP_ALL_SECONDS = 2.0
+"""After a stop is asked for: how long trials have to end with a result before they are told to."""
+
+
+class TrialQueue(Searcher):
+    """Hands submitted trials to Tune as it has room, in groups that share a process."""
+
+    def __init__(self, grouped: Callable[[list[TrialSpec]], list[list[TrialSpec]]]) -> None:
+        """`grouped` makes groups of the trials that have been submitted since it was last asked."""
+        super().__init__()
+        self._grouped = grouped
+        self._specs: queue.SimpleQueue[TrialSpec] = queue.SimpleQueue()
+        self._groups: deque[list[TrialSpec]] = deque()
+        self.closed = False
+        """Whether no trial will be submitted any more."""
+
+    def put(self, spec: TrialSpec) -> None:
+        """Add a trial; any thread may call this."""
+        self._specs.put(spec)
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next group; None while there is none, FINISHED once the queue is closed."""
+        closed = self.closed  # Before the queue is read, so that nothing put before it is lost.
+        specs = []
+        while not self._groups and not self._specs.empty():
+            specs.append(self._specs.get())
+        self._groups.extend(self._grouped(specs))
+        if self._groups:
+            return {SWEEP: self._groups.popleft()}
+        return Searcher.FINISHED if closed else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing: events say how a trial ended."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Do nothing: Tune's own state of a sweep is never read again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as nothing: Tune keeps a copy that nobody reads."""
+        return Searcher, ()
+
+
+def grouped(specs: Sequence[TrialSpec], size: int, n_gpus: int) -> list[list[TrialSpec]]:
+    """Return the trials in groups of at most `size` that may share a process, in their order.
+
+    The groups are as even as possible, since the last trial of one keeps a whole GPU, and there are
+    as many as keep every GPU busy. An exclusive trial is a group of its own.
+    """
+    kinds: dict[Any, list[TrialSpec]] = {}
+    for spec in specs:
+        alone = spec.key if size == 1 or spec.exclusive else None
+        kinds.setdefault((alone, spec.config.of_the_process), []).append(spec)
+    groups = []
+    for kind in kinds.values():
+        n = max(math.ceil(len(kind) / size), min(n_gpus, len(kind)))
+        n = min(len(kind), n_gpus * math.ceil(n / n_gpus))
+        bounds = [len(kind) * i // n for i in range(n + 1)]
+        for start, end in zip(bounds, bounds[1:], strict=False):
+            groups.append([replace(spec, co_located=end - start > 1) for spec in kind[start:end]])
+    return groups
+
+
+def measured_group_size(config: Config, data_dir: Path | str | None) -> int:
+    """Return how many trials like this one make the most of a GPU that they share."""
+    import ray
+
+    @ray.remote(num_cpus=0, num_gpus=1, max_retries=0)
+    def measure() -> int:
+        import torch
+
+        from mpcc.data import load
+        from mpcc.together import n_trials_for
+        from tune.store.datasets import folder_on_node
+
+        images = load(config, folder_on_node(data_dir, config.dataset))
+        return n_trials_for(config, images, torch.device("cuda"))
+
+    return int(ray.get(measure.remote()))
+
+
+class EventCallback(Callback):
+    """Puts what happens in Tune into the engine's queue, as events of single trials."""
+
+    def __init__(self, put: Callable[[Event], None]) -> None:
+        self._put = put
+        self._ended: set[tuple[str, str]] = set()
+        """Tune's trial and ours: one that is submitted again is another trial of Tune's."""
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Report each trial of the group as started."""
+        for spec in self._open(trial):
+            self._put(Event(spec.key, EventKind.STARTED))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Pass the worker's event on; a group that was run again repeats ends."""
+        event = result[EVENT]
+        known = (trial.trial_id, event.key)
+        if known in self._ended:
+            return
+        if ends(event):
+            self._ended.add(known)
+        self._put(event)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Report what has no end yet as stopped: it was asked to stop."""
+        for spec in self._open(trial):
+            self._put(Event(spec.key, EventKind.STOPPED, State.STOPPED))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Report what Tune gave up after its attempts."""
+        cause, text = error_of(trial)
+        open_ = self._open(trial)
+        for spec in open_:
+            if cause is None:
+                event = Event(spec.key, EventKind.STOPPED, State.STOPPED, cause=text)
+            elif spec.co_located:  # Which of the group it was shows when each runs exclusively.
+                event = Event(spec.key, EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
+            else:
+                event = Event(
+                    spec.key, EventKind.ENDED, State.FAILED, cause=cause, failed_by_engine=True
+                )
+            self._put(event)
+
+    def _open(self, trial: Any) -> list[TrialSpec]:
+        """Return the specifications of a Tune trial that have not ended."""
+        specs: list[TrialSpec] = trial.config[SWEEP]
+        return [spec for spec in specs if (trial.trial_id, spec.key) not in self._ended]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as nothing: Tune keeps a copy that nobody reads."""
+        return Callback, ()
+
+
+class StopRequest(Stopper):
+    """Stops every trial at its next result once it is asked to, and soon after in any case."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._since = 0.0
+
+    def ask(self) -> None:
+        """Ask all trials to stop."""
+        self._since = time.monotonic()
+        self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._asked.is_set()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.asked
+
+    def stop_all(self) -> bool:
+        """Return whether trials that returned no result since are to be stopped as well."""
+        return self.asked and time.monotonic() - self._since > STOP_ALL_SECONDS
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a new request: Tune keeps a copy that nobody reads."""
+        return StopRequest, ()
+
+
+def error_of(trial: Any) -> tuple[str | None, str]:
+    """Return the cause of a trial that Tune gave up, None for the infrastructure; and the text."""
+    try:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # The record may be torn by a full disk; any cause is unknown then.
+        return None, "Ray gave it up"
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return faults.trial_cause(cause), " ".join(str(cause).split())
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if faults.is_out_of_memory(error):
+        return f"{faults.OUT_OF_MEMORY}: {text}", text
+    if "node has died" in str(error):
+        return None, "its machine was lost again and again"
+    return f"killed: its process died {ATTEMPTS} times", text
+
+
+def tuner_of(
+    trial_queue: TrialQueue,
+    callback: EventCallback,
+    stop: StopRequest,
+    size: tuple[float, float],
+    max_concurrent: int | None,
+    storage: Path,
+) -> tune.Tuner:
+    """Return the Tune run of a sweep; nothing that it stores is needed again.
+
+    size: the cores and GPUs of a trial. One that ran out of memory beside others gets a whole GPU.
+    """
+    cpus, gpus = size
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        spec = config[SWEEP][0]
+        bundle = {"CPU": cpus, "GPU": 1.0 if spec.exclusive and gpus else gpus}
+        elsewhere = {"ray.io/node-id": f"!in({','.join(spec.avoided_nodes)})"}
+        selectors = [elsewhere] if spec.avoided_nodes else None
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=selectors)
+
+    return tune.Tuner(
+        tune.with_resources(MPCCTrainable, resources),
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            search_alg=trial_queue,
+            num_samples=10**9,
+            max_concurrent_trials=max_concurrent,
+            trial_dirname_creator=lambda trial: trial.config[SWEEP][0].key,
+        ),
+        run_config=tune.RunConfig(
+            name=f"sweep-{os.getpid()}",
+            storage_path=str(storage),
+            verbose=0,
+            stop=stop,
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )

@@ -1,0 +1,255 @@
+"""One trial of a sweep in a worker process, a step of about a second at a time.
+
+The trial's run directory is the record; the event that a step returns carries its news to the
+driver. Ray runs a trial again when its process dies, and the trainer resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpcc import run_dir
+from mpcc.repair import repair
+from tune.engine import faults, nodes
+from tune.engine.spec import TrialSpec
+from tune.plan.plan import TRIALS
+from tune.plan.state import Event, EventKind, Row, State
+from tune.store.datasets import folder_on_node
+from tune.store.folder import record_end
+from tune.store.remote import Remote
+from tune.store.transfer import Upload, scratch_dir
+
+if TYPE_CHECKING:
+    from mpcc.trainer import Progress
+
+ATTEMPTS = 3
+"""Attempts at a trial whose process dies, or that meets infrastructure errors."""
+RETRY_SECONDS = 2.0
+"""Wait after an infrastructure error before Ray tries again: a disk may have room by then."""
+
+
+class TrialWorker:
+    """A trial on its way from its last checkpoint to its result."""
+
+    def __init__(self, spec: TrialSpec) -> None:
+        """Take up the trial; nothing is read or written yet."""
+        self.spec = spec
+        self.device_fault = False
+        """Whether the GPU's context is lost, so that this process must end."""
+        self._path = Path(spec.run_dir)
+        self._scratch: Path | None = None
+        self._upload: Upload | None = None
+        self._progress: Generator[Progress] | None = None
+        self._data: Row | None = None
+
+    def step(self) -> Event:
+        """Train for about a second, or to the end of an evaluation.
+
+        Raises an infrastructure error, for Ray to run the trial again.
+        """
+        try:
+            if self._progress is None:
+                pruned = self._open()
+                if pruned is not None:
+                    return pruned
+            assert self._progress is not None
+            progress = next(self._progress)
+            if self._upload is not None:
+                self._upload.send(patient=False)
+            return self._event(progress)
+        except Exception as error:  # The boundary of a trial: recorded here, or retried by Ray.
+            return self._failed(error)
+
+    def close(self) -> None:
+        """Stop where the trial stands; the trainer writes a checkpoint."""
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close()
+        if self._upload is not None:
+            self._upload.send(patient=True)
+
+    def release(self) -> None:
+        """Close, and remove the node's copy of a run directory that lies on a remote."""
+        try:
+            self.close()
+        finally:
+            if self._scratch is not None:
+                shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _open(self) -> Event | None:
+        """Start or resume the training; its event where that is all there is to do."""
+        spec = self.spec
+        if spec.needs is not None:
+            problem = nodes.not_ready(spec.needs, spec.config.dataset)
+            if problem is not None:
+                return self._handed_back(problem)
+        if spec.remote is not None:
+            if self._upload is None:
+                self._scratch = scratch_dir()
+                self._path = self._scratch / TRIALS / spec.key
+                self._upload = Upload(self._scratch, Remote(spec.remote), spec.key)
+            self._upload.download()
+        if self._path.is_dir():  # A process that was killed may have left anything.
+            repair(self._path, spec.config, spec.fingerprint)
+        run_dir.open_run(self._path, spec.config)
+        pruned = self._prune()
+        if pruned is None:
+            self._progress = self._train()
+        return pruned
+
+    def _handed_back(self, problem: str) -> Event:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        key, kind = self.spec.key, EventKind.HANDED_BACK
+        return Event(key, kind, State.PLANNED, cause=problem, node=node)
+
+    def _train(self) -> Generator[Progress]:
+        import torch
+
+        from mpcc.trainer import train
+
+        spec = self.spec
+        torch.set_num_threads(spec.config.cpu_threads)
+        return train(
+            spec.config,
+            self._path,
+            data_dir=folder_on_node(spec.data_dir, spec.config.dataset),
+            device=spec.device,
+            checkpoint_seconds=spec.checkpoint_seconds,
+            checkpoint_iterations=spec.checkpoint_iterations,
+            fingerprint=spec.fingerprint,
+        )
+
+    def _event(self, progress: Progress) -> Event:
+        """Return the news of a step, and finish the record of a trial that has ended."""
+        state, row = State(progress.state), progress.metrics
+        if state == State.RUNNING:
+            pruned = self._prune() if row is not None else None
+            return pruned or self._news(EventKind.PROGRESS, state, progress.iteration, row)
+        self._finish()
+        return self._news(EventKind.ENDED, state, progress.iteration, row, progress.cause)
+
+    def _prune(self) -> Event | None:
+        """Record the trial as pruned where an evaluation is worse than its rule allows.
+
+        All evaluations count, so a trial that was killed right after one is pruned all the same.
+        """
+        rule = self.spec.prune
+        if rule is None:
+            return None
+        result, rows = run_dir.read_result(self._path), run_dir.read_metrics(self._path)
+        if result is None:
+            cause = rule.cause(rows)
+            if cause is None:
+                return None
+            self.close()
+            record_end(self._path, self.spec.config, State.PRUNED, cause)
+        elif result["state"] == State.PRUNED:  # The process died before the driver heard of it.
+            cause = str(result["cause"])
+        else:
+            return None
+        self._finish()
+        last = rows[-1]
+        iteration = int(last["iteration"])
+        return self._news(EventKind.ENDED, State.PRUNED, iteration, last, cause)
+
+    def _failed(self, error: Exception) -> Event:
+        """Record the trial's own fault; raise an infrastructure error again."""
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close()
+        cause, spec = faults.trial_cause(error), self.spec
+        self.device_fault |= faults.is_device_fault(error)
+        if cause is None:
+            time.sleep(RETRY_SECONDS)
+            raise error
+        if not spec.exclusive and cause.startswith(faults.OUT_OF_MEMORY):
+            return self._news(EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
+        if spec.co_located and self.device_fault:
+            raise error  # The process is lost with all its trials; Ray starts another one.
+        record_end(self._path, spec.config, State.FAILED, cause)
+        self._finish()
+        return self._news(EventKind.ENDED, State.FAILED, cause=cause)
+
+    def _finish(self) -> None:
+        """Leave nothing behind that only a trial under way needs, and send the record."""
+        self._progress = None
+        (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
+        if self._upload is not None:
+            self._upload.send(patient=True)
+
+    def _news(
+        self,
+        kind: EventKind,
+        state: State,
+        iteration: int | None = None,
+        row: Row | None = None,
+        cause: str | None = None,
+    ) -> Event:
+        if self._data is None:
+            try:
+                self._data = run_dir.read_provenance(self._path).get("data")
+            except (run_dir.RunDirError, OSError):
+                pass  # It stands in a later event, or in the record.
+        return Event(self.spec.key, kind, state, iteration, row, cause, self._data)
+
+
+class GroupWorker:
+    """Several trials side by side in this process on one device; the end of one leaves the others
+    running."""
+
+    def __init__(self, specs: Sequence[TrialSpec]) -> None:
+        from mpcc.together import side_by_side
+
+        self._workers = [TrialWorker(spec) for spec in specs]
+        self._open = {spec.key for spec in specs}
+        runs = {worker.spec.key: _events(worker) for worker in self._workers}
+        self._news = side_by_side(runs, specs[0].device)
+
+    @property
+    def device_fault(self) -> bool:
+        """Whether the GPU's context is lost, so that this process must end."""
+        return any(worker.device_fault for worker in self._workers)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial has ended."""
+        return not self._open
+
+    def step(self) -> Event:
+        """Return the next event of any of the trials; raises as `TrialWorker.step`."""
+        key, event = next(self._news)
+        if isinstance(event, Exception):
+            self._news.close()
+            raise event
+        if ends(event):
+            self._open.discard(key)
+        return event
+
+    def release(self) -> None:
+        """Close every trial; each writes a checkpoint."""
+        self._news.close()
+        for worker in self._workers:
+            worker.release()
+
+
+def ends(event: Event) -> bool:
+    """Return whether a worker has nothing more to say of the trial after this event."""
+    return event.kind not in (EventKind.STARTED, EventKind.PROGRESS)
+
+
+def _events(worker: TrialWorker) -> Generator[Event]:
+    """Yield every event of a trial; closed early, it lets the trial write a checkpoint."""
+    try:
+        ended = False
+        while not ended:
+            event = worker.step()
+            ended = ends(event)
+            yield event
+    finally:
+        worker.close()

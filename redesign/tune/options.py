@@ -1,0 +1,205 @@
+"""The options that `tune/ablation.py` and `tune/search.py` share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from mpcc import config as configs
+from mpcc import inception
+from mpcc.code_version import code_fingerprints
+from mpcc.config import Config
+from mpcc.options import path, usable
+from tune.command import UsageError, number, option
+from tune.engine.spec import LOCAL, Settings
+from tune.plan.plan import Plan, check_same_base, check_same_code, new_plan
+from tune.store.folder import Store
+from tune.store.remote import is_address
+
+DEFAULT_PRESET = "digits"
+COUNT = number(int, 1, 10**9)
+RETRY = ("failed", "diverged", "failed,diverged", "diverged,failed")
+
+
+def _gpus(text: str) -> float:
+    value = number(float, 0, 64)(text)
+    if value > 1 and value != int(value):
+        raise argparse.ArgumentTypeError(f"above 1 must be a whole number, got '{text}'")
+    return value
+
+
+def _trials_per_gpu(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else number(int, 1, 64)(text)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    known = host and "/" not in host and port.isdecimal() and 0 < int(port) < 65536
+    if text in (LOCAL, "auto") or known:
+        return text
+    raise argparse.ArgumentTypeError(f"must be local, auto or HOST:PORT, got '{text}'")
+
+
+def _data_dir(text: str) -> Path | str:
+    return text if is_address(text) else path(text)
+
+
+_base = partial(option, "base settings")
+_where = partial(option, "where")
+_instead = partial(option, "instead of running")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of both commands."""
+
+    preset: str | None = _base(
+        f"settings to start from: {', '.join(configs.PRESETS)} (default {DEFAULT_PRESET})",
+        "NAME",
+        names=("--preset", "--dataset"),
+    )
+    variant: str | None = _base("change them by name: " + ", ".join(configs.VARIANTS), "NAME")
+    changes: Sequence[str] = _base(
+        "change one of them; may be repeated",
+        "FIELD=VALUE",
+        names=("--set",),
+        action="append",
+        default=(),
+    )
+    iterations: str | None = _base("iterations of every trial (default: the preset's)", "N")
+    retry: str | None = _base(
+        "run again what is failed, diverged or failed,diverged", "STATES", choices=RETRY
+    )
+    accept_changed_code: bool = _base("go on in a folder that was written by other code")
+    out: Path | None = _where("where everything is written", "DIR", type=path)
+    data_dir: Path | str | None = _where(
+        "the data sets' files ($MPCC_DATA_DIR): a folder, on a cluster one of every machine, "
+        "or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX",
+        "DIR|URI",
+        type=_data_dir,
+    )
+    download: bool = _where("get the data sets that are missing")
+    inception_weights: Path | None = _where(
+        "weights of pytorch-fid's Inception, for IS, FID and KID ($MPCC_INCEPTION_WEIGHTS)",
+        "FILE",
+        type=path,
+    )
+    tracking_uri: str | None = _where("MLflow (default: a SQLite file in the out folder)", "URI")
+    address: str = _where("a Ray cluster, or auto", "HOST:PORT", default=LOCAL, type=_address)
+    storage: str | None = _where(
+        "where trials keep their files on a cluster without a shared disk: a folder, "
+        "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX (default: in the out folder)",
+        "DIR|URI",
+    )
+    cpus_per_trial: float | None = _where(
+        "cores of a trial (default: its cpu_threads)", "X", type=number(float, 0.01, 1024)
+    )
+    gpus_per_trial: float | None = _where(
+        "GPU share of a trial (default 0.25 if there are any)", "X", type=_gpus
+    )
+    trials_per_gpu: int | Literal["auto"] | None = _where(
+        "so many trials in one process on each GPU, or auto: as many as make it fastest; "
+        "results are those of each alone. Without a GPU: so many processes, a core each",
+        "N",
+        type=_trials_per_gpu,
+    )
+    max_concurrent: int | None = _where("at most so many trials at a time", "N", type=COUNT)
+    checkpoint_seconds: float = _where(
+        "between checkpoints (default 60)", "S", default=60.0, type=number(float, 0, 1e6)
+    )
+    checkpoint_iterations: int | None = _where(
+        "or so many iterations, if that comes first", "N", type=COUNT
+    )
+    dry_run: bool = _instead(
+        "print the cells, trials, keys, sizes and the time they take, and stop; where no finished "
+        "trial tells the time it is measured, in a minute or so"
+    )
+    pilot: bool = _instead(argparse.SUPPRESS)
+    status: bool = _instead("print the state of every cell, and stop")
+    sync: bool = _instead("deliver to MLflow what it lacks, and stop")
+    release: bool = _instead(
+        "print which driver holds the folder, free it from that driver, and stop: for one whose "
+        "machine is gone"
+    )
+
+    def __post_init__(self) -> None:
+        if self.pilot:
+            raise UsageError("--pilot is no more: --dry-run measures the time where it must")
+        if self.dry_run + self.status + self.sync + self.release > 1:
+            raise UsageError("--dry-run, --status, --sync and --release exclude each other")
+
+
+def changes(options: Options) -> dict[str, object]:
+    """What --variant, --set and --iterations change, by full field names."""
+    found: dict[str, object] = {}
+    for text in options.changes:
+        name, value = configs.parse_assignment(text)
+        if name in found:
+            raise UsageError(f"--set {name} is given twice")
+        found[name] = value
+    if options.iterations is not None:
+        if "iterations" in found:
+            raise UsageError("the iterations are given by both --iterations and --set")
+        found["iterations"] = configs.parse_value("iterations", options.iterations)
+    if "seed" in found:
+        raise UsageError(f"--set seed: give the seeds as --seeds {found['seed']},")
+    return (configs.variant(options.variant) if options.variant else {}) | found
+
+
+def begun(
+    options: Options, store: Store, old: Plan | None, preset: str, base: Config, *, given: bool
+) -> Plan:
+    """The folder's plan, or a new one with these base settings; `old` is the folder's.
+
+    given: the base settings are asked for, not only those that a new plan would have. PlanError
+    where the folder's are others then, or where the code has changed since.
+    """
+    if old is None:
+        return new_plan(preset, base)
+    if given:
+        check_same_base(store.out, old, base)
+    if options.accept_changed_code:
+        return replace(old, code_files=code_fingerprints())
+    if not options.status:
+        check_same_code(store.out, old)
+    return old
+
+
+def settings(options: Options, store: Store) -> Settings:
+    """Where and how trials run."""
+    from tune.tracking.uri import checked_uri, default_uri
+
+    if options.trials_per_gpu is not None and options.gpus_per_trial is not None:
+        raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
+    data_dir = options.data_dir or os.environ.get("MPCC_DATA_DIR") or None
+    if data_dir is not None and not is_address(data_dir):
+        try:
+            data_dir = usable(data_dir).resolve()
+        except ValueError as error:
+            raise UsageError(f"MPCC_DATA_DIR: {error}") from None
+    uri = options.tracking_uri
+    return Settings(
+        out=store.out,
+        uri=default_uri(store.out) if uri is None else checked_uri(uri),
+        data_dir=data_dir,
+        address=options.address,
+        cpus=options.cpus_per_trial,
+        gpus=options.gpus_per_trial,
+        max_concurrent=options.max_concurrent,
+        trials_per_gpu=options.trials_per_gpu,
+        checkpoint_seconds=options.checkpoint_seconds,
+        checkpoint_iterations=options.checkpoint_iterations,
+        remote=None if store.remote is None else store.remote.address,
+    )
+
+
+def use_inception_weights(options: Options) -> None:
+    """Have this process and its children use the Inception weights that are given."""
+    if options.inception_weights is not None:
+        inception.find_weights(options.inception_weights)
+        os.environ[inception.WEIGHTS_VARIABLE] = str(options.inception_weights.resolve())

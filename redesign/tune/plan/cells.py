@@ -1,0 +1,83 @@
+"""Cells and trials. A cell is a configuration without its seed; a trial is a cell and a seed.
+
+Both have stable keys (`Config.cell_key`, `Config.trial_key`), so the same grid always means the
+same trials.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from mpcc.config import SHORT, Config, parse_assignment, trial_key, value_text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration, and what it changes of the base settings, by full field names."""
+
+    config: Config
+    changes: Mapping[str, object]
+    variant: str | None = None
+    """Its name in an ablation that leaves out one thing at a time (`tune.plan.leave_out`)."""
+
+    @classmethod
+    def of(cls, base: Config, changes: Mapping[str, object], variant: str | None = None) -> Cell:
+        """The cell that changes this of the base settings; ValueError for what cannot be."""
+        config = base.override(**changes, seed=0)
+        return cls(config, {name: getattr(config, name) for name in changes}, variant)
+
+    @cached_property
+    def key(self) -> str:
+        """The configuration's `cell_key`."""
+        return self.config.cell_key
+
+    @property
+    def text(self) -> str:
+        """What the cell changes as people read it: `esteps=4, eta_p=5e-3`."""
+        changes = self.changes.items()
+        parts = [f"{SHORT.get(name, name)}={value_text(value)}" for name, value in changes]
+        return ", ".join(parts) or "base settings"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cell and a seed."""
+
+    cell: Cell
+    seed: int
+    config: Config
+    key: str
+
+    @property
+    def text(self) -> str:
+        """What the trial is as people read it: `esteps=4, eta_p=5e-3, seed=0`."""
+        return f"{self.cell.text}, seed={self.seed}"
+
+
+def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
+    """The trials of one cell."""
+    return [
+        Trial(cell, seed, cell.config.with_seed(seed), trial_key(cell.key, seed)) for seed in seeds
+    ]
+
+
+def by_cell(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The trials of each cell, in the order of the cells' first trials."""
+    cells: dict[str, list[Trial]] = {}
+    for trial in trials:
+        cells.setdefault(trial.cell.key, []).append(trial)
+    return list(cells.values())
+
+
+def chosen(cell: Cell, choice: str) -> bool:
+    """Whether `choice` names this cell: settings it has (`esteps=4,eta_p=5e-3`), or its key."""
+    if re.fullmatch(r"[0-9a-f]{4,12}", choice):
+        return cell.key.startswith(choice)
+    parts = re.split(r"[,\s]+", choice.strip())
+    if not all("=" in part for part in parts):
+        raise ValueError(f"'{choice}' names no cell: give settings like esteps=4, or a cell's key")
+    settings = map(parse_assignment, parts)
+    return all(getattr(cell.config, name) == value for name, value in settings)

@@ -1,0 +1,88 @@
+"""`--ablate`: the full model, and the model without one thing at a time, each a named variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mpcc.config import VARIANTS, Config, unknown
+from tune.plan.cells import Cell, chosen, trials
+from tune.plan.plan import FULL_MODEL, Plan, PlanError
+from tune.plan.state import Status
+
+NAME = "leave one out"
+"""What sweep.json calls the grid of these cells."""
+
+BEST_BY = "cluster_information"
+"""The metric that chooses the best cell of a grid: higher is better, and it needs no labels."""
+
+LEFT_OUT = (
+    "normal-prior",
+    "not-shared",
+    "one-encoder-step",
+    "no-prior-entropy",
+    "no-floor",
+    "no-average",
+    "equal-rates",
+    "plain-latent",
+)
+"""What `--ablate` alone leaves out, where the model has it: the mixture, the shared blocks, further
+encoder steps, Loss III, the threshold of σ, the moving average, a learning rate of the prior's own,
+and the latent code at every block."""
+
+
+def cells(base: Config, start: Mapping[str, object], names: Sequence[str]) -> list[Cell]:
+    """The full model and the model without each of these; all that apply where none is named.
+
+    `start` is what the full model changes of the base settings. PlanError, in one line, for a
+    name that is unknown or given twice, or that leaves nothing out of this model.
+    """
+    full = Cell.of(base, start, FULL_MODEL)
+    made = [full]
+    variants = {**VARIANTS, "equal-rates": {"prior_lr": full.config.network_lr}}
+    for name in names or LEFT_OUT:
+        if name not in variants:
+            raise PlanError(unknown("variant", name, variants))
+        try:
+            cell = Cell.of(base, {**start, **variants[name]}, name)
+        except ValueError:
+            if names:
+                raise
+            continue  # Settings that exclude it: not a part of this model.
+        if all(cell.key != other.key for other in made):
+            made.append(cell)
+        elif names:
+            raise PlanError(f"--ablate {name} leaves nothing out that is still there")
+    return made
+
+
+def starting_cell(plan: Plan, choice: str | None) -> Cell:
+    """What the full model is: that of the plan, else the base settings, or the `choice` of a cell.
+
+    PlanError where the choice names no cell or several.
+    """
+    known = [planned.cell for planned in plan.cells]
+    if choice is None:
+        full = (cell for cell in known if cell.variant == FULL_MODEL)
+        return next(full, Cell.of(plan.base, {}))
+    found = [cell for cell in known if chosen(cell, choice)]
+    if len(found) != 1:
+        some = "; ".join(cell.text for cell in (found or known)[:6])
+        raise PlanError(f"{len(found)} cells are '{choice}'; there are: {some or 'none yet'}")
+    return found[0]
+
+
+def best_cell(plan: Plan, statuses: Mapping[str, Status]) -> Cell:
+    """The cell with the highest mean of `BEST_BY`, variants aside; `statuses` by trial key.
+
+    PlanError where no trial has it yet.
+    """
+    means = []
+    for planned in plan.cells:
+        ends = [statuses[trial.key] for trial in trials(planned.cell, planned.seeds)]
+        values = [end.metrics.get(BEST_BY) for end in ends]
+        known = [value for value in values if isinstance(value, float)]
+        if known and not planned.cell.variant:
+            means.append((sum(known) / len(known), planned.cell))
+    if not means:
+        raise PlanError(f"--ablate-from best: no trial has {BEST_BY} yet")
+    return max(means, key=lambda pair: pair[0])[1]

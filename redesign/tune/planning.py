@@ -1,0 +1,195 @@
+"""The plan that the options of `tune/ablation.py` ask for, and the trials of one command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mpcc import config as configs
+from tune import options as common
+from tune.command import UsageError
+from tune.options import DEFAULT_PRESET
+from tune.plan import confirm, grid, leave_out, paper
+from tune.plan.cells import Cell, Trial, chosen, trials
+from tune.plan.plan import Plan, PlanError
+from tune.plan.state import Status
+from tune.store.folder import Store
+
+if TYPE_CHECKING:
+    from tune.ablation import AblationOptions
+
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[Plan, list[Trial]]:
+    """The plan with what is asked for, and the trials of this command; `old` is the folder's."""
+    asks = options.grid or options.table or options.ablate is not None
+    if options.confirm is not None and (old is None or asks):
+        raise UsageError(
+            "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
+        )
+    if options.continue_training:
+        if options.iterations is None or old is None:
+            raise UsageError(
+                "--continue-training takes a folder whose trials have run, and --iterations N"
+            )
+        old = old.extend(configs.parse_value("iterations", options.iterations))
+    plan = _begun(options, store, old)
+    if options.confirm is not None and old is not None:
+        return _confirmed(options, store, old)
+    typed = None if options.seeds is None else grid.parse_seeds(options.seeds)
+    cells, default_seeds, name = _asked(options, store, plan)
+    seeds = frozenset(typed or default_seeds)
+    plan = plan.grow(cells, seeds, name, best=options.ablate_from == "best")
+    keys = _chosen_keys(options, plan, {cell.key for cell in cells})
+    wanted = (trial for trial in plan.trials() if trial.cell.key in keys)
+    return plan, [trial for trial in wanted if not seeds or trial.seed in seeds]
+
+
+# -- what is asked for ---------------------------------------------------------------------------
+
+
+def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
+    """The folder's plan, or a new one."""
+    preset = options.preset or (old.preset if old else None)
+    preset = preset or (paper.BASE_PRESET if options.table else DEFAULT_PRESET)
+    start = paper.base(options.scale or paper.FULL) if options.table else configs.preset(preset)
+    base = start.override(**common.changes(options))
+    asked = (options.grid, options.table, options.preset, options.variant, options.changes)
+    longer = options.iterations is not None and not options.continue_training
+    return common.begun(options, store, old, preset, base, given=any(asked) or longer)
+
+
+def _asked(
+    options: AblationOptions, store: Store, plan: Plan
+) -> tuple[Sequence[Cell], Sequence[int], str | None]:
+    """The cells that are asked for, their seeds where --seeds gives none, and their grid's name.
+
+    Without --grid, --table and --ablate all that is planned.
+    """
+    if options.table is not None:
+        cells = paper.cells(options.table, options.scale or paper.FULL, common.changes(options))
+        return cells, range(paper.TABLES[options.table]), f"table {options.table}"
+    if options.ablate is not None:
+        return _without_parts(options, store, plan), DEFAULT_SEEDS, leave_out.NAME
+    if options.grid is None:
+        if not plan.cells:
+            raise UsageError(
+                f"nothing is planned in {store.out} yet: say what to vary, --grid esteps,eta_p"
+            )
+        return [known.cell for known in plan.cells], (), None
+    asked = grid.parse_grid(options.grid, plan.preset)
+    if options.seeds is not None and asked.seeds:
+        raise UsageError("the seeds are given by both --seeds and --grid seed=...")
+    given = common.changes(replace(options, variant=None))
+    both = [field for levels in asked.axes for field in levels[0] if field in given]
+    if both:
+        name = configs.SHORT.get(both[0], both[0])
+        raise UsageError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
+    return grid.cells(plan.base, asked), asked.seeds or DEFAULT_SEEDS, asked.text
+
+
+def _without_parts(options: AblationOptions, store: Store, plan: Plan) -> list[Cell]:
+    """The variants that --ablate names, with the full model first; prints what that is."""
+    best = options.ablate_from == "best"
+    start = _best_cell(store, plan) if best else leave_out.starting_cell(plan, options.ablate_from)
+    names = [name.strip() for name in str(options.ablate).split(",") if name.strip()]
+    cells = leave_out.cells(plan.base, start.changes, names)
+    print(f"full model: {start.text}")
+    rest = [n for n in leave_out.LEFT_OUT if n not in {cell.variant for cell in cells}]
+    if rest and not names:
+        print(f"not a part of it: {', '.join(rest)}")
+    return cells
+
+
+def _chosen_keys(options: AblationOptions, plan: Plan, asked: set[str]) -> set[str]:
+    """The keys of the cells that are asked for, as --only and --skip leave them."""
+    cells = [known.cell for known in plan.cells if known.cell.key in asked]
+    for choice in (*options.only, *options.skip):
+        if not any(chosen(cell, choice) for cell in cells):
+            some = "; ".join(cell.text for cell in cells[:6])
+            raise UsageError(f"no cell is '{choice}'; there are: {some}")
+    if options.only:
+        cells = [c for c in cells if any(chosen(c, choice) for choice in options.only)]
+    cells = [c for c in cells if not any(chosen(c, choice) for choice in options.skip)]
+    if not cells:
+        raise UsageError("--only and --skip leave no cell")
+    return {cell.key for cell in cells}
+
+
+# -- what is chosen by its results ---------------------------------------------------------------
+
+
+def _front(
+    plan: Plan, statuses: Mapping[str, Status], metric: str | None = None
+) -> tuple[list[Cell], tuple[str, ...]]:
+    """The best points of the plan's search by its objectives or this metric, and what judged."""
+    from tune.suggest.points import best, read_points
+    from tune.suggest.search import search_of
+
+    search = search_of(plan)
+    goals = replace(search, objectives=(metric,)) if metric else search
+    return [p.cell for p in best(goals, read_points(goals, statuses))], goals.objectives
+
+
+def _best_cell(store: Store, plan: Plan) -> Cell:
+    """The best point of the folder's search, or the best cell of its grid."""
+    statuses = store.statuses(plan.trials())
+    if plan.search is None:
+        return leave_out.best_cell(plan, statuses)
+    front, _ = _front(plan, statuses)
+    if not front:
+        raise PlanError("--ablate-from best: no point of the search is complete yet")
+    return front[0]
+
+
+def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan, list[Trial]]:
+    """The plan with fresh seeds for the best cell and its ties, and those trials; prints which."""
+    count = None
+    if options.seeds is not None:
+        count = len(grid.parse_seeds(options.seeds))
+        if count < 2 or "," in options.seeds:
+            raise UsageError(
+                f"--confirm takes --seeds N, 2 or more fresh ones, got {options.seeds}"
+            )
+    from mpcc.metrics import METRICS  # numpy: only where a choice is made
+
+    if options.confirm and options.confirm not in METRICS:
+        raise UsageError(configs.unknown("metric", options.confirm, METRICS))
+    if not confirm.confirmed(plan):
+        keys, by = _best_and_ties(store, plan, options.confirm or None)
+        plan = confirm.confirm(plan, keys, by, lambda k: store.trial_dir(k).exists(), count)
+    fresh, judged = [], " and ".join(plan.confirm_by) or "a metric that the plan does not name"
+    choice = f"best or tied by {judged}"
+    if plan.search is not None:
+        choice = f"best by {judged}, or the base settings"
+    for best in confirm.confirmed(plan):
+        seeds = ", ".join(map(str, best.confirm_seeds))
+        print(f"{choice}: {best.cell.text}; fresh seeds {seeds}")
+        fresh += trials(best.cell, best.confirm_seeds)
+    return plan, fresh
+
+
+def _best_and_ties(
+    store: Store, plan: Plan, metric: str | None
+) -> tuple[set[str], tuple[str, ...]]:
+    """Keys of a search's best points, or of a grid's best cell and its ties, and the metrics.
+
+    Cells tie by the test of the tables.
+    """
+    statuses = store.statuses(plan.trials())
+    confirm.check_ended(statuses.values())
+    if plan.search is not None:
+        front, objectives = _front(plan, statuses, metric)
+        return {cell.key for cell in front}, objectives
+    from analysis.cells import groups
+    from analysis.columns import column
+    from analysis.load import load
+    from analysis.ranking import rank
+
+    metric = metric or confirm.DEFAULT_METRIC
+    found = groups(load([store.out]))
+    ranking = rank(found, metric, column(metric).better, "welch")
+    tied = ranking.best | ranking.tied if ranking.best else set()
+    return {found[i].cell_key for i in tied}, (metric,)

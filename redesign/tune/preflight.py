@@ -1,0 +1,123 @@
+"""What is checked before the first trial, so that a sweep of days does not end in its first hour.
+
+Data, room on the disk, cores, memory: what can be known on this machine. Each finding is one line:
+what is missing, and what to do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from rich.filesize import decimal
+
+from mpcc import data_files, run_dir
+from mpcc.machine import free_memory, gpus_here, usable_cores
+from tune.engine.spec import Settings
+from tune.plan.cells import Trial
+from tune.plan.cost import checkpoint_bytes, memory_need
+from tune.store.folder import Store
+
+OTHER_BYTES = 2**20
+"""Pictures, metrics and MLflow's copies of one trial."""
+
+
+class PreflightError(ValueError):
+    """Something that must be put right before the sweep can start; the message is one line."""
+
+
+def check(
+    todo: Sequence[Trial], settings: Settings, store: Store, *, download: bool = False
+) -> None:
+    """PreflightError, or the data's own error, for what would stop these trials.
+
+    download: get the data sets that are missing.
+    """
+    check_data(todo, settings, download)
+    n_at_once = settings.n_at_once(todo) if todo else None
+    check_folder(todo, store, n_at_once)
+    if settings.local:
+        check_cores(settings.cpus)
+        if n_at_once and not gpus_here():
+            check_memory(todo, n_at_once)
+
+
+def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False) -> None:
+    """PreflightError, or the data's own error, where the trials' data sets are missing.
+
+    On a cluster a folder is one of its nodes, which the engine asks later.
+    """
+    datasets, data_dir = sorted({trial.config.dataset for trial in todo}), settings.data_dir
+    if isinstance(data_dir, str):
+        from tune.store.datasets import folder_on_node
+
+        if download:
+            raise PreflightError("--download fills a folder: give one as --data-dir, and copy it")
+        for dataset in datasets:
+            folder_on_node(data_dir, dataset)
+        return
+    if download:
+        from mpcc import data_download
+
+        for dataset in datasets:
+            data_download.download(dataset, data_dir)
+    if settings.local:
+        if data_dir is not None and not data_dir.is_dir():
+            raise PreflightError(f"--data-dir {data_dir} is no folder")
+        for dataset in datasets:
+            data_files.check_available(dataset, data_dir)
+
+
+def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:
+    """PreflightError where the folder's disk is too small for these trials.
+
+    RunDirError where a trial's folder holds a checkpoint that is not ours. With a remote the
+    checkpoints are there, not on the folder's disk.
+    """
+    for trial in todo:
+        path = store.trial_dir(trial.key)
+        if not (path / run_dir.CONFIG).exists():  # Where it is, that is a damaged one of ours.
+            run_dir.refuse_foreign_checkpoints(path)
+    need = len(todo) * OTHER_BYTES if store.remote else disk_need(todo, store, n_at_once)
+    free = shutil.disk_usage(next(p for p in (store.out, *store.out.parents) if p.exists())).free
+    if need > free:
+        raise PreflightError(
+            f"{len(todo)} trials need about {decimal(need)} on the disk of {store.out}, "
+            f"{decimal(free)} are free; make room or choose another --out"
+        )
+
+
+def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
+    """PreflightError where so many of these trials at once need more memory than is free here."""
+    free = free_memory()
+    largest = sorted((memory_need(trial.config) for trial in todo), reverse=True)[:n_at_once]
+    if free is None or sum(largest) <= free:
+        return
+    fitting = next(n for n in range(len(largest), -1, -1) if sum(largest[:n]) <= free)
+    advice = f"--max-concurrent {fitting}" if fitting else "free some, or a smaller batch_size"
+    raise PreflightError(
+        f"{len(largest)} trials at once need about {decimal(sum(largest))} of memory, "
+        f"{decimal(free)} are free here: {advice}"
+    )
+
+
+def check_cores(cores: float | None) -> None:
+    """PreflightError where a trial is to have more cores than this machine lends us."""
+    here = usable_cores()
+    if cores is not None and cores > here:
+        raise PreflightError(
+            f"--cpus-per-trial {cores:g}: this machine has {here} cores for us, so that no trial "
+            "could ever start; give fewer, or a cluster by --address"
+        )
+
+
+def disk_need(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> int:
+    """About how much room these trials will take beyond what they have on the disk already.
+
+    A checkpoint and its pictures for each one without a checkpoint, and two more checkpoints for
+    those that run at a time: the one before, and the one that is being written.
+    """
+    sizes = sorted((checkpoint_bytes(trial.config) for trial in todo), reverse=True)
+    new = [t for t in todo if not (store.trial_dir(t.key) / run_dir.CHECKPOINT).exists()]
+    ends = sum(checkpoint_bytes(trial.config) + OTHER_BYTES for trial in new)
+    return ends + 2 * sum(sizes[:n_at_once])

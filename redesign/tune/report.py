@@ -1,0 +1,133 @@
+"""What is printed of a sweep: its status, its summary, and what it would be (`--dry-run`)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from rich.filesize import decimal
+
+from mpcc.shell import program, script, shown
+from tune import estimate, preflight
+from tune import options as common
+from tune.engine.spec import Settings
+from tune.options import Options
+from tune.plan.cells import Trial, by_cell
+from tune.plan.cost import checkpoint_bytes
+from tune.plan.plan import PLAN, Plan
+from tune.plan.state import ENDED, FULFILLED, RETRIABLE, State, Status
+from tune.store.folder import Store
+from tune.store.lock import Owner, release_lock, sweep_owner
+
+
+def print_status(store: Store, trials: Sequence[Trial]) -> int:
+    """Cell by cell: the state of every seed. The exit code is that of a run that ends like this."""
+    owner, statuses = current(store, trials)
+    _print_cells(trials, statuses)
+    states = [status.state for status in statuses.values()]
+    counts = [f"{states.count(state)} {state}" for state in State if state in states]
+    print(f"{len(states)} trials: {', '.join(counts)}{driver_text(owner)}")
+    return exit_code(statuses.values())
+
+
+def _print_cells(trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
+    for seeds in by_cell(trials):
+        print(f"cell {seeds[0].cell.key}  {seeds[0].cell.text}")
+        for trial in seeds:
+            status = statuses[trial.key]
+            at = f"{status.iteration:>7} of {trial.config.iterations}"
+            score = "" if status.accuracy is None else f"  accuracy {status.accuracy:.3f}"
+            cause = f"  {status.cause}" if status.cause else ""
+            print(f"  trial {trial.key}  seed {trial.seed:<3} {status.state:<8}{at}{score}{cause}")
+
+
+def current(store: Store, trials: Sequence[Trial]) -> tuple[Owner | None, dict[str, Status]]:
+    """Who works on the folder now, and what has become of each trial."""
+    begun = (store.out / PLAN).exists()  # Else its remote may not be there yet.
+    owner = sweep_owner(store.out, store.remote if begun else None)
+    return owner, store.statuses(trials, owner.running if owner else ())
+
+
+def driver_text(owner: Owner | None) -> str:
+    """`; driver: process 12 on a since …`, empty where nobody works on the folder."""
+    return "" if owner is None else f"; driver: {owner.text}"
+
+
+def exit_code(statuses: Iterable[Status], signal_number: int | None = None) -> int:
+    """0 only if every trial is done, or pruned by its search."""
+    if all(status.state in FULFILLED for status in statuses):
+        return 0
+    return 3 if signal_number is None else 128 + signal_number
+
+
+def print_summary(
+    settings: Settings, trials: Sequence[Trial], statuses: Mapping[str, Status]
+) -> None:
+    """The last lines: what is not done and why, where the results are, what to do next."""
+    from tune.tracking.uri import ui_hint
+
+    missing = [trial for trial in trials if statuses[trial.key].state != State.DONE]
+    for trial in missing:
+        status = statuses[trial.key]
+        cause = f" ({status.cause})" if status.cause else ""
+        print(f"{status.state}: {trial.text}{cause}")
+    print(f"{len(trials) - len(missing)} of {len(trials)} trials done: {settings.out}")
+    states = {statuses[trial.key].state for trial in missing}
+    if states - ENDED:
+        print("Go on:   the same command again")
+    again = sorted(states & set(RETRIABLE))
+    if again:
+        print(f"Retry:   the same command with --retry {','.join(again)}")
+    print(
+        f"Tables:  {script('analysis', 'make_tables.py')} --runs {shlex.quote(shown(settings.out))}"
+    )
+    hint = ui_hint(settings.uri, settings.out, program("mlflow"))
+    print("MLflow:  " + "\n         ".join(hint))
+
+
+def release(store: Store) -> int:
+    """Free the folder from the driver that holds it, and print which one that was."""
+    owner = release_lock(store)
+    if owner is None:
+        print(f"no driver holds {store.out}")
+    else:
+        print(f"{store.out} is free; it was held by {owner.text}")
+    return 0
+
+
+def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[Trial]) -> int:
+    """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
+    settings = common.settings(options, store)
+    print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {store.out}")
+    _, statuses = current(store, trials)
+    for trial in trials:
+        shorter = store.extends_from(plan, trial)
+        if shorter:
+            statuses[trial.key] = replace(statuses[trial.key], iteration=shorter)
+    _print_cells(trials, statuses)
+    todo = [trial for trial in trials if statuses[trial.key].state not in ENDED]
+    print(f"{len(by_cell(trials))} cells, {len(trials)} trials, {len(todo)} to run")
+    if todo:
+        reached = {trial.key: statuses[trial.key].iteration for trial in todo}
+        print_needs(options, settings, store, todo, reached)
+    return 0
+
+
+def print_needs(
+    options: Options,
+    settings: Settings,
+    store: Store,
+    todo: Sequence[Trial],
+    reached: Mapping[str, int],
+) -> None:
+    """How large these trials get and how long they take from the iterations they have reached."""
+    largest = max(checkpoint_bytes(trial.config) for trial in todo)
+    need = preflight.disk_need(todo, store, settings.n_at_once(todo))
+    print(f"about {decimal(largest)} per checkpoint, {decimal(need)} on the disk", flush=True)
+    try:
+        common.use_inception_weights(options)
+        preflight.check(todo, settings, store)
+        print(f"time: {estimate.estimate(settings, store, todo, reached)}")
+    except (ValueError, OSError) as error:  # It could not be measured; the rest is known.
+        print(f"time: not known ({' '.join(str(error).split())})")

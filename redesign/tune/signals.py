@@ -1,0 +1,130 @@
+"""SIGINT, SIGTERM, SIGHUP: the first asks the driver to stop in order, the second ends it at once.
+
+Standard library only: `tune/ablation.py` asks for it before it loads anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn, Protocol
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LIMIT_SECONDS = 19.0
+"""From the first signal to the end, whatever is still waited for: 20 s are promised."""
+STOP_SECONDS = 12.0
+"""Of these, how long trials have to write their checkpoints and to send them to a remote."""
+QUICK_SECONDS = 4.0
+"""How long one thing is waited for after a signal."""
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+class Interrupted(BaseException):
+    """A signal came while no trial ran: everything can be dropped."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: nothing was running")
+        self.number = number
+
+
+class Killable(Protocol):
+    """What must end with this process."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Signals:
+    """Handles the signals while it is entered: the first raises Interrupted in the main thread.
+
+    Within `remember` the first one is only noted; whoever works there looks at `number`.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The first signal."""
+        self.engine: Killable | None = None
+        """Killed with this process where it ends at once."""
+        self._since = 0.0
+        self._remembers = False
+        self._before: dict[int, Handler] = {}
+        self._over = threading.Event()
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in _handled()}
+            self.install()
+            threading.Thread(target=self._limit, name="signals", daemon=True).start()
+        return self
+
+    def install(self) -> None:
+        """Once more where another has put handlers in place since: Ray does so beneath Python."""
+        for number in self._before:
+            signal.signal(number, self._receive)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def remember(self) -> Iterator[None]:
+        """While trials may run the first signal raises nothing."""
+        self._remembers = True
+        try:
+            yield
+        finally:
+            self._remembers = False
+
+    @property
+    def stop_deadline(self) -> float:
+        """Until when trials may write their checkpoints after the first signal, monotonic."""
+        return self._since + STOP_SECONDS
+
+    def deadline(self, seconds: float) -> float:
+        """Until when something may take these seconds from now, monotonic; less after a signal."""
+        now = time.monotonic()
+        if self.number is None:
+            return now + seconds
+        return min(now + min(seconds, QUICK_SECONDS), self._since + LIMIT_SECONDS - 1.0)
+
+    def leave(self, code: int) -> NoReturn:
+        """End this process at once, and the engine with it."""
+        try:
+            if self.engine is not None:
+                self.engine.kill()
+        finally:
+            os._exit(code)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            self.leave(128 + number)
+        self.number, self._since = number, time.monotonic()
+        if not self._remembers:
+            raise Interrupted(number)
+
+    def _limit(self) -> None:
+        """End the process when its time is over, whatever the main thread waits for."""
+        while not self._over.wait(0.25):
+            if self.number is not None and time.monotonic() > self._since + LIMIT_SECONDS:
+                with contextlib.suppress(OSError):
+                    os.write(2, b"out of time; the same command goes on\n")
+                self.leave(128 + self.number)
+
+
+def end_at_once() -> None:
+    """End without a traceback, while there is nothing to put in order yet."""
+    for number in _handled():
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+
+
+def _handled() -> list[int]:
+    """nohup has SIGHUP ignored, and so it stays; a shell's background jobs still take SIGINT."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in NUMBERS if number != signal.SIGHUP or not ignored]

@@ -1,0 +1,235 @@
+"""Who works on a sweep, and on a trial in a remote: seen from any process.
+
+    driver.lock   the kernel holds a lock on it while the driver lives; it has no content
+    driver.json   the driver's claim, in the folder and in its remote
+
+The kernel's lock decides on one machine, and ends with its process. Where it decides nothing (a
+driver of another machine, a file system without locks, a remote) the claims do. A claim is a file
+that names who wrote it last; whoever finds another's name there, or no file, has lost it. So of
+several that take it at once one stays, without the conditional write that pyarrow lacks. A driver
+writes its claim again every few seconds; whoever wants to replace it watches the claim for half a
+minute of its own clock, so the clocks of two machines are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune.store.remote import Remote
+
+if TYPE_CHECKING:
+    from tune.store.folder import Store
+
+LOCK, CLAIM = "driver.lock", "driver.json"
+BEAT_SECONDS = 2.0
+"""Between two writings of a claim."""
+WATCH_SECONDS = 30.0
+"""How long a claim is watched before it is replaced."""
+LOOK_SECONDS = 0.5
+"""Between two looks at a claim; others that took it at once have written theirs by the next."""
+PATIENCE_SECONDS = 4.0
+"""How long a slow remote is asked to take a claim, and waited for at the end."""
+
+
+class LockError(ValueError):
+    """Another driver works on the sweep; the message names it, and the option for another place."""
+
+    def __init__(self, where: str, option: str, owner: Owner | None) -> None:
+        who = "another driver" if owner is None else owner.text
+        super().__init__(
+            f"{where} is in use by {who}; wait for it, stop it (the same command goes on, with "
+            f"--address on more machines), or choose another {option}"
+        )
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a claim says of the process that wrote it."""
+
+    name: str
+    """Of this one claim, random."""
+    text: str
+    """`process 12 on HOST since 2025-01-31 18:05`, by the clock there."""
+    machine: str
+    """Equal for two processes that see each other's numbers, see `_this_machine`."""
+    pid: int
+    running: tuple[str, ...] = ()
+    """The keys of the trials that run."""
+    count: int = 0
+    """How often the claim was written."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was a process of this machine, which has ended."""
+        return self.machine == _this_machine() and not process_lives(self.pid)
+
+
+class Claim:
+    """This process's claim on what a file stands for; RemoteError where that is out of reach."""
+
+    def __init__(self, files: Remote, file: str) -> None:
+        """Nothing is written yet."""
+        self._files, self._file = files, file
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time()))
+        text = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+        self._owner = Owner(secrets.token_hex(6), text, _this_machine(), os.getpid())
+
+    def found(self) -> Owner | None:
+        """Whom the claim names now; None where there is none, or a damaged one."""
+        return _read_owner(self._files.read(self._file))
+
+    def held(self) -> bool:
+        """Whether nobody has taken or removed the claim since it was written."""
+        found = self.found()
+        return found is not None and found.name == self._owner.name
+
+    def write(self, running: tuple[str, ...] = ()) -> None:
+        """Take the claim, or renew it with the trials that run."""
+        self._owner = replace(self._owner, running=running, count=self._owner.count + 1)
+        self._files.write(self._file, (json.dumps(asdict(self._owner)) + "\n").encode())
+
+    def withdraw(self) -> None:
+        """Remove the claim where it is still held."""
+        if self.held():
+            self._files.delete(self._file)
+
+
+class SweepLock:
+    """The right to run a sweep, until the context ends or its process does.
+
+    Entering raises LockError, which names the owner, where another driver works on the sweep.
+    """
+
+    def __init__(self, store: Store, log: Callable[[str], object] = lambda text: None) -> None:
+        """log: takes a line before a claim of another machine is watched, which takes 30 s."""
+        from filelock import FileLock
+
+        self._store, self._log = store, log
+        self._kernel = FileLock(store.out / LOCK, thread_local=False, fallback_to_soft=False)
+        self._claims: list[Claim] = []
+        self._running: tuple[str, ...] = ()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="claims", daemon=True)
+        self.lost = False
+        """Whether another driver has taken over, or `--release` was given."""
+
+    def renew(self, running: Iterable[str]) -> None:
+        """Tell others which trials run; cheap, to be called often."""
+        self._running = tuple(sorted(running))
+
+    def __enter__(self) -> SweepLock:
+        out, remote = self._store.out, self._store.remote
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            self._kernel.acquire(timeout=0.3)  # Its owner may just be about to write its claim.
+        except TimeoutError:
+            raise LockError(str(out), "--out", sweep_owner(out)) from None
+        except OSError:  # A file system without locks.
+            pass
+        self._thread.start()
+        try:
+            self._take(str(out), "--out")
+            if remote is not None:
+                remote.prepare()
+                self._take(remote.address, "--storage")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the claims; where a remote is too slow for that, the next driver watches."""
+        self._over.set()
+        self._thread.join(PATIENCE_SECONDS)
+        self._kernel.release()
+
+    def _take(self, address: str, option: str) -> None:
+        """Take the claim of a place once it is certain that no driver holds it."""
+        claim = Claim(Remote(address, PATIENCE_SECONDS), CLAIM)
+        before = claim.found()
+        if before is not None and not before.gone:
+            self._log(f"{address} may be in use by {before.text}; watching it for 30 s ...")
+            end = time.monotonic() + WATCH_SECONDS
+            while (now := claim.found()) == before and time.monotonic() < end:
+                time.sleep(LOOK_SECONDS)
+            if now not in (None, before):
+                raise LockError(address, option, now)
+        claim.write()
+        self._claims.append(claim)
+        time.sleep(LOOK_SECONDS)
+        if not claim.held():
+            raise LockError(address, option, claim.found())
+
+    def _keep(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            for claim in self._claims:
+                with suppress(OSError):  # A full disk, a remote that is away: the next may succeed.
+                    self.lost = self.lost or not claim.held()
+                    if not self.lost:
+                        claim.write(self._running)
+        for claim in self._claims:
+            with suppress(OSError):
+                claim.withdraw()
+
+
+def sweep_owner(out: Path, remote: Remote | None = None) -> Owner | None:
+    """Who works on the sweep; None where nobody does, or the remote's folder is not made yet.
+
+    A driver of another machine counts while its claim is there: to see whether it lives takes half
+    a minute, which only a driver that wants to replace it waits.
+    """
+    claims: list[bytes | None] = []
+    with suppress(OSError):
+        claims.append((out / CLAIM).read_bytes())
+    if remote is not None and not remote.missing:
+        claims.append(remote.read(CLAIM))
+    owners = [owner for owner in map(_read_owner, claims) if owner is not None]
+    return next((owner for owner in owners if not owner.gone), None)
+
+
+def release_lock(store: Store) -> Owner | None:
+    """Free the sweep for the next driver; returns whose it was, None where it was free.
+
+    An owner that still lives finds its claim gone within seconds and leaves the sweep.
+    """
+    owner = sweep_owner(store.out, store.remote)
+    (store.out / CLAIM).unlink(missing_ok=True)
+    if store.remote is not None and not store.remote.missing:
+        store.remote.delete(CLAIM)
+    return owner
+
+
+def process_lives(pid: int) -> bool:
+    """Whether this machine has a process with this number that has not ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    # An ended process keeps its number until its parent takes note.
+    return not stat.rpartition(b")")[2].startswith(b" Z")
+
+
+def _read_owner(data: bytes | None) -> Owner | None:
+    try:
+        claim = json.loads(data or b"")
+        name, text, machine = (str(claim[field]) for field in ("name", "text", "machine"))
+        running, count = tuple(map(str, claim["running"])), int(claim["count"])
+        return Owner(name, text, machine, int(claim["pid"]), running, count)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _this_machine() -> str:
+    """This machine and its process numbers: containers and copies of a machine share host names."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,0 +1,186 @@
+"""What goes between a remote and the folders where trials are trained, shown and recorded.
+
+A worker trains in a scratch folder of its node, downloads what earlier attempts have left in the
+remote, and uploads each file that it has written; so a trial whose machine is lost resumes on
+another one. The driver downloads the records, which are all files but the checkpoints, into the
+sweep's folder. Either way a copy keeps the order that `mpcc.run_dir` promises: evaluations before
+the checkpoint that stands on them, the result before the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+from mpcc import run_dir
+from mpcc.files import DAMAGED
+from tune.plan.plan import TRIALS
+from tune.store.lock import Claim, process_lives
+from tune.store.remote import Remote, RemoteError, Stored
+
+OWNER = "owner.json"
+"""The claim of the attempt at a trial that may write to the remote: the one that began last."""
+LAST = (run_dir.METRICS, run_dir.RESULT, run_dir.CHECKPOINT)
+"""What is copied after all else, in this order."""
+LOCAL = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, "mlflow.json", "attempts")
+"""What stays where it is; earlier code kept the last two."""
+SCRATCH = "mpcc-trial-"
+"""Begins the name of a scratch folder; the number of the process follows."""
+PAUSE_SECONDS = 10.0
+"""Between two uploads that may fail, once one has."""
+THREADS = 8
+
+
+def copy(
+    source: Remote, target: Remote, files: Mapping[str, Stored], known: dict[str, Stored]
+) -> None:
+    """Copy files, unless they are `known` as they are now; afterwards they are.
+
+    A folder's copies keep size and time, so they need no other mark. RemoteError for a file that
+    has gone since it was listed.
+    """
+
+    def copy_one(name: str) -> None:
+        data = source.read(name)
+        if data is None:
+            raise RemoteError(f"{source.address}/{name} has just been removed; try again")
+        target.write(name, data, files[name].time_ns)
+        known[name] = files[name]
+
+    changed = sorted((name for name in files if known.get(name) != files[name]), key=_rank)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _, names in groupby(changed, _rank):
+            list(pool.map(copy_one, names))
+
+
+def trial_files(place: Remote, key: str = "") -> dict[str, Stored]:
+    """The files of a trial, or of all, that belong into a remote."""
+    return {
+        name: about
+        for name, about in place.list(f"{TRIALS}/{key}".rstrip("/")).items()
+        if name.rpartition("/")[2] not in LOCAL and DAMAGED not in name
+    }
+
+
+class Upload:
+    """A worker's copy of a trial's run directory, kept in step with that in a remote."""
+
+    def __init__(self, scratch: Path, remote: Remote, key: str) -> None:
+        """scratch: holds the run directory under the name that it has in a sweep's folder."""
+        self._here, self._remote, self._key = Remote(str(scratch), 0.0), remote, key
+        self._claim = Claim(remote, f"{TRIALS}/{key}/{OWNER}")
+        self._patience, self._not_before = remote.retry_seconds, 0.0
+        self._sent: dict[str, Stored] | None = None
+
+    def download(self) -> None:
+        """Make this the attempt that may write, and get what earlier ones have left; once."""
+        if self._sent is None:  # Else what is here may be newer than what was sent.
+            self._claim.write()
+            files = trial_files(self._remote, self._key)
+            copy(self._remote, self._here, files, {})
+            self._sent = files
+
+    def send(self, patient: bool) -> None:
+        """Upload what has changed, unless a later attempt has the trial.
+
+        patient: RemoteError where it has, or where the remote does not take the files for as long
+        as it is asked again; otherwise it is asked once, and a later call sends what is missing.
+        """
+        if self._sent is None or (not patient and time.monotonic() < self._not_before):
+            return
+        files = trial_files(self._here, self._key)
+        self._remote.retry_seconds = self._patience if patient else 0.0
+        try:
+            if not (files.items() <= self._sent.items() or self._claim.held()):
+                raise RemoteError(f"another attempt at trial {self._key} has begun")
+            copy(self._here, self._remote, files, self._sent)
+        except RemoteError:
+            self._not_before = time.monotonic() + PAUSE_SECONDS
+            if patient:
+                raise
+
+
+def scratch_dir() -> Path:
+    """A new folder on this node; those of dead processes are removed."""
+    parent = Path(os.environ.get("MPCC_SCRATCH_DIR") or tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in parent.glob(f"{SCRATCH}*-*"):
+        pid = old.name.removeprefix(SCRATCH).split("-")[0]
+        if pid.isdigit() and not process_lives(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=parent))
+
+
+class Downloads:
+    """The driver's traffic with the remote while trials run, in a thread of its own.
+
+    Only `settle` waits. What fails is tried again until it succeeds, and holds nothing else up;
+    `problem` says why it fails.
+    """
+
+    def __init__(self, download: Callable[[str], object]) -> None:
+        """download: copies the records of a trial, or of all ('')."""
+        self._download = download
+        self._calls: dict[str, Callable[[], object]] = {}
+        self._arrived: deque[str] = deque()
+        self._wake, self._busy = threading.Event(), False
+        self.problem: str | None = None
+        threading.Thread(target=self._work, name="downloads", daemon=True).start()
+
+    def submit(self, name: str, call: Callable[[], object]) -> None:
+        """Make a call that uses the remote, in place of one of this name that is not made yet."""
+        self._calls[name] = call
+        self._wake.set()
+
+    def request(self, key: str) -> None:
+        """Download the records of a trial, which has written something."""
+
+        def download() -> None:
+            self._download(key)
+            self._arrived.append(key)
+
+        self.submit(key, download)
+
+    def arrived(self) -> list[str]:
+        """The trials whose requested records have come since the last call."""
+        return [self._arrived.popleft() for _ in range(len(self._arrived))]
+
+    def settle(self, deadline: float) -> str | None:
+        """Have all records here before the deadline (`time.monotonic`).
+
+        Returns what hinders it, or another call; None if nothing.
+        """
+        self.submit("", lambda: self._download(""))
+        while self._calls or self._busy:
+            if time.monotonic() > deadline:
+                return self.problem or "the remote was too slow"
+            time.sleep(0.05)
+        return None
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait(1.0 if self.problem else None)
+            self._wake.clear()
+            self._busy, problem = True, None
+            for name in list(self._calls):
+                call = self._calls.pop(name)
+                try:
+                    call()
+                except (OSError, run_dir.RunDirError) as error:
+                    self.problem = problem = str(error)
+                    self._calls.setdefault(name, call)  # Unless there is a newer one.
+            self.problem, self._busy = problem, False
+
+
+def _rank(name: str) -> int:
+    """Equal for files that may be copied at the same time, see `LAST`."""
+    file = name.rpartition("/")[2]
+    return LAST.index(file) + 1 if file in LAST else 0

@@ -1,0 +1,1 @@
+"""The only package of `tune` that knows Optuna: search space, points and study."""

@@ -1,0 +1,130 @@
+"""The trials of a search, as they become ready: a `tune.plan.source.TrialSource`.
+
+What the loop knows of a trial only says when to look: a trial has ended once its record is in the
+folder, and its values and evaluations are read from there. A report that was lost with a worker,
+or the order in which reports come, therefore changes neither a point nor a pruning rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import replace
+from itertools import takewhile
+
+from mpcc.config import trial_key
+from mpcc.metrics import METRICS
+from tune.plan import pruning
+from tune.plan.cells import Trial, trials
+from tune.plan.plan import Plan
+from tune.plan.pruning import PruneRule
+from tune.plan.state import ENDED, Status
+from tune.store.folder import Store
+from tune.suggest.points import Point, next_cell, read_points
+from tune.suggest.search import search_of
+from tune.suggest.study import write_study
+
+
+class SearchSource:
+    """The trials of a plan's search; it draws points, and writes nothing but the study."""
+
+    def __init__(self, store: Store, plan: Plan, writer: Executor | None = None) -> None:
+        """Read the records, and draw every point that can be drawn by them.
+
+        writer: where given, it has study.db written after each change.
+        """
+        self._store, self._writer = store, writer
+        self.plan, self.search = plan, search_of(plan)
+        """With all points so far; the loop writes the plan before it starts their trials."""
+        self.points: list[Point] = []
+        self.finished = False
+        self._trials = self.search.trials()
+        self._submitted: set[str] = set()
+        self._records = store.statuses(self._trials)
+        self._draw()
+
+    @property
+    def n_trials(self) -> int:
+        """Trials of all points that were asked for."""
+        return self.search.n_points * len(self.search.seeds)
+
+    def trials(self) -> list[Trial]:
+        """The trials of every point so far, by number."""
+        return list(self._trials)
+
+    def ready(self, states: Mapping[str, Status]) -> list[Trial]:
+        """The trials of open points that have not ended and were not returned before.
+
+        With pruning a trial waits until all trials that its rule rests on have ended, which it
+        need not do otherwise: after a repair or `--retry` some of them may run again.
+        """
+        self._follow(states)
+        missing = [
+            n
+            for n, trial in enumerate(self._trials)
+            if trial.key not in self._submitted
+            and not (_has_ended(trial, self._records) or _has_ended(trial, states))
+        ]
+        new = missing
+        if self.search.prune is not None:
+            new = [n for n in missing if self._is_settled(n // len(self.search.seeds))]
+        self._submitted |= {self._trials[n].key for n in new}
+        self.finished = len(self.points) >= self.search.n_points and new == missing
+        return [self._trials[n] for n in new]
+
+    def ended(self) -> list[Point]:
+        """The points that have ended, up to the first that has not."""
+        return list(takewhile(lambda point: point.state in ENDED, self.points))
+
+    def complete(self) -> bool:
+        """Whether every point that was asked for has ended, by the records as they are now."""
+        self._follow(self._store.statuses(self._trials))
+        return len(self.ended()) >= self.search.n_points
+
+    def prune_rule(self, trial: Trial) -> PruneRule | None:
+        """Bounds by the same seed's trials of the points that this one's settings rest on."""
+        search = self.search
+        if search.prune is None:
+            return None
+        metric, keys = search.objectives[0], [cell.key for cell in search.points]
+        before = keys[: search.rests_on(keys.index(trial.cell.key))]
+        rows = [self._store.rows(trial_key(key, trial.seed)) for key in before]
+        higher_is_better = METRICS[metric].higher_is_better
+        return pruning.prune_rule(search.prune, metric, higher_is_better, trial.config, rows)
+
+    def _is_settled(self, number: int) -> bool:
+        """Whether all points that this one rests on have ended."""
+        return self.search.rests_on(number) <= len(self.ended())
+
+    def _follow(self, states: Mapping[str, Status]) -> None:
+        """Read the records of trials that have ended by these states, or run again."""
+        known = [trial for trial in self._trials if trial.key in states]
+        stale = [t for t in known if _has_ended(t, states) != _has_ended(t, self._records)]
+        before = self.points
+        if stale:
+            self._records |= self._store.statuses(stale)
+            self._draw()
+        if self._writer is not None and self.points != before:
+            self._writer.submit(write_study, self._store, self.search, self.ended())
+
+    def _draw(self) -> None:
+        """Read the points, and draw every further one that can be drawn."""
+        while True:
+            self.points = read_points(self.search, self._records)
+            n = len(self.points)
+            if n >= self.search.n_points or not self._is_settled(n):
+                return
+            cell = next_cell(self.search, self.plan.base, self.points)
+            if cell is None:  # The space has no more points: the search ends with these.
+                self.search = replace(self.search, n_points=n)
+            else:
+                self.search = replace(self.search, points=(*self.search.points, cell))
+                self.plan = self.plan.grow([cell], self.search.seeds, f"search {self.search.space}")
+                drawn = trials(cell, self.search.seeds)
+                self._trials += drawn
+                self._records |= self._store.statuses(drawn)
+            self.plan = replace(self.plan, search=self.search.to_dict())
+
+
+def _has_ended(trial: Trial, states: Mapping[str, Status]) -> bool:
+    return trial.key in states and states[trial.key].state in ENDED

@@ -1,0 +1,243 @@
+"""Brings MLflow up to the records of a sweep: MLflow is asked what it holds, and sent the rest.
+
+A run's tags say all that was sent, its evaluations by their number and a digest, and are set last.
+A run that has the tags that it should have is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpcc import run_dir
+from mpcc.config import Config
+from mpcc.files import read_bytes
+from tune.plan.cells import Trial
+from tune.plan.plan import PLAN, TRIALS, Plan
+from tune.plan.state import ENDED, FULFILLED, Row, State, Status
+from tune.store.folder import Store
+from tune.tracking.connection import open_experiment
+from tune.tracking.uri import RECORD, file_of, read_lenient, read_record
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+Evaluation = Mapping[str, float]
+"""What MLflow is sent of a row: `iteration` and its metrics as floats."""
+STATUS = {"running": "RUNNING", "done": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+"""MLflow's word for a state; KILLED for the others."""
+SWEEP = ""
+"""Stands for the sweep's own run where the others go by their trial's key."""
+
+
+def sync(store: Store, uri: str, plan: Plan) -> int:
+    """Deliver what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
+    return Delivery(store, uri, plan).deliver()
+
+
+def in_step(store: Store, uri: str) -> bool:
+    """Whether a sweep without a driver was delivered, by `mlflow.json`: MLflow is not imported."""
+    return read_record(store.out, uri).get("delivered") == _fingerprint(store, uri)
+
+
+def _fingerprint(store: Store, uri: str) -> str:
+    """Of the plan, of all results, and of the head of MLflow's file, which counts its changes."""
+    results = sorted((store.out / TRIALS).glob(f"*/{run_dir.RESULT}"))
+    content = [read_bytes(file) or b"" for file in (store.out / PLAN, *results)]
+    file = file_of(uri)
+    if file is not None:
+        content.append((read_bytes(file) or b"")[:100])
+    return hashlib.sha256(b"".join(content)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What MLflow should hold of a trial, or of the sweep."""
+
+    name: str
+    config: Config
+    folder: Path
+    artifacts: Sequence[str]
+    """Patterns of names in the folder."""
+    tags: Mapping[str, str]
+    rows: Sequence[Evaluation] = ()
+
+
+@dataclass
+class Delivery:
+    """What brings MLflow up to a sweep, as often as wanted."""
+
+    store: Store
+    uri: str
+    plan: Plan
+    running: set[str] | None = None
+    """The trials under way, None where no driver is at work."""
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    """Evaluations, by trial, that the folder may not have yet."""
+    runs: dict[str, Run] = field(default_factory=dict)
+    """By trial key, as MLflow has last answered."""
+
+    def deliver(self) -> int:
+        """Send what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
+        client, experiment = open_experiment(self.uri, self.store.out, self.plan.preset)
+        self.runs, sent = self._held(client, experiment), 0
+        for key, wanted in self._wanted():
+            run = self.runs.get(key)
+            if run is None or not wanted.tags.items() <= run.data.tags.items():
+                self._send(client, experiment, key, wanted)
+                sent += key != SWEEP
+        ids = {key: run.info.run_id for key, run in self.runs.items()}
+        known: dict[str, object] = {"tracking_uri": self.uri, "experiment": experiment}
+        known |= {"run_id": ids.pop(SWEEP), "runs": ids}
+        if self.running is None:
+            known["delivered"] = _fingerprint(self.store, self.uri)
+        with suppress(OSError):
+            if read_lenient(self.store.out / RECORD) != known:
+                run_dir.write_json(self.store.out / RECORD, known)
+        return sent
+
+    # -- what MLflow should hold -------------------------------------------------------------------
+
+    def _wanted(self) -> Iterator[tuple[str, Wanted]]:
+        """The sweep's own run, then by their keys those of the trials that have begun."""
+        trials = self.plan.trials()
+        statuses = [self._status(trial) for trial in trials]
+        yield SWEEP, self._sweep([status.state for status in statuses])
+        for trial, status in zip(trials, statuses, strict=True):
+            if status.state != State.PLANNED:
+                yield trial.key, self._trial(trial, status)
+
+    def _status(self, trial: Trial) -> Status:
+        if trial.key in (self.running or ()):
+            return Status(State.RUNNING)
+        status = self.store.status(trial)
+        if status.state == State.PLANNED and (trial.key in self.runs or trial.key in self.rows):
+            return Status(State.STOPPED)  # Its folder is on another machine, or was deleted.
+        return status
+
+    def _sweep(self, states: Sequence[State]) -> Wanted:
+        plan, out = self.plan, self.store.out
+        if self.running is not None:
+            state = State.RUNNING
+        elif FULFILLED.issuperset(states):
+            state = State.DONE
+        else:
+            state = State.FAILED if ENDED.issuperset(states) else State.STOPPED
+        tags = {
+            "sweep": plan.id,
+            "kind": "sweep",
+            "preset": plan.preset,
+            "code": plan.code,
+            "plan": hashlib.sha256(read_bytes(out / PLAN) or b"").hexdigest(),
+            "cells": "; ".join(planned.cell.text for planned in plan.cells)[:4000],
+            "state": str(state),
+            "done": f"{states.count(State.DONE)} of {len(states)}",
+        }
+        return Wanted(out.resolve().name, plan.base, out, [PLAN], tags)
+
+    def _trial(self, trial: Trial, status: Status) -> Wanted:
+        folder, cell = self.store.trial_dir(trial.key), trial.cell
+        if status.state in ENDED:
+            self.rows.pop(trial.key, None)  # The folder has all of them.
+        seen = map(_numbers, [*self.store.rows(trial.key), *self.rows.get(trial.key, ())])
+        known = {row["iteration"]: row for row in seen}
+        rows = [known[iteration] for iteration in sorted(known)]
+        digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        tags = {
+            "sweep": self.plan.id,
+            "trial_key": trial.key,
+            "cell_key": cell.key,
+            "cell": cell.text,
+            "seed": str(trial.seed),
+            "code": str(read_lenient(folder / run_dir.PROVENANCE).get("code", self.plan.code)),
+            "state": str(status.state),
+            "cause": (status.cause or "")[:4000],
+            "rows": f"{len(rows)} {digest}",
+        }
+        name = f"{cell.text.replace(', ', ' ')} seed={trial.seed}"
+        artifacts = () if status.state == State.RUNNING else ("*.json", "*.png")
+        return Wanted(name, trial.config, folder, artifacts, tags, rows)
+
+    # -- what it lacks -----------------------------------------------------------------------------
+
+    def _held(self, client: MlflowClient, experiment: str) -> dict[str, Run]:
+        """The runs of the sweep that MLflow has, by trial key."""
+        runs: dict[str, Run] = {}
+        token: str | None = None
+        while token != "":
+            page = client.search_runs(
+                [experiment],
+                filter_string=f"tags.sweep = '{self.plan.id}'",
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            for run in page:
+                key = run.data.tags.get("trial_key", SWEEP)
+                if key in runs:  # Made by a request that was given up.
+                    client.delete_run(run.info.run_id)
+                else:
+                    runs[key] = run
+            token = page.token or ""
+        return runs
+
+    def _send(self, client: MlflowClient, experiment: str, key: str, wanted: Wanted) -> None:
+        """Make a run where it is missing, and log what it lacks; the tags that say so come last."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        folder = wanted.folder
+        if key not in self.runs:
+            tags = {"sweep": self.plan.id}
+            if key != SWEEP:
+                tags |= {"trial_key": key, "mlflow.parentRunId": self.runs[SWEEP].info.run_id}
+            start = _milliseconds(folder / run_dir.CONFIG)
+            self.runs[key] = client.create_run(experiment, start, tags, wanted.name)
+        run = self.runs[key]
+        run_id, start, held = run.info.run_id, run.info.start_time, run.data
+        status, sent = STATUS.get(wanted.tags["state"], "KILLED"), 0
+        if status == "RUNNING":  # In the end all rows are sent: some may have been made again.
+            sent = int(held.tags.get("rows", "0").partition(" ")[0])
+        params = [
+            Param(name, value if isinstance(value, str) else json.dumps(value))
+            for name, value in wanted.config.to_dict().items()
+            if name not in held.params
+        ]
+        metrics = [
+            Metric(name, value, start + int(row["iteration"]), int(row["iteration"]))
+            for row in wanted.rows[sent:]
+            for name, value in row.items()
+            if name != "iteration"
+        ]
+        client.log_batch(run_id, metrics, params)
+        for file in [file for pattern in wanted.artifacts for file in folder.glob(pattern)]:
+            client.log_artifact(run_id, str(file))
+        if status != "RUNNING":
+            client.set_terminated(run_id, status, _milliseconds(folder / run_dir.RESULT))
+        elif run.info.status != status:
+            client.update_run(run_id, status)
+        client.log_batch(run_id, tags=[RunTag(*tag) for tag in wanted.tags.items()])
+
+
+def _numbers(row: Row) -> Evaluation:
+    """What MLflow is sent of a row. `seconds` stays out: a repeated row would differ.
+
+    MLflow would store infinity as 1.8e308, so it becomes NaN.
+    """
+    numbers = {}
+    for name, value in row.items():
+        if isinstance(value, (int, float)) and name != "seconds":
+            numbers[name] = float(value) if math.isfinite(value) else math.nan
+        elif value in ("inf", "-inf", "nan"):  # As files of JSON hold them.
+            numbers[name] = math.nan
+    return numbers
+
+
+def _milliseconds(file: Path) -> int | None:
+    """When a file was written; None where there is none."""
+    return int(file.stat().st_mtime * 1000) if file.exists() else None

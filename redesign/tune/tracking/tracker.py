@@ -1,0 +1,86 @@
+"""Delivery beside training, in a thread of its own: nothing it does may hold up its caller."""
+
+from __future__ import annotations
+
+import threading
+import time
+from queue import SimpleQueue
+
+from tune.plan.cells import Trial
+from tune.plan.plan import Plan
+from tune.plan.state import Event, EventKind
+from tune.store.folder import Store
+from tune.tracking.delivery import Delivery
+from tune.tracking.uri import one_line
+
+PACE = 30.0
+"""Seconds without a delivery after one that took a second of processor time."""
+
+
+class Tracker:
+    """Keeps MLflow up to a sweep. Its faults are kept in `problem` and waited out, never raised."""
+
+    def __init__(self, store: Store, uri: str, plan: Plan) -> None:
+        self.problem: str | None = None
+        """What hinders the delivery now, in one line."""
+        self._delivery = Delivery(store, uri, plan, running=set())
+        self._messages: SimpleQueue[Event | Plan | None] = SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+        self.extend(plan)
+
+    def log(self, event: Event) -> None:
+        """Something has happened to a trial; one that has ended runs until `log_record`."""
+        if event.row is not None or event.kind != EventKind.PROGRESS:
+            self._messages.put(event)
+
+    def log_record(self, trial: Trial) -> None:
+        """A trial has ended, and its files are in the folder."""
+        self.log(Event(trial.key, EventKind.STOPPED))
+
+    def extend(self, plan: Plan) -> None:
+        """The plan has more trials now."""
+        self._messages.put(plan)
+
+    def close(self, deadline: float) -> str | None:
+        """Deliver the rest until `deadline` (of the monotonic clock); what hinders, or None.
+
+        No trial runs any more.
+        """
+        seconds = max(0.0, deadline - time.monotonic())
+        self._messages.put(None)
+        self._closing.set()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            return self.problem or f"no answer within {seconds:.0f} s"
+        return self.problem
+
+    def _run(self) -> None:
+        """Deliver when there is news, and after a fault without: MLflow may come back."""
+        while self._delivery.running is not None:
+            if self.problem is None:
+                self._apply(self._messages.get())
+            while not self._messages.empty():
+                self._apply(self._messages.get())
+            begun = time.thread_time()
+            try:
+                self._delivery.deliver()
+                self.problem = None
+            except Exception as error:  # whatever a database or a server can raise
+                self.problem = one_line(error)
+            self._closing.wait(1.0 + PACE * (time.thread_time() - begun))
+
+    def _apply(self, message: Event | Plan | None) -> None:
+        delivery = self._delivery
+        if message is None:
+            delivery.running = None
+        elif isinstance(message, Plan):
+            delivery.plan = message
+        elif delivery.running is not None:
+            if message.kind in (EventKind.STARTED, EventKind.PROGRESS):
+                delivery.running.add(message.key)
+            elif message.kind != EventKind.ENDED:
+                delivery.running.discard(message.key)
+            if message.row is not None:
+                delivery.rows.setdefault(message.key, []).append(message.row)

@@ -1,0 +1,79 @@
+"""Where a sweep's MLflow is, and how to look at its runs. Standard library only."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from mpcc.files import RunDirError, read_json
+from mpcc.options import usable
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
+RECORD = "mlflow.json"
+"""Where a sweep's runs are: tracking URI, experiment, parent run, trial key -> run."""
+SQLITE = "sqlite:///"
+
+
+def default_uri(out: Path) -> str:
+    """A SQLite database under the output folder, by its absolute path."""
+    return f"{SQLITE}{Path(out).resolve() / DATABASE}"
+
+
+def file_of(uri: str) -> Path | None:
+    """The file of a SQLite URI; None for other kinds."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def checked_uri(uri: str) -> str:
+    """The URI as it is used, a SQLite path made absolute. ValueError for other kinds."""
+    if uri.startswith(SQLITE):
+        try:
+            path = usable(uri.removeprefix(SQLITE)).resolve()
+        except ValueError as error:
+            raise ValueError(f"--tracking-uri {uri}: {error}") from None
+        if path.is_dir():
+            raise ValueError(f"--tracking-uri {uri} names a folder, not a database file")
+        return f"{SQLITE}{path}"
+    if re.match(r"(https?|postgresql(\+\w+)?|mysql(\+\w+)?)://[^/\s]+", uri):
+        return uri
+    raise ValueError(
+        f"--tracking-uri must start with sqlite:///, http://, https://, postgresql:// or mysql://, "
+        f"got '{uri}'"
+    )
+
+
+def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
+    """How to look at a sweep's runs in a browser: a server where there is none, and their page."""
+    experiment = str(read_record(out, uri).get("experiment", ""))
+    known = experiment.isdigit()
+    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if known else ""
+    if uri.startswith("http"):
+        return [f"open {uri.rstrip('/')}{page}"]
+    return [
+        # Without the job execution it starts in seconds; MLflow's start page shows no runs.
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(program)} server "
+        f"--backend-store-uri {shlex.quote(uri)} --workers 1 --port 5000",
+        f"then open http://localhost:5000{page}",
+    ]
+
+
+def read_record(out: Path, uri: str) -> Mapping[str, object]:
+    """Where MLflow at this URI keeps the sweep's runs, as far as `RECORD` says."""
+    record = read_lenient(out / RECORD)
+    return record if record.get("tracking_uri") == uri else {}
+
+
+def read_lenient(file: Path) -> Mapping[str, object]:
+    """The object in a JSON file, an empty one where that cannot be read."""
+    try:
+        return read_json(file) or {}
+    except (RunDirError, OSError):
+        return {}
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error that says something, at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
