@@ -19,10 +19,9 @@ import numpy as np
 
 from analysis import stats
 from analysis.columns import column
-from analysis.frame import BASELINE, STATES, Records, short
+from analysis.frame import BASELINE, PLANNED, STATES, Records, short
 from mpcc.config import DEFAULTS, value_text
 from mpcc.run_dir import DONE, PRUNED
-from tune.ledger import PLANNED
 
 MIX = ("fingerprint", "n_images", "iteration", "code_id")
 """What must agree among the trials of an average."""

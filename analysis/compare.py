@@ -13,7 +13,7 @@ from analysis.alike import Spread, apart, collapse, spread_with
 from analysis.cells import Group
 from analysis.frame import short
 from mpcc.config import from_dict, full_name, parse_value, value_text
-from tune.ledger import FULL_MODEL
+from tune.plan.plan import FULL_MODEL
 
 TEST_WORDS = {
     "welch": "Welch's t test",

@@ -14,9 +14,11 @@ import pandas as pd
 from mpcc.config import DEFAULTS, SHORT
 from mpcc.metrics import NEED_LABELS
 from mpcc.run_dir import DIVERGED, DONE, ENDED, FAILED, PRUNED
-from tune.ledger import FULL_MODEL, PLANNED, RUNNING, STOPPED
-from tune.pruning import BIAS
+from tune.plan.plan import FULL_MODEL
+from tune.plan.pruning import BIAS
+from tune.plan.state import State
 
+PLANNED, RUNNING, STOPPED = str(State.PLANNED), str(State.RUNNING), str(State.STOPPED)
 DAMAGED, CONFLICT = "damaged", "conflicting"
 STATES = (DONE, DIVERGED, FAILED, PRUNED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
 """`conflicting`: several records of one trial that disagree; none of them is used."""

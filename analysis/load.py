@@ -21,6 +21,9 @@ from analysis.frame import (
     CURVE,
     DAMAGED,
     META,
+    PLANNED,
+    RUNNING,
+    STOPPED,
     Records,
     Sweep,
     merge_duplicates,
@@ -40,8 +43,8 @@ from mpcc.run_dir import (
     read_provenance,
     read_sealed,
 )
-from tune.ledger import FULL_MODEL, PLANNED, RUNNING, STOPPED
-from tune.lock import running_keys
+from tune.plan.plan import FULL_MODEL
+from tune.store.lock import sweep_owner
 
 MLFLOW = "mlflow.json"
 
@@ -66,7 +69,8 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
         return _load_loose(folder, curves)
     name = str(plan.get("preset") or "sweep")
     rows: list[dict[str, Any]] = []
-    running = running_keys(folder)
+    owner = sweep_owner(folder)
+    running = owner.running if owner else ()
     there = _names(folder / "trials")
     for row in planned_rows(plan, name):
         if row["trial_key"] in there:
@@ -76,7 +80,20 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     known = {row["trial_key"] for row in rows}
     known |= _earlier(plan)
     extra, notes = _unplanned(folder, name, known, running, curves)
+    runs = _mlflow_runs(folder)
+    for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
+        row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
     return _sweep(folder, name, plan), rows + extra, notes
+
+
+def _mlflow_runs(folder: Path) -> dict[str, str]:
+    """Trial key -> run, as the delivery to MLflow wrote it down; none where that cannot be read."""
+    try:
+        runs = (read_json(folder / MLFLOW) or {}).get("runs")
+    except (RunDirError, OSError):
+        return {}
+    known = runs.items() if isinstance(runs, dict) else ()
+    return {key: run for key, run in known if isinstance(run, str)}
 
 
 def _names(folder: Path) -> set[str]:

@@ -150,7 +150,11 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
     elif tags.get("state") in ENDED:
         last = {k: v for k, v in rows[-1].items() if k != "iteration"} if rows else {}
         iteration = rows[-1]["iteration"] if rows else 0
-        result = {"state": tags["state"], "cause": tags.get("cause"), "iteration": iteration}
+        result = {
+            "state": tags["state"],
+            "cause": tags.get("cause") or None,
+            "iteration": iteration,
+        }
         write_result(path, result | {"trial_key": tags["trial_key"], "metrics": last})
     write_json(path / MLFLOW, {"run_id": run_id})
 

@@ -258,7 +258,7 @@ def _report(
     example: str,
 ) -> None:
     from analysis.render import text
-    from tune.shell import script, shown
+    from mpcc.shell import script, shown
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for table in tables:

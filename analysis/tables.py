@@ -11,11 +11,10 @@ from analysis import stats
 from analysis.cells import Group, Summary, references, tally
 from analysis.columns import Column, column, protocol_name
 from analysis.compare import TEST_WORDS
-from analysis.frame import Records
+from analysis.frame import PLANNED, RUNNING, STOPPED, Records
 from analysis.layout import REFERENCE, Cell, Row, Table
 from analysis.ranking import PROCEDURE, rank
 from mpcc.metrics import NEED_LABELS
-from tune.ledger import PLANNED, RUNNING, STOPPED
 
 MAX_NAMED = 4
 """Cells that a line names; it counts the others."""

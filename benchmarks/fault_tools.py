@@ -1,31 +1,36 @@
-"""Sweeps to be disturbed: start one, find its processes, read what it left, compare two of them."""
+"""Sweeps to be disturbed: start one, find its processes, read what it left."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mpcc import run_dir
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from mpcc import run_dir  # noqa: E402
-from tune.processes import descendants, kill  # noqa: E402
-
-TIMEOUT = 300.0
+INJECTION = ROOT / "benchmarks" / "injection"
+TIMEOUT = 600.0
+"""How long a sweep may take on a machine with other work."""
 STORED = ("trial_key", "state", "iteration", "metrics", "weights_sha256")
 """What of a result must not depend on what happened on the way to it."""
+OWN_COLUMNS = ("seconds_train", "mlflow_run")
+"""Of the tables: what differs between two sweeps of the same trials."""
+TRIAL = ("ray::MPCCTrainable", "ray::ResourceTrainable")
+"""What Ray calls a process with a trial, at rest and at work."""
+SUPERVISOR = "supervisor.py"
+"""The program that ends a local Ray with its driver."""
 
 
 class SweepFailed(RuntimeError):
@@ -33,7 +38,7 @@ class SweepFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Stand:
+class Progress:
     """How far a trial has come, by what is on disk."""
 
     result: tuple[int, dict[str, Any]] | None = None
@@ -43,8 +48,8 @@ class Stand:
     iteration: int = 0
     """Of the newest checkpoint that is intact."""
 
-    def trained_again(self, later: Stand) -> bool:
-        """Whether something that was there has been trained once more since."""
+    def trained_again(self, later: Progress) -> bool:
+        """Return whether something that was there has been trained once more since."""
         if self.result is not None and later.result != self.result:
             return True
         starts = later.starts[len(self.starts) :]
@@ -61,11 +66,12 @@ class Sweep:
     argv: tuple[str, ...]
 
     def command(self, *more: str) -> list[str]:
+        """Return the command with these arguments more."""
         program = str(ROOT / "tune" / "ablation.py")
         return [sys.executable, program, "--out", str(self.out), *self.argv, *more]
 
     def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """The sweep as a process of its own; not from the repository: any folder must do."""
+        """Start the sweep in a session of its own; not from the repository: any folder must do."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
         return subprocess.Popen(
             self.command(),
@@ -82,7 +88,7 @@ class Sweep:
         return finish(self.start(environment), expected)
 
     def results(self) -> dict[str, tuple[int, dict[str, Any]]]:
-        """Trial key -> time of writing and content of each result that is sound."""
+        """Return trial key -> time of writing and content of each result that is sound."""
         found = {}
         for file in sorted(self.out.glob("trials/*/result.json")):
             try:
@@ -93,8 +99,8 @@ class Sweep:
                 continue
         return found
 
-    def stand(self) -> dict[str, Stand]:
-        """Trial key -> how far it has come, while it runs or not."""
+    def progress(self) -> dict[str, Progress]:
+        """Return trial key -> how far it has come, while it runs or not."""
         results, found = self.results(), {}
         for path in sorted(self.out.glob("trials/*")):
             try:
@@ -103,30 +109,34 @@ class Sweep:
                 starts = ()
             kept, _ = run_dir.read_checkpoints(path)
             iteration = max((c.iteration or 0 for c in kept), default=0)
-            found[path.name] = Stand(results.get(path.name), starts, iteration)
+            found[path.name] = Progress(results.get(path.name), starts, iteration)
         return found
 
     def checkpointed(self) -> list[Path]:
-        """Run directories with a checkpoint and no result."""
+        """Return the run directories with a checkpoint and no result."""
         return [
             file.parent
             for file in sorted(self.out.glob("trials/*/checkpoint.pt"))
             if not (file.parent / "result.json").exists()
         ]
 
+    def has_results(self, n: int) -> bool:
+        """Return whether so many trials have a result."""
+        return len(self.results()) >= n
+
     def has_come_to(self, n_results: int) -> bool:
-        """Whether so many trials have a result and another one a checkpoint."""
-        return len(self.results()) >= n_results and bool(self.checkpointed())
+        """Return whether so many trials have a result and another one a checkpoint."""
+        return self.has_results(n_results) and bool(self.checkpointed())
 
     def stored(self) -> dict[str, dict[str, Any]]:
-        """Trial key -> what its result says, but for times."""
+        """Return trial key -> what its result says, but for times."""
         return {
             key: {name: result.get(name) for name in STORED}
             for key, (_, result) in self.results().items()
         }
 
     def evaluations(self) -> dict[str, list[dict[str, Any]]]:
-        """Trial key -> its evaluations, but for times."""
+        """Return trial key -> its evaluations, but for times."""
         rows = {}
         for file in sorted(self.out.glob("trials/*/metrics.jsonl")):
             try:
@@ -137,31 +147,31 @@ class Sweep:
         return rows
 
     def tables(self) -> dict[str, str]:
-        """File name -> content of the tables that are made of it now, but for times and run ids."""
+        """Return file name -> content of the tables of it now, but for times and run ids."""
         folder = self.out.parent / f"tables-{self.out.name}"
         program = str(ROOT / "analysis" / "make_tables.py")
-        words = ["--runs", str(self.out), "--table", "grid", "--format", "md,csv", "--no-pictures"]
+        argv = ["--runs", str(self.out), "--table", "grid", "--format", "md,csv", "--no-pictures"]
         made = subprocess.run(
-            [sys.executable, program, *words, "--out", str(folder)], capture_output=True, text=True
+            [sys.executable, program, *argv, "--out", str(folder)], capture_output=True, text=True
         )
         if made.returncode != 0:
             raise SweepFailed(f"make_tables ended with {made.returncode}: {made.stderr}")
         # Provenance names MLflow's runs and the trials' file: those are each sweep's own.
-        return {
-            file.name: _without(file.read_text(), ("seconds_train", "mlflow_run"))
-            for file in sorted(folder.glob("*.*"))
-            if not file.name.endswith("provenance.json")
-        }
+        files = sorted(f for f in folder.glob("*.*") if not f.name.endswith("provenance.json"))
+        return {file.name: _without_own(file.read_text(), file.suffix) for file in files}
 
 
-def _without(text: str, columns: Sequence[str]) -> str:
-    """A CSV text without these columns; any other text as it is."""
-    head = text.partition("\n")[0].split(",")
-    drop = [head.index(name) for name in columns if name in head]
-    if not drop:
+def _without_own(text: str, suffix: str) -> str:
+    """Return a CSV text without the columns that are each sweep's own, any other text as it is."""
+    if suffix != ".csv":
         return text
-    rows = [[v for i, v in enumerate(row) if i not in drop] for row in csv.reader(text.split("\n"))]
-    return "\n".join(",".join(row) for row in rows)
+    rows = csv.DictReader(text.splitlines())
+    return "\n".join(str({k: v for k, v in row.items() if k not in OWN_COLUMNS}) for row in rows)
+
+
+def injected(orders: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the environment of a sweep whose processes meet these faults, see `injection`."""
+    return {"PYTHONPATH": str(INJECTION), "MPCC_FAULTS": json.dumps(list(orders))}
 
 
 def finish(process: subprocess.Popen[str], expected: int | None = 0) -> str:
@@ -177,7 +187,7 @@ def finish(process: subprocess.Popen[str], expected: int | None = 0) -> str:
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file; 0 where it has just been renamed or removed."""
+    """Return the bytes of a file; 0 where it has just been renamed or removed."""
     try:
         return file.stat().st_size
     except FileNotFoundError:
@@ -185,7 +195,7 @@ def size_of(file: Path) -> int:
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], Any]) -> bool:
-    """Wait until the condition holds; False where the process ends before."""
+    """Wait until the condition holds; return False where the process ends before."""
     end = time.monotonic() + TIMEOUT
     while not condition():
         if process.poll() is not None:
@@ -205,31 +215,72 @@ def must_come(process: subprocess.Popen[str], condition: Callable[[], Any]) -> N
 
 
 def cut_power(process: subprocess.Popen[str]) -> None:
-    """End the driver and all that it has started at one blow."""
+    """Kill the driver and all that it has started at once."""
     kill([process.pid, *descendants(process.pid)])
     process.communicate()
 
 
-TRIAL = ("ray::TrialRunner", "ray::GroupRunner", "ray::ResourceTrainable")
-"""What Ray calls a process with a trial, at rest and at work."""
+def process_table() -> dict[int, tuple[int, int]]:
+    """Return parent and session of every process of this machine that has not ended."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            # Behind the name in parentheses: state, parent, group, session.
+            state, parent, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue  # It has just ended.
+        if state not in "ZX":
+            found[int(entry.name)] = int(parent), int(session)
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that this one has started, and those that these have, nearest first."""
+    children: dict[int, list[int]] = {}
+    for child, (parent, _) in process_table().items():
+        children.setdefault(parent, []).append(child)
+    found = list(children.get(pid, []))
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def kill(pids: Iterable[int]) -> int:
+    """Send SIGKILL to these processes; return how many there still were."""
+    killed = 0
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+        except ProcessLookupError:
+            pass
+    return killed
+
+
+def command_of(pid: int) -> list[str]:
+    """Return the command line of a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
 
 
 def processes(driver: int, *names: str) -> list[int]:
-    """Processes under this driver whose command line begins with, or whose program is, a name."""
+    """Return the processes under this driver that have a name, nearest first.
+
+    A name is the beginning of the command line, or the program or script that it starts.
+    """
     found = []
     for pid in descendants(driver):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        first = words[0].decode(errors="replace")
-        if first.startswith(names) or Path(first).name in names:
+        command = command_of(pid)
+        programs = {Path(word).name for word in command[:4] if not word.startswith("-")}
+        if command and (command[0].startswith(names) or programs.intersection(names)):
             found.append(pid)
     return found
 
 
 def mlflow_runs(database: Path) -> list[tuple[str | None, str, int, int]]:
-    """Per active run: trial key (None for the sweep's own), status, rows of accuracy, steps."""
+    """Return trial key (None: the sweep's), status, rows of accuracy, steps of each active run."""
     query = (
         "select t.value, r.status, count(m.step), count(distinct m.step) from runs r "
         "left join tags t on t.run_uuid = r.run_uuid and t.key = 'trial_key' "

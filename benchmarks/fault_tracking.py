@@ -1,4 +1,4 @@
-"""Faults of MLflow, for `benchmarks/faults.py`: servers that go and come, data bases that break."""
+"""Faults of MLflow, for `benchmarks/faults.py`: servers that go and come, databases that break."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks.fault_lab import Lab, Outcome
 from benchmarks.fault_tools import (
     TRIAL,
     Sweep,
@@ -25,11 +25,8 @@ from benchmarks.fault_tools import (
     size_of,
 )
 
-if TYPE_CHECKING:
-    from benchmarks.faults import Lab, Outcome
-
 DATABASE_BYTES = 900_000
-"""A new data base grows to about this size while its tables are made."""
+"""A new database grows to about this size while its tables are made."""
 
 
 class Server:
@@ -56,7 +53,7 @@ class Server:
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,  # In this session, of which no process counts as a sweep's.
         )
         end = time.monotonic() + 180
         while time.monotonic() < end and self._process.poll() is None:
@@ -86,37 +83,27 @@ def running_server(lab: Lab) -> Iterator[Server]:
         server.stop()
 
 
-def server_restarted(lab: Lab, outcome: Outcome) -> None:
-    """The server dies at the first result and comes back: the next run delivers what is missing."""
+def server_restarted(lab: Lab, outcome: Outcome, *, by_hand: bool) -> None:
+    """The server dies at the first result and comes back: the next run delivers what is missing.
+
+    `by_hand`: --sync delivers it before that run: once, and then there is nothing left.
+    """
     with running_server(lab) as server:
-        sweep = _run_without(lab, server, outcome)
+        sweep = lab.sweep("--tracking-uri", server.uri)
+        process = sweep.start()
+        must_come(process, sweep.results)
+        server.stop()
+        if "--sync" not in finish(process):
+            outcome.notes.append("what MLflow lacks was not told")
         server.start()
-        lab.go_on(sweep, outcome, server.database)
-
-
-def delivered_by_hand(lab: Lab, outcome: Outcome) -> None:
-    """The same, and --sync delivers: once, and then there is nothing left."""
-    with running_server(lab) as server:
-        sweep = _run_without(lab, server, outcome)
-        server.start()
-        by_hand = Sweep(sweep.out, (*sweep.argv, "--sync"))
-        if f"delivered to {server.uri}" not in by_hand.run():
-            outcome.notes.append("--sync did not say what it delivered")
-        lab.compare(sweep, outcome, server.database)
-        if "0 trials delivered" not in by_hand.run():
-            outcome.notes.append("a second --sync delivered again")
-        lab.go_on(sweep, outcome, server.database)
-
-
-def _run_without(lab: Lab, server: Server, outcome: Outcome) -> Sweep:
-    """A sweep that loses its server at the first result."""
-    sweep = lab.sweep("--tracking-uri", server.uri)
-    process = sweep.start()
-    must_come(process, sweep.results)
-    server.stop()
-    if "--sync" not in finish(process):
-        outcome.notes.append("what MLflow lacks was not told")
-    return sweep
+        sync = Sweep(sweep.out, (*sweep.argv, "--sync"))
+        if by_hand:
+            if f"delivered to {server.uri}" not in sync.run():
+                outcome.notes.append("--sync did not say what it delivered")
+            lab.compare(sweep, outcome, server.database)
+            if "0 trials delivered" not in sync.run():
+                outcome.notes.append("a second --sync delivered again")
+        lab.resume(sweep, outcome, server.database)
 
 
 def server_back_in_time(lab: Lab, outcome: Outcome) -> None:
@@ -140,11 +127,11 @@ def server_back_in_time(lab: Lab, outcome: Outcome) -> None:
         if "--sync" in finish(process):
             outcome.notes.append("the server was back and was not used")
         lab.compare(sweep, outcome, server.database)
-        lab.go_on(sweep, outcome, server.database)
+        lab.resume(sweep, outcome, server.database)
 
 
 def database_locked(lab: Lab, outcome: Outcome) -> None:
-    """Somebody holds the data base for 30 s, in the middle of the sweep."""
+    """Somebody holds the database for 30 s, in the middle of the sweep."""
     sweep = lab.sweep()
     process = sweep.start()
     must_come(process, lambda: sweep.results() and (sweep.out / "mlflow.db").exists())
@@ -156,7 +143,7 @@ def database_locked(lab: Lab, outcome: Outcome) -> None:
         holder.rollback()
         holder.close()
     finish(process)
-    lab.go_on(sweep, outcome)
+    lab.resume(sweep, outcome)
 
 
 def killed_while_the_database_is_made(lab: Lab, outcome: Outcome) -> None:
@@ -166,24 +153,24 @@ def killed_while_the_database_is_made(lab: Lab, outcome: Outcome) -> None:
     process = sweep.start()
 
     def large_enough() -> bool:
-        new = sum(map(size_of, sweep.out.glob(".mlflow.db.*.new")))
+        new = sum(map(size_of, sweep.out.glob(".mlflow.db.*/new.db")))
         return new >= size or (sweep.out / "mlflow.db").exists()
 
     must_come(process, large_enough)
     process.kill()
     process.communicate()
-    lab.go_on(sweep, outcome)
+    lab.resume(sweep, outcome)
     if list(sweep.out.glob(".mlflow.db*")):
-        outcome.notes.append("torn data bases were left")
+        outcome.notes.append("torn databases were left")
 
 
-def check_states(sweep: Sweep, said: str, expected: Mapping[str, str], outcome: Outcome) -> None:
-    """MLflow's states just after the fault: trials that it has, as `expected` or else KILLED.
+def check_states(sweep: Sweep, printed: str, expected: Mapping[str, str], outcome: Outcome) -> None:
+    """Note where MLflow, just after the fault, has a trial neither as `expected` nor KILLED.
 
-    Where the driver has said that MLflow lacks something, it may.
+    Where the driver has printed that MLflow lacks something, it may.
     """
     database = sweep.out / "mlflow.db"
-    if not database.exists() or "MLflow lacks" in said:
+    if not database.exists() or "MLflow lacks" in printed:
         return
     parent = "KILLED" if "KILLED" in expected.values() else "FAILED"
     for key, status, *_ in mlflow_runs(database):

@@ -15,6 +15,7 @@ VERSION_VARIABLE = "MPCC_CODE_VERSION"
 
 OTHER_CODE = re.compile(
     r"__\w+__|config|run_dir|files|checkpoints|repair|code_version|cache|pictures|plots|data_\w+"
+    r"|shell|pace|machine"
 )
 """Modules of mpcc that cannot change a number, or whose word is checked otherwise: what `config`
 says is in every key, what the data files hold in their fingerprint."""

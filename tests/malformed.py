@@ -179,9 +179,9 @@ _where = st.one_of(
     _with("--checkpoint-seconds", _bad_seconds),
     _with("--checkpoint-iterations", st.sampled_from(["0", "-1", "1.5", "nan", "x", "", "1e99"])),
     _with("--storage", _not_storages),
-    _one(("--pilot", "--status"), ("--pilot", "--sync"), ("--status", "--sync"),
-         ("--pilot", "--data-dir", "{work}/none"), ("--pilot", "--data-dir", "s3://bucket/data"),
-         ("--pilot", "--cpus-per-trial", "x"), ("--pilot=1",)),
+    _one(("--pilot",), ("--pilot", "--sync"), ("--status", "--sync"), ("--release", "--status"),
+         ("--release", "--dry-run"), ("--dry-run", "--cpus-per-trial", "x"), ("--pilot=1",),
+         ("--release=1",)),
     _foreign,
 )  # fmt: skip
 """What the two programs that run trials share."""

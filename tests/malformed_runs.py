@@ -34,7 +34,11 @@ from mpcc import run_dir, trainer
 from mpcc.__main__ import main as mpcc_main
 from mpcc.config import PRESETS
 from tests.malformed import ABLATION, MPCC, RESTART, SEARCH, TABLES, Case, Damage, cases
-from tune import ablation, grid, ledger, search, sweep
+from tune import ablation, estimate, search
+from tune.plan import grid
+from tune.plan.plan import new_plan
+from tune.plan.state import State
+from tune.store.folder import Store, record_end
 
 CANARY = "canary"
 """A file in the working folder that a pickle makes when its code is run."""
@@ -129,15 +133,16 @@ def judge(case: Case, call: Call, before: dict[str, str], after: dict[str, str])
 
 
 def restarted(case: Case, work: Path, templates: Templates) -> tuple[list[str], int | str]:
-    """Mend and train as a sweep does: the end must be that of an undisturbed trial."""
+    """Repair and train as a sweep does: the end must be that of an undisturbed trial."""
     out, offences = work / "sweep", []
-    plan = ledger.read_plan(out)
+    store = Store(out)
+    plan = store.read_plan()
     assert plan is not None
     damaged = next(t for t in plan.trials() if t.key in templates.named(case.damage[0].file))
-    path = ledger.trial_dir(out, damaged.key)
+    path = store.trial_dir(damaged.key)
     logging.disable(logging.WARNING)
     try:
-        ledger.mend(out, damaged)
+        store.repair(damaged)
         with patch.object(trainer, "write_pictures"):  # Most of the time, and none of the numbers.
             for _ in trainer.train(damaged.config, path):
                 pass
@@ -178,7 +183,11 @@ def called(program: str, argv: list[str]) -> Call:
     code: int | str
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            with patch.object(sweep, "run", _started), patch.object(trainer, "_Run", _started):
+            with (
+                patch("tune.run.SweepLock", _started),
+                patch.object(trainer, "_Run", _started),
+                patch.object(estimate, "measure", _not_measured),
+            ):
                 code = programs[program](argv)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else repr(ended.code)
@@ -189,6 +198,10 @@ def called(program: str, argv: list[str]) -> Call:
 
 def _started(*_: Any) -> None:
     raise Started("it started")
+
+
+def _not_measured(*_: Any) -> None:
+    raise estimate.MeasureError("nothing is measured here")
 
 
 def _place(error: BaseException) -> str:
@@ -252,55 +265,58 @@ class Payload:
 
 def spoil(path: Path, damage: Damage) -> None:
     """Do the damage to a file, which need not be there."""
-    how, value = damage.how, damage.value
     data = path.read_bytes() if path.is_file() else b""
-    if how in ("folder", "loop", "dangling", "remove", "text", "bytes", "pickle"):
+    if damage.how in ("folder", "loop", "dangling", "remove", "text", "bytes", "pickle"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    new: bytes | None = None
-    if how == "folder":
+    if damage.how == "folder":
         path.mkdir(parents=True)
-    elif how == "loop":
-        path.symlink_to(path.name)
-    elif how == "dangling":
-        path.symlink_to("nowhere")
-    elif how == "forbid":
-        path.chmod(0) if path.exists() else None
-    elif how == "truncate":
-        new = data[: int(len(data) * value)]
-    elif how == "text":
-        new = value.encode()
-    elif how == "bytes":
-        new = value
-    elif how == "pickle":
-        new = pickle.dumps(Payload())
-    elif how == "flip" and data:
-        at = int(len(data) * value)
-        new = data[:at] + bytes([data[at] ^ 0x11]) + data[at + 1 :]
-    elif how == "idx":
-        new = gzip.compress(
-            value[0] + struct.pack(f">{len(value) - 1}I", *value[1:]) + b"\0\x0b" * 30
-        )
-    elif how == "row":
-        new = json.dumps({"iteration": value}).encode() + b"\n" + data
-    elif how == "json":
-        new = json.dumps({"run_id": value, "delivered": value}).encode()
-    elif how in ("drop", "set"):
-        new = json.dumps(_edited(json.loads(data or b"{}"), how, value)).encode()
-    elif how in ("sealed pickle", "other"):
-        content = pickle.dumps(Payload())
-        if how == "other":
-            buffer = io.BytesIO()
-            torch.save(_another(run_dir.read_checkpoints(path.parent)[0][0].payload), buffer)
-            content = buffer.getvalue()
-        seal = hashlib.sha256(content).hexdigest().encode() + b"\n"
-        new = b"mpcc checkpoint 1\n" + seal + content
-    elif how == "batch":
-        new = _batch(value)
-    elif how == "image":
-        _image(path, value)
+    elif damage.how in ("loop", "dangling"):
+        path.symlink_to(path.name if damage.how == "loop" else "nowhere")
+    elif damage.how == "forbid" and path.exists():
+        path.chmod(0)
+    elif damage.how == "image":
+        _image(path, damage.value)
+    new = _content(path, data, damage.how, damage.value)
     if new is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(new)
+
+
+def _content(path: Path, data: bytes, how: str, value: Any) -> bytes | None:
+    """What a file of these bytes is to hold after the damage; None where it is not written."""
+    if how == "flip":
+        at = int(len(data) * value)
+        return data[:at] + bytes([data[at] ^ 0x11]) + data[at + 1 :] if data else None
+    if how in ("sealed pickle", "other"):
+        return _checkpoint_of_another(path) if how == "other" else _sealed(pickle.dumps(Payload()))
+    contents: dict[str, Callable[[], bytes]] = {
+        "truncate": lambda: data[: int(len(data) * value)],
+        "text": lambda: value.encode(),
+        "bytes": lambda: value,
+        "pickle": lambda: pickle.dumps(Payload()),
+        "idx": lambda: _idx(value),
+        "row": lambda: json.dumps({"iteration": value}).encode() + b"\n" + data,
+        "json": lambda: json.dumps({"run_id": value, "delivered": value}).encode(),
+        "drop": lambda: json.dumps(_edited(json.loads(data or b"{}"), how, value)).encode(),
+        "set": lambda: json.dumps(_edited(json.loads(data or b"{}"), how, value)).encode(),
+        "batch": lambda: _batch(value),
+    }
+    return contents[how]() if how in contents else None
+
+
+def _idx(value: Any) -> bytes:
+    header = value[0] + struct.pack(f">{len(value) - 1}I", *value[1:])
+    return gzip.compress(header + b"\0\x0b" * 30)
+
+
+def _sealed(content: bytes) -> bytes:
+    return b"mpcc checkpoint 1\n" + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def _checkpoint_of_another(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_another(run_dir.read_checkpoints(path.parent)[0][0].payload), buffer)
+    return _sealed(buffer.getvalue())
 
 
 def _edited(content: Any, how: str, value: Any) -> Any:
@@ -419,24 +435,24 @@ class Templates:
         """Four trials: done, stopped half-way, failed, planned."""
         base = PRESETS["tiny"].override()
         made = grid.cells(base, grid.parse_grid(["esteps=1,2"], "tiny"))
-        plan = ledger.new_plan("tiny", base).grow(made, (0, 1), "esteps=1,2")
-        ledger.write_plan(out, plan)
+        plan = new_plan("tiny", base).grow(made, (0, 1), "esteps=1,2")
+        store = Store(out)
+        store.write_plan(plan)
         done, half, failed, _ = plan.trials()
         self._keys = {"done": done.key, "half": half.key, "failed": failed.key}
         for trial in (done, half):
             for _ in trainer.train(trial.config, self.undisturbed / trial.key):
                 pass
-        shutil.copytree(self.undisturbed / done.key, ledger.trial_dir(out, done.key))
-        path = ledger.trial_dir(out, half.key)
+        shutil.copytree(self.undisturbed / done.key, store.trial_dir(done.key))
+        path = store.trial_dir(half.key)
         with patch.object(trainer, "PROGRESS_SECONDS", -1.0):
             progress = trainer.train(half.config, path, checkpoint_seconds=-1)
             while next(progress).iteration < 3:
                 pass
             progress.close()
         assert (path / run_dir.PREVIOUS_CHECKPOINT).exists()
-        ledger.record_failed(
-            ledger.trial_dir(out, failed.key), failed.config, "code: KeyError: 'a'"
-        )
+        path = store.trial_dir(failed.key)
+        record_end(path, failed.config, State.FAILED, "code: KeyError: 'a'")
 
 
 def _idx_data(folder: Path) -> None:

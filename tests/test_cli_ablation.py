@@ -11,8 +11,13 @@ import pytest
 
 from mpcc import run_dir
 from mpcc.config import PRESETS
-from tune import ablation, ledger, lock, tracking
-from tune.tracking import in_step
+from tune import ablation, estimate, tracking
+from tune.plan.cells import Trial
+from tune.plan.plan import Plan
+from tune.planning import planned
+from tune.store.folder import Store
+from tune.store.lock import SweepLock
+from tune.tracking.uri import default_uri
 
 ROOT = Path(ablation.__file__).resolve().parents[1]
 TINY = ["--preset", "tiny"]
@@ -24,23 +29,34 @@ def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]
     return code, captured.out, captured.err
 
 
-def write_plan(out: Path, *argv: str) -> ledger.Plan:
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured: these tests look at what stands before it."""
+
+    def measure(*_: object) -> None:
+        raise estimate.MeasureError("not in this test")
+
+    monkeypatch.setattr(estimate, "measure", measure)
+
+
+def write_plan(out: Path, *argv: str) -> Plan:
     """Plan without running, as the driver does before it trains."""
-    args = ablation._parser().parse_args([*TINY, "--out", str(out), *argv])
-    plan, _ = ablation._planned(args, "tiny", out, ledger.read_plan(out))
-    ledger.write_plan(out, plan)
+    store = Store(out)
+    options = ablation.parse([*TINY, "--out", str(out), *argv])
+    plan, _ = planned(options, store, store.read_plan())
+    store.write_plan(plan)
     return plan
 
 
-def finish(out: Path, trial: ledger.Trial, state: str = "done", cause: str | None = None) -> None:
-    path = run_dir.open_run(ledger.trial_dir(out, trial.key), trial.config)
+def finish(out: Path, trial: Trial, state: str = "done", cause: str | None = None) -> None:
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), trial.config)
     run_dir.append_metrics(path, {"iteration": 4, "seconds": 1.0, "acc_majority": 0.75})
     result = {"state": state, "cause": cause, "iteration": 4, "metrics": {"acc_majority": 0.75}}
     run_dir.write_json(path / run_dir.RESULT, result)
 
 
 BAD = [
-    (["--grid", "esteps", "--checkpoint-iterations", "0"], "--checkpoint-iterations must be"),
+    (["--grid", "esteps", "--checkpoint-iterations", "0"], "--checkpoint-iterations: must be"),
     (["--grid", "esteps", "--seed", "3"], "did you mean --seeds?"),
     (["--grid", "esteps", "--set", "C=4", "J=8"], "--set J=8"),
     (["--grid", "eta_p=0,001"], "write 0.001, not 0,001"),
@@ -78,13 +94,16 @@ BAD = [
     (["--grid", "esteps", "--iterations", "5", "--set", "iterations=5"], "by both --iterations"),
     (["--grid", "esteps", "--only", "esteps=3"], "no cell is 'esteps=3'; there are: esteps=1"),
     (["--grid", "esteps=1", "--skip", "esteps=1"], "leave no cell"),
-    (["--grid", "esteps", "--retry", "planned"], "--retry must be failed, diverged or both"),
-    (["--grid", "esteps", "--max-concurrent", "1.5"], "--max-concurrent must be a whole number"),
-    (["--grid", "esteps", "--cpus-per-trial", "nan"], "--cpus-per-trial must be between"),
-    (["--grid", "esteps", "--checkpoint-seconds", "-1"], "--checkpoint-seconds must be between"),
+    (["--grid", "esteps", "--retry", "planned"], "--retry: invalid choice: 'planned'"),
+    (["--grid", "esteps", "--max-concurrent", "1.5"], "--max-concurrent: must be a whole number"),
+    (["--grid", "esteps", "--cpus-per-trial", "nan"], "--cpus-per-trial: must be a number from"),
+    (["--grid", "esteps", "--checkpoint-seconds", "-1"], "--checkpoint-seconds: must be a number"),
     (["--grid", "esteps", "--tracking-uri", "runs"], "--tracking-uri must start with sqlite:///"),
     (["--grid", "esteps", "--data-dir", "no/such"], "no/such is no folder"),
     (["--grid", "esteps", "--status", "--dry-run"], "exclude each other"),
+    (["--grid", "esteps", "--pilot"], "--pilot is no more: --dry-run measures"),
+    (["--grid", "esteps", "--address", "here"], "--address: must be local, auto or HOST:PORT"),
+    (["--grid", "esteps", "--gpus-per-trial", "1.5"], "--gpus-per-trial: above 1 must be a whole"),
     (["--grd", "esteps"], "unrecognized arguments: --grd esteps"),
     ([], "nothing is planned in"),
 ]
@@ -242,16 +261,42 @@ def test_a_second_driver_is_refused_with_the_owners_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_plan(tmp_path, "--grid", "esteps=1")
-    held = lock.Lock(tmp_path)
-    try:
+    with SweepLock(Store(tmp_path)):
         code, _, err = call(capsys, "--out", str(tmp_path))
         assert code == 2 and f"in use by process {os.getpid()} on" in err
         assert (
             f"driver: process {os.getpid()}" in call(capsys, "--out", str(tmp_path), "--status")[1]
         )
         assert call(capsys, "--out", str(tmp_path), "--sync")[0] == 2
-    finally:
-        held.release()
+
+
+def test_a_released_folder_has_no_driver_any_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1")
+    release = ["--out", str(tmp_path), "--release"]
+    with SweepLock(Store(tmp_path)):
+        code, out, _ = call(capsys, *release)
+        assert code == 0 and f"is free; it was held by process {os.getpid()} on" in out
+    code, out, _ = call(capsys, *release)
+    assert code == 0 and "no driver holds" in out
+
+
+def test_a_plan_that_another_command_has_just_changed_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1")
+    before = (tmp_path / "sweep.json").read_bytes()
+
+    def reachable(*_: object, **__: object) -> None:
+        write_plan(tmp_path, "--grid", "esteps=2")
+
+    monkeypatch.setattr(tracking, "check_reachable", reachable)
+    code, _, err = call(capsys, "--out", str(tmp_path), "--seeds", "5")
+    assert code == 2 and "another command has just changed the plan" in err
+    after = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(after["cells"]) == 2 and (tmp_path / "sweep.json").read_bytes() != before
+    assert [cell["seeds"] for cell in after["cells"]] == [[0, 1, 2]] * 2
 
 
 def test_a_finished_sweep_says_where_its_results_are_and_starts_nothing(
@@ -260,12 +305,13 @@ def test_a_finished_sweep_says_where_its_results_are_and_starts_nothing(
     plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
     for trial in plan.trials():
         finish(tmp_path, trial)
+    store, uri = Store(tmp_path), default_uri(tmp_path)
+    assert not tracking.in_step(store, uri)
     monkeypatch.setattr(tracking, "in_step", lambda *_: True)
-    monkeypatch.setattr("tune.sweep.run", lambda *_: pytest.fail("a finished sweep was run"))
+    monkeypatch.setattr("tune.run._train", lambda *_: pytest.fail("a finished sweep was run"))
     code, text, _ = call(capsys, "--out", str(tmp_path))
     assert code == 0 and "4 of 4 trials done" in text
     assert "make_tables.py --runs" in text and "server --backend-store-uri" in text
-    assert not in_step(tmp_path, plan, tracking.default_uri(tmp_path))
 
 
 def test_a_finished_sweep_with_a_failed_trial_exits_3_and_names_it(
@@ -298,7 +344,7 @@ def test_a_dry_run_imports_none_of_the_heavy_libraries(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from tune import ablation\n"
         "code = ablation.main(sys.argv[1:])\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'rich', 'numpy', 'matplotlib'}\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'rich.console', 'numpy', 'matplotlib'}\n"
         "print(code, sorted(heavy & set(sys.modules)))\n"
     )
     argv = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]

@@ -9,21 +9,23 @@ import pytest
 from mpcc import run_dir
 from mpcc.config import PRESETS
 from mpcc.trainer import train
-from tune import ablation, continuation, ledger
-from tune.grid import cells, parse_grid
-from tune.ledger import LedgerError, Plan
+from tune import ablation
+from tune.plan.grid import cells, parse_grid
+from tune.plan.plan import PLAN, Plan, new_plan
+from tune.store import folder
+from tune.store.folder import Store
 
 BASE = PRESETS["tiny"].override(iterations=4, eval_every=2)
 
 
 def plan(*grid: str, seeds: tuple[int, ...] = (0,)) -> Plan:
     made = cells(BASE, parse_grid(list(grid), "tiny"))
-    return ledger.new_plan("tiny", BASE).grow(made, seeds, " ".join(grid))
+    return new_plan("tiny", BASE).grow(made, seeds, " ".join(grid))
 
 
-def run(out: Path, planned: Plan, images) -> None:
+def run(store: Store, planned: Plan, images) -> None:
     for trial in planned.trials():
-        for _ in train(trial.config, ledger.trial_dir(out, trial.key), image_set=images):
+        for _ in train(trial.config, store.trial_dir(trial.key), image_set=images):
             pass
 
 
@@ -35,19 +37,18 @@ def test_a_continued_trial_ends_as_one_that_was_planned_longer_from_the_start(
     digits, tmp_path: Path
 ) -> None:
     images = replace(digits, images=digits.images[:120], labels=digits.labels[:120])
-    short = plan("esteps=1,2")
-    run(tmp_path, short, images)
-    longer = continuation.lengthen(short, 7)
-    assert [t.config.iterations for t in longer.trials()] == [7, 7]
+    store, short = Store(tmp_path), plan("esteps=1,2")
+    run(store, short, images)
+    longer = short.extend(7)
     for trial in longer.trials():
-        assert continuation.goes_on_from(tmp_path, longer, trial) == 4
-        continuation.take_over(tmp_path, longer, trial)
-        assert ledger.status(tmp_path, trial).iteration == 4
-        again = continuation.lengthen(short, 7)
-        continuation.take_over(tmp_path, again, trial)  # Twice is once.
-    run(tmp_path, longer, images)
+        assert store.extends_from(longer, trial) == 4
+        store.extend(longer, trial)
+        assert store.status(trial).iteration == 4
+        assert store.extends_from(longer, trial) is None
+        store.extend(longer, trial)  # Twice is once.
+    run(store, longer, images)
     for trial in longer.trials():
-        path, alone = ledger.trial_dir(tmp_path, trial.key), tmp_path / "alone" / trial.key
+        path, alone = store.trial_dir(trial.key), tmp_path / "alone" / trial.key
         for _ in train(trial.config, alone, image_set=images):
             pass
         result, expected = (run_dir.read_result(p) for p in (path, alone))
@@ -61,23 +62,34 @@ def test_a_continued_trial_ends_as_one_that_was_planned_longer_from_the_start(
     assert {p.name for p in (tmp_path / "trials").iterdir()} == {t.key for t in longer.trials()}
 
 
-def test_a_plan_can_be_lengthened_twice_and_remembers_both(tmp_path: Path) -> None:
-    twice = continuation.lengthen(continuation.lengthen(plan("esteps=1,2"), 6), 9)
-    assert twice.earlier_iterations == (4, 6)
-    ledger.write_plan(tmp_path, twice)
-    assert ledger.read_plan(tmp_path) == twice
-    assert continuation.lengthen(twice, 9) is twice
+@pytest.mark.parametrize("moves", [0, 1])
+def test_an_extension_that_was_cut_off_is_made_whole(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, short = Store(tmp_path), plan("esteps=1")
+    (trial,) = short.trials()
+    path = run_dir.open_run(store.trial_dir(trial.key), trial.config)
+    run_dir.append_metrics(path, {"iteration": 4, "seconds": 1.0})
+    run_dir.write_checkpoint(path, b"state")
+    longer = short.extend(7)
+    (more,) = longer.trials()
+    move, moved = folder.os.replace, []
 
+    def cut_off(source: Path, target: Path) -> None:
+        if Path(source).is_dir():
+            if len(moved) == moves:
+                raise KeyboardInterrupt
+            moved.append(source)
+        move(source, target)
 
-@pytest.mark.parametrize("iterations", [1, 3])
-def test_fewer_iterations_are_refused(iterations: int) -> None:
-    with pytest.raises(LedgerError, match="more than the 4 iterations"):
-        continuation.lengthen(plan("esteps=1,2"), iterations)
-
-
-def test_an_axis_of_iterations_is_refused() -> None:
-    with pytest.raises(LedgerError, match="are an axis"):
-        continuation.lengthen(plan("iterations=2,4"), 9)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folder.os, "replace", cut_off)
+        store.extend(longer, more)
+    assert path.is_dir() and store.extends_from(longer, more) == 4
+    store.extend(longer, more)
+    assert store.status(more).iteration == 4
+    assert (store.trial_dir(more.key) / run_dir.CHECKPOINT).exists()
+    assert [p.name for p in (tmp_path / "trials").iterdir()] == [more.key]
 
 
 def command(out: Path, *words: str) -> int:
@@ -88,7 +100,7 @@ def test_more_iterations_are_refused_without_the_option_and_planned_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    ledger.write_plan(out, plan("esteps=1,2"))
+    Store(out).write_plan(plan("esteps=1,2"))
     settings = ["--preset", "tiny", "--set", "eval_every=2"]
     assert command(out, *settings, "--iterations", "8", "--dry-run") == 2
     assert "iterations=4, now 8; go on to more iterations with --continue-training" in (
@@ -100,4 +112,4 @@ def test_more_iterations_are_refused_without_the_option_and_planned_with_it(
         assert "8 iterations" in capsys.readouterr().out
     assert command(out, "--continue-training") == 2
     assert "--iterations N" in capsys.readouterr().err
-    assert json.loads((out / ledger.PLAN).read_text())["base"]["iterations"] == 4
+    assert json.loads((out / PLAN).read_text())["base"]["iterations"] == 4

@@ -272,14 +272,15 @@ def test_conflicting_duplicates_leave_their_cell_and_are_named_below(tmp_path: P
 
 def delivered(path: Path) -> str:
     """Table 1's rows with one seed more diverged, delivered to MLflow on SQLite; its address."""
-    from tune.ledger import read_plan
-    from tune.tracking import Delivery, default_uri
+    from tune.store.folder import Store
+    from tune.tracking import sync
+    from tune.tracking.uri import default_uri
 
     sweep = table1_sweep(path, (0, 1))
     sweep.trial(table1_changes()[3], 1, {}, state="diverged", cause="loss/encoder is not finite")
-    plan, uri = read_plan(path), default_uri(path)
+    plan, uri = Store(path).read_plan(), default_uri(path)
     assert plan
-    Delivery(path, uri).deliver(plan, state="done")
+    sync(Store(path), uri, plan)
     return uri
 
 

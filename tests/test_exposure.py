@@ -4,6 +4,7 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,13 @@ WORDS = ("--preset", "tiny", "--iterations", "400", "--grid", "esteps=1,2", "--s
 
 def listening(pid: int) -> dict[str, str]:
     """Address:port -> command of every socket on which this process or one below it listens."""
+    return sockets_of([pid, *descendants(pid)])
+
+
+def sockets_of(processes: Iterable[int]) -> dict[str, str]:
+    """Address:port -> command of every socket on which one of these processes listens."""
     owners = {}
-    for process in [pid, *descendants(pid)]:
+    for process in processes:
         for file in Path(f"/proc/{process}/fd").glob("*"):
             try:
                 link = os.readlink(file)

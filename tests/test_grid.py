@@ -6,17 +6,10 @@ import pytest
 
 from mpcc.config import PRESETS, Config
 from tune import ablation
-from tune.grid import (
-    GridError,
-    cells,
-    checkpoint_bytes,
-    chosen,
-    cost,
-    default_levels,
-    parse_grid,
-    parse_seeds,
-    table1_rows,
-)
+from tune.plan.cells import chosen
+from tune.plan.cost import checkpoint_bytes, cost, memory_need
+from tune.plan.grid import cells, default_levels, parse_grid, parse_seeds, table1_rows
+from tune.plan.plan import PlanError
 
 DIGITS = PRESETS["digits"]
 
@@ -92,7 +85,7 @@ def test_a_seed_axis_means_seeds_and_makes_no_cells() -> None:
     assert grid.seeds == (3, 5)
     assert len(cells(DIGITS, grid)) == 2
     alone = parse_grid(["seed"], "digits")
-    assert alone.seeds is None
+    assert not alone.seeds
     assert [cell.text for cell in cells(DIGITS, alone)] == ["base settings"]
 
 
@@ -135,7 +128,7 @@ def test_a_grid_that_makes_no_sense_is_refused_in_one_line(words: list[str], mes
 
 def test_a_grid_too_large_to_be_meant_is_refused_before_it_is_built() -> None:
     many = ",".join(str(n) for n in range(1, 501))
-    with pytest.raises(GridError, match="125,000,000 cells"):
+    with pytest.raises(PlanError, match="125,000,000 cells"):
         cells(DIGITS, parse_grid([f"width={many}", f"dsteps={many}", f"esteps={many}"], "digits"))
 
 
@@ -164,6 +157,12 @@ def test_a_choice_names_cells_by_settings_or_key() -> None:
 def test_more_encoder_steps_cost_more() -> None:
     costs = [cost(DIGITS.override(n_encoder_steps=steps)) for steps in (1, 2, 4)]
     assert costs == sorted(costs) and costs[0] < costs[2]
+
+
+def test_a_wider_network_needs_a_larger_checkpoint_and_more_memory() -> None:
+    narrow, wide = DIGITS, DIGITS.override(width=2 * DIGITS.width)
+    assert checkpoint_bytes(narrow) < checkpoint_bytes(wide)
+    assert memory_need(wide) - memory_need(narrow) > 2 * checkpoint_bytes(narrow)
 
 
 def test_the_estimated_checkpoint_of_mnist_fits_its_known_parameter_counts() -> None:

@@ -38,18 +38,55 @@ def packages(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "mpcc").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "mpcc").rglob("*.py")), ids=lambda p: p.stem)
 def test_the_trainer_knows_nothing_of_sweeps_and_tables(path):
     forbidden = {"ray", "mlflow", "optuna", "pandas", "tune", "analysis"}
     assert not packages(all_imports(path)) & forbidden
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "analysis").glob("*.py")), ids=lambda p: p.stem)
-def test_tables_open_neither_torch_nor_ray(path):
+LAYERS = {
+    "plan": {"plan"},
+    "store": {"plan", "store"},
+    "tracking": {"plan", "store", "tracking"},
+    "suggest": {"plan", "store", "suggest"},
+    "engine": {"plan", "store", "tracking", "engine", "display", "signals"},
+}
+"""Package of tune -> what of tune it may import, at the top of a module or within."""
+
+
+def parts_of_tune(path: Path) -> set[str]:
+    """The packages and modules of tune that this file imports, by their first name."""
+    return {name.split(".")[1] for name in all_imports(path) if name.startswith("tune.")}
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_packages_of_tune_import_in_one_direction(package):
+    for path in (ROOT / "tune" / package).glob("*.py"):
+        assert parts_of_tune(path) <= LAYERS[package], path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "analysis").rglob("*.py")), ids=lambda p: p.stem)
+def test_tables_open_neither_torch_nor_ray_and_of_tune_only_plans_and_records(path):
     assert not packages(all_imports(path)) & {"torch", "torchvision", "ray"}
-    # Of tune only what is plain: states, who holds a sweep, what to type, what pruning does.
-    theirs = {name for name in all_imports(path) if name.split(".")[0] == "tune"}
-    assert theirs <= {"tune.ledger", "tune.lock", "tune.pruning", "tune.shell"}
+    assert parts_of_tune(path) <= {"plan", "store"}
+
+
+@pytest.mark.parametrize(
+    ("library", "room", "n_of_analysis"),
+    [("ray", "engine", 0), ("mlflow", "tracking", 1), ("optuna", "suggest", 1)],
+)
+def test_a_library_is_known_to_one_package(library, room, n_of_analysis):
+    users = [p for p in (ROOT / "tune").rglob("*.py") if library in packages(all_imports(p))]
+    assert users and {path.parent.name for path in users} == {room}
+    users = [p for p in (ROOT / "analysis").rglob("*.py") if library in packages(all_imports(p))]
+    assert len(users) == n_of_analysis
+
+
+def test_only_the_public_interface_of_ray_is_used():
+    for folder in ("tune", "mpcc", "analysis"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert "ray._" not in text and "class_cache" not in text and "setattr(" not in text
 
 
 def test_config_needs_the_standard_library_only():
@@ -68,8 +105,8 @@ def test_pure_modules_take_no_config(name):
         "mpcc.__main__",
         "tune.ablation",
         "tune.search",
-        "tune.grid",
-        "tune.ledger",
+        "tune.plan.grid",
+        "tune.store.folder",
         "analysis.make_tables",
     ],
 )

@@ -1,85 +1,128 @@
 """Joining a cluster: who is let in, how its end is seen. With real nodes: test_cluster."""
 
+import contextlib
+import os
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tune import command, joined
-from tune.preflight import PreflightError
+from tune import ablation
+from tune.command import UsageError
+from tune.engine import cluster
+from tune.engine.cluster import JoinedCluster, check_cluster, check_listening
+from tune.engine.head import EngineError
 
-NODES = [{"NodeID": "ours", "Alive": True}, {"NodeID": "other", "Alive": True}]
+HEAD = "10.0.0.1:6379"
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(joined, "GONE_SECONDS", 0.3)
-    monkeypatch.setattr(joined, "JOIN_SECONDS", 0.0)
+def joined(monkeypatch: pytest.MonkeyPatch) -> JoinedCluster:
+    """A cluster that is about to be joined; it looks and gives up quickly."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "GONE_SECONDS", 0.3)
+    return JoinedCluster(HEAD)
 
 
-def problem_of(nodes: Callable[[], Any], seconds: float, listening: bool = False) -> str | None:
-    """What a watch says within so many seconds."""
-    watch = joined.Watch(nodes, "ours", lambda: listening)
+@contextlib.contextmanager
+def listening(backlog: int | None = None) -> Iterator[str]:
+    """The address of something that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0), backlog=backlog) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def problem_within(joined: JoinedCluster, seconds: float) -> str | None:
     end = time.monotonic() + seconds
-    try:
-        while watch.problem() is None and time.monotonic() < end:
-            time.sleep(0.01)
-        return watch.problem()
-    finally:
-        watch.stop()
+    while joined.problem() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    return joined.problem()
 
 
-def test_a_cluster_that_answers_is_well_whatever_other_nodes_do(quick: None) -> None:
-    assert problem_of(lambda: [NODES[0], NODES[1] | {"Alive": False}], 0.6) is None
+def test_a_cluster_that_answers_is_well(joined: JoinedCluster) -> None:
+    with listening() as head, listening() as here:
+        joined.watch({"its head": head, "Ray on this machine": here})
+        assert problem_within(joined, 0.6) is None
 
 
-def test_a_head_that_hangs_or_refuses_is_gone_after_a_while(quick: None) -> None:
-    def refuses() -> Any:
-        raise RuntimeError("no connection")
-
-    for nodes in (lambda: time.sleep(2) or NODES, refuses):
-        assert "the cluster is gone" in str(problem_of(nodes, 5))
-        assert problem_of(nodes, 0.6, listening=True) is None  # busy, not gone
-
-
-def test_a_port_that_is_open_is_told_from_one_that_is_not() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert joined.listens(address)
-    assert not joined.listens(address)
-
-
-def test_a_driver_whose_own_node_has_left_is_told(quick: None) -> None:
-    left = [NODES[0] | {"Alive": False}, NODES[1]]
-    assert "this machine is no node" in str(problem_of(lambda: left, 5))
+def test_a_head_that_hangs_or_refuses_is_gone_after_a_while(joined: JoinedCluster) -> None:
+    with listening() as head:
+        joined.watch({"its head": head})
+        assert problem_within(joined, 0.6) is None
+    begun = time.monotonic()
+    assert "the cluster is gone: its head has not answered" in str(problem_within(joined, 5))
+    assert time.monotonic() - begun > 0.2
+    with listening(backlog=0) as head, contextlib.ExitStack() as waiting:
+        with contextlib.suppress(OSError):
+            while True:  # Until one more is neither accepted nor refused.
+                host, port = head.split(":")
+                waiting.enter_context(socket.create_connection((host, int(port)), 0.2))
+        joined.watch({"its head": head})
+        assert "its head has not answered" in str(problem_within(joined, 5))
 
 
-def test_a_machine_that_is_no_node_is_told_to_become_one(
-    quick: None, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_whose_own_node_has_left_is_told(joined: JoinedCluster) -> None:
+    with listening() as head:
+        with listening() as here:
+            joined.watch({"its head": head, "Ray on this machine": here})
+        assert "Ray on this machine has not answered" in str(problem_within(joined, 5))
+
+
+def test_an_address_where_no_cluster_answers_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
-    monkeypatch.setattr(ray._private.services, "find_node_ids", lambda: [])
-    with pytest.raises(PreflightError, match="no node of a Ray cluster at 10.0.0.1:6379: run the"):
-        joined.join("10.0.0.1:6379", {})
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with listening() as address:
+        check_listening(address)
+        check_listening(address.replace("127.0.0.1", "[::ffff:127.0.0.1]"))
+    begun = time.monotonic()
+    with pytest.raises(EngineError, match=f"no Ray cluster answers at {address} .*refused"):
+        check_listening(address)
+    assert time.monotonic() - begun < 1
+    words = ["--preset", "tiny", "--grid", "esteps=1,2", "--out", str(tmp_path / "sweep")]
+    assert ablation.main([*words, "--address", address]) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("No node info found matching attributes: ''\n when trying", "run the command on a node"),
-        ("Could not find any running Ray instance. Please specify", "run the command on a node"),
-        ("InvalidAuthToken: Authentication required", "our token must be that of its nodes"),
-        ("Failed to connect to Ray cluster at 10.0.0.1:1", "our token must be that of its nodes"),
+        ("AuthenticationError: RPC error: InvalidAuthToken: missing", "our token must be that of"),
+        ("RpcError: Timed out while waiting for GCS", "does not answer as a Ray cluster"),
+        ("ConnectionError: Could not find any running Ray instance.", "run the command on a node"),
+        ("Something else", "the Ray cluster at auto cannot be joined: Something else"),
+    ],
+)
+def test_what_ray_status_says_becomes_one_line(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "ray"
+    program.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('Traceback ...\\n{words}\\n\\n')")
+    program.chmod(0o755)
+    monkeypatch.setattr(cluster, "ray_program", lambda: program)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(EngineError, match=said) as caught:
+        check_cluster("auto")
+    assert "\n" not in str(caught.value)
+    program.write_text("#!/bin/sh\necho 'Timed out'\n")
+    check_cluster("auto")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("Failed to connect to Ray cluster at\n10.0.0.1:6379", "run the command on a node"),
         ("Version mismatch: Ray 2.9\nhere 2.60", "cannot be joined: Version mismatch: Ray 2.9 her"),
     ],
 )
 def test_what_ray_says_becomes_one_line(
-    words: str, said: str, monkeypatch: pytest.MonkeyPatch
+    words: str, said: str, joined: JoinedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -87,32 +130,36 @@ def test_what_ray_says_becomes_one_line(
         raise RuntimeError(words)
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(PreflightError, match=said) as caught:
-        joined.join("auto", {})
+    with pytest.raises(EngineError, match=said) as caught:
+        joined.connect({})
     assert "\n" not in str(caught.value)
 
 
-def test_a_ray_that_does_not_come_up_here_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nodes_are_sent_our_packages_and_the_driver_watches_its_head_and_its_node(
+    joined: JoinedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
-    from tune import engine
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise Exception("The current node timed out during startup.\n This could happen")
-
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(
-        PreflightError, match="did not start on this machine .The current"
-    ) as caught:
-        engine.start("local", 1, 1, tmp_path, {})
-    assert "\n" not in str(caught.value)
+    given: dict[str, Any] = {}
+    with listening() as head, listening() as here:
+        host, port = here.split(":")
+        own = {"NodeID": "ours", "NodeManagerAddress": host, "NodeManagerPort": port}
+        context = SimpleNamespace(gcs_address=head, get_node_id=lambda: "ours")
+        monkeypatch.setattr(ray, "init", lambda address, **more: given.update(more))
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+        monkeypatch.setattr(ray, "nodes", lambda: [own | {"NodeID": "other"}, own])
+        joined.connect({"A": "1"})
+        assert problem_within(joined, 0.6) is None
+    assert "its head has not answered" in str(problem_within(joined, 5))
+    runtime = given["runtime_env"]
+    assert runtime["env_vars"] == {"A": "1"}
+    assert {Path(path).name for path in runtime["py_modules"]} == {"mpcc", "tune"}
+    assert all((Path(path) / "__init__.py").is_file() for path in runtime["py_modules"])
 
 
 def test_only_what_ray_can_join_is_an_address() -> None:
     for text in ("local", "auto", "head:6379", "[::1]:6379"):
-        assert command.address(text) == text
+        assert ablation.parse(["--address", text]).address == text
     for text in ("ray://head:10001", "head", ":6379", "head:0", "head:x", ""):
-        with pytest.raises(command.UsageError, match="must be local, auto or HOST:PORT"):
-            command.address(text)
+        with pytest.raises(UsageError, match="must be local, auto or HOST:PORT"):
+            ablation.parse(["--address", text])

@@ -1,5 +1,7 @@
 """`--ablate`: which parts are left out, by name, from which model, and how the tables show it."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,30 +12,33 @@ from analysis.cells import groups
 from analysis.load import load
 from analysis.render import markdown
 from mpcc.config import PRESETS, VARIANTS
+from mpcc.metrics import METRICS, NEED_LABELS
 from tests.records import SweepBuilder, metrics_of
-from tune import leave_out, ledger
 from tune.ablation import main
-from tune.ledger import FULL_MODEL, LedgerError
+from tune.plan import leave_out
+from tune.plan.cells import Cell
+from tune.plan.plan import FULL_MODEL, Plan, PlanError, new_plan
+from tune.plan.state import State, Status
 
 DIGITS, CIFAR = PRESETS["digits"], PRESETS["cifar10"]
 
 
 def names(*asked: str, base=DIGITS, **start) -> list[str]:
-    return [name for name, _ in leave_out.cells(asked, base, start)]
+    return [str(cell.variant) for cell in leave_out.cells(base, start, asked)]
 
 
 def test_all_that_apply_are_left_out_one_at_a_time() -> None:
     assert names() == [FULL_MODEL, *(n for n in leave_out.LEFT_OUT if n != "plain-latent")]
     assert names(base=CIFAR) == [FULL_MODEL, *leave_out.LEFT_OUT]
     assert "no-floor" not in names(prior_min_std=0.0)
-    for name, cell in leave_out.cells((), CIFAR, {})[1:]:
+    for cell in leave_out.cells(CIFAR, {}, ())[1:]:
         was, now = CIFAR.to_dict(), cell.config.to_dict()
-        assert {n for n in was if was[n] != now[n]} == set(cell.changes), name
+        assert {n for n in was if was[n] != now[n]} == set(cell.changes), cell.variant
         assert len(cell.changes) == 1
 
 
 def test_equal_rates_takes_the_networks_own() -> None:
-    (_, full), (_, cell) = leave_out.cells(["equal-rates"], DIGITS, {"network_lr": 3e-4})
+    full, cell = leave_out.cells(DIGITS, {"network_lr": 3e-4}, ["equal-rates"])
     assert full.config.prior_lr == DIGITS.prior_lr and cell.config.prior_lr == 3e-4
 
 
@@ -44,12 +49,12 @@ def test_names_that_leave_nothing_out_are_refused() -> None:
         (["plain-latent"], "leaves nothing out that is still there"),
         (["no-floor", "no-floor"], "leaves nothing out that is still there"),
     ):
-        with pytest.raises(LedgerError, match=message):
+        with pytest.raises(PlanError, match=message):
             names(*asked)
 
 
 def test_every_named_part_can_be_left_out_of_some_model() -> None:
-    assert set(leave_out.LEFT_OUT) <= set(VARIANTS) | set(leave_out.RELATIVE)
+    assert set(leave_out.LEFT_OUT) <= {*VARIANTS, "equal-rates"}
 
 
 def ablated(path: Path) -> SweepBuilder:
@@ -99,31 +104,75 @@ def test_the_command_plans_the_variants_and_goes_on_with_them(tmp_path: Path, ca
         assert not (tmp_path / "s").exists()
 
 
-def test_parts_can_be_left_out_of_the_best_cell_without_labels(tmp_path: Path) -> None:
-    sweep = SweepBuilder(tmp_path / "s").plan(
-        [{"n_encoder_steps": steps} for steps in (1, 2)], grid="esteps=1,2"
-    )
-    for steps, information, accuracy in ((1, 2.0, 0.3), (2, 1.0, 0.9)):
-        for seed in range(3):
-            values = {"cluster_information": information, "acc_majority": accuracy}
-            sweep.trial({"n_encoder_steps": steps}, seed, values)
-    plan = ledger.read_plan(sweep.path)
-    assert plan is not None
-    start = leave_out.starting_cell("best", plan, sweep.path)
-    assert start.changes == {"n_encoder_steps": 1}
-    named = leave_out.cells(["no-floor"], plan.base, start.changes)
-    grown = leave_out.grow(plan, named, (0, 1, 2))
-    assert [cell.variant for cell in grown.cells] == [FULL_MODEL, None, "no-floor"]
+def two_cells() -> Plan:
+    """A grid of two encoder steps with three seeds each."""
+    cells = [
+        Cell(DIGITS.override(**changes, seed=0), changes)
+        for changes in ({"n_encoder_steps": 1}, {"n_encoder_steps": 2})
+    ]
+    return new_plan("digits", DIGITS).grow(cells, (0, 1, 2), "esteps=1,2")
+
+
+def test_the_best_cell_of_a_grid_is_chosen_without_labels() -> None:
+    plan = two_cells()
+    by_steps = {
+        1: {"cluster_information": 2.0, "acc_majority": 0.3},
+        2: {"cluster_information": 1.0, "acc_majority": 0.9},
+    }
+    assert METRICS[leave_out.BEST_BY].higher_is_better
+    assert leave_out.BEST_BY not in NEED_LABELS
+    statuses = {
+        trial.key: Status(State.DONE, metrics=by_steps[trial.config.n_encoder_steps])
+        for trial in plan.trials()
+    }
+    assert leave_out.best_cell(plan, statuses) == plan.cells[0].cell
+    with pytest.raises(PlanError, match="no trial has cluster_information yet"):
+        leave_out.best_cell(plan, dict.fromkeys(statuses, Status(State.RUNNING)))
+
+
+def test_the_full_model_is_named_by_settings_by_key_or_as_the_best() -> None:
+    plan = two_cells()
+    first = plan.cells[0].cell
+
+    def start(choice: str | None) -> Cell:
+        return leave_out.starting_cell(plan, choice)
+
+    assert start(None).changes == {} and start(None).config == plan.base
+    assert start("esteps=1") == start(first.key) == first
+    for choice, error, message in (
+        ("esteps=7", PlanError, "0 cells are 'esteps=7'; there are: esteps=1; esteps=2"),
+        (f"eta_p={DIGITS.prior_lr}", PlanError, "2 cells are"),
+        ("everything", ValueError, "names no cell"),
+    ):
+        with pytest.raises(error, match=message):
+            start(choice)
+
+
+def test_a_plan_keeps_the_seeds_that_chose_its_full_model() -> None:
+    plan = two_cells()
+    start = plan.cells[0].cell
+    named = leave_out.cells(plan.base, start.changes, ["no-floor"])
+    grown = plan.grow(named, (0, 1, 2), leave_out.NAME)
+    assert [cell.cell.variant for cell in grown.cells] == [FULL_MODEL, None, "no-floor"]
     assert grown.cells[2].cell.changes == {"n_encoder_steps": 1, "prior_min_std": 0.0}
     assert [cell.chosen_on for cell in grown.cells] == [(), (), ()]
-    chosen = leave_out.grow(plan, named, (0, 1, 2), chosen=True)
+    chosen = plan.grow(named, (0, 1, 2), leave_out.NAME, best=True)
     assert [cell.chosen_on for cell in chosen.cells] == [(0, 1, 2), (), ()]
-    more = leave_out.grow(chosen, named, (7, 8), chosen=True)
+    more = chosen.grow(named, (7, 8), leave_out.NAME, best=True)
     assert more.cells[0].chosen_on == (0, 1, 2) and more.cells[0].seeds == (0, 1, 2, 7, 8)
-    ledger.write_plan(tmp_path / "again", more)
-    assert ledger.read_plan(tmp_path / "again") == more
-    # Again, without saying from where: the same model.
-    assert leave_out.starting_cell(None, grown, sweep.path) == grown.cells[0].cell
+    assert Plan.from_dict(json.loads(json.dumps(more.to_dict()))) == more
+    # Again, without naming where to start: the same model.
+    again = leave_out.starting_cell(grown, None)
+    assert again.variant == FULL_MODEL and again.config == start.config
+
+
+def test_a_point_of_a_search_was_chosen_on_the_seeds_of_the_search() -> None:
+    plan = two_cells()
+    points = [planned.cell.key for planned in plan.cells]
+    searched = dataclasses.replace(plan, search={"points": points, "seeds": [0, 1]})
+    named = leave_out.cells(plan.base, plan.cells[1].cell.changes, ["no-floor"])
+    grown = searched.grow(named, (5, 6), leave_out.NAME, best=True)
+    assert grown.cells[1].cell.variant == FULL_MODEL and grown.cells[1].chosen_on == (0, 1)
 
 
 def test_a_full_model_judged_on_the_seeds_that_chose_it_is_told_and_fresh_seeds_judge_alone(

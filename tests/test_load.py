@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ import pytest
 
 from analysis.cells import groups
 from analysis.folders import LoadError, latest_sweep
-from analysis.frame import CONFLICT, DAMAGED, Records
+from analysis.frame import CONFLICT, DAMAGED, PLANNED, RUNNING, STOPPED, Records
 from analysis.load import load
 from analysis.load_mlflow import fetch
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
-from tune.ledger import PLANNED, RUNNING, STOPPED
-from tune.lock import Lock
+from tune.store.folder import Store
+from tune.store.lock import SweepLock
 
 CHANGE = {"prior_lr": 1e-3}
 
@@ -52,12 +53,12 @@ def test_trial_without_a_result_is_running_only_while_a_driver_has_it(tmp_path: 
     path = sweep.trial(CHANGE, 0, metrics(), state=None, curve=curve)
     row = load([sweep.path]).trials.iloc[0]
     assert (row["state"], row["iteration"], row["acc_majority"]) == (STOPPED, 250, 0.3)
-    lock = Lock(sweep.path)
-    try:
+    with SweepLock(Store(sweep.path)) as lock:
         lock.renew([path.name])
-        assert load([sweep.path]).trials.iloc[0]["state"] == RUNNING
-    finally:
-        lock.release()
+        end = time.monotonic() + 10
+        while load([sweep.path]).trials.iloc[0]["state"] != RUNNING:
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 def test_diverged_and_failed_trials_keep_their_cause(tmp_path: Path) -> None:
@@ -273,8 +274,9 @@ def test_rows_are_ordered_by_settings_and_seed_not_by_plan(tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str]:
     """A sweep with a diverged and an unfinished trial, as the driver delivers it; then deleted."""
-    from tune.ledger import read_plan
-    from tune.tracking import Delivery, default_uri
+
+    from tune.tracking import sync
+    from tune.tracking.uri import default_uri
 
     changes, path = table1_changes(), tmp_path_factory.mktemp("mlflow") / "digits"
     sweep = SweepBuilder(path).plan(changes, (0, 1))
@@ -283,9 +285,9 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str]:
     sweep.trial(changes[0], 1, {}, state="diverged", cause="loss/encoder is not finite")
     curve = [{"iteration": 250, "acc_majority": 0.25}, {"iteration": 500, "acc_majority": 0.5}]
     sweep.trial(changes[1], 1, {}, state=None, curve=curve)
-    plan, uri = read_plan(path), default_uri(path)
+    plan, uri = Store(path).read_plan(), default_uri(path)
     assert plan
-    Delivery(path, uri).deliver(plan, state="done")
+    sync(Store(path), uri, plan)
     records = load([path])
     shutil.rmtree(path / "trials")
     (path / "sweep.json").unlink()

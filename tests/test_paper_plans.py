@@ -3,12 +3,12 @@
 import pytest
 
 from mpcc.config import PRESETS
-from tune import paper
-from tune.settings import trial_spec
+from tune.plan import paper
+from tune.plan.plan import images_name, new_plan
 
 
 def test_table_1_at_full_scale_is_the_papers_five_rows_on_training_images():
-    cells = paper.cells("1", "full")
+    cells = paper.cells("1", "full", {})
     rows = [(c.config.n_encoder_steps, round(c.config.prior_lr, 12)) for c in cells]
     assert rows == [(1, 2e-4), (2, 2e-4), (4, 2e-4), (4, 4e-4), (4, 6e-4)]
     for cell in cells:
@@ -18,19 +18,20 @@ def test_table_1_at_full_scale_is_the_papers_five_rows_on_training_images():
 
 def test_tables_1_2_and_3a_share_the_cell_of_the_paper_s_best_row():
     for scale in paper.SCALES:
-        one, two, three = (paper.cells(table, scale)[-1].key for table in ("1", "2", "3a"))
+        one, two, three = (paper.cells(table, scale, {})[-1].key for table in ("1", "2", "3a"))
         assert one == two == three
 
 
 def test_table_2_is_a_normal_prior_apart_and_shared_and_the_mixture():
     rows = [
-        (c.config.prior, c.config.encoder_shares_discriminator) for c in paper.cells("2", "full")
+        (c.config.prior, c.config.encoder_shares_discriminator)
+        for c in paper.cells("2", "full", {})
     ]
     assert rows == [("normal", False), ("normal", True), ("gaussian_mixture", True)]
 
 
 def test_table_4_is_each_data_set_at_its_own_settings_on_all_images():
-    for cell, name in zip(paper.cells("4", "full"), paper.DATASETS, strict=True):
+    for cell, name in zip(paper.cells("4", "full", {}), paper.DATASETS, strict=True):
         assert cell.config == PRESETS[name].override(seed=0)
         assert cell.changes["dataset"] == name
 
@@ -38,33 +39,25 @@ def test_table_4_is_each_data_set_at_its_own_settings_on_all_images():
 @pytest.mark.parametrize("scale", paper.SCALES)
 @pytest.mark.parametrize("table", paper.TABLES)
 def test_what_a_cell_changes_leads_from_the_base_to_its_settings(table, scale):
-    for cell in paper.cells(table, scale):
+    for cell in paper.cells(table, scale, {}):
         assert paper.base(scale).override(**cell.changes, seed=0) == cell.config
 
 
 def test_unknown_tables_and_scales_name_what_there_is():
     with pytest.raises(ValueError, match="unknown table '5'; available: 1, 2, 3a, 3b, 4"):
-        paper.cells("5", "full")
+        paper.cells("5", "full", {})
     with pytest.raises(ValueError, match="unknown scale 'labtop'; did you mean 'laptop'?"):
-        paper.cells("1", "labtop")
+        paper.cells("1", "labtop", {})
 
 
-def test_a_plan_knows_each_set_of_images_by_itself(tmp_path):
-    from mpcc import run_dir
-    from tune import images, ledger, sweep
-
-    plan = ledger.new_plan("cifar10", paper.base("minute"))
+def test_a_plan_knows_each_set_of_images_by_itself():
+    plan = new_plan("cifar10", paper.base("minute"))
     for table in ("1", "4"):
-        plan = plan.grow(paper.cells(table, "minute"), [0], paper.grid_name(table))
-    first = plan.trials()[0]
-    path = ledger.trial_dir(tmp_path, first.key)
-    path.mkdir(parents=True)
-    run_dir.write_json(path / run_dir.PROVENANCE, {"data": {"fingerprint": "abc"}})
-    plan = images.learnt(plan, tmp_path, plan.trials())
-    settings = sweep.Settings(out=tmp_path, uri="", checkpoint_seconds=60)
+        plan = plan.grow(paper.cells(table, "minute", {}), [0], f"table {table}")
+    first = plan.trials()[0].config
+    plan = plan.with_data(images_name(first), {"fingerprint": "abc"})
     expected = {
-        (t.config.dataset, t.config.split): trial_spec(t, plan, settings, "s")["fingerprint"]
-        for t in plan.trials()
+        (t.config.dataset, t.config.split): plan.fingerprint_for(t.config) for t in plan.trials()
     }
     assert expected.pop(("cifar10", "train")) == "abc"
     assert len(expected) == 5 and set(expected.values()) == {None}

@@ -19,10 +19,15 @@ import mpcc.__main__ as one_run
 from analysis import make_tables
 from mpcc.config import PRESETS
 from tests.test_search import finish
-from tune import ablation, grid, ledger, points, search, storage
-from tune.grid import Cell
-from tune.ledger import Plan
-from tune.space import parse_space
+from tune import ablation, estimate, search
+from tune.plan import grid
+from tune.plan.cells import Cell
+from tune.plan.plan import Plan, new_plan
+from tune.planning import planned
+from tune.store.folder import Store
+from tune.store.remote import checked_address
+from tune.suggest.search import Search
+from tune.suggest.space import parse_space
 
 ROOT = Path(ablation.__file__).resolve().parents[1]
 PROGRAMS: dict[str, ModuleType] = {
@@ -32,7 +37,7 @@ PROGRAMS: dict[str, ModuleType] = {
     "-m mpcc": one_run,
 }
 TRAINS = ("tune/ablation.py", "tune/search.py", "-m mpcc")
-SAY = ("--dry-run", "--status", "--pilot", "--sync")
+SAY = ("--dry-run", "--status", "--sync", "--release")
 
 
 def commands(file: Path) -> Iterator[tuple[str, str]]:
@@ -71,7 +76,7 @@ def metrics_of(rate: float, steps: int, seed: int) -> dict[str, float]:
 
 def leave(out: Path, plan: Plan) -> None:
     """The plan and a record of each of its trials, done."""
-    ledger.write_plan(out, plan)
+    Store(out).write_plan(plan)
     for trial in plan.trials():
         config = trial.config
         finish(out, trial, metrics=metrics_of(config.prior_lr, config.n_encoder_steps, trial.seed))
@@ -79,17 +84,17 @@ def leave(out: Path, plan: Plan) -> None:
 
 def searched(words: str) -> Plan:
     """What the README's search leaves, its points on a lattice instead of drawn."""
-    args = search._parser().parse_args(shlex.split(words))
+    options = search.parse(shlex.split(words))
     base = PRESETS["digits"]
-    space = parse_space(args.space, base)
-    seeds = grid.parse_seeds(args.seeds)
+    space = parse_space(options.space or [], base)
+    seeds = grid.parse_seeds(options.seeds or "")
     lattice = itertools.product((1.5e-3, 3e-3, 6e-3, 1.2e-2, 2e-2), (1, 2, 4, 6), (0.01,))
     fields = ("prior_lr", "n_encoder_steps", "prior_entropy_weight")
     values = [dict(zip(fields, point, strict=True)) for point in lattice]
     cells = [Cell(base.override(**changes, seed=0), changes) for changes in values]
-    found = points.Search(space, seeds=seeds, n_points=len(cells))
-    found = replace(found, points=tuple(cell.key for cell in cells))
-    plan = ledger.new_plan("digits", base).grow(cells, seeds, found.name)
+    found = Search(space, seeds=seeds, n_points=len(cells))
+    found = replace(found, points=tuple(cells))
+    plan = new_plan("digits", base).grow(cells, seeds, "search")
     return replace(plan, search=found.to_dict())
 
 
@@ -103,18 +108,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     leave(base / "runs" / "search-digits", searched(first))
     for out, words in (("parts", "--ablate"), ("digits", "--grid esteps,eta_p")):
         path = base / "runs" / out
-        args = ablation._parser().parse_args([*words.split(), "--out", str(path)])
-        leave(path, ablation._planned(args, "digits", path, None)[0])
+        options = ablation.parse([*words.split(), "--out", str(path)])
+        leave(path, planned(options, Store(path), None)[0])
     return base
 
 
 def substituted(words: str, base: Path) -> list[str]:
     """The words with the places that a reader fills in; an S3 bucket becomes a folder."""
     for address in re.findall(r"--storage (s3://\S+)", words):
-        assert storage.checked_storage(address.replace("BUCKET", "bucket"))
+        assert checked_address(address.replace("BUCKET", "bucket"))
     words = words.replace("s3://BUCKET", f"{base}/BUCKET").replace("HEAD:", "127.0.0.1:")
     words = re.sub(r"\bDIR\b", f"{base}/DIR", words)
     return shlex.split(re.sub(r"(?<= )/shared/", f"{base}/shared/", words))
+
+
+def not_measured(*_: object) -> None:
+    raise estimate.MeasureError("not in this test")
 
 
 @pytest.mark.parametrize(("program", "words"), COMMANDS)
@@ -130,6 +139,7 @@ def test_a_command_of_the_readme_is_taken_as_it_is_printed(
         monkeypatch.setattr(module, "ROOT", place)
     monkeypatch.chdir(place)
     monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
+    monkeypatch.setattr(estimate, "measure", not_measured)
     monkeypatch.setattr("analysis.search.N_RESAMPLES", 2)  # Its figures are not looked at here.
     argv = substituted(words, place)
     if program in TRAINS and not set(argv) & set(SAY):
@@ -147,3 +157,10 @@ def test_the_readme_has_commands_of_every_kind() -> None:
     assert len(found) >= 30 and {program for program, _ in found} == set(PROGRAMS)
     for option in ("--address", "--storage", "--table", "--ablate", "--space", "--confirm"):
         assert any(option in str(words) for _, words in found), option
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    named = re.findall(
+        r"`((?:mpcc|tune|analysis|tests)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text()
+    )
+    assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == []

@@ -1,16 +1,13 @@
-"""A search: its points rest on the records alone, so that no kill and no order changes them."""
+"""`python tune/search.py`: what it answers, and a search from end to end."""
 
 import json
 import math
 import os
 import random
-import shutil
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,392 +16,63 @@ import pytest
 
 from mpcc import run_dir
 from mpcc.config import PRESETS, Config
-from tune import ledger, lock, points, pruning, search
-from tune.points import Point, Points, Search
-from tune.settings import trial_spec
-from tune.space import parse_space
+from tune import estimate, search
+from tune.plan.cells import Trial
+from tune.plan.plan import new_plan
+from tune.store.folder import Store
+from tune.store.lock import SweepLock
+from tune.suggest.points import best
+from tune.suggest.search import Search
+from tune.suggest.source import SearchSource
+from tune.suggest.space import parse_space
 
 ROOT = Path(search.__file__).resolve().parents[1]
 TINY = PRESETS["tiny"]
 SPACE = ("eta_p=1e-4..1e-1:log", "esteps=1..4")
 
 
-def value_of(config: Config) -> dict[str, Any]:
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured: these tests look at what stands before it."""
+
+    def measure(*_: object) -> None:
+        raise estimate.MeasureError("not in this test")
+
+    monkeypatch.setattr(estimate, "measure", measure)
+
+
+def value_of(config: Config) -> dict[str, float]:
     """A valley whose bottom lies at eta_p = 3e-3, esteps = 2; the seed adds a little."""
     distance = abs(math.log10(config.prior_lr / 3e-3)) + 0.2 * abs(config.n_encoder_steps - 2)
     return {"mse": distance + 0.01 * config.seed, "acc_majority": 1 / (1 + distance)}
 
 
-def finish(
-    out: Path, trial: ledger.Trial, state: str = "done", metrics: Mapping[str, Any] | None = None
-) -> None:
-    path = run_dir.open_run(ledger.trial_dir(out, trial.key), trial.config)
-    values = dict(value_of(trial.config) if metrics is None else metrics)
-    iterations = trial.config.iterations
-    for iteration in (iterations // 2, iterations):
+def finish(out: Path, trial: Trial, metrics: Mapping[str, float] | None = None) -> None:
+    """A record of this trial, done."""
+    config = trial.config
+    values = dict(metrics or value_of(config))
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), config)
+    for iteration in (config.iterations // 2, config.iterations):
         run_dir.append_metrics(path, {"iteration": iteration} | values)
-    result = {"state": state, "cause": None, "iteration": iterations, "metrics": values}
+    result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": values}
     run_dir.write_json(path / run_dir.RESULT, result)
 
 
-def begin(out: Path, **changes: Any) -> ledger.Plan:
-    """A search as the command line plans it, nothing drawn yet."""
+def begun(out: Path, n_points: int, n_ends: int = 10**6, **changes: Any) -> SearchSource:
+    """A search in this folder whose first trials have ended, in any order."""
     known = Search(
-        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=12
+        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=n_points
     )
-    return replace(ledger.new_plan("tiny", TINY), search=replace(known, **changes).to_dict())
-
-
-def drive(
-    out: Path,
-    plan: ledger.Plan,
-    rng: random.Random,
-    stop_after: int = 10**6,
-    study: bool = False,
-) -> search.Supply:
-    """A driver without Ray: what is given out ends in any order, until there is no more."""
-    supply = search.Supply(out, plan)
-    if not study:
-        supply.write_study = lambda: None  # type: ignore[method-assign]
-    in_hand = [t for t in supply.all_trials() if ledger.status(out, t).state == "planned"]
-    n = 0
-    while True:
-        plan, new = supply.more()
-        in_hand += new
-        if not in_hand or n == stop_after:
-            return supply
-        finish(out, in_hand.pop(rng.randrange(len(in_hand))))
-        n += 1
-
-
-def found(supply: search.Supply) -> list[tuple[str, tuple[float, ...]]]:
-    return [(point.cell.key, point.values) for point in supply.found]
-
-
-def test_any_order_of_ends_gives_the_same_search(tmp_path: Path) -> None:
-    first = drive(tmp_path / "a", begin(tmp_path), random.Random(1))
-    second = drive(tmp_path / "b", begin(tmp_path), random.Random(2))
-    assert len(first.found) == 12 and first.complete()
-    assert first.n_trials == len(first.all_trials()) == 24
-    assert found(first) == found(second)
-
-
-def test_a_search_cut_off_anywhere_goes_on_to_the_same_points(tmp_path: Path) -> None:
-    whole = drive(tmp_path / "a", begin(tmp_path), random.Random(1))
-    for stop in (0, 1, 5, 13):
-        out = tmp_path / f"cut{stop}"
-        plan = begin(tmp_path)
-        ledger.write_plan(out, plan)
-        drive(out, plan, random.Random(stop), stop_after=stop)
-        saved = ledger.read_plan(out)
-        assert saved is not None
-        assert found(drive(out, saved, random.Random(3))) == found(whole)
-
-
-def test_another_sampler_seed_is_another_search_and_a_longer_one_begins_alike(
-    tmp_path: Path,
-) -> None:
-    first = drive(tmp_path / "a", begin(tmp_path), random.Random(1))
-    other = drive(tmp_path / "b", begin(tmp_path, sampler_seed=1), random.Random(1))
-    longer = drive(tmp_path / "c", begin(tmp_path, n_points=15), random.Random(1))
-    assert found(first)[1:] != found(other)[1:]
-    assert found(longer)[:12] == found(first)
-
-
-def test_the_first_point_is_the_base_where_the_space_holds_it(tmp_path: Path) -> None:
-    inside = search.Supply(tmp_path, begin(tmp_path))
-    assert inside.found[0].cell.config == TINY
-    space = parse_space(["eta_p=1e-1..1"], TINY)
-    outside = search.Supply(tmp_path, begin(tmp_path, space=space))
-    assert all(point.cell.config.cell_key != TINY.cell_key for point in outside.found)
-
-
-def test_tpe_finds_the_valley_better_than_chance(tmp_path: Path) -> None:
-    def score(sampler: str, seed: int) -> float:
-        plan = begin(tmp_path, sampler=sampler, sampler_seed=seed, n_points=25)
-        supply = drive(tmp_path / f"{sampler}{seed}", plan, random.Random(seed))
-        values = sorted(point.values[0] for point in supply.found)
-        return sum(values[:10])
-
-    assert sum(score("tpe", s) for s in range(3)) < sum(score("random", s) for s in range(3))
-
-
-def test_no_point_comes_twice_and_a_small_space_ends(tmp_path: Path) -> None:
-    space = parse_space(["esteps=1..3", "prior_entropy_weight=0,1"], TINY)
-    supply = drive(tmp_path / "a", begin(tmp_path, space=space, n_points=50), random.Random(1))
-    keys = [point.cell.key for point in supply.found]
-    assert len(keys) == len(set(keys)) == 6
-    assert supply.complete() and supply.search.n_points == 6
-
-
-def test_settings_that_exclude_each_other_are_no_points(tmp_path: Path) -> None:
-    space = parse_space(["prior=normal,gaussian_mixture", "conditional=false,true"], TINY)
-    supply = drive(tmp_path / "a", begin(tmp_path, space=space, n_points=50), random.Random(1))
-    assert len(supply.found) == 3
-
-
-def test_a_point_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
-    supply = drive(tmp_path / "a", begin(tmp_path, n_points=1), random.Random(1))
-    values = [value_of(TINY.override(seed=seed))["mse"] for seed in (0, 1)]
-    assert supply.found[0].values == (pytest.approx(sum(values) / 2),)
-    assert supply.found[0].seeds == (tuple(values),)
-
-
-def test_a_diverged_point_counts_as_worse_and_a_failed_one_not_at_all(tmp_path: Path) -> None:
-    plan = begin(tmp_path)
-    supply = search.Supply(tmp_path, plan)
-    trials = supply.all_trials()
-    finish(tmp_path, trials[0], "diverged")
-    finish(tmp_path, trials[2], "failed")
-    finish(tmp_path, trials[4], metrics={"mse": math.inf})
-    for trial in (trials[1], trials[3], trials[5]):
-        finish(tmp_path, trial)
-    got = Points(tmp_path).read(supply.plan, supply.search)
-    assert [point.state for point in got] == ["cut", "failed", "cut"]
-    states = [points.frozen(supply.search, point).state.name for point in got]
-    assert states == ["PRUNED", "FAIL", "PRUNED"]
-    assert points.best(supply.search, got) == []
-
-
-def test_a_point_that_runs_again_is_read_again(tmp_path: Path) -> None:
-    supply = drive(tmp_path, begin(tmp_path, n_points=3), random.Random(1))
-    trial = supply.all_trials()[2]
-    path = ledger.trial_dir(tmp_path, trial.key) / run_dir.RESULT
-    path.unlink()
-    ledger.record_end(path.parent, trial.config, "failed", "killed")
-    again = search.Supply(tmp_path, supply.plan)
-    assert again.found[1].state == "failed" and again.complete()
-    ledger.forget(tmp_path, trial, "failed")
-    again.forget()
-    assert again.found[1].state == "open" and not again.complete()
-
-
-def made(number: int, *values: float) -> Point:
-    cell = search.Supply(Path("nowhere"), begin(Path())).found[0].cell
-    return Point(number, cell, points.COMPLETE, values, tuple((v,) for v in values))
-
-
-def test_the_front_has_what_nothing_beats_in_all_objectives() -> None:
-    both = Search(parse_space(SPACE, TINY), objectives=("mse", "acc_majority"))
-    front = points.best(both, [made(0, 1, 0.5), made(1, 2, 0.9), made(2, 2, 0.8), made(3, 1, 0.4)])
-    assert [point.number for point in front] == [0, 1]
-    one = replace(both, objectives=("acc_majority",))
-    assert [p.number for p in points.best(one, [made(0, 0.2), made(1, 0.7)])] == [1]
-
-
-def test_two_objectives_are_searched_and_kept(tmp_path: Path) -> None:
-    goals = ("mse", "acc_majority")
-    supply = drive(tmp_path, begin(tmp_path, objectives=goals), random.Random(1), study=True)
-    study = opened(tmp_path)
-    assert [d.name for d in study.directions] == ["MINIMIZE", "MAXIMIZE"]
-    front = {point.number for point in points.best(supply.search, supply.found)}
-    assert {trial.number for trial in study.best_trials} == front
-
-
-def opened(out: Path) -> Any:
-    import optuna
-
-    return optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
-
-
-def content(out: Path) -> list[Any]:
-    return [(t.number, t.state.name, t.params, t.values) for t in opened(out).get_trials()]
-
-
-def test_the_study_says_what_the_records_say_and_is_made_again_where_it_is_lost(
-    tmp_path: Path,
-) -> None:
-    supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
-    before = content(tmp_path)
-    assert len(before) == 12 and {state for _, state, *_ in before} == {"COMPLETE"}
-    assert [values for *_, values in before] == [list(point.values) for point in supply.found]
-    assert [t.user_attrs["cell_key"] for t in opened(tmp_path).trials] == list(supply.search.points)
-    for damage in (lambda f: f.unlink(), lambda f: f.write_bytes(b"torn" * 999)):
-        damage(tmp_path / "study.db")
-        assert search.Supply(tmp_path, supply.plan).complete()
-        assert content(tmp_path) == before
-
-
-def test_a_study_that_is_locked_is_left_alone_and_written_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tune import study_file
-
-    monkeypatch.setattr(study_file, "LOCK_SECONDS", 0.1)
-    supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
-    before, inode = content(tmp_path), (tmp_path / "study.db").stat().st_ino
-    trial = ledger.trials(supply.found[3].cell, (0,))[0]
-    path = ledger.trial_dir(tmp_path, trial.key) / run_dir.RESULT
-    run_dir.write_json(path, json.loads(path.read_text()) | {"metrics": {"mse": 7.0}})
-    again = search.Supply(tmp_path, supply.plan)
-    with closing(sqlite3.connect(tmp_path / "study.db")) as other:
-        other.execute("begin exclusive")
-        assert again.complete()
-        assert again.problem and "another program has it locked" in again.problem
-        assert (tmp_path / "study.db").stat().st_ino == inode
-        other.rollback()
-    assert content(tmp_path) == before
-    assert again.complete() and again.problem is None
-    assert content(tmp_path)[3][3] == list(again.found[3].values)
-
-
-def test_the_study_has_the_times_of_the_records(tmp_path: Path) -> None:
-    supply = search.Supply(tmp_path, begin(tmp_path, n_points=1))
-    supply.write_study()  # As drawn, before anything has run.
-    for trial, start, end in zip(supply.all_trials(), (1000, 900), (1200, 1300), strict=True):
-        finish(tmp_path, trial)
-        path = ledger.trial_dir(tmp_path, trial.key)
-        begun = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(start))
-        run_dir.write_json(path / run_dir.PROVENANCE, {"started": begun})
-        os.utime(path / run_dir.RESULT, (end, end))
-    assert supply.complete()
-    for _ in range(2):
-        (trial,) = opened(tmp_path).trials
-        assert trial.datetime_start.timestamp() == 900
-        assert trial.datetime_complete.timestamp() == 1300
-        (tmp_path / "study.db").unlink()
-        assert search.Supply(tmp_path, supply.plan).complete()  # made again: the same
-
-
-def test_a_study_that_disagrees_with_the_records_is_made_again(tmp_path: Path) -> None:
-    supply = drive(tmp_path, begin(tmp_path), random.Random(1), study=True)
-    trial = ledger.trials(supply.found[3].cell, (0,))[0]
-    path = ledger.trial_dir(tmp_path, trial.key)
-    result = json.loads((path / run_dir.RESULT).read_text())
-    run_dir.write_json(path / run_dir.RESULT, result | {"metrics": {"mse": 7.0}})
-    again = search.Supply(tmp_path, supply.plan)
-    assert again.complete()
-    assert content(tmp_path)[3][3] == list(again.found[3].values)
-
-
-def test_a_trial_is_bounded_by_earlier_points_of_its_own_seed_alone(tmp_path: Path) -> None:
-    supply = drive(tmp_path, begin(tmp_path, prune="median"), random.Random(1))
-    trial = ledger.trials(supply.found[9].cell, (1,))[0]
-    bounds = supply.spec(trial)["limit"]
-    earlier = [value_of(p.cell.config.override(seed=1))["mse"] for p in supply.found[:7]]
-    assert bounds["at"] == {"2": pytest.approx(sorted(earlier)[3])}
-    assert not bounds["higher"] and bounds["metric"] == "mse"
-    early = ledger.trials(supply.found[6].cell, (1,))[0]
-    assert supply.spec(early) == {}  # four points before it are too few
-
-
-def test_halving_keeps_the_best_third_at_its_rungs() -> None:
-    config = PRESETS["digits"]
-    assert pruning.rungs("halving", config) == [250, 500]
-    assert pruning.rungs("median", config) == [250, 500, 750, 1000, 1250]
-    assert pruning._bound("halving", [5.0, 1.0, 2.0, 3.0, 4.0, 6.0], higher=False) == 2.0
-    assert pruning._bound("halving", [5.0, 1.0, 2.0], higher=True) == 5.0
-
-
-@pytest.mark.slow
-def test_a_worker_gives_up_what_is_worse_than_its_bound_and_says_why(tmp_path: Path) -> None:
-    from tests.test_sweep import FakeProgress
-    from tune import sweep
-    from tune.trainable import TrialRunner
-
-    supply = search.Supply(tmp_path, begin(tmp_path))
-    trial = supply.all_trials()[0]
-    settings = sweep.Settings(out=tmp_path, uri="")
-    limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
-    path = ledger.trial_dir(tmp_path, trial.key)
-
-    def run(mse: float) -> list[dict[str, Any]]:
-        shutil.rmtree(path, ignore_errors=True)
-        spec = trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
-        runner = TrialRunner.__new__(TrialRunner)
-        runner.setup({"trial": spec})
-
-        def training() -> Any:
-            for iteration, state in ((2, "running"), (4, "done")):
-                run_dir.append_metrics(path, {"iteration": iteration, "mse": mse})
-                yield FakeProgress(iteration, state, {"mse": mse})
-
-        runner._start = training
-        reports = [runner.step()]
-        while not reports[-1]["done"]:
-            reports.append(runner.step())
-        return reports
-
-    assert [report["state"] for report in run(0.4)] == ["running", "done"]
-    assert [report["state"] for report in run(0.6)] == ["pruned"]
-    status = ledger.status(tmp_path, trial)
-    assert status.state == "pruned" and status.iteration == 2
-    assert status.cause == "mse 0.6 at 2, worse than the median of 0.5"
-    # Killed between the evaluation and its verdict: the verdict is the same.
-    (path / run_dir.RESULT).unlink()
-    runner = TrialRunner.__new__(TrialRunner)
-    spec = trial_spec(trial, supply.plan, settings, "test") | {"limit": limit}
-    runner.setup({"trial": spec})
-    assert runner.step()["state"] == "pruned"
-
-
-@pytest.mark.slow
-def test_what_a_worker_gives_up_reaches_the_storage(tmp_path: Path) -> None:
-    from tests.test_sweep import FakeProgress
-    from tune import sweep
-    from tune.trainable import TrialRunner
-
-    out, store = tmp_path / "out", tmp_path / "store"
-    store.mkdir()
-    supply = search.Supply(out, begin(out))
-    trial = supply.all_trials()[0]
-    limit = {"metric": "mse", "higher": False, "at": {"2": 0.5}, "why": "worse than the median of"}
-    settings = sweep.Settings(out=out, uri="", storage=str(store))
-    runner = TrialRunner.__new__(TrialRunner)
-    runner.setup({"trial": trial_spec(trial, supply.plan, settings, "t") | {"limit": limit}})
-
-    def training() -> Any:
-        run_dir.append_metrics(runner._place.path, {"iteration": 2, "mse": 0.6})
-        yield FakeProgress(2, "running", {"mse": 0.6})
-
-    runner._start = training
-    assert runner.step()["state"] == "pruned"
-    runner.cleanup()
-    stored = ledger.status(store, trial)
-    assert stored.state == "pruned" and str(stored.cause).startswith("mse 0.6 at 2, worse than")
-
-
-def test_a_point_that_a_storage_does_not_take_is_not_begun_and_asked_for_again(
-    tmp_path: Path,
-) -> None:
-    from tune.drivers import Crew
-    from tune.mirror import OutFolder
-    from tune.storage import StorageError
-
-    away = False
-
-    class Stored(OutFolder):
-        def write_plan(self, plan: ledger.Plan) -> None:
-            if away:
-                raise StorageError("away")
-            super().write_plan(plan)
-
-    supply, crew = search.Supply(tmp_path, begin(tmp_path)), Crew(tmp_path)
-    supply.write_study = lambda: None  # type: ignore[method-assign]
-    supply.begin(crew, Stored(tmp_path))
-    for trial in supply.all_trials():
-        finish(tmp_path, trial)
-    away = True
-    plan, new = supply.more()
-    assert new == [] and supply.waits and len(plan.cells) == 3
-    away = False
-    plan, new = supply.more()
-    assert len(new) == 6 and not supply.waits and ledger.read_plan(tmp_path) == plan
-    crew.release()
-
-
-def test_progress_counts_the_trials_that_are_still_to_be_found(tmp_path: Path) -> None:
-    from tune.progress import Board
-
-    supply = drive(tmp_path, begin(tmp_path, n_points=6), random.Random(1), stop_after=4)
-    trials = supply.all_trials()
-    board = Board(trials, {t.key: ledger.status(tmp_path, t) for t in trials})
-    assert board.line().startswith(f"4 of {len(trials)} done")
-    board.expected = supply.n_trials
-    assert board.line().startswith("4 of 12 done") and board.part() < 0.5
-
-
-# -- the command ---------------------------------------------------------------------------------
+    store, known = Store(out), replace(known, **changes)
+    source = SearchSource(store, replace(new_plan("tiny", TINY), search=known.to_dict()))
+    rng, in_flight = random.Random(1), list(source.ready({}))
+    for _ in range(n_ends):
+        if not in_flight:
+            break
+        finish(out, in_flight.pop(rng.randrange(len(in_flight))))
+        in_flight += source.ready(store.statuses(source.trials()))
+    store.write_plan(source.plan)
+    return source
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -423,12 +91,12 @@ BAD = [
     ([*S, "--objective", ","], "--objective is empty"),
     ([*S, "--objective", "mse,mse"], "given twice"),
     ([*S, "--objective", "loss/encoder"], "loss/encoder is no objective"),
-    ([*S, "--points", "0"], "--points must be between 1 and 10000, got '0'"),
+    ([*S, "--points", "0"], "--points: must be a whole number from 1 to 10000, got '0'"),
     ([*S, "--seeds", "none"], "--seeds must be a count or a list"),
-    ([*S, "--sampler", "tpa"], "unknown sampler 'tpa'; did you mean 'tpe'?"),
-    ([*S, "--ahead", "1.5"], "--ahead must be a whole number"),
-    ([*S, "--startup", "-1"], "--startup must be between 1"),
-    ([*S, "--sampler-seed", "x"], "--sampler-seed must be between"),
+    ([*S, "--sampler", "tpa"], "argument --sampler: invalid choice: 'tpa' (choose from 'tpe'"),
+    ([*S, "--ahead", "1.5"], "--ahead: must be a whole number"),
+    ([*S, "--startup", "-1"], "--startup: must be a whole number from 1"),
+    ([*S, "--sampler-seed", "x"], "--sampler-seed: must be a whole number from"),
     ([*S, "--objective", "fid"], "--objective fid is measured on generated images and none are"),
     ([*S, "--objective", "mse,kid"], "add --set n_generated=50000"),
     ([*S, "--objective", "fid_cnn"], "add --set n_generated=50000"),
@@ -438,7 +106,7 @@ BAD = [
     (["--space", "iterations=4..8"], "iterations is no axis of a search: the longest training"),
     (["--space", "cpu_threads=1,2"], "cpu_threads is no axis of a search: it changes the speed"),
     (["--space", "n_generated=10,20"], "n_generated is no axis of a search"),
-    ([*S, "--prune", "asha"], "--prune must be median or halving, got 'asha'"),
+    ([*S, "--prune", "asha"], "argument --prune: invalid choice: 'asha' (choose from 'median'"),
     ([*S, "--prune", "median", "--objective", "mse,saturation"], "--prune is for one objective"),
     ([*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=9"], "cannot go by fid"),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
@@ -477,18 +145,18 @@ def test_a_dry_run_shows_the_points_that_are_known_and_writes_nothing(
 def test_status_shows_each_point_its_value_and_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    supply = drive(tmp_path, begin(tmp_path, n_points=5), random.Random(1), stop_after=8)
+    source = begun(tmp_path, 5, n_ends=8)
     code, out, err = call(capsys, "--out", str(tmp_path), "--status")
-    best = points.best(supply.search, supply.found)[0]
+    first = best(source.search, source.points)[0]
     assert code == 3 and err == ""
-    assert f"*{best.number:>4}  mse {best.values[0]:.4g} ± " in out
-    assert "of 5 points have ended" in out and f"Best: {best.cell.text}" in out
+    assert f"point {first.number:>3} * {first.cell.key}  mse {first.values[0]:.4g} ± " in out
+    assert "of 5 points have ended" in out and f"Best: {first.cell.text}" in out
 
 
 def test_a_begun_search_cannot_become_another_but_may_grow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drive(tmp_path, begin(tmp_path, n_points=5), random.Random(1))
+    begun(tmp_path, 5)
     same = ["--out", str(tmp_path), "--dry-run"]
     for argv, message in (
         (["--space", "esteps=1..3"], "with space eta_p=1e-4..0.1:log esteps=1..4, now esteps=1..3"),
@@ -506,13 +174,12 @@ def test_a_begun_search_cannot_become_another_but_may_grow(
 def test_a_second_driver_is_refused_with_the_owners_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drive(tmp_path, begin(tmp_path), random.Random(1), stop_after=3)
-    held = lock.Lock(tmp_path)
-    try:
+    begun(tmp_path, 12, n_ends=3)
+    with SweepLock(Store(tmp_path)):
         code, _, err = call(capsys, "--out", str(tmp_path))
         assert code == 2 and f"in use by process {os.getpid()} on" in err
-    finally:
-        held.release()
+        said = call(capsys, "--out", str(tmp_path), "--status")[1]
+        assert f"points have ended; driver: process {os.getpid()} on" in said
 
 
 def test_what_is_measured_with_something_that_is_missing_here_is_refused(
@@ -561,6 +228,14 @@ def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
     assert "examples:" in done.stdout and time.monotonic() - begun < 2
 
 
+def study(out: Path) -> list[Any]:
+    """The trials of study.db, as Optuna reads them."""
+    import optuna
+
+    found = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
+    return [(t.number, t.state.name, t.params, t.values) for t in found.get_trials()]
+
+
 # -- from end to end, with real Ray --------------------------------------------------------------
 
 WORDS = ["--preset", "tiny", "--space", "eta_p=1e-3..2e-2:log", "esteps=1..2", "--points", "5",
@@ -598,7 +273,7 @@ def ends(out: Path) -> dict[str, Any]:
 def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
     tmp_path: Path,
 ) -> None:
-    from tests.test_sweep import cut_power
+    from benchmarks.fault_tools import cut_power
 
     whole, killed = launch(tmp_path / "whole"), launch(tmp_path / "killed")
     wait_for(killed, lambda: len(ends(tmp_path / "killed")) >= 3)
@@ -613,7 +288,7 @@ def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
         assert "10 of 10 trials done" in text and "Best: " in text
         assert "--confirm" in text.splitlines()[-1]
     assert ends(tmp_path / "killed") == ends(tmp_path / "whole")
-    plans = [ledger.read_plan(tmp_path / name) for name in ("killed", "whole")]
+    plans = [Store(tmp_path / name).read_plan() for name in ("killed", "whole")]
     assert plans[0] and plans[1] and plans[0].search == plans[1].search
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert len(content(tmp_path / "killed")) == 5
+    assert study(tmp_path / "killed") == study(tmp_path / "whole")
+    assert len(study(tmp_path / "killed")) == 5

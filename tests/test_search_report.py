@@ -1,7 +1,6 @@
 """A search in tables, pictures and the report: from records alone, and who chose is said."""
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,24 +13,38 @@ from analysis.load import load
 from analysis.make_tables import main
 from analysis.render import markdown
 from tests.records import table1_sweep
-from tests.test_search import begin, drive, finish, value_of
-from tune import ledger, points
+from tests.test_search import begun, finish, value_of
+from tune import ablation
+from tune.plan.cells import trials
+from tune.plan.confirm import confirmed
+from tune.plan.plan import Plan
+from tune.plan.state import State
+from tune.planning import planned
+from tune.store.folder import Store, record_end
+from tune.suggest.points import best
+from tune.suggest.source import SearchSource
 
 
-def searched(out: Path, **changes):
-    plan = begin(out, **({"n_points": 16} | changes))
-    ledger.write_plan(out, plan)
-    return drive(out, plan, random.Random(1))
+def searched(out: Path, n_points: int = 16, **changes) -> SearchSource:
+    return begun(out, n_points, **changes)
+
+
+def confirm(out: Path, *words: str) -> Plan:
+    """Plan a confirmation as the command does."""
+    store = Store(out)
+    words = ("--out", str(out), "--accept-changed-code", "--confirm", *words)
+    plan, _ = planned(ablation.parse(words), store, store.read_plan())
+    store.write_plan(plan)
+    return plan
 
 
 def test_the_best_points_are_those_of_the_search(tmp_path: Path) -> None:
-    supply = searched(tmp_path)
+    source = searched(tmp_path)
     records = load([tmp_path])
     search = found_in.found(records, groups(records))
     assert search is not None and len(search.points) == 16
-    assert [p.values for p in search.points] == [pytest.approx(p.values) for p in supply.found]
-    best = points.best(supply.search, supply.found)[0]
-    assert found_in.best(search)[0].number == best.number
+    assert [p.values for p in search.points] == [pytest.approx(p.values) for p in source.points]
+    assert found_in.best(search)[0].number == best(source.search, source.points)[0].number
     text = markdown(found_in.best_table(search))
     assert "16 of 16 complete" in text and "Labels chose nothing: the search went by mse." in text
 
@@ -57,23 +70,18 @@ def check_said(folder: Path, words: str) -> set[str]:
     return names
 
 
-def confirmed_grid(folder: Path, metric: str | None) -> ledger.Plan:
+def confirmed_grid(folder: Path, *metric: str) -> Plan:
     """Table 1's sweep on disk, its best cell run again on fresh seeds."""
-    from tune.confirm import confirm
-
     sweep = table1_sweep(folder)
-    plan = ledger.read_plan(folder)
-    assert plan is not None
-    plan, cells, _ = confirm(plan, folder, metric)
-    ledger.write_plan(folder, plan)
-    for planned in cells:
-        for seed in planned.confirm_seeds:
-            sweep.trial(dict(planned.cell.changes), seed, {"acc_majority": 0.8, "mse": 0.1})
+    plan = confirm(folder, *metric)
+    for cell in confirmed(plan):
+        for seed in cell.confirm_seeds:
+            sweep.trial(dict(cell.cell.changes), seed, {"acc_majority": 0.8, "mse": 0.1})
     return plan
 
 
 def test_labels_that_chose_what_to_confirm_are_named_in_every_table(tmp_path: Path) -> None:
-    confirmed_grid(tmp_path / "s", None)
+    confirmed_grid(tmp_path / "s")
     words = "labels chose the settings: the cells to confirm were chosen by acc_majority"
     assert {"table1", "grid", "grid-confirm", "grid-effects"} <= check_said(tmp_path / "s", words)
     confirmed_grid(tmp_path / "t", "mse")
@@ -84,7 +92,7 @@ def test_a_plan_that_does_not_say_who_chose_is_not_taken_for_an_innocent_one(
     tmp_path: Path,
 ) -> None:
     plan = confirmed_grid(tmp_path / "s", "mse")
-    ledger.write_plan(tmp_path / "s", replace(plan, confirm_by=()))
+    Store(tmp_path / "s").write_plan(replace(plan, confirm_by=()))
     check_said(
         tmp_path / "s",
         "labels may have chosen the settings: the cells to confirm were chosen by a metric that "
@@ -93,23 +101,20 @@ def test_a_plan_that_does_not_say_who_chose_is_not_taken_for_an_innocent_one(
 
 
 def test_a_search_without_labels_that_is_confirmed_by_labels_says_the_latter(
-    tmp_path: Path,
+    tmp_path: Path, capsys
 ) -> None:
-    from tune.confirm import confirm
-
-    supply = searched(tmp_path)
-    plan, _, _ = confirm(supply.plan, tmp_path, "acc_majority")
-    assert plan.confirm_by == ("acc_majority",)
-    ledger.write_plan(tmp_path, plan)
+    source = searched(tmp_path)
+    assert confirm(tmp_path, "acc_majority").confirm_by == ("acc_majority",)
     check_said(
         tmp_path, "labels chose the settings: the cells to confirm were chosen by acc_majority"
     )
-    own, _, _ = confirm(supply.plan, tmp_path)
-    assert own.confirm_by == ("mse",)
+    Store(tmp_path).write_plan(source.plan)
+    assert confirm(tmp_path).confirm_by == ("mse",)
+    assert "best by mse, or the base settings: " in capsys.readouterr().out
 
 
 def test_the_page_of_a_sweep_says_who_chose(tmp_path: Path, capsys) -> None:
-    confirmed_grid(tmp_path / "s", None)
+    confirmed_grid(tmp_path / "s")
     assert main(["--runs", str(tmp_path / "s"), "--format", "html,tex,md,csv"]) == 0
     words = "the cells to confirm were chosen by acc"
     for file in (tmp_path / "s" / "tables").iterdir():
@@ -134,22 +139,19 @@ def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Pa
 
 
 def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> None:
-    supply = searched(tmp_path, objectives=("mse", "acc_majority"))
+    source = searched(tmp_path, objectives=("mse", "acc_majority"))
     records = load([tmp_path])
     search = found_in.found(records, groups(records))
     assert search is not None
     table = found_in.best_table(search)
     assert table.title.startswith("Pareto front")
-    front = points.best(supply.search, supply.found)
+    front = best(source.search, source.points)
     assert {row.cells[0].text for row in table.rows} == {str(p.number) for p in front}
 
 
 def test_unfinished_and_pruned_points_are_left_out_and_counted(tmp_path: Path) -> None:
-    supply = searched(tmp_path, n_points=10, prune="median")
-    trial = ledger.trials(supply.found[3].cell, (0,))[0]
-    path = ledger.trial_dir(tmp_path, trial.key)
-    (path / "result.json").unlink()
-    ledger.record_end(path, trial.config, ledger.PRUNED, "mse 0.9 at 2")
+    source = searched(tmp_path, n_points=10, prune="median")
+    pruned_seed(tmp_path, source, 3, 0)
     records = load([tmp_path])
     search = found_in.found(records, groups(records))
     assert search is not None and len(search.points) == 9
@@ -157,21 +159,21 @@ def test_unfinished_and_pruned_points_are_left_out_and_counted(tmp_path: Path) -
     assert "9 of 10 complete" in table.title
 
 
-def pruned_seed(out: Path, supply, number: int, seed: int) -> None:
-    """A seed of a point given up, the others done."""
-    trial = ledger.trials(supply.found[number].cell, (seed,))[0]
-    path = ledger.trial_dir(out, trial.key)
+def pruned_seed(out: Path, source: SearchSource, number: int, seed: int) -> None:
+    """A seed of a point is pruned, the others are done."""
+    trial = trials(source.points[number].cell, (seed,))[0]
+    path = Store(out).trial_dir(trial.key)
     (path / "result.json").unlink()
-    ledger.record_end(path, trial.config, ledger.PRUNED, "mse 0.9 at 2")
+    record_end(path, trial.config, State.PRUNED, "mse 0.9 at 2")
 
 
 def test_a_cell_with_a_pruned_seed_has_no_mean_and_no_rank_in_any_table(tmp_path: Path) -> None:
-    supply = searched(tmp_path, n_points=10, prune="median")
-    best = points.best(supply.search, supply.found)[0]
-    pruned_seed(tmp_path, supply, best.number, 0)
+    source = searched(tmp_path, n_points=10, prune="median")
+    first = best(source.search, source.points)[0]
+    pruned_seed(tmp_path, source, first.number, 0)
     records = load([tmp_path])
     found = groups(records)
-    own = next(g for g in found if g.cell_key == best.cell.key)
+    own = next(g for g in found if g.cell_key == first.cell.key)
     assert own.summary("mse").n == 0 and own.summary("mse").n_pruned == 1 and len(own.done) == 1
     made = products(records, found, Choices("all"))
     values = next(t for p in made for t in p.tables if t.name == "grid")
@@ -214,26 +216,22 @@ def test_the_report_carries_the_pictures_of_a_search(tmp_path: Path, capsys) -> 
 def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
     tmp_path: Path, capsys
 ) -> None:
-    from tune.confirm import confirm
-
-    supply = searched(tmp_path / "s")
-    other = begin(tmp_path)
-    plan = replace(other, search=None)
-    cell = supply.found[0].cell
-    plan = plan.grow([cell], (0, 1), "esteps")
-    ledger.write_plan(tmp_path / "grid", plan)
+    source, grid = searched(tmp_path / "s"), Store(tmp_path / "grid")
+    plan = replace(source.plan, id="another", search=None, cells=())
+    plan = plan.grow([source.points[0].cell], (0, 1), "esteps")
+    grid.write_plan(plan)
     for trial in plan.trials():
         finish(tmp_path / "grid", trial)
     argv = ["--runs", str(tmp_path / "s"), "--baseline", str(tmp_path / "grid")]
     assert main(argv) == 0
     assert "on the seeds that chose them" in " ".join(capsys.readouterr().out.split())
 
-    confirmed, cells, _ = confirm(supply.plan, tmp_path / "s", n_seeds=3)
-    ledger.write_plan(tmp_path / "s", confirmed)
-    fresh = cells[0].confirm_seeds
+    own = confirm(tmp_path / "s", "--seeds", "3")
+    fresh = confirmed(own)[0].confirm_seeds
     theirs = replace(plan, cells=(replace(plan.cells[0], confirm_seeds=fresh),))
-    ledger.write_plan(tmp_path / "grid", theirs)
-    for out, made in ((tmp_path / "s", confirmed), (tmp_path / "grid", theirs)):
+    grid.write_plan(theirs)
+    capsys.readouterr()
+    for out, made in ((tmp_path / "s", own), (tmp_path / "grid", theirs)):
         for trial in made.trials():
             if trial.seed in fresh:
                 noise = 1e-3 * (trial.seed % 5)

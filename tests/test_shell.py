@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tune import shell
+from mpcc import shell
 
 
 def test_a_program_goes_by_its_name_only_where_the_shell_finds_this_environments(

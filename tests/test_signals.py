@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_tools import Sweep, mlflow_runs, processes, wait_for
-from benchmarks.faults import ROOT, injected
-from tune.lock import process_lives
-from tune.processes import descendants
-from tune.signals import SIGNALS
+from benchmarks.fault_tools import (
+    ROOT,
+    Sweep,
+    descendants,
+    injected,
+    mlflow_runs,
+    processes,
+    wait_for,
+)
+from tune.signals import Interrupted, Signals
+from tune.store.lock import process_lives
 
 ARGV = ("--preset", "tiny", "--iterations", "60", "--grid", "esteps=1,2", "--seeds", "1")
 SECONDS = 20.0
@@ -35,11 +41,12 @@ def end(process: "subprocess.Popen[str]") -> str:
     return err
 
 
-WAITING = "with signals.SIGNALS as s:\n  {0}\n  print('ready', flush=True)\n  time.sleep(60)"
+WAITING = "with signals.Signals() as s{0}:\n  print('ready', flush=True)\n  time.sleep(60)"
+REMEMBERING = ", s.remember()"
 
 
 def test_a_process_that_does_not_end_in_time_is_ended() -> None:
-    program = "signals.LIMIT_SECONDS = 0.5\n" + WAITING.format("s.remember()")
+    program = "signals.LIMIT_SECONDS = 0.5\n" + WAITING.format(REMEMBERING)
     process = child(program)
     process.send_signal(signal.SIGTERM)
     assert "out of time" in end(process)
@@ -47,7 +54,7 @@ def test_a_process_that_does_not_end_in_time_is_ended() -> None:
 
 
 def test_the_second_signal_ends_at_once() -> None:
-    process = child(WAITING.format("s.remember()"))
+    process = child(WAITING.format(REMEMBERING))
     for number in (signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
         time.sleep(0.3)
@@ -57,7 +64,7 @@ def test_the_second_signal_ends_at_once() -> None:
 
 def test_nohup_is_respected_and_sighup_otherwise_an_end() -> None:
     deaf = child(
-        WAITING.format("s.remember()"),
+        WAITING.format(REMEMBERING),
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
@@ -65,7 +72,7 @@ def test_nohup_is_respected_and_sighup_otherwise_an_end() -> None:
         time.sleep(0.1)
     end(deaf)
     assert deaf.returncode == 143
-    program = WAITING.format("print(end='')").replace("with", "try:\n with", 1)
+    program = WAITING.format("").replace("with", "try:\n with", 1)
     program = program.replace("\n  ", "\n   ") + "\nexcept signals.Interrupted as stop:\n"
     process = child(  # These tests may run under nohup themselves.
         program + " sys.exit(128 + stop.number)",
@@ -76,21 +83,49 @@ def test_nohup_is_respected_and_sighup_otherwise_an_end() -> None:
     assert process.returncode == 129
 
 
-def test_a_signal_cuts_every_wait_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    with SIGNALS:
-        SIGNALS.remember()
-        left = SIGNALS.within(60.0)
-        assert 59 < left() <= 60
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert SIGNALS.number == signal.SIGTERM and 3 < left() <= 4
-        monkeypatch.setattr(SIGNALS, "_since", time.monotonic() - 17)
-        assert 0 < SIGNALS.within(60.0)() <= 1  # Of the time in all little is left.
-        SIGNALS.number = None
+def test_what_is_to_end_with_the_process_is_killed_with_it() -> None:
+    engine = "type('', (), {'kill': lambda self: print('killed', file=sys.stderr, flush=True)})()"
+    program = WAITING.format(REMEMBERING).replace("print(", f"s.engine = {engine}\n  print(", 1)
+    process = child(program)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    assert end(process) == "killed\n"
+    assert process.returncode == 143
+
+
+def test_a_signal_is_only_noted_while_trials_may_run_and_leaves_little_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Signals() as signals:
+
+        def left(seconds: float) -> float:
+            return signals.deadline(seconds) - time.monotonic()
+
+        assert 59 < left(60.0) <= 60
+        with signals.remember():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.number == signal.SIGTERM
+        assert 3 < left(60.0) <= 4 and 0 < left(1.0) <= 1
+        assert 11 < signals.stop_deadline - time.monotonic() <= 12
+        monkeypatch.setattr(signals, "_since", time.monotonic() - 17)
+        assert 0 < left(60.0) <= 1  # Of the time in all little is left.
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_while_no_trial_runs_ends_what_waits() -> None:
+    begun = time.monotonic()
+    with Signals() as signals:
+        with signals.remember():
+            pass
+        with pytest.raises(Interrupted) as caught:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+    assert caught.value.number == signal.SIGINT and time.monotonic() - begun < 5
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["mpcc.config", "tune.command", "tune.sweep", "tune.preflight"])
+@pytest.mark.parametrize("module", ["mpcc.config", "tune.options", "tune.run", "tune.preflight"])
 def test_sigint_while_the_program_loads_is_no_traceback(tmp_path: Path, module: str) -> None:
     """The first third of a second, by the module that is being loaded, not by the clock."""
     order = {"kind": "signal", "number": signal.SIGINT, "import": module}

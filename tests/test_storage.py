@@ -1,71 +1,82 @@
-"""A storage and what leans on it: retries, claims, the copy in the output folder, data per node.
+"""A remote: retries, what workers upload, the copy in the output folder, data sets per node.
 
-The storage is a folder here, by the same pyarrow calls; `make test-cluster` does it over S3.
+The remote is a folder here, by the same pyarrow calls; `make test-cluster` does it over S3. Who may
+work on one is in tests/test_lock.py.
 """
 
 import gzip
 import json
 import os
 import pickle
-import socket
 import struct
-import subprocess
-import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mpcc import data_files, run_dir
 from mpcc.config import PRESETS
-from tune import ledger, mirror, node_data, storage_lock
-from tune import storage as storage_module
-from tune.grid import Cell, cells, parse_grid
-from tune.ledger import Trial
-from tune.lock import LockError
-from tune.mirror import Mirror
-from tune.place import Carried
-from tune.storage import Storage, StorageError, checked_storage
-from tune.storage_lock import StorageLock, storage_owner
-from tune.trainable import cause_of
+from tune.engine.faults import trial_cause
+from tune.engine.spec import TrialSpec
+from tune.plan.cells import Cell, Trial
+from tune.plan.grid import cells, parse_grid
+from tune.plan.plan import Plan, PlanError, new_plan
+from tune.plan.state import Event, EventKind, State
+from tune.store import datasets, transfer
+from tune.store import remote as remote_module
+from tune.store.folder import Store, open_store
+from tune.store.lock import SweepLock
+from tune.store.remote import Remote, RemoteError, checked_address
+from tune.store.transfer import Downloads, Upload
 
 SHORT = PRESETS["tiny"].override(iterations=40, eval_every=10)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Storage:
-    made = Storage(checked_storage(str(tmp_path / "store")), retry_seconds=0)
+def remote(tmp_path: Path) -> Remote:
+    made = Remote(checked_address(str(tmp_path / "store")), retry_seconds=0)
     made.prepare()
     return made
 
 
-@pytest.fixture(autouse=True)
-def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path / "scratch"))
-    return tmp_path / "scratch"
+@pytest.fixture
+def store(tmp_path: Path, remote: Remote) -> Store:
+    """A sweep's folder with that remote."""
+    return Store(tmp_path / "out", remote)
+
+
+@pytest.fixture
+def upload(tmp_path: Path, remote: Remote) -> Upload:
+    """A worker's side of a trial, which has begun."""
+    (tmp_path / "scratch").mkdir()
+    made = Upload(tmp_path / "scratch", remote, trial_of().key)
+    trial_dir(tmp_path).mkdir(parents=True)
+    made.download()
+    return made
+
+
+def trial_dir(tmp_path: Path, scratch: str = "scratch") -> Path:
+    """The run directory of a worker's trial."""
+    return tmp_path / scratch / "trials" / trial_of().key
 
 
 def trial_of(config=SHORT) -> Trial:
     return Trial(Cell(config, {}), config.seed, config, config.trial_key)
 
 
-def spec_of(trial: Trial, store: Storage, **more) -> dict:
-    return {
-        "key": trial.key,
-        "config": trial.config.to_dict(),
-        "run_dir": "/nowhere",
-        "data_dir": None,
-        "device": "cpu",
-        "checkpoint_seconds": 0.0,
-        "checkpoint_iterations": None,
-        "stop_file": f"/nowhere/{mirror.STOP}",
-        "fingerprint": None,
-        "storage": store.address,
-        "session": "s",
-        "driver": ["elsewhere", 1],
-        "alone": True,
-    } | more
+def spec_of(trial: Trial, remote: Remote) -> TrialSpec:
+    return TrialSpec(
+        key=trial.key,
+        config=trial.config,
+        run_dir="/nowhere",
+        remote=remote.address,
+        data_dir=None,
+        device="cpu",
+        checkpoint_seconds=0.0,
+        checkpoint_iterations=None,
+        fingerprint=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,7 @@ def spec_of(trial: Trial, store: Storage, **more) -> dict:
 )
 def test_an_address_that_cannot_be_a_storage_is_refused_in_one_line(text: str, word: str) -> None:
     with pytest.raises(ValueError, match=word) as caught:
-        checked_storage(text)
+        checked_address(text)
     assert "\n" not in str(caught.value) and "SECRET@" not in str(caught.value)
 
 
@@ -89,43 +100,43 @@ def test_addresses_are_kept_and_paths_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert checked_storage("s3://bucket/some/where/") == "s3://bucket/some/where"
-    assert checked_storage("gs://bucket") == "gs://bucket"
-    assert checked_storage("here") == checked_storage(f"file://{tmp_path}/here")
-    assert checked_storage("here") == str(tmp_path / "here")
+    assert checked_address("s3://bucket/some/where/") == "s3://bucket/some/where"
+    assert checked_address("gs://bucket") == "gs://bucket"
+    assert checked_address("here") == checked_address(f"file://{tmp_path}/here")
+    assert checked_address("here") == str(tmp_path / "here")
 
 
 def test_every_kind_of_address_is_one_that_pyarrow_takes_with_our_options() -> None:
     """No network: nothing is asked of them yet. An option that pyarrow does not know raises."""
     for address in ("gs://anonymous@bucket/x", "s3://bucket/x?region=us-east-1"):
-        assert Storage(address, 0).address == address
-    with pytest.raises(StorageError, match="nonsense"):
-        Storage("gs://anonymous@bucket/x?nonsense=1", 0)
+        assert Remote(address, 0).address == address
+    with pytest.raises(RemoteError, match="nonsense"):
+        Remote("gs://anonymous@bucket/x?nonsense=1", 0)
 
 
-def test_files_are_written_replaced_listed_and_removed(store: Storage) -> None:
-    assert store.read("a/b") is None and store.list() == {} and not store.exists("a/b")
-    store.write("a/b", b"1")
-    store.write("a/b", b"22")
-    store.write("c", b"")
-    store.write("packed.gz", gzip.compress(b"kept as it is"))
-    assert gzip.decompress(store.read("packed.gz") or b"") == b"kept as it is"
-    store.delete("packed.gz")
-    (Path(store.address) / "a" / ".b.1.tmp").write_bytes(b"torn")
-    assert store.read("a/b") == b"22" and store.exists("a/b")
-    assert {name: about.size for name, about in store.list().items()} == {"a/b": 2, "c": 0}
-    assert set(store.list("a")) == {"a/b"}
-    store.delete("a/b")
-    store.delete("a/b")
-    assert store.list("a") == {}
+def test_files_are_written_replaced_listed_and_removed(remote: Remote) -> None:
+    assert remote.read("a/b") is None and remote.list() == {} and remote.info("a/b") is None
+    remote.write("a/b", b"1")
+    remote.write("a/b", b"22")
+    remote.write("c", b"")
+    remote.write("packed.gz", gzip.compress(b"kept as it is"))
+    assert gzip.decompress(remote.read("packed.gz") or b"") == b"kept as it is"
+    remote.delete("packed.gz")
+    (Path(remote.address) / "a" / ".b.1.tmp").write_bytes(b"torn")
+    assert remote.read("a/b") == b"22" and remote.info("a/b") == remote.list()["a/b"]
+    assert {name: about.size for name, about in remote.list().items()} == {"a/b": 2, "c": 0}
+    assert set(remote.list("a")) == {"a/b"}
+    remote.delete("a/b")
+    remote.delete("a/b")
+    assert remote.list("a") == {}
 
 
 def test_a_storage_that_stumbles_is_asked_again(
-    store: Storage, monkeypatch: pytest.MonkeyPatch
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(storage_module.time, "sleep", pauses.append)
-    store.retry_seconds = 60
+    monkeypatch.setattr(remote_module.time, "sleep", pauses.append)
+    remote.retry_seconds = 60
     write, faults = run_dir.write_bytes, [OSError(5, "timeout"), OSError(28, "full")]
 
     def stumbling(path: Path, data: bytes) -> None:
@@ -134,186 +145,169 @@ def test_a_storage_that_stumbles_is_asked_again(
         write(path, data)
 
     monkeypatch.setattr(run_dir, "write_bytes", stumbling)
-    store.write("x", b"1")
-    assert store.read("x") == b"1" and len(pauses) == 2 and pauses[1] > pauses[0]
+    remote.write("x", b"1")
+    assert remote.read("x") == b"1" and len(pauses) == 2 and pauses[1] > pauses[0]
 
 
 def test_a_refusal_is_not_repeated_and_a_loss_is_told_apart_from_nothing_there(
-    store: Storage, monkeypatch: pytest.MonkeyPatch
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.retry_seconds = 60
+    remote.retry_seconds = 60
     refused = OSError("AWS Error ACCESS_DENIED during PutObject operation")
     monkeypatch.setattr(run_dir, "write_bytes", lambda *_: (_ for _ in ()).throw(refused))
     begun = time.monotonic()
-    with pytest.raises(StorageError, match="ACCESS_DENIED"):
-        store.write("x", b"1")
+    with pytest.raises(RemoteError, match="ACCESS_DENIED"):
+        remote.write("x", b"1")
     assert time.monotonic() - begun < 0.4
-    store.retry_seconds = 0
-    Path(store.address).rename(f"{store.address}-gone")
-    for call in (lambda: store.read("x"), lambda: store.list(), lambda: store.delete("x")):
-        with pytest.raises(StorageError, match="is gone"):
+    remote.retry_seconds = 0
+    Path(remote.address).rename(f"{remote.address}-gone")
+    for call in (lambda: remote.read("x"), lambda: remote.list(), lambda: remote.delete("x")):
+        with pytest.raises(RemoteError, match="is gone"):
             call()
 
 
 def test_a_fault_of_the_storage_is_a_machines_fault_and_travels_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(StorageError("storage s3://b: no answer")))
-    assert isinstance(error, StorageError) and str(error) == "storage s3://b: no answer"
-    assert cause_of(error) is None
+    error = pickle.loads(pickle.dumps(RemoteError("s3://b: no answer")))
+    assert isinstance(error, RemoteError) and str(error) == "s3://b: no answer"
+    assert trial_cause(error) is None
 
 
-def test_of_two_drivers_the_second_is_refused_until_the_first_lets_go(store: Storage) -> None:
-    first = StorageLock(store)
-    first.renew(["abc"])
-    owner = storage_owner(store)
-    assert owner and owner["running"] == ["abc"] and owner["pid"] == os.getpid()
-    with pytest.raises(LockError, match=f"process {os.getpid()} on .*choose another --storage"):
-        StorageLock(store)
-    first.renew([])
-    assert not first.lost
-    first.release()
-    assert storage_owner(store) is None
-    StorageLock(store).release()
-
-
-def test_the_claim_of_a_dead_process_or_a_silent_machine_is_taken_over(store: Storage) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    claims = {
-        "drivers/dead.json": {"host": socket.gethostname(), "pid": gone.pid, "settled": True},
-        "drivers/silent.json": {"host": "elsewhere", "pid": 1, "settled": True},
-    }
-    for name, claim in claims.items():
-        store.write(name, json.dumps(claim).encode())
-    with pytest.raises(LockError, match="elsewhere"):
-        StorageLock(store)
-    old = time.time() - storage_lock.HEARTBEAT_SECONDS - 1
-    os.utime(Path(store.address) / "drivers/silent.json", (old, old))
-    taken = StorageLock(store)
-    assert len(store.list("drivers")) == 1
-    store.delete(next(iter(store.list("drivers"))))  # as one that thinks this driver dead does
-    taken.renew([])
-    assert taken.lost and store.list("drivers") == {}
+# -- a worker --------------------------------------------------------------------------------------
 
 
 def test_a_trial_sends_rows_before_the_checkpoint_and_the_result_before_the_last_one(
-    store: Storage, monkeypatch: pytest.MonkeyPatch
+    upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Carried(spec_of(trial_of(), store))
-    place.fetch()
+    path = trial_dir(tmp_path)
     for name in ("checkpoint.pt", "result.json", "metrics.jsonl", "config.json", "curves.png"):
-        (place.path / name).write_bytes(b"x")
-    (place.path / "checkpoint-previous.pt").write_bytes(b"x")
+        (path / name).write_bytes(b"x")
+    for name in ("checkpoint-previous.pt", ".metrics.jsonl.1.tmp", "result.json.damaged"):
+        (path / name).write_bytes(b"x")
     sent: list[str] = []
-    write = store.__class__.write
+    write = Remote.write
 
-    def recorded(self: Storage, name: str, data: bytes) -> None:
+    def recorded(self: Remote, name: str, data: bytes, time_ns: int | None = None) -> None:
         sent.append(name.rpartition("/")[2])
-        write(self, name, data)
+        write(self, name, data, time_ns)
 
-    monkeypatch.setattr(Storage, "write", recorded)
-    place.send()
-    assert sent == ["config.json", "curves.png", "metrics.jsonl", "result.json", "checkpoint.pt"]
-    place.send()
+    monkeypatch.setattr(Remote, "write", recorded)
+    upload.send(patient=False)
+    assert set(sent[:2]) == {"config.json", "curves.png"}
+    assert sent[2:] == ["metrics.jsonl", "result.json", "checkpoint.pt"]
+    upload.send(patient=False)
     assert len(sent) == 5
-    (place.path / "metrics.jsonl").write_bytes(b"xx")
-    place.send()
+    (path / "metrics.jsonl").write_bytes(b"xx")
+    upload.send(patient=False)
     assert sent[5:] == ["metrics.jsonl"]
-    place.leave()
-    assert not place.path.exists()
+
+
+def test_a_later_attempt_gets_what_an_earlier_one_has_sent(
+    upload: Upload, remote: Remote, tmp_path: Path
+) -> None:
+    path = trial_dir(tmp_path)
+    fill(path, "metrics.jsonl", "checkpoint.pt", "curves.png")
+    upload.send(patient=True)
+    (tmp_path / "later").mkdir()
+    later, path = Upload(tmp_path / "later", remote, trial_of().key), trial_dir(tmp_path, "later")
+    later.download()
+    (path / "metrics.jsonl").write_bytes(b"newer")
+    later.download()
+    assert (path / "metrics.jsonl").read_bytes() == b"newer"
+    assert {file.name for file in path.iterdir()} == {
+        "metrics.jsonl", "checkpoint.pt", "curves.png"}  # fmt: skip
 
 
 def test_an_earlier_attempt_writes_nothing_once_a_later_one_has_the_trial(
-    store: Storage, monkeypatch: pytest.MonkeyPatch
+    upload: Upload, remote: Remote, tmp_path: Path
 ) -> None:
-    early, late = (Carried(spec_of(trial_of(), store)) for _ in range(2))
-    early.fetch()
-    late.fetch()
-    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
-    (early.path / "metrics.jsonl").write_bytes(b"x")
-    with pytest.raises(SystemExit):
-        early.send()
-    assert not store.exists(f"trials/{trial_of().key}/metrics.jsonl")
-    (late.path / "metrics.jsonl").write_bytes(b"x")
-    late.finish()
-    assert store.exists(f"trials/{trial_of().key}/metrics.jsonl")
+    key = trial_of().key
+    (tmp_path / "late").mkdir()
+    late = Upload(tmp_path / "late", remote, key)
+    late.download()
+    fill(trial_dir(tmp_path), "metrics.jsonl")
+    upload.send(patient=False)
+    with pytest.raises(RemoteError, match=f"another attempt at trial {key}"):
+        upload.send(patient=True)
+    assert remote.info(f"trials/{key}/metrics.jsonl") is None
+    fill(trial_dir(tmp_path, "late"), "metrics.jsonl")
+    late.send(patient=True)
+    assert remote.info(f"trials/{key}/metrics.jsonl") is not None
 
 
 def test_training_goes_on_while_the_storage_is_away_and_the_end_waits_for_it(
-    store: Storage, monkeypatch: pytest.MonkeyPatch
+    upload: Upload, remote: Remote, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.0)
-    place = Carried(spec_of(trial_of(), store))
-    place._storage.retry_seconds = 0
-    place.fetch()
-    (place.path / "metrics.jsonl").write_bytes(b"x")
-    root = Path(store.address)
+    fill(trial_dir(tmp_path), "metrics.jsonl")
+    root = Path(remote.address)
     root.rename(f"{root}-away")
-    place.send()
-    with pytest.raises(StorageError):
-        place.finish()
+    upload.send(patient=False)
+    with pytest.raises(RemoteError):
+        upload.send(patient=True)
     Path(f"{root}-away").rename(root)
-    place.finish()
-    assert store.read(f"trials/{trial_of().key}/metrics.jsonl") == b"x"
+    upload.send(patient=False)  # It has just failed: not asked again yet.
+    assert remote.read(f"trials/{trial_of().key}/metrics.jsonl") is None
+    upload.send(patient=True)
+    assert remote.read(f"trials/{trial_of().key}/metrics.jsonl") == b"metrics.jsonl"
 
 
-def run_to_end(runner) -> dict:
-    while True:
-        report = runner.step()
-        if report["done"]:
-            return report
+def test_scratch_folders_of_dead_processes_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path))
+    for name in ("mpcc-trial-999999999-dead", "mpcc-trial-1-lives", "another"):
+        (tmp_path / name).mkdir()
+    made = transfer.scratch_dir()
+    assert made.parent == tmp_path and made.name.startswith(f"mpcc-trial-{os.getpid()}-")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "mpcc-trial-1-lives", "another", made.name}  # fmt: skip
+
+
+def steps(worker) -> list[Event]:
+    events = []
+    while not events or events[-1].kind != EventKind.ENDED:
+        events.append(worker.step())
+    return events
 
 
 @pytest.mark.slow
 def test_a_trial_whose_machine_is_lost_goes_on_elsewhere_to_the_same_bits(
-    store: Storage, tmp_path: Path, own_scratch: Path
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mpcc.trainer import train
-    from tune.trainable import TrialRunner
+    from tune.engine.worker import TrialWorker
 
+    monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path / "scratch"))
     trial = trial_of()
-    first = TrialRunner({"trial": spec_of(trial, store)})
-    while not store.exists(f"trials/{trial.key}/checkpoint.pt"):
-        assert not first.step()["done"]
-    lost = next(own_scratch.iterdir())  # The machine is gone, its scratch folder with it.
-    second = TrialRunner({"trial": spec_of(trial, store)})
-    assert run_to_end(second)["state"] == "done"
-    second.cleanup()
-    assert sorted(own_scratch.iterdir()) == [lost]
-    assert not store.exists(f"trials/{trial.key}/attempts")
+    first = TrialWorker(spec_of(trial, remote))
+    while remote.info(f"trials/{trial.key}/checkpoint.pt") is None:
+        assert first.step().kind == EventKind.PROGRESS
+    (lost,) = (tmp_path / "scratch").iterdir()  # The machine is gone, its scratch folder with it.
+    second = TrialWorker(spec_of(trial, remote))
+    assert steps(second)[-1].state == State.DONE
+    second.release()
+    assert list((tmp_path / "scratch").iterdir()) == [lost]
 
     for _ in train(trial.config, tmp_path / "alone"):
         pass
-    there = Path(store.address) / "trials" / trial.key
+    there = Path(remote.address) / "trials" / trial.key
     alone, carried = (run_dir.read_result(p) for p in (tmp_path / "alone", there))
     assert alone and carried and carried["weights_sha256"] == alone["weights_sha256"]
     rows = [[r["iteration"] for r in run_dir.read_metrics(p)] for p in (there, tmp_path / "alone")]
     assert rows[0] == rows[1] == [10, 20, 30, 40]
 
-    third = TrialRunner({"trial": spec_of(trial, store)})
+    third = TrialWorker(spec_of(trial, remote))
     before = (there / "result.json").read_bytes()
-    assert run_to_end(third)["state"] == "done"  # an end is fetched, not trained again
+    assert steps(third)[-1].state == State.DONE  # An end is downloaded, not trained again.
     assert (there / "result.json").read_bytes() == before
+    third.release()
 
 
-@pytest.mark.slow
-def test_a_stop_asked_for_by_the_storage_leaves_a_checkpoint_there(store: Storage) -> None:
-    from tune.trainable import TrialRunner
-
-    trial = trial_of()
-    runner = TrialRunner({"trial": spec_of(trial, store, checkpoint_seconds=1e6)})
-    assert runner.step()["state"] == "running"
-    assert not store.exists(f"trials/{trial.key}/checkpoint.pt")
-    store.write(mirror.STOP, b"")
-    runner._place._next_look = 0.0
-    assert runner.step()["state"] == "stopped"
-    assert store.exists(f"trials/{trial.key}/checkpoint.pt")
-    runner.cleanup()
+# -- the driver ------------------------------------------------------------------------------------
 
 
-def planned(n_seeds: int = 2) -> tuple[ledger.Plan, list[Trial]]:
-    base = SHORT
-    plan = ledger.new_plan("tiny", base)
-    plan = plan.grow(cells(base, parse_grid(["esteps=1,2"], "tiny")), range(n_seeds), "esteps=1,2")
+def planned(n_seeds: int = 2) -> tuple[Plan, list[Trial]]:
+    made = cells(SHORT, parse_grid(["esteps=1,2"], "tiny"))
+    plan = new_plan("tiny", SHORT).grow(made, range(n_seeds), "esteps=1,2")
     return plan, plan.trials()
 
 
@@ -323,87 +317,133 @@ def fill(path: Path, *names: str) -> None:
         (path / name).write_bytes(name.encode())
 
 
-def test_the_output_folder_gets_the_records_and_not_the_checkpoints(
-    store: Storage, tmp_path: Path
-) -> None:
+def wait(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_output_folder_gets_the_records_and_not_the_checkpoints(store: Store) -> None:
     plan, trials = planned()
-    key = trials[0].key
-    fill(Path(store.address) / "trials" / key, "metrics.jsonl", "result.json", "checkpoint.pt",
+    key, root = trials[0].key, Path(store.remote.address)  # type: ignore[union-attr]
+    fill(root / "trials" / key, "metrics.jsonl", "result.json", "checkpoint.pt",
          "owner.json", "attempts", "curves.png")  # fmt: skip
-    fill(Path(store.address) / "trials" / "..evil", "x")
-    copy = Mirror(tmp_path / "out", store)
-    copy.pull()
-    here = tmp_path / "out" / "trials"
+    fill(root / "trials" / "..evil", "x")
+    store.download()
+    here = store.out / "trials"
     assert {p.name for p in here.iterdir()} == {key}
     assert {p.name for p in (here / key).iterdir()} == {
         "metrics.jsonl", "result.json", "curves.png"}  # fmt: skip
     (here / key / "metrics.jsonl").write_bytes(b"damaged in this copy")
-    copy.pull([key])
+    assert store.repair(trials[0]) is None  # The remote's is whole.
+    store.download(key)
     assert (here / key / "metrics.jsonl").read_bytes() == b"metrics.jsonl"
 
 
 def test_news_that_come_while_the_storage_is_away_are_fetched_when_it_is_back(
-    store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, remote: Remote
 ) -> None:
     plan, trials = planned()
-    root = Path(store.address)
-    copy = Mirror(tmp_path / "out", store)
-    copy.begin(plan, trials)
-    store.retry_seconds = 0
-    poked = threading.Event()
-    copy.attend(lambda: [trials[0].key], poked.set)
-    fill(root / "trials" / trials[0].key, "metrics.jsonl")
+    root, key = Path(remote.address), trials[0].key
+    downloads = Downloads(store.download)
+    fill(root / "trials" / key, "metrics.jsonl")
     root.rename(f"{root}-away")
-    copy.news(trials[0].key)
-    end = time.monotonic() + 20
-    while copy.problem is None and time.monotonic() < end:
-        time.sleep(0.01)
-    assert copy.problem and "is gone" in copy.problem and not poked.is_set()
+    downloads.submit("plan", lambda: store.write_plan(plan))
+    downloads.request(key)
+    wait(lambda: downloads.problem)
+    assert "is gone" in str(downloads.problem) and downloads.arrived() == []
     Path(f"{root}-away").rename(root)
-    assert poked.wait(20)
-    assert (tmp_path / "out" / "trials" / trials[0].key / "metrics.jsonl").exists()
-    owner = storage_owner(store)
-    assert owner and owner["running"] == [trials[0].key]
-    copy.ask_stop()
-    while not store.exists(mirror.STOP) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert store.exists(mirror.STOP)
-    assert copy.settle(lambda: 5.0) is None
-    copy.release()
-    assert storage_owner(store) is None
+    arrived: list[str] = []
+    wait(lambda: arrived.extend(downloads.arrived()) or arrived)
+    assert arrived == [key] and downloads.problem is None and downloads.arrived() == []
+    assert (store.out / "trials" / key / "metrics.jsonl").exists()
+    assert store.read_plan() == plan and remote.read("sweep.json") is not None
+    fill(root / "trials" / trials[1].key, "result.json")
+    assert downloads.settle(time.monotonic() + 10) is None
+    assert (store.out / "trials" / trials[1].key / "result.json").exists()
+
+
+def test_the_end_of_a_sweep_waits_for_a_remote_no_longer_than_it_may(
+    store: Store, remote: Remote
+) -> None:
+    downloads = Downloads(store.download)
+    root = Path(remote.address)
+    remote.retry_seconds = 60
+    root.rename(f"{root}-away")
+    downloads.request(planned()[1][0].key)
+    begun = time.monotonic()
+    assert downloads.settle(begun + 2)
+    assert time.monotonic() - begun < 3
 
 
 def test_another_machine_finds_the_plan_and_another_sweep_is_refused(
-    store: Storage, tmp_path: Path
+    store: Store, remote: Remote, tmp_path: Path
 ) -> None:
     plan, trials = planned()
-    first = Mirror(tmp_path / "first", store)
-    first.begin(plan, trials)
-    first.release()
-    mirror.bring(tmp_path / "second", store.address)
-    assert ledger.read_plan(tmp_path / "second") == plan
-    assert mirror.storage_of(tmp_path / "second", None) == store.address
+    with SweepLock(store):
+        store.write_plan(plan)
+    fill(Path(remote.address) / "trials" / trials[0].key, "metrics.jsonl", "checkpoint.pt")
+    second = open_store(tmp_path / "second", remote.address)
+    assert second.read_plan() == plan and second.remote is not None
+    assert [f.name for f in second.trial_dir(trials[0].key).iterdir()] == ["metrics.jsonl"]
+    again = open_store(tmp_path / "second")
+    assert again.remote is not None and again.remote.address == remote.address
     with pytest.raises(ValueError, match="belongs to --storage"):
-        mirror.storage_of(tmp_path / "second", "s3://other/place")
+        open_store(tmp_path / "second", "s3://other/place")
     other, _ = planned()
-    ledger.write_plan(tmp_path / "third", other)
-    with pytest.raises(ledger.LedgerError, match="different sweeps"):
-        mirror.bring(tmp_path / "third", store.address)
+    Store(tmp_path / "third").write_plan(other)
+    with pytest.raises(PlanError, match="different sweeps"):
+        open_store(tmp_path / "third", remote.address)
+    assert Store(tmp_path / "third").read_plan() == other
 
 
-def test_what_was_trained_here_goes_to_the_storage_once(store: Storage, tmp_path: Path) -> None:
+def test_a_remote_without_a_sweep_is_remembered_when_the_plan_is_written(
+    store: Store, remote: Remote
+) -> None:
+    opened = open_store(store.out, remote.address)
+    assert opened.read_plan() is None and not store.out.exists()
+    nowhere = open_store(store.out, f"{remote.address}-to-come")
+    assert nowhere.remote is not None and not Path(nowhere.remote.address).exists()
+    opened.write_plan(planned()[0])
+    found = open_store(store.out).remote
+    assert found is not None and found.address == remote.address
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"schema": 1, "id": "a"}'])
+def test_a_damaged_plan_of_a_remote_is_refused_and_the_folders_own_stays(
+    content: bytes, store: Store, remote: Remote
+) -> None:
+    plan = planned()[0]
+    store.write_plan(plan)
+    remote.write("sweep.json", content)
+    with pytest.raises(PlanError, match="choose another --storage") as error:
+        store.refresh()
+    assert "\n" not in str(error.value) and store.read_plan() == plan
+
+
+def test_a_plan_that_another_machine_has_grown_is_seen_under_the_lock(
+    store: Store, remote: Remote, tmp_path: Path
+) -> None:
+    plan = planned()[0]
+    store.write_plan(plan)
+    grown = plan.grow([plan.cells[0].cell], (7,), "more")
+    open_store(tmp_path / "second", remote.address).write_plan(grown)
+    assert store.read_plan() == plan
+    assert store.refresh() == grown == store.read_plan()
+
+
+def test_what_was_trained_here_goes_to_the_storage_once(store: Store, remote: Remote) -> None:
     plan, trials = planned()
     done, begun, known, planned_only = (t.key for t in trials)
-    out = tmp_path / "out" / "trials"
+    out = store.out / "trials"
     fill(out / done, "config.json", "result.json", "checkpoint.pt", "mlflow.json")
     fill(out / begun, "config.json", "checkpoint.pt", "checkpoint-previous.pt")
     fill(out / known, "config.json")
-    there = Path(store.address) / "trials"
+    there = Path(remote.address) / "trials"
     fill(there / known, "config.json", "checkpoint.pt")
     (there / known / "config.json").write_bytes(b"the storage's")
-    copy = Mirror(tmp_path / "out", store)
-    copy.begin(plan, trials)
-    copy.release()
+    store.upload_missing(trials)
     assert {p.name for p in (there / done).iterdir()} == {
         "config.json", "result.json", "checkpoint.pt"}  # fmt: skip
     assert {p.name for p in (there / begun).iterdir()} == {"config.json", "checkpoint.pt"}
@@ -414,38 +454,59 @@ def test_what_was_trained_here_goes_to_the_storage_once(store: Storage, tmp_path
 @pytest.mark.parametrize(("state", "left"), [("failed", {"checkpoint.pt", "metrics.jsonl"}),
                                              ("diverged", set())])  # fmt: skip
 def test_a_trial_to_be_run_again_is_forgotten_in_the_storage_too(
-    state: str, left: set[str], store: Storage, tmp_path: Path
+    state: str, left: set[str], store: Store, remote: Remote
+) -> None:
+    _, trials = planned()
+    folder = f"trials/{trials[0].key}"
+    fill(Path(remote.address) / folder, "result.json", "metrics.jsonl", "checkpoint.pt")
+    store.download()
+    store.reset(trials[0], State(state))
+    assert set(remote.list(folder)) == {f"{folder}/{name}" for name in left}
+    assert not (store.out / folder / "result.json").exists()
+
+
+def test_an_end_that_the_driver_records_is_in_the_remote_as_well(
+    store: Store, remote: Remote
+) -> None:
+    trial = planned()[1][0]
+    store.record_end(trial, State.FAILED, "killed: its process died 3 times")
+    result = json.loads(remote.read(f"trials/{trial.key}/result.json") or b"")
+    assert result["state"] == "failed"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_more_iterations_start_from_the_storages_checkpoint(
+    interrupted: bool, store: Store, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, trials = planned()
-    folder = f"trials/{trials[0].key}"
-    fill(Path(store.address) / folder, "result.json", "metrics.jsonl", "checkpoint.pt")
-    copy = Mirror(tmp_path / "out", store)
-    copy.pull()
-    copy.forget(trials[0], state)
-    assert set(store.list(folder)) == {f"{folder}/{name}" for name in left}
-    assert not (tmp_path / "out" / folder / "result.json").exists()
-
-
-def test_more_iterations_start_from_the_storages_checkpoint(store: Storage, tmp_path: Path) -> None:
-    from tune.continuation import lengthen
-
-    plan, trials = planned()
     short = trials[0]
-    fill(Path(store.address) / "trials" / short.key, "checkpoint.pt", "metrics.jsonl")
-    for base in (Path(store.address), tmp_path / "out"):
+    fill(Path(remote.address) / "trials" / short.key, "checkpoint.pt", "metrics.jsonl")
+    for base in (Path(remote.address), store.out):
         fill(base / "trials" / short.key)
         run_dir.write_json(base / "trials" / short.key / "config.json", short.config.to_dict())
-    longer = lengthen(plan, 80)
+    longer = plan.extend(80)
     trial = longer.trials()[0]
-    copy = Mirror(tmp_path / "out", store)
-    copy.begin(longer, longer.trials())
-    copy.take_over(longer, trial)
-    copy.release()
-    assert store.list(f"trials/{short.key}") == {}
-    assert store.read(f"trials/{trial.key}/checkpoint.pt") == b"checkpoint.pt"
-    sent = json.loads(store.read(f"trials/{trial.key}/config.json") or b"")
+    assert store.extends_from(longer, trial) == 40
+    if interrupted:
+        with monkeypatch.context() as patch, pytest.raises(RemoteError):
+            patch.setattr(Remote, "write", lambda *_: raise_error(RemoteError("away")))
+            store.extend(longer, trial)
+        assert store.extends_from(longer, trial) == 40
+    store.extend(longer, trial)
+    store.extend(longer, trial)  # Twice is once.
+    assert remote.list(f"trials/{short.key}") == {}
+    assert remote.read(f"trials/{trial.key}/checkpoint.pt") == b"checkpoint.pt"
+    sent = json.loads(remote.read(f"trials/{trial.key}/config.json") or b"")
     assert sent["iterations"] == 80
-    assert not (tmp_path / "out" / "trials" / trial.key / "checkpoint.pt").exists()
+    assert not (store.out / "trials" / trial.key / "checkpoint.pt").exists()
+    assert store.extends_from(longer, trial) is None
+
+
+def raise_error(error: Exception) -> None:
+    raise error
+
+
+# -- data sets -------------------------------------------------------------------------------------
 
 
 def mnist_in(folder: Path) -> None:
@@ -462,33 +523,32 @@ def mnist_in(folder: Path) -> None:
 @pytest.fixture
 def as_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder counts as a storage's address."""
-    monkeypatch.setattr(node_data, "is_address", lambda data_dir: data_dir is not None)
+    monkeypatch.setattr(datasets, "is_address", lambda data_dir: data_dir is not None)
 
 
 def test_data_of_a_storage_is_fetched_once_and_again_only_when_it_changes(
-    store: Storage, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
+    remote: Remote, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPCC_CACHE_DIR", str(tmp_path / "cache"))
-    mnist_in(Path(store.address) / "MNIST" / "raw")
-    node_data.check_stored(store.address, ["mnist"])
-    place = node_data.folder_here(store.address, "mnist")
+    mnist_in(Path(remote.address) / "MNIST" / "raw")
+    place = datasets.folder_on_node(remote.address, "mnist")
     assert place is not None and place.is_relative_to(tmp_path / "cache")
     assert len(data_files.source_files("mnist", place)) == 5
     read: list[str] = []
-    plain = Storage.read
-    monkeypatch.setattr(Storage, "read", lambda self, n: read.append(n) or plain(self, n))
-    assert node_data.folder_here(store.address, "mnist") == place and read == []
-    (Path(store.address) / "MNIST/raw/MODIFIED.txt").write_text("made up once more\n")
-    node_data.folder_here(store.address, "mnist")
+    plain = Remote.read
+    monkeypatch.setattr(Remote, "read", lambda self, n: read.append(n) or plain(self, n))
+    assert datasets.folder_on_node(remote.address, "mnist") == place and read == []
+    (Path(remote.address) / "MNIST/raw/MODIFIED.txt").write_text("made up once more\n")
+    datasets.folder_on_node(remote.address, "mnist")
     assert read == ["MNIST/raw/MODIFIED.txt"]
-    assert node_data.folder_here(store.address, "digits") is not None
+    assert datasets.folder_on_node(remote.address, "digits") is not None
 
 
 def test_fetched_weights_stand_in_for_a_file_that_only_the_drivers_machine_has(
-    store: Storage, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
+    remote: Remote, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPCC_CACHE_DIR", str(tmp_path / "cache"))
-    store.write(node_data.inception.WEIGHTS_NAME, b"weights")
+    remote.write(datasets.inception.WEIGHTS_NAME, b"weights")
     here = tmp_path / "mine.pth"
     for named, stays in ((here, False), (None, False), (here, True)):
         if named is None:
@@ -497,21 +557,22 @@ def test_fetched_weights_stand_in_for_a_file_that_only_the_drivers_machine_has(
             monkeypatch.setenv("MPCC_INCEPTION_WEIGHTS", str(named))
         if stays:
             here.touch()
-        place = node_data.folder_here(store.address, "digits")
+        place = datasets.folder_on_node(remote.address, "digits")
         assert place is not None
-        expected = here if stays else place / node_data.inception.WEIGHTS_NAME
+        expected = here if stays else place / datasets.inception.WEIGHTS_NAME
         assert os.environ["MPCC_INCEPTION_WEIGHTS"] == str(expected)
 
 
 def test_data_that_is_missing_or_unsound_in_the_storage_is_named(
-    store: Storage, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
+    remote: Remote, tmp_path: Path, as_address: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPCC_CACHE_DIR", str(tmp_path / "cache"))
-    with pytest.raises(data_files.DataError, match="mnist: train-images.*not found in"):
-        node_data.check_stored(store.address, ["mnist"])
-    with pytest.raises(data_files.DataError, match="omniglot: no file found in"):
-        node_data.check_stored(store.address, ["omniglot"])
-    mnist_in(Path(store.address) / "MNIST" / "raw")
-    store.delete("MNIST/raw/MODIFIED.txt")
+    for dataset, missing in (("mnist", "train-images"), ("omniglot", "images_background")):
+        with pytest.raises(data_files.DataError, match=f"{dataset}: {missing}.*") as error:
+            datasets.folder_on_node(remote.address, dataset)
+        assert f"not found in {remote.address}/" in str(error.value)
+        assert "--download" not in str(error.value) and "\n" not in str(error.value)
+    mnist_in(Path(remote.address) / "MNIST" / "raw")
+    remote.delete("MNIST/raw/MODIFIED.txt")
     with pytest.raises(data_files.DataError, match="MD5"):
-        node_data.folder_here(store.address, "mnist")
+        datasets.folder_on_node(remote.address, "mnist")

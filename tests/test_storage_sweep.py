@@ -9,11 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_sweep import LARGE, SMALL, TIMEOUT, expected_trials, launch, results, unfinished, wait
 
 from benchmarks.fault_tools import Sweep, cut_power
 from mpcc import run_dir
-from tune import ledger
+from tests.test_sweep import (
+    LARGE,
+    SMALL,
+    TIMEOUT,
+    expected_trials,
+    launch,
+    results,
+    unfinished,
+    wait,
+)
+from tune.store.folder import Store
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +81,7 @@ def test_a_trial_that_was_cut_off_equals_the_same_trial_alone(story: Story, tmp_
     alone = run_dir.read_result(tmp_path / "alone")
     assert alone and story.end[trial.key][1]["weights_sha256"] == alone["weights_sha256"]
     for folder in (story.store, story.second):
-        rows = run_dir.read_metrics(ledger.trial_dir(folder, trial.key))
+        rows = run_dir.read_metrics(Store(folder).trial_dir(trial.key))
         assert [row["iteration"] for row in rows] == [20, 40, 60]
 
 

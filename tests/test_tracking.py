@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,11 +17,23 @@ from typing import Any
 import pytest
 
 from benchmarks.fault_tools import size_of
+from benchmarks.fault_tracking import Server
 from mpcc import run_dir
 from mpcc.config import PRESETS
-from tune import ledger, tracking
-from tune.grid import cells, parse_grid
-from tune.ledger import Plan, Trial
+from tune.plan.cells import Trial
+from tune.plan.grid import cells, parse_grid
+from tune.plan.plan import Plan, new_plan
+from tune.plan.state import Event, EventKind, State
+from tune.store.folder import Store
+from tune.tracking import Tracker, check_reachable, connection, in_step, sync
+from tune.tracking.delivery import Delivery
+from tune.tracking.uri import (
+    DATABASE,
+    RECORD,
+    checked_uri,
+    default_uri,
+    ui_hint,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,19 +41,20 @@ pytestmark = [
 ]
 
 TINY = PRESETS["tiny"]
+DEAD_SERVER = "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow data base: making one takes seconds, copying it none."""
+    """An empty MLflow database: making one takes seconds, copying it none."""
     folder = tmp_path_factory.mktemp("mlflow")
-    tracking._client(tracking.default_uri(folder)).search_experiments()
-    return folder / tracking.DATABASE
+    connection.connect(default_uri(folder)).search_experiments()
+    return folder / DATABASE
 
 
 @pytest.fixture
 def out(tmp_path: Path, database: Path) -> Iterator[Path]:
-    shutil.copy(database, tmp_path / tracking.DATABASE)
+    shutil.copy(database, tmp_path / DATABASE)
     yield tmp_path
 
 
@@ -52,19 +66,23 @@ def half_made(database: Path, file: Path) -> None:
         connection.commit()
 
 
-def no_data_base(database: Path, file: Path) -> None:
-    file.write_bytes(b"no data base" * 100)
+def emptied(database: Path, file: Path) -> None:
+    file.touch()
 
 
-def make_plan(out: Path) -> Plan:
-    grid = parse_grid(["esteps=1,2"], "tiny")
-    plan = ledger.new_plan("tiny", TINY).grow(cells(TINY, grid), (0, 1), grid.text)
-    ledger.write_plan(out, plan)
+def no_database(database: Path, file: Path) -> None:
+    file.write_bytes(b"no database" * 100)
+
+
+def make_plan(out: Path, grid: str = "esteps=1,2") -> Plan:
+    parsed = parse_grid([grid], "tiny")
+    plan = new_plan("tiny", TINY).grow(cells(TINY, parsed), (0, 1), parsed.text)
+    Store(out).write_plan(plan)
     return plan
 
 
 def start(out: Path, trial: Trial) -> Path:
-    path = run_dir.open_run(ledger.trial_dir(out, trial.key), trial.config)
+    path = run_dir.open_run(Store(out).trial_dir(trial.key), trial.config)
     provenance = {"code": "abc", "started": "2026-01-02T03:04:05+00:00"}
     run_dir.write_json(path / run_dir.PROVENANCE, provenance)
     return path
@@ -84,7 +102,7 @@ def end(path: Path, trial: Trial, state: str, cause: str | None = None) -> None:
 
 
 def rows(out: Path, query: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(out / tracking.DATABASE) as connection:
+    with sqlite3.connect(out / DATABASE) as connection:
         return connection.execute(query).fetchall()
 
 
@@ -99,13 +117,48 @@ def runs(out: Path) -> dict[str, tuple[str, str]]:
     return {key: (run, status) for key, run, status in found}
 
 
+def causes(out: Path) -> list[str]:
+    found = rows(out, "select value from tags where key = 'cause' and value != ''")
+    return sorted(value for (value,) in found)
+
+
 def metrics(out: Path) -> list[tuple[Any, ...]]:
     return rows(out, "select run_uuid, key, step, value, is_nan from metrics order by 1, 2, 3")
 
 
-def deliver(out: Path, plan: Plan, live: tuple[str, ...] = (), state: str = "running") -> int:
-    """What a driver that has just started delivers."""
-    return tracking.Delivery(out, tracking.default_uri(out)).deliver(plan, live, state)
+def deliver(out: Path, plan: Plan, running: tuple[str, ...] = ()) -> int:
+    """What a driver that has just started delivers; without one that runs, what --sync does."""
+    return Delivery(Store(out), default_uri(out), plan, set(running) or None).deliver()
+
+
+def close(tracker: Tracker, seconds: float = 120.0) -> str | None:
+    return tracker.close(time.monotonic() + seconds)
+
+
+def wait_for(what: Callable[[], Any]) -> None:
+    limit = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < limit, "nothing came of it"
+        time.sleep(0.05)
+
+
+def until_delivered(out: Path, tracker: Tracker, state: str, tag: str, value: str) -> None:
+    """Wait until some run in this state has a tag that is like this value."""
+    query = (
+        "select 1 from tags s join tags t on s.run_uuid = t.run_uuid where s.key = 'state' "
+        f"and s.value = '{state}' and t.key = '{tag}' and t.value like '{value}'"
+    )
+
+    def delivered() -> bool:
+        if not (out / DATABASE).exists():
+            return False
+        try:
+            return bool(rows(out, query))
+        except sqlite3.DatabaseError:
+            return False
+
+    wait_for(delivered)
+    wait_for(lambda: tracker.problem is None)
 
 
 def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(out: Path) -> None:
@@ -115,7 +168,7 @@ def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(
         evaluate(path, 2)
         evaluate(path, 4)
         end(path, trial, "done")
-    assert deliver(out, plan, state="done") == 4
+    assert deliver(out, plan) == 4
     found = runs(out)
     assert {status for _, status in found.values()} == {"FINISHED"}
     assert set(found) == {"", *(trial.key for trial in plan.trials())}
@@ -134,24 +187,61 @@ def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(
     location = rows(out, f"select artifact_uri from runs where run_uuid = '{run}'")[0][0]
     files = {f.name for f in Path(location.removeprefix("file://")).iterdir()}
     assert files == {"config.json", "provenance.json", "result.json", "samples.png"}
-    assert tracking.in_step(out, plan, tracking.default_uri(out))
+    assert in_step(Store(out), default_uri(out))
+
+
+def test_mlflow_is_not_imported_to_know_that_it_has_everything(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    end(start(out, trial), trial, "done")
+    deliver(out, plan)
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from tune.store.folder import Store; from tune.tracking import in_step, uri\n"
+        "out = Path(sys.argv[1])\n"
+        "print(in_step(Store(out), uri.default_uri(out)))\n"
+        "print({'mlflow', 'pandas', 'torch', 'sqlalchemy'} & set(sys.modules))\n"
+    )
+    command = [sys.executable, "-c", program, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "set()"], done.stderr
+    end(Store(out).trial_dir(trial.key), trial, "failed", "code: KeyError")
+    assert not in_step(Store(out), default_uri(out))
+
+
+def test_nothing_is_in_step_while_a_driver_is_at_work(out: Path) -> None:
+    """It may be killed before it has delivered the end of a trial whose result is there."""
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    end(path, trial, "done")
+    deliver(out, plan, (trial.key,))
+    assert not in_step(Store(out), default_uri(out))
+
+
+def test_more_numbers_than_a_request_may_hold_arrive(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    for iteration in range(1, 61):
+        evaluate(path, iteration, **{f"metric_{i}": i + iteration / 100 for i in range(20)})
+    deliver(out, plan)
+    assert len(metrics(out)) == 1200
 
 
 def test_the_hint_names_the_page_of_the_sweeps_runs_once_there_are_any(out: Path) -> None:
-    uri = tracking.default_uri(out)
-    command, page = tracking.ui_hint(uri, out, "a folder/mlflow")
+    uri = default_uri(out)
+    command, page = ui_hint(uri, out, "a folder/mlflow")
     assert command.count("mlflow.db") == 1 and "'a folder/mlflow' server" in command
     assert page == "then open http://localhost:5000"
     deliver(out, make_plan(out))
     ((experiment,),) = rows(out, "select experiment_id from experiments where name = 'mpcc-tiny'")
     runs_page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
-    assert tracking.ui_hint(uri, out)[1] == f"then open http://localhost:5000{runs_page}"
-    assert tracking.ui_hint("http://mlflow:5000/", out) == ["open http://mlflow:5000"]
-    record = json.loads((out / tracking.RECORD).read_text()) | {
-        "tracking_uri": "http://mlflow:5000"
-    }
-    (out / tracking.RECORD).write_text(json.dumps(record))
-    assert tracking.ui_hint("http://mlflow:5000", out) == [f"open http://mlflow:5000{runs_page}"]
+    assert ui_hint(uri, out)[1] == f"then open http://localhost:5000{runs_page}"
+    assert ui_hint("http://mlflow:5000/", out) == ["open http://mlflow:5000"]
+    record = json.loads((out / RECORD).read_text()) | {"tracking_uri": "http://mlflow:5000"}
+    (out / RECORD).write_text(json.dumps(record))
+    assert ui_hint("http://mlflow:5000", out) == [f"open http://mlflow:5000{runs_page}"]
 
 
 def test_delivering_again_sends_nothing_and_new_rows_are_sent_once(out: Path) -> None:
@@ -170,7 +260,9 @@ def test_delivering_again_sends_nothing_and_new_rows_are_sent_once(out: Path) ->
     assert runs(out)[trial.key][1] == "FINISHED"
 
 
-def test_a_lost_record_finds_the_run_by_its_key_and_repeats_no_row(out: Path) -> None:
+def test_runs_of_an_earlier_version_are_found_by_their_key_and_no_row_is_repeated(
+    out: Path,
+) -> None:
     plan = make_plan(out)
     trial = plan.trials()[0]
     path = start(out, trial)
@@ -178,10 +270,17 @@ def test_a_lost_record_finds_the_run_by_its_key_and_repeats_no_row(out: Path) ->
     end(path, trial, "done")
     deliver(out, plan)
     before = runs(out), metrics(out)
-    (path / tracking.RECORD).unlink()
-    (out / tracking.RECORD).write_text("{")
+    with closing(sqlite3.connect(out / DATABASE)) as connection:
+        connection.execute("delete from tags where key = 'rows'")
+        connection.execute("update params set value = '1.0' where key = 'prior_lr'")
+        connection.commit()
+    (path / RECORD).write_text('{"run_id": "x", "rows_delivered": 99}')
+    (out / RECORD).write_text("{")
+    assert not in_step(Store(out), default_uri(out))
     assert deliver(out, plan) == 1
     assert (runs(out), metrics(out)) == before
+    assert in_step(Store(out), default_uri(out))
+    assert json.loads((out / RECORD).read_text())["runs"] == {trial.key: before[0][trial.key][0]}
 
 
 def test_each_end_has_its_status_and_its_cause(out: Path) -> None:
@@ -192,12 +291,14 @@ def test_each_end_has_its_status_and_its_cause(out: Path) -> None:
         evaluate(path, 2)
         if state:
             end(path, trial, state, None if state == "done" else f"cause of {state}")
-    deliver(out, plan, state="failed")
+    deliver(out, plan)
     found = runs(out)
     assert [found[trial.key][1] for trial in plan.trials()] == list(states.values())
-    assert found[""][1] == "FAILED"
-    causes = sorted(value for (value,) in rows(out, "select value from tags where key = 'cause'"))
-    assert causes == ["cause of diverged", "cause of failed"]
+    assert found[""][1] == "KILLED"
+    assert causes(out) == ["cause of diverged", "cause of failed"]
+    end(path, trial, "done")
+    deliver(out, plan)
+    assert runs(out)[""][1] == "FAILED"
 
 
 def test_a_trial_that_recovers_has_no_cause_any_more(out: Path) -> None:
@@ -205,15 +306,14 @@ def test_a_trial_that_recovers_has_no_cause_any_more(out: Path) -> None:
     first, second = plan.trials()[:2]
     for trial in (first, second):
         evaluate(start(out, trial), 2)
-        end(ledger.trial_dir(out, trial.key), trial, "failed", "code: KeyError")
+        end(Store(out).trial_dir(trial.key), trial, "failed", "code: KeyError")
     deliver(out, plan)
-    assert len(rows(out, "select value from tags where key = 'cause'")) == 2
-    (ledger.trial_dir(out, second.key) / tracking.RECORD).unlink()
+    assert len(causes(out)) == 2
     for trial in (first, second):
-        end(ledger.trial_dir(out, trial.key), trial, "done")
-    deliver(out, plan, state="stopped")
+        end(Store(out).trial_dir(trial.key), trial, "done")
+    deliver(out, plan)
     assert {status for _, status in runs(out).values()} == {"KILLED", "FINISHED"}
-    assert rows(out, "select value from tags where key = 'cause'") == []
+    assert causes(out) == []
 
 
 def test_rows_that_were_made_again_are_sent_again(out: Path) -> None:
@@ -224,7 +324,7 @@ def test_rows_that_were_made_again_are_sent_again(out: Path) -> None:
     evaluate(path, 4, nmi=9.0)
     end(path, trial, "diverged", "not finite")
     deliver(out, plan)
-    ledger.forget(out, trial, "diverged")
+    Store(out).reset(trial, State.DIVERGED)
     for iteration in (2, 4, 6):
         evaluate(path, iteration)
     end(path, trial, "done")
@@ -233,30 +333,25 @@ def test_rows_that_were_made_again_are_sent_again(out: Path) -> None:
     assert [m[2:4] for m in metrics(out) if m[3] != 9.0] == [(2, 0.2), (4, 0.4), (6, 0.6)]
 
 
-def test_a_data_base_that_answers_again_is_used_though_nothing_is_new(
+def test_a_database_that_answers_again_is_used_though_nothing_is_new(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(out)
     trial = plan.trials()[0]
     end(start(out, trial), trial, "done")
-    real, answers = tracking._client, threading.Event()
+    real, answers = connection.connect, threading.Event()
 
-    def client(uri: str) -> Any:
+    def connect(uri: str) -> Any:
         if not answers.is_set():
             raise ConnectionError("nobody there")
         return real(uri)
 
-    monkeypatch.setattr(tracking, "_client", client)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
-    background = tracking.Background(out, tracking.default_uri(out), plan, frozenset)
-    while background.problem is None:
-        time.sleep(0.05)
+    monkeypatch.setattr(connection, "connect", connect)
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    wait_for(lambda: tracker.problem)
     answers.set()
-    limit = time.monotonic() + 60
-    while tracking.waiting(out, plan, tracking.default_uri(out)) and time.monotonic() < limit:
-        time.sleep(0.05)
-    assert set(runs(out)) == {"", trial.key} and background.problem is None
-    assert background.finish("done", lambda: 60.0) is None
+    wait_for(lambda: trial.key in runs(out) and tracker.problem is None)
+    assert close(tracker) is None
 
 
 def test_a_run_left_running_by_a_dead_driver_is_put_right_and_taken_up_again(out: Path) -> None:
@@ -281,9 +376,9 @@ def test_of_two_runs_for_one_trial_the_older_one_stays(out: Path) -> None:
     end(start(out, trial), trial, "done")
     deliver(out, plan)
     first = runs(out)[trial.key][0]
-    client = tracking._client(tracking.default_uri(out))
-    experiment = client.get_run(first).info.experiment_id
-    client.create_run(experiment, tags={"sweep": plan.id, "trial_key": trial.key})
+    mlflow = connection.connect(default_uri(out))
+    experiment = mlflow.get_run(first).info.experiment_id
+    mlflow.create_run(experiment, tags={"sweep": plan.id, "trial_key": trial.key})
     deliver(out, plan)
     assert runs(out)[trial.key][0] == first
 
@@ -297,65 +392,83 @@ def test_numbers_that_are_not_finite_arrive_as_nan(out: Path) -> None:
     assert sorted((m[1], m[4]) for m in metrics(out)) == [("ari", 1), ("mse", 0), ("nmi", 1)]
 
 
-def test_a_server_that_is_down_hinders_nobody_and_is_told(tmp_path: Path) -> None:
+def test_a_server_that_is_down_hinders_nobody_and_is_reported(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     trial = plan.trials()[0]
     end(start(tmp_path, trial), trial, "done")
-    uri = "http://127.0.0.1:9"
-    background = tracking.Background(tmp_path, uri, plan, frozenset)
-    background.poke()
-    problem = background.finish("done", lambda: 30.0)
+    tracker = Tracker(Store(tmp_path), DEAD_SERVER, plan)
+    tracker.log_record(trial)
+    problem = close(tracker, 30)
     assert problem and "\n" not in problem
-    assert tracking.waiting(tmp_path, plan, uri) == [trial]
-    assert not (ledger.trial_dir(tmp_path, trial.key) / tracking.RECORD).exists()
+    assert not in_step(Store(tmp_path), DEAD_SERVER)
+    assert not list(tmp_path.glob("**/mlflow*"))
 
 
-def test_rows_wait_while_the_data_base_is_locked_and_arrive_once_it_is_free(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_accepts_and_never_answers_holds_up_nobody(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    trial = plan.trials()[0]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begun = time.monotonic()
+        tracker = Tracker(Store(tmp_path), uri, plan)
+        for iteration in range(1000):
+            row = {"iteration": iteration, "nmi": 0.5}
+            tracker.log(Event(trial.key, EventKind.PROGRESS, iteration=iteration, row=row))
+        tracker.extend(plan)
+        assert time.monotonic() - begun < 1
+        begun = time.monotonic()
+        assert close(tracker, 4) == "no answer within 4 s"
+        assert 3.5 < time.monotonic() - begun < 4.5
+
+
+def test_rows_wait_while_the_database_is_locked_and_arrive_once_it_is_free(out: Path) -> None:
     plan = make_plan(out)
     trial = plan.trials()[0]
     path = start(out, trial)
     evaluate(path, 2)
     deliver(out, plan, (trial.key,))
-    blocker = sqlite3.connect(out / tracking.DATABASE, check_same_thread=False)
+    blocker = sqlite3.connect(out / DATABASE, check_same_thread=False)
     blocker.execute("begin exclusive")
     threading.Timer(3, blocker.rollback).start()
     evaluate(path, 4)
     end(path, trial, "done")
-    background = tracking.Background(out, tracking.default_uri(out), plan, frozenset)
-    assert background.finish("done", lambda: 60.0) is None
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    assert close(tracker) is None
     blocker.close()
+    assert not list(out.glob(f"{DATABASE}.*"))
     assert [m[2] for m in metrics(out)] == [2, 4]
     assert runs(out)[trial.key][1] == "FINISHED"
 
 
-def test_a_data_base_that_is_gone_or_another_one_is_filled_from_the_start(
+def test_a_database_that_is_gone_or_another_one_is_filled_from_the_start(
     out: Path, database: Path
 ) -> None:
-    plan = make_plan(out)
+    plan, store, uri = make_plan(out), Store(out), default_uri(out)
     trial = plan.trials()[0]
     path = start(out, trial)
     evaluate(path, 2)
     end(path, trial, "done")
-    deliver(out, plan, state="stopped")
-    uri = tracking.default_uri(out)
-    assert tracking.in_step(out, plan, uri)
+    deliver(out, plan)
+    assert in_step(store, uri)
     other = out / "other"
     other.mkdir()
-    shutil.copy(database, other / tracking.DATABASE)
-    assert not tracking.in_step(out, plan, tracking.default_uri(other))
-    assert tracking.Delivery(out, tracking.default_uri(other)).deliver(plan, (), "stopped") == 1
+    shutil.copy(database, other / DATABASE)
+    assert not in_step(store, default_uri(other))
+    assert sync(store, default_uri(other), plan) == 1
     assert set(runs(other)) == {"", trial.key} and len(metrics(other)) == 1
-    assert not tracking.in_step(out, plan, uri)
-    deliver(out, plan, state="stopped")
-    assert set(runs(out)) == {"", trial.key} and len(metrics(out)) == 1
-    (out / tracking.DATABASE).unlink()
-    assert tracking.waiting(out, plan, uri) == [trial]
+    assert in_step(store, default_uri(other)) and not in_step(store, uri)
+    assert deliver(out, plan) == 0 and in_step(store, uri)
+    before = metrics(out)
+    shutil.copy(database, out / DATABASE)  # Another one in its place, and empty.
+    assert not in_step(store, uri) and deliver(out, plan) == 1
+    (out / DATABASE).unlink()
+    assert not in_step(store, uri) and not (out / DATABASE).exists()
+    assert deliver(out, plan) == 1
+    assert [m[1:] for m in metrics(out)] == [m[1:] for m in before]
 
 
-@pytest.mark.parametrize("damage", [half_made, no_data_base])
-def test_our_data_base_that_cannot_be_opened_is_set_aside_and_filled_again(
+@pytest.mark.parametrize("damage", [half_made, no_database, emptied])
+def test_our_database_that_cannot_be_opened_is_quarantined_and_filled_again(
     tmp_path: Path, database: Path, damage: Callable[[Path, Path], None]
 ) -> None:
     plan = make_plan(tmp_path)
@@ -363,43 +476,43 @@ def test_our_data_base_that_cannot_be_opened_is_set_aside_and_filled_again(
     path = start(tmp_path, trial)
     evaluate(path, 2)
     end(path, trial, "done")
-    file, uri = tmp_path / tracking.DATABASE, tracking.default_uri(tmp_path)
-    delivered = tracking._digest(ledger.status(tmp_path, trial), path)
-    record = {"tracking_uri": uri, "run_id": "x", "rows_delivered": 2, "start": 0}
-    run_dir.write_json(path / tracking.RECORD, record | {"delivered": delivered})
+    file, uri = tmp_path / DATABASE, default_uri(tmp_path)
     damage(database, file)
-    assert tracking.waiting(tmp_path, plan, uri) == []
-    spoilt = file.read_bytes()
-    background = tracking.Background(tmp_path, uri, plan, frozenset)
-    assert background.finish("stopped", lambda: 120.0) is None
+    damaged = file.read_bytes()
+    assert not in_step(Store(tmp_path), uri)
+    tracker = Tracker(Store(tmp_path), uri, plan)
+    if damaged:  # MLflow makes its tables in an empty file by itself.
+        wait_for(lambda: tracker.problem)
+        assert "it is quarantined" in str(tracker.problem)
+        assert (tmp_path / f"{DATABASE}.damaged").read_bytes() == damaged
+    assert close(tracker) is None
     assert set(runs(tmp_path)) == {"", trial.key} and len(metrics(tmp_path)) == 1
-    assert (tmp_path / f"{tracking.DATABASE}.damaged").read_bytes() == spoilt
-    assert "set aside as mlflow.db.damaged" in str(background.note)
 
 
-def test_a_data_base_of_the_users_own_is_never_set_aside(tmp_path: Path, database: Path) -> None:
+def test_a_database_of_the_users_own_is_never_set_aside(tmp_path: Path, database: Path) -> None:
     plan = make_plan(tmp_path)
     other = tmp_path / "other.db"
     half_made(database, other)
     spoilt = other.read_bytes()
     with pytest.raises(Exception, match="schema"):
-        tracking.Delivery(tmp_path, f"sqlite:///{other}").deliver(plan)
+        sync(Store(tmp_path), f"sqlite:///{other}", plan)
     assert other.read_bytes() == spoilt
 
 
-def test_a_driver_killed_while_the_data_base_is_made_leaves_none(tmp_path: Path) -> None:
-    """At several moments; half of a data base could never be opened again."""
+def test_a_driver_killed_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
+    """At several moments; half of a database could never be opened again."""
     plan = make_plan(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from tune import ledger, tracking\n"
-        "out = Path(sys.argv[1]); plan = ledger.read_plan(out)\n"
-        "tracking.Delivery(out, tracking.default_uri(out)).deliver(plan)\n"
+        "import sys; from pathlib import Path\n"
+        "from tune.store.folder import Store; from tune.tracking import sync, uri\n"
+        "out = Path(sys.argv[1]); store = Store(out)\n"
+        "sync(store, uri.default_uri(out), store.read_plan())\n"
     )
-    file = tmp_path / tracking.DATABASE
+    file = tmp_path / DATABASE
     for size in (1, 150_000, 400_000):
         child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
         while child.poll() is None and not file.exists():
-            if sum(map(size_of, tmp_path.glob(".mlflow.db.*.new"))) >= size:
+            if sum(map(size_of, tmp_path.glob(".mlflow.db.*/new.db"))) >= size:
                 break
             time.sleep(0.001)
         child.kill()
@@ -412,13 +525,218 @@ def test_a_driver_killed_while_the_data_base_is_made_leaves_none(tmp_path: Path)
 
 @pytest.mark.parametrize("uri", ["runs", "file:///x", "sqlite://", "sqlite:///", "http://", ""])
 def test_a_tracking_uri_of_another_kind_is_refused(uri: str) -> None:
-    with pytest.raises(tracking.TrackingError, match="--tracking-uri"):
-        tracking.checked_uri(uri)
+    with pytest.raises(ValueError, match="--tracking-uri"):
+        checked_uri(uri)
 
 
 def test_a_relative_data_base_becomes_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking.checked_uri("sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
-    assert tracking.default_uri(Path("x")) == f"sqlite:///{tmp_path}/x/mlflow.db"
+    assert checked_uri("sqlite:///a/b.db") == f"sqlite:///{tmp_path}/a/b.db"
+    assert default_uri(Path("x")) == f"sqlite:///{tmp_path}/x/mlflow.db"
+
+
+# -- beside training -------------------------------------------------------------------------------
+
+
+def event(trial: Trial, kind: EventKind, row: dict[str, Any] | None = None) -> Event:
+    return Event(trial.key, kind, row=row)
+
+
+def test_rows_arrive_with_their_events_and_the_end_with_the_record(out: Path) -> None:
+    """As of a trial on another machine: its files come at its end."""
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    tracker.log(event(trial, EventKind.STARTED))
+    for iteration in (2, 4):
+        row = {"iteration": iteration, "nmi": iteration / 10, "seconds": time.time()}
+        tracker.log(event(trial, EventKind.PROGRESS, row))
+        tracker.log(event(trial, EventKind.PROGRESS))
+        until_delivered(out, tracker, "running", "rows", f"{iteration // 2} %")
+    tracker.log(Event(trial.key, EventKind.ENDED, State.DONE, 4, row))
+    time.sleep(0.5)
+    assert runs(out)[trial.key][1] == "RUNNING"
+    path = start(out, trial)
+    evaluate(path, 2)
+    evaluate(path, 4)
+    end(path, trial, "done")
+    tracker.log_record(trial)
+    until_delivered(out, tracker, "done", "rows", "2 %")
+    assert runs(out)[trial.key][1] == "FINISHED" and runs(out)[""][1] == "RUNNING"
+    assert close(tracker) is None
+    assert [m[1:4] for m in metrics(out)] == [("nmi", 2, 0.2), ("nmi", 4, 0.4)]
+    assert runs(out)[trial.key][1] == "FINISHED" and runs(out)[""][1] == "KILLED"
+
+
+def test_a_row_that_is_in_the_folder_too_or_comes_again_is_there_once(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    path = start(out, trial)
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    for iteration in (2, 4, 2, 4, 6):  # Its worker died, and it went on from a checkpoint.
+        if iteration not in (i["iteration"] for i in run_dir.read_metrics(path)):
+            evaluate(path, iteration)
+        row = next(r for r in run_dir.read_metrics(path) if r["iteration"] == iteration)
+        tracker.log(event(trial, EventKind.PROGRESS, row | {"seconds": time.time()}))
+    tracker.log(event(trial, EventKind.STOPPED))
+    until_delivered(out, tracker, "stopped", "rows", "3 %")
+    assert runs(out)[trial.key][1] == "KILLED"
+    tracker.log(event(trial, EventKind.STARTED))
+    until_delivered(out, tracker, "running", "rows", "3 %")
+    assert runs(out)[trial.key][1] == "RUNNING"
+    assert close(tracker) is None
+    assert [m[2] for m in metrics(out)] == [2, 4, 6]
+    assert {status for _, status in runs(out).values()} == {"KILLED"}
+
+
+def test_a_trial_whose_files_never_came_is_not_left_running(out: Path) -> None:
+    plan = make_plan(out)
+    trial = plan.trials()[0]
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    tracker.log(event(trial, EventKind.PROGRESS, {"iteration": 2, "nmi": 0.2}))
+    tracker.log(Event(trial.key, EventKind.ENDED, State.DONE))
+    assert close(tracker) is None
+    assert {status for _, status in runs(out).values()} == {"KILLED"}
+    assert [m[2] for m in metrics(out)] == [2]
+
+
+def test_a_plan_that_grows_is_delivered_as_it_grows(out: Path) -> None:
+    plan = make_plan(out, "esteps=1")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    until_delivered(out, tracker, "running", "done", "0 of 2")
+    more = plan.grow(cells(TINY, parse_grid(["esteps=2"], "tiny")), (0,), "esteps=2")
+    Store(out).write_plan(more)
+    tracker.extend(more)
+    trial = more.trials()[-1]
+    tracker.log(event(trial, EventKind.STARTED))
+    until_delivered(out, tracker, "running", "done", "0 of 3")
+    until_delivered(out, tracker, "running", "rows", "0 %")
+    end(start(out, trial), trial, "done")
+    tracker.log_record(trial)
+    assert close(tracker) is None
+    tags = dict(rows(out, f"select key, value from tags where run_uuid = '{runs(out)[''][0]}'"))
+    assert (tags["done"], tags["cells"]) == ("1 of 3", "esteps=1; esteps=2")
+    (file,) = (out / "mlflow-artifacts").glob("**/sweep.json")
+    assert file.read_bytes() == (out / "sweep.json").read_bytes()
+
+
+def moved_away(database: Path, file: Path) -> None:
+    file.rename(file.with_name("old.db"))
+
+
+def replaced(database: Path, file: Path) -> None:
+    shutil.copy(database, file)
+
+
+def cut_to_nothing(database: Path, file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("lose", [moved_away, replaced, cut_to_nothing, no_database])
+def test_a_database_lost_in_the_middle_gets_everything_again(
+    out: Path, database: Path, lose: Callable[[Path, Path], None]
+) -> None:
+    plan = make_plan(out)
+    first, second = plan.trials()[:2]
+    path = start(out, first)
+    evaluate(path, 2)
+    end(path, first, "done")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    tracker.log(event(second, EventKind.PROGRESS, {"iteration": 2, "nmi": 0.2}))
+    until_delivered(out, tracker, "running", "rows", "1 %")
+    lose(database, out / DATABASE)
+    tracker.log(event(second, EventKind.PROGRESS, {"iteration": 4, "nmi": 0.4}))
+    until_delivered(out, tracker, "running", "rows", "2 %")
+    found = runs(out)
+    assert {key: status for key, (_, status) in found.items()} == {
+        "": "RUNNING",
+        first.key: "FINISHED",
+        second.key: "RUNNING",
+    }
+    assert [m[2] for m in metrics(out) if m[0] == found[second.key][0]] == [2, 4]
+    assert close(tracker) is None
+
+
+def test_a_database_lost_after_the_last_trial_gets_everything_at_the_end(
+    out: Path, database: Path
+) -> None:
+    plan = make_plan(out)
+    for trial in plan.trials():
+        end(start(out, trial), trial, "done")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    until_delivered(out, tracker, "running", "done", "4 of 4")
+    wait_for(lambda: len(rows(out, "select 1 from tags where key = 'state'")) == 5)
+    shutil.copy(database, out / DATABASE)
+    assert close(tracker) is None
+    assert {status for _, status in runs(out).values()} == {"FINISHED"} and len(runs(out)) == 5
+
+
+def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    first, second = plan.trials()[:2]
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder / DATABASE)
+    try:
+        server.start()
+        assert check_reachable(server.uri, tmp_path, "tiny", begun=False) is None
+        tracker = Tracker(Store(tmp_path), server.uri, plan)
+        tracker.log(event(first, EventKind.PROGRESS, {"iteration": 2, "nmi": 0.2}))
+        until_delivered(folder, tracker, "running", "rows", "1 %")
+        server.stop()
+        tracker.log(event(first, EventKind.PROGRESS, {"iteration": 4, "nmi": 0.4}))
+        path = start(tmp_path, second)
+        evaluate(path, 2)
+        end(path, second, "done")
+        tracker.log_record(second)
+        wait_for(lambda: tracker.problem)
+        server.start()
+        until_delivered(folder, tracker, "done", "rows", "1 %")
+        path = start(tmp_path, first)
+        evaluate(path, 2)
+        evaluate(path, 4)
+        tracker.log(event(first, EventKind.STOPPED))
+        assert close(tracker) is None
+        found = runs(folder)
+        assert {key: status for key, (_, status) in found.items()} == {
+            "": "KILLED",
+            first.key: "KILLED",
+            second.key: "FINISHED",
+        }
+        assert [m[2] for m in metrics(folder) if m[0] == found[first.key][0]] == [2, 4]
+        assert in_step(Store(tmp_path), server.uri)
+        assert sync(Store(tmp_path), server.uri, plan) == 0
+        assert ui_hint(server.uri, tmp_path)[0].startswith(f"open {server.uri}/#/experiments/")
+    finally:
+        server.stop()
+
+
+# -- before the first trial ------------------------------------------------------------------------
+
+
+def test_a_database_that_is_locked_or_broken_is_refused_at_first_and_waited_for_later(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.db"
+    uri = f"sqlite:///{file}"
+    assert check_reachable(uri, tmp_path, "tiny", begun=False) is None
+    with closing(sqlite3.connect(file)) as holder:
+        holder.execute("begin exclusive")
+        with pytest.raises(ValueError, match="locked.*leave that out"):
+            check_reachable(uri, tmp_path, "tiny", begun=False)
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(ValueError, match="not a database"):
+        check_reachable(uri, tmp_path, "tiny", begun=False)
+    assert "not a database" in str(check_reachable(uri, tmp_path, "tiny", begun=True))
+    assert check_reachable(default_uri(tmp_path), tmp_path, "tiny", begun=False) is None
+    assert not (tmp_path / DATABASE).exists()  # The sweep's own is made beside its trials.
+
+
+def test_a_server_that_does_not_answer_is_refused_at_first_and_waited_for_later(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match=f"MLflow at {DEAD_SERVER} cannot be written to"):
+        check_reachable(DEAD_SERVER, tmp_path, "tiny", begun=False)
+    assert check_reachable(DEAD_SERVER, tmp_path, "tiny", begun=True)

@@ -1,113 +1,143 @@
-"""What the driver's main thread looks at while trials run: hung Ray, no room, no terminal."""
+"""A sweep and its Ray: one that hangs or never starts, no room, no GPU, two sweeps at once."""
 
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import tune
 from benchmarks.fault_tools import Sweep
-from mpcc.config import PRESETS
-from tune import ledger, sweep
-from tune import session as sessions
-from tune.drivers import Alone
-from tune.grid import cells, parse_grid
-from tune.machines import Machines
-from tune.mirror import OutFolder
-from tune.preflight import PreflightError
-from tune.progress import Board, Display
-from tune.signals import Signals
+from tests.stand_ins import StandInHead, StandInTuner, looped, planned, ray_with, spec_of
+from tune.engine import engine as module
+from tune.engine import nodes
+from tune.engine.engine import Engine
+from tune.engine.head import EngineError
+from tune.engine.spec import LOCAL, Settings
+from tune.plan.state import State
 
-TINY = PRESETS["tiny"]
 ARGV = ("--preset", "tiny", "--grid", "esteps=1", "--seeds", "1")
 
 
-def session(out: Path, address: str = "local") -> Any:
-    """A session without Ray, with one trial."""
-    grid = parse_grid(["esteps=1"], "tiny")
-    plan = ledger.new_plan("tiny", TINY).grow(cells(TINY, grid), (0,), grid.text)
-    board = Board(plan.trials(), sweep.statuses(out, plan.trials()))
-    settings = sweep.Settings(out=out, uri="", address=address)
-    tracker: Any = SimpleNamespace(problem=None, note=None)
-    return sessions.Session(
-        plan, settings, Alone(out), Signals(), board, tracker, OutFolder(out), None
-    )
+def problem_within(engine: Engine, seconds: float) -> str | None:
+    """What the engine finds wrong within this time."""
+    end = time.monotonic() + seconds
+    while engine.problem() is None and time.monotonic() < end:
+        engine.next_event(0.05)
+    return engine.problem()
 
 
-def watched(made: Any, seconds: float) -> bool:
-    """Whether Ray counts as whole after a round that never says a word and lasts so long."""
-    engine: Any = SimpleNamespace(death=lambda: None)
-    thread = threading.Thread(target=threading.Event().wait, args=(seconds,), daemon=True)
-    thread.start()
-    with Display(made._board) as display:
-        return bool(made._watch(engine, thread, display, None))
-
-
-def test_a_ray_that_says_nothing_any_more_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("address", "begin", "hangs"),
+    [
+        (LOCAL, None, True),
+        (LOCAL, StandInTuner.begin_next, True),
+        ("head:6379", StandInTuner.begin_next, True),
+        ("head:6379", None, False),  # A machine may still join.
+    ],
+)
+def test_a_ray_that_says_nothing_any_more_is_left_but_a_machine_may_be_waited_for(
+    address: str,
+    begin: Callable[[StandInTuner], Any] | None,
+    hangs: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sessions, "SILENT_SECONDS", 0.5)
-    assert not watched(session(tmp_path / "a"), 30)
-    assert "no trial has said a word" in capsys.readouterr().err
-    running = session(tmp_path / "b", "head:6379")
-    running._started(running.plan.trials()[0].key)
-    assert not watched(running, 30)
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(nodes, "check_nodes", lambda *_: None)
+    tuner = StandInTuner(begin)
+    ray_with(monkeypatch, tuner=tuner)
+    trial = planned("esteps=1").trials()[0]
+    with Engine(Settings(tmp_path, "", address=address), [trial], print) as engine:
+        engine.submit(spec_of(tmp_path, trial))
+        problem = problem_within(engine, 4.0)
+        assert ("no trial has reported" in str(problem)) == hangs
+        tuner.over.set()
 
 
-def test_a_cluster_may_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "SILENT_SECONDS", 0.5)
-    assert watched(session(tmp_path, "head:6379"), 2)
+def test_trials_that_report_keep_their_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
+
+    def begin(tuner: StandInTuner) -> None:
+        for _ in range(10):
+            tuner.callback.on_trial_start(0, [], trial)
+            time.sleep(0.1)
+
+    tuner = StandInTuner(lambda tuner: (tuner.begin_next(), begin(tuner)))
+    ray_with(monkeypatch, tuner=tuner)
+    trial_of_ours = planned("esteps=1").trials()[0]
+    spec = spec_of(tmp_path, trial_of_ours)
+    trial = type("Trial", (), {"config": {"sweep": [spec]}, "trial_id": "a"})()
+    with Engine(Settings(tmp_path, ""), [trial_of_ours], print) as engine:
+        engine.submit(spec)
+        assert problem_within(engine, 0.9) is None
+        tuner.over.set()
 
 
-def begun(made: Any, start: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """What comes of a session whose Ray starts like this."""
-    temp_dir = made._settings.out / "ray"
-    engine: Any = SimpleNamespace(start=start, make_temp_dir=lambda: temp_dir, kill=lambda: None)
-    monkeypatch.setitem(sys.modules, "tune.engine", engine)
-    monkeypatch.setattr(tune, "engine", engine, raising=False)
-    return bool(made.train(made.plan.trials()))
-
-
+@pytest.mark.parametrize(
+    "error", [EngineError("no port is free"), RuntimeError("no port is free\nand more")]
+)
 def test_a_ray_that_cannot_start_is_one_line_and_no_trial_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def start(*_: Any) -> None:
-        raise RuntimeError("no port is free\nand more")
+    class Refusing(StandInHead):
+        def connect(self, env_vars: object) -> None:
+            raise error
 
-    made = session(tmp_path)
-    assert not begun(made, start, monkeypatch)
-    assert capsys.readouterr().err.splitlines()[-1] == "Ray: no port is free"
-    assert sweep.exit_code(tmp_path, made.plan.trials()) == 3
+    ray_with(monkeypatch, head=Refusing)
+    sweep = looped(tmp_path, planned("esteps=1"))
+    if isinstance(error, EngineError):  # The command prints it.
+        with pytest.raises(EngineError, match="^no port is free$"):
+            sweep.run(None, monkeypatch)
+    else:
+        assert not sweep.run(None, monkeypatch).whole
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == "no port is free and more; run the same command again"
+    assert sweep.states.count(State.PLANNED) == 2 and not (tmp_path / "trials").exists()
 
 
 def test_a_signal_does_not_wait_for_ray_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = session(tmp_path)
-    made._signals.number = 15
-    before = time.monotonic()
-    assert not begun(made, lambda *_: time.sleep(60), monkeypatch)
-    assert time.monotonic() - before < 5
+    over = threading.Event()
+
+    class Slow(StandInHead):
+        def connect(self, env_vars: object) -> None:
+            over.wait(60)
+            raise EngineError("ended while it started")  # As the head does once it is killed.
+
+    ray_with(monkeypatch, head=Slow)
+    sweep = looped(tmp_path, planned("esteps=1"))
+    sweep.signals.number = 15
+    begun = time.monotonic()
+    assert not sweep.run(None, monkeypatch).whole
+    assert time.monotonic() - begun < 5
+    over.set()
 
 
-def test_a_gpu_that_cannot_be_measured_is_told_in_one_line(tmp_path: Path) -> None:
-    def on_one_gpu(*_: Any) -> int:
+def test_a_gpu_that_cannot_be_measured_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune.engine import tune_run
+
+    def measured(*_: object) -> int:
         raise RuntimeError("the worker died\nand more")
 
-    ended: list[bool] = []
-    machines = Machines(sweep.Settings(out=tmp_path, uri="", trials_per_gpu="auto"), Signals())
-    machines.gpus = 1.0
-    engine: Any = SimpleNamespace(on_one_gpu=on_one_gpu, shutdown=lambda: ended.append(True))
-    machines.engine = engine
-    with pytest.raises(PreflightError) as caught:
-        machines.choose_group_size(dict)
-    assert "auto could not be measured (the worker died); give a number" in str(caught.value)
-    assert "\n" not in str(caught.value) and ended == [True]
+    ray_with(monkeypatch, gpus=1.0)
+    monkeypatch.setattr(tune_run, "measured_group_size", measured)
+    sweep = looped(tmp_path, planned("esteps=1"))
+    with pytest.raises(EngineError) as caught:
+        sweep.run(None, monkeypatch, trials_per_gpu="auto")
+    said = "auto could not be measured (the worker died and more); give a number"
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "trials").exists()
 
 
 def test_more_cores_than_there_are_is_told_before_anything_is_written(tmp_path: Path) -> None:
@@ -133,18 +163,45 @@ def test_more_gpus_than_there_are_is_told_once_ray_has_looked(tmp_path: Path) ->
     assert "this machine has 0 GPUs for us" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_sweep_whose_words_find_no_room_ends_as_ever(tmp_path: Path) -> None:
-    made = Sweep(tmp_path / "out", ARGV)
+@dataclass
+class Both:
+    """Two sweeps that were started in the same second, one of them with a full disk for stderr."""
+
+    first: Sweep
+    second: Sweep
+    codes: tuple[int, int]
+    text: str
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    base = tmp_path_factory.mktemp("both")
+    first, second = Sweep(base / "first", ARGV), Sweep(base / "second", ARGV)
     with open("/dev/full", "w") as full:
-        done = subprocess.run(made.command(), stdout=subprocess.PIPE, stderr=full, timeout=400)
-    assert done.returncode == 0, done.stdout
-    assert {result["state"] for _, result in made.results().values()} == {"done"}
+        one = subprocess.Popen(first.command(), stdout=subprocess.PIPE, stderr=full, text=True)
+        other = second.start()
+        text, _ = one.communicate(timeout=400)
+    _, noise = other.communicate(timeout=400)
+    return Both(first, second, (one.returncode, other.returncode), text + noise)
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_words_find_no_room_ends_as_ever(both: Both) -> None:
+    assert both.codes[0] == 0, both.text
+    assert {result["state"] for _, result in both.first.results().values()} == {"done"}
+
+
+@pytest.mark.slow
+def test_two_sweeps_started_in_the_same_second_both_end(both: Both) -> None:
+    assert both.codes == (0, 0), both.text
+    assert both.first.stored() == both.second.stored() != {}
 
 
 def test_words_that_find_no_room_are_dropped() -> None:
-    program = "from tune import signals\nsignals.tell('x')\nsignals.tell('y')\nsignals.let_go()\n"
+    program = "from tune.display import log\nlog('x')\nlog('y')\n"
+    program = f"from tune import command\n{program}command.answer('x', lambda signals: 0)\n"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", program], stderr=full, cwd=Path(__file__).parents[1]

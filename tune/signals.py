@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: the first asks the driver to end in order, the second ends it at once.
+"""SIGINT, SIGTERM, SIGHUP: the first asks the driver to stop in order, the second ends it at once.
 
 Standard library only: `tune/ablation.py` asks for it before it loads anything else.
 """
@@ -8,45 +8,55 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType, ModuleType
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn, Protocol
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT_SECONDS = 19.0
 """From the first signal to the end, whatever is still waited for: 20 s are promised."""
 STOP_SECONDS = 12.0
-"""Of these, how long trials have to write their checkpoints and to send them to a storage."""
+"""Of these, how long trials have to write their checkpoints and to send them to a remote."""
 QUICK_SECONDS = 4.0
 """How long one thing is waited for after a signal."""
 
+Handler = Callable[[int, FrameType | None], object] | int | None
+
 
 class Interrupted(BaseException):
-    """A signal came while no trial was in hand: everything can be dropped."""
+    """A signal came while no trial ran: everything can be dropped."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"{signal.Signals(number).name}: nothing was running")
         self.number = number
 
 
+class Killable(Protocol):
+    """What must end with this process."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
 class Signals:
-    """Handles the signals while it is entered; with `remember` the first one is only noted."""
+    """Handles the signals while it is entered: the first raises Interrupted in the main thread.
+
+    Within `remember` the first one is only noted; whoever works there looks at `number`.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
         """The first signal."""
-        self.engine: ModuleType | None = None
-        """What is to be killed with this process."""
+        self.engine: Killable | None = None
+        """Killed with this process where it ends at once."""
         self._since = 0.0
         self._remembers = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler] = {}
         self._over = threading.Event()
 
     def __enter__(self) -> Signals:
-        self.__init__()  # type: ignore[misc]
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in _handled()}
             self.install()
@@ -63,29 +73,29 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def remember(self) -> None:
-        """From now on the first signal raises nothing: whoever works looks at `number`."""
+    @contextlib.contextmanager
+    def remember(self) -> Iterator[None]:
+        """While trials may run the first signal raises nothing."""
         self._remembers = True
+        try:
+            yield
+        finally:
+            self._remembers = False
 
-    def stop_left(self) -> float:
-        """Seconds that trials still have after the first signal."""
-        return self._since + STOP_SECONDS - time.monotonic()
+    @property
+    def stop_deadline(self) -> float:
+        """Until when trials may write their checkpoints after the first signal, monotonic."""
+        return self._since + STOP_SECONDS
 
-    def within(self, seconds: float) -> Callable[[], float]:
-        """Seconds left of this span, to be asked again and again; a signal cuts it short."""
-        begun = time.monotonic()
-
-        def left() -> float:
-            end = begun + seconds
-            if self.number is not None:
-                end = min(end, max(begun, self._since) + QUICK_SECONDS)
-                end = min(end, self._since + LIMIT_SECONDS - 1.0)
-            return end - time.monotonic()
-
-        return left
+    def deadline(self, seconds: float) -> float:
+        """Until when something may take these seconds from now, monotonic; less after a signal."""
+        now = time.monotonic()
+        if self.number is None:
+            return now + seconds
+        return min(now + min(seconds, QUICK_SECONDS), self._since + LIMIT_SECONDS - 1.0)
 
     def leave(self, code: int) -> NoReturn:
-        """End this process at once, and Ray with it."""
+        """End this process at once, and the engine with it."""
         try:
             if self.engine is not None:
                 self.engine.kill()
@@ -108,17 +118,6 @@ class Signals:
                 self.leave(128 + self.number)
 
 
-SIGNALS = Signals()
-"""Of this process."""
-
-
-def joined(thread: threading.Thread, left: Callable[[], float]) -> bool:
-    """Wait for a thread as long as there is time left; whether it has ended."""
-    while thread.is_alive() and (seconds := left()) > 0:
-        thread.join(min(0.2, seconds))
-    return not thread.is_alive()
-
-
 def end_at_once() -> None:
     """End without a traceback, while there is nothing to put in order yet."""
     for number in _handled():
@@ -129,17 +128,3 @@ def _handled() -> list[int]:
     """nohup has SIGHUP ignored, and so it stays; a shell's background jobs still take SIGINT."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in NUMBERS if number != signal.SIGHUP or not ignored]
-
-
-def tell(text: str) -> None:
-    """A line on stderr, lost where that is full or gone: words must not end a sweep."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
-
-
-def let_go() -> None:
-    """Flush stderr, and forget it where it cannot be: Python would end with another exit code."""
-    try:
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        sys.stderr = open(os.devnull, "w")
