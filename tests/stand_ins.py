@@ -138,7 +138,6 @@ class Looped:
     lock: Any = None
     signals: Signals = field(default_factory=Signals)
     events: list[Event] = field(default_factory=list)
-    records: list[str] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     states: States = field(init=False)
     tracker: Any = field(init=False)
@@ -149,9 +148,13 @@ class Looped:
         self.tracker = SimpleNamespace(
             problem=None,
             log=self.events.append,
-            log_record=lambda trial: self.records.append(trial.key),
             extend=self.plans.append,
         )
+
+    @property
+    def ended(self) -> list[str]:
+        """The trials that MLflow was told have ended."""
+        return [event.key for event in self.events if event.kind == EventKind.ENDED]
 
     def run(
         self, engine: StandInEngine | None, monkeypatch: pytest.MonkeyPatch, **settings: Any

@@ -22,6 +22,7 @@ from tests.stand_ins import (
     planned,
     started,
 )
+from tune.engine import loop
 from tune.engine.head import EngineError
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import PLAN, Plan, new_plan
@@ -64,7 +65,7 @@ def test_every_trial_is_submitted_once_and_mlflow_hears_of_each(
     engine, sweep = StandInEngine(done_at_once(tmp_path, plan)), looped(tmp_path, plan)
     assert sweep.run(engine, monkeypatch).whole and not engine.killed and engine.closed
     keys = sorted(trial.key for trial in plan.trials())
-    assert sorted(spec.key for spec in engine.submitted) == sorted(sweep.records) == keys
+    assert sorted(spec.key for spec in engine.submitted) == sorted(sweep.ended) == keys
     assert len(sweep.events) == 8
     assert sweep.states.count(State.DONE) == 4 and not sweep.states.running()
     again = looped(tmp_path, plan)
@@ -135,7 +136,7 @@ def test_a_trial_whose_process_died_again_and_again_is_recorded_as_failed(
     assert sweep.run(StandInEngine(answer), monkeypatch).whole
     status = sweep.store.status(first)
     assert (status.state, status.cause) == (State.FAILED, "killed: its process died 3 times")
-    assert sweep.store.status(other).state == State.DONE and first.key in sweep.records
+    assert sweep.store.status(other).state == State.DONE and first.key in sweep.ended
 
 
 @pytest.mark.parametrize(
@@ -152,12 +153,13 @@ def test_a_failure_that_cannot_be_recorded_leaves_its_trial_stopped(
 
     plan = planned("esteps=1")
     monkeypatch.setattr(Store, "record_end", refuse)
+    monkeypatch.setattr(loop, "DOWNLOAD_SECONDS", 1.5)
     sweep = looped(tmp_path, plan)
     engine = StandInEngine(
         lambda spec: [ended(spec.key, State.FAILED, cause="killed", failed_by_engine=True)]
     )
     assert sweep.run(engine, monkeypatch).whole
-    assert sweep.states.count(State.STOPPED) == 2 and sweep.records == []
+    assert sweep.states.count(State.STOPPED) == 2 and sweep.ended == []
     assert str(error) in capsys.readouterr().err
 
 
@@ -226,7 +228,7 @@ def test_a_search_whose_remote_refuses_every_point_does_not_wait_for_ever_and_sa
     engine.most_idle = 400
     (tmp_path / "trials").symlink_to(tmp_path / "store" / "trials")
     (tmp_path / "store" / "trials").mkdir()
-    monkeypatch.setattr("tune.engine.loop.DOWNLOAD_SECONDS", 3.0)
+    monkeypatch.setattr(loop, "DOWNLOAD_SECONDS", 3.0)
     sweep.run(engine, monkeypatch)
     assert "ACCESS_DENIED" in capsys.readouterr().err
     for spec in engine.submitted:  # A record does not wait behind a plan that is refused.
@@ -266,6 +268,7 @@ def test_a_folder_that_takes_no_plan_costs_no_trial(
         write(self, plan)
 
     monkeypatch.setattr(Store, "write_plan", full)
+    monkeypatch.setattr(loop, "DOWNLOAD_SECONDS", 1.5)
     engine = StandInEngine(done_by_spec(tmp_path))
     assert sweep.run(engine, monkeypatch).whole and len(engine.submitted) == 6
     assert len(sweep.source.plan.cells) == 6  # The end of the sweep writes it.
@@ -320,7 +323,7 @@ def test_events_that_came_before_ray_died_still_count(
     engine = StandInEngine(whole)
     engine.found = "Ray has died"
     sweep.run(engine, monkeypatch)
-    assert sweep.states.count(State.DONE) == 2 and len(sweep.records) == 2
+    assert sweep.states.count(State.DONE) == 2 and len(sweep.ended) == 2
 
 
 def test_a_ray_that_cannot_start_is_one_line_and_no_trial_is_touched(

@@ -12,10 +12,10 @@ import pytest
 
 from mpcc.code_version import code_version
 from tests.stand_ins import StandInTuner, planned, ray_with, spec_of
-from tune.engine import environment, nodes
+from tune.engine import cluster, environment
+from tune.engine.cluster import check_nodes, data_missing_here, missing_here, needs_of, not_ready
 from tune.engine.engine import Engine
 from tune.engine.head import EngineError
-from tune.engine.nodes import check_nodes, data_missing_here, missing_here, needs_of, not_ready
 from tune.engine.spec import LOCAL, NodeNeeds, Settings
 from tune.engine.worker import TrialWorker, ends
 from tune.plan.cells import Trial
@@ -47,8 +47,8 @@ def lacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found = ["has no torch: install requirements.txt with constraints.txt"]
     context = SimpleNamespace(get_node_id=lambda: "late")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(nodes, "_ready", set())
-    monkeypatch.setattr(nodes, "missing_here", lambda _: found[0] if found else None)
+    monkeypatch.setattr(cluster, "_ready", set())
+    monkeypatch.setattr(cluster, "missing_here", lambda _: found[0] if found else None)
     return found
 
 
@@ -80,7 +80,7 @@ def test_a_folder_that_takes_no_files_is_named(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     (tmp_path / PLAN).touch()
-    monkeypatch.setattr(nodes.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(cluster.tempfile, "TemporaryFile", full)
     assert "Read-only file system): share it, or give --storage" in str(missing_here(needs))
 
 
@@ -99,12 +99,12 @@ def test_inception_weights_are_wanted_everywhere_where_images_are_drawn_and_some
     settings = Settings(tmp_path, "")
     monkeypatch.setenv("MPCC_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
     assert not needs_of(drawing, settings).inception
-    monkeypatch.setattr(nodes, "is_address", lambda text: text is not None)
+    monkeypatch.setattr(cluster, "is_address", lambda text: text is not None)
     stored = replace(settings, data_dir=remote.address)
     assert not needs_of(drawing, stored).inception
-    remote.write(nodes.inception.WEIGHTS_NAME, b"weights")
+    remote.write(cluster.inception.WEIGHTS_NAME, b"weights")
     assert needs_of(drawing, stored).inception
-    monkeypatch.setattr(nodes.inception, "find_weights", lambda: Path(__file__))
+    monkeypatch.setattr(cluster.inception, "find_weights", lambda: Path(__file__))
     assert needs_of(drawing, settings).inception
     assert not needs_of(TRIALS, settings).inception
 
@@ -119,7 +119,7 @@ def test_every_node_that_is_not_ready_is_named_and_data_come_after_all_else(
         asked.append(probe)
         return answers.get(probe, [])
 
-    monkeypatch.setattr(nodes, "_ask_nodes", ask)
+    monkeypatch.setattr(cluster, "_ask_nodes", ask)
     logged: list[str] = []
     with pytest.raises(EngineError) as caught:
         check_nodes(needs, logged.append)
@@ -149,7 +149,7 @@ def test_a_remote_that_is_away_is_no_fault_of_the_node_and_a_refusal_is(
         def fails(_: NodeNeeds, text: str = text) -> None:
             raise RemoteError(text)
 
-        monkeypatch.setattr(nodes, "missing_here", fails)
+        monkeypatch.setattr(cluster, "missing_here", fails)
         if "DENIED" in text:
             assert text in str(not_ready(needs, "digits"))
         else:

@@ -350,13 +350,11 @@ def test_news_that_come_while_the_storage_is_away_are_fetched_when_it_is_back(
     fill(root / "trials" / key, "metrics.jsonl")
     root.rename(f"{root}-away")
     downloads.submit("plan", lambda: store.write_plan(plan))
-    downloads.request(key)
+    downloads.submit(key, lambda: store.download(key))
     wait(lambda: downloads.problem)
-    assert "is gone" in str(downloads.problem) and downloads.arrived() == []
+    assert "is gone" in str(downloads.problem) and not (store.out / "trials").exists()
     Path(f"{root}-away").rename(root)
-    arrived: list[str] = []
-    wait(lambda: arrived.extend(downloads.arrived()) or arrived)
-    assert arrived == [key] and downloads.problem is None and downloads.arrived() == []
+    wait(lambda: downloads.problem is None and (store.out / "trials" / key).exists())
     assert (store.out / "trials" / key / "metrics.jsonl").exists()
     assert store.read_plan() == plan and remote.read("sweep.json") is not None
     fill(root / "trials" / trials[1].key, "result.json")
@@ -371,7 +369,8 @@ def test_the_end_of_a_sweep_waits_for_a_remote_no_longer_than_it_may(
     root = Path(remote.address)
     remote.retry_seconds = 60
     root.rename(f"{root}-away")
-    downloads.request(planned()[1][0].key)
+    key = planned()[1][0].key
+    downloads.submit(key, lambda: store.download(key))
     begun = time.monotonic()
     assert downloads.settle(begun + 2)
     assert time.monotonic() - begun < 3

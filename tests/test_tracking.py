@@ -397,7 +397,7 @@ def test_a_server_that_is_down_hinders_nobody_and_is_reported(tmp_path: Path) ->
     trial = plan.trials()[0]
     end(start(tmp_path, trial), trial, "done")
     tracker = Tracker(Store(tmp_path), DEAD_SERVER, plan)
-    tracker.log_record(trial)
+    tracker.log(event(trial, EventKind.ENDED))
     problem = close(tracker, 30)
     assert problem and "\n" not in problem
     assert not in_step(Store(tmp_path), DEAD_SERVER)
@@ -562,7 +562,7 @@ def test_rows_arrive_with_their_events_and_the_end_with_the_record(out: Path) ->
     evaluate(path, 2)
     evaluate(path, 4)
     end(path, trial, "done")
-    tracker.log_record(trial)
+    tracker.log(event(trial, EventKind.ENDED))
     until_delivered(out, tracker, "done", "rows", "2 %")
     assert runs(out)[trial.key][1] == "FINISHED" and runs(out)[""][1] == "RUNNING"
     assert close(tracker) is None
@@ -614,7 +614,7 @@ def test_a_plan_that_grows_is_delivered_as_it_grows(out: Path) -> None:
     until_delivered(out, tracker, "running", "done", "0 of 3")
     until_delivered(out, tracker, "running", "rows", "0 %")
     end(start(out, trial), trial, "done")
-    tracker.log_record(trial)
+    tracker.log(event(trial, EventKind.ENDED))
     assert close(tracker) is None
     tags = dict(rows(out, f"select key, value from tags where run_uuid = '{runs(out)[''][0]}'"))
     assert (tags["done"], tags["cells"]) == ("1 of 3", "esteps=1; esteps=2")
@@ -690,7 +690,7 @@ def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -
         path = start(tmp_path, second)
         evaluate(path, 2)
         end(path, second, "done")
-        tracker.log_record(second)
+        tracker.log(event(second, EventKind.ENDED))
         wait_for(lambda: tracker.problem)
         server.start()
         until_delivered(folder, tracker, "done", "rows", "1 %")

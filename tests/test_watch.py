@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.fault_tools import Sweep
 from tests.stand_ins import StandInHead, StandInTuner, looped, planned, ray_with, spec_of
+from tune.engine import cluster
 from tune.engine import engine as module
-from tune.engine import nodes
 from tune.engine.engine import Engine
 from tune.engine.head import EngineError
 from tune.engine.spec import LOCAL, Settings
@@ -48,7 +48,7 @@ def test_a_ray_that_says_nothing_any_more_is_left_but_a_machine_may_be_waited_fo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(nodes, "check_nodes", lambda *_: None)
+    monkeypatch.setattr(cluster, "check_nodes", lambda *_: None)
     tuner = StandInTuner(begin)
     ray_with(monkeypatch, tuner=tuner)
     trial = planned("esteps=1").trials()[0]

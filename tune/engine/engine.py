@@ -169,10 +169,10 @@ class Engine:
         if settings.gpus is None and n_gpus:
             self._gpus = 1.0 if settings.trials_per_gpu else DEFAULT_GPU_SHARE
         if not settings.local:
-            from tune.engine import nodes
+            from tune.engine import cluster
 
-            self._needs = nodes.needs_of(self._trials, settings)
-            nodes.check_nodes(self._needs, self._log)
+            self._needs = cluster.needs_of(self._trials, settings)
+            cluster.check_nodes(self._needs, self._log)
         if not self._fits_a_node():
             if settings.local:
                 raise EngineError(

@@ -5,13 +5,12 @@ It calls nothing that can wait: the engine, MLflow and a remote each have a thre
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
 from collections import deque
 from dataclasses import dataclass
+from queue import SimpleQueue
 
-from mpcc import run_dir
 from tune.display import Display
 from tune.engine.engine import Engine
 from tune.engine.head import EngineError
@@ -74,12 +73,12 @@ class _Loop:
         self._signals = services.signals
         self._in_flight: set[str] = set()
         self._exclusive: deque[str] = deque()
-        self._awaited: dict[str, float] = {}
-        """Trials that have ended, and whose records are not seen here yet -> since when."""
+        self._awaited: dict[str, tuple[Event, float]] = {}
+        """Trials that have ended, and whose records are not seen here yet -> how, since when."""
+        self._arrived: SimpleQueue[str] = SimpleQueue()
+        """Trials whose records have come."""
         self._plan = source.plan
-        self._downloads = (
-            Downloads(self._store.download) if self._store.remote is not None else None
-        )
+        self._downloads = Downloads(self._store.download)
         self._warned = False
 
     def run(self) -> LoopResult:
@@ -101,14 +100,13 @@ class _Loop:
         self._apply_rest(engine)
         if isinstance(engine.error, EngineError) and self._signals.number is None:
             raise engine.error
-        self._download_rest()
         return result
 
     def _loop(self, engine: Engine) -> LoopResult:
-        while self._in_flight or self._exclusive or self._awaited or not self._source.finished:
+        while self._in_flight or self._exclusive or not self._source.finished:
             event = engine.next_event(EVENT_SECONDS)
             while event is not None:
-                self._apply(event)
+                self._receive(event)
                 event = engine.next_event(0)
             self._report()
             problem = self._problem(engine)
@@ -119,7 +117,7 @@ class _Loop:
             if self._signals.number is not None:
                 return self._stop(engine)
             self._submit_ready(engine)
-            if not self._in_flight and not self._awaited:
+            if not self._in_flight:
                 break  # A search waits for trials that have stopped without a result.
         return LoopResult(whole=True)
 
@@ -132,7 +130,7 @@ class _Loop:
         while waits and not engine.finished:
             event = engine.next_event(EVENT_SECONDS)
             if event is not None:
-                self._apply(event)
+                self._receive(event)
             self._report()
             if time.monotonic() > self._signals.stop_deadline or engine.problem() is not None:
                 break
@@ -177,11 +175,33 @@ class _Loop:
             exclusive=exclusive,
         )
 
-    def _apply(self, event: Event) -> None:
-        """Take an event into the states, the records that it changes, and MLflow."""
+    def _receive(self, event: Event) -> None:
+        """Apply an event, but for an end: that is applied when the trial's record is seen here.
+
+        The record of a trial whose worker died is written by us.
+        """
+        if event.state not in ENDED:
+            self._apply(event)
+            return
         trial = self._states.trial(event.key)
-        if event.failed_by_engine:
-            event = self._record_failure(trial, event)
+        self._awaited[event.key] = event, time.monotonic()
+
+        def fetch() -> None:
+            if trial.key not in self._awaited:
+                return  # It was waited for too long.
+            if event.failed_by_engine:
+                self._store.record_end(trial, State.FAILED, event.cause or "killed")
+            else:
+                self._store.download(trial.key)
+            if self._store.status(trial).state not in ENDED:
+                raise FileNotFoundError(f"{self._store.trial_dir(trial.key)} has no result yet")
+            self._arrived.put(trial.key)
+
+        self._downloads.submit(trial.key, fetch)
+
+    def _apply(self, event: Event) -> None:
+        """Take an event into the states, the plan and MLflow."""
+        trial = self._states.trial(event.key)
         if event.kind == EventKind.EXCLUSIVE:
             self._exclusive.append(event.key)
             self._display.log(f"{trial.text} could not run beside others; it runs again alone")
@@ -194,42 +214,30 @@ class _Loop:
             self._plan = self._plan.with_data(images_name(trial.config), event.data)
             self._write(self._plan)
         self._tracker.log(event)
-        if event.state in ENDED:
-            self._awaited[event.key] = time.monotonic()
-            if self._downloads is not None:
-                self._downloads.request(event.key)
-
-    def _record_failure(self, trial: Trial, event: Event) -> Event:
-        """Write the result of a trial whose worker died; without a result it is stopped."""
-        try:
-            self._store.record_end(trial, State.FAILED, event.cause or "killed")
-        except (OSError, run_dir.RunDirError) as error:
-            return Event(event.key, EventKind.STOPPED, State.STOPPED, cause=str(error))
-        return event
 
     def _report(self) -> None:
         """Update the display and the lock, and pass on what MLflow and the remote have to say."""
         self._signals.install()  # Ray puts a handler of SIGTERM in place beneath Python.
         self._display.show()
         self._lock.renew(self._states.running())
-        self._take_records()
+        self._apply_ends(DOWNLOAD_SECONDS)
         if self._tracker.problem and not self._warned:
             self._warned = True
             self._display.log(f"MLflow does not answer ({self._tracker.problem}); training goes on")
 
-    def _take_records(self) -> None:
-        """Have MLflow take the records of ended trials that are seen here now."""
-        if self._downloads is not None:
-            arrived = self._downloads.arrived()
-        else:
-            trials = [self._states.trial(key) for key in self._awaited]
-            statuses = self._store.statuses(trials)
-            arrived = [key for key, status in statuses.items() if status.state in ENDED]
-        for key in arrived:
-            self._awaited.pop(key, None)
-            self._tracker.log_record(self._states.trial(key))
-        oldest = time.monotonic() - DOWNLOAD_SECONDS
-        self._awaited = {key: since for key, since in self._awaited.items() if since > oldest}
+    def _apply_ends(self, seconds: float) -> None:
+        """Apply the ends of trials whose records have come, or were waited for so long."""
+        while not self._arrived.empty():
+            event, _ = self._awaited.pop(self._arrived.get(), (None, 0.0))
+            if event is not None:
+                self._apply(event)
+        oldest = time.monotonic() - seconds
+        for key in [key for key, (_, since) in self._awaited.items() if since <= oldest]:
+            event, _ = self._awaited.pop(key)
+            if event.failed_by_engine:  # Nobody has recorded it, so the trial runs again.
+                problem = self._downloads.problem
+                event = Event(key, EventKind.STOPPED, State.STOPPED, cause=problem)
+            self._apply(event)
 
     def _write_plan(self) -> None:
         """Write the plan where the source has suggested more trials."""
@@ -242,26 +250,18 @@ class _Loop:
             self._tracker.extend(plan)
 
     def _write(self, plan: Plan) -> None:
-        """Write the plan; a failure costs nothing, since the end of the sweep writes it again."""
-        if self._downloads is not None:
-            self._downloads.submit("plan", lambda: self._store.write_plan(plan))
-            return
-        with contextlib.suppress(OSError, run_dir.RunDirError):
-            self._store.write_plan(plan)
+        """Have the plan written; without it the end of the sweep writes it again."""
+        self._downloads.submit("plan", lambda: self._store.write_plan(plan))
 
     def _apply_rest(self, engine: Engine) -> None:
-        """Apply the events that were still in the queue; what runs after them is stopped."""
+        """Apply what is still in the queue or on its way here; what runs after that is stopped."""
         event = engine.next_event(0)
         while event is not None:
-            self._apply(event)
+            self._receive(event)
             event = engine.next_event(0)
-        self._take_records()
+        if not self._lock.lost:
+            problem = self._downloads.settle(self._signals.deadline(DOWNLOAD_SECONDS))
+            if problem:
+                self._display.log(f"{problem}; nothing is lost: the same command does the rest")
+        self._apply_ends(0.0)
         self._states.stop_running()
-
-    def _download_rest(self) -> None:
-        """Wait for the records that are still on their way from the remote."""
-        if self._downloads is None or self._lock.lost:
-            return
-        problem = self._downloads.settle(self._signals.deadline(DOWNLOAD_SECONDS))
-        if problem:
-            self._display.log(f"{problem}; the same command fetches what is missing here")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from mpcc import run_dir
 from mpcc.repair import repair
-from tune.engine import faults, nodes
+from tune.engine import faults
+from tune.engine.cluster import not_ready
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import TRIALS
 from tune.plan.state import Event, EventKind, Row, State
@@ -84,7 +85,7 @@ class TrialWorker:
         """Start or resume the training; its event where that is all there is to do."""
         spec = self.spec
         if spec.needs is not None:
-            problem = nodes.not_ready(spec.needs, spec.config.dataset)
+            problem = not_ready(spec.needs, spec.config.dataset)
             if problem is not None:
                 return self._handed_back(problem)
         if spec.remote is not None:

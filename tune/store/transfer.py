@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -120,49 +119,35 @@ def scratch_dir() -> Path:
 
 
 class Downloads:
-    """The driver's traffic with the remote while trials run, in a thread of its own.
+    """The driver's traffic with its folder and its remote while trials run, in one thread.
 
     Only `settle` waits. What fails is tried again until it succeeds, and holds nothing else up;
     `problem` says why it fails.
     """
 
-    def __init__(self, download: Callable[[str], object]) -> None:
-        """download: copies the records of a trial, or of all ('')."""
-        self._download = download
+    def __init__(self, download_all: Callable[[], object]) -> None:
+        """download_all: copies the records of all trials; `settle` makes this call."""
+        self._download_all = download_all
         self._calls: dict[str, Callable[[], object]] = {}
-        self._arrived: deque[str] = deque()
         self._wake, self._busy = threading.Event(), False
         self.problem: str | None = None
         threading.Thread(target=self._work, name="downloads", daemon=True).start()
 
     def submit(self, name: str, call: Callable[[], object]) -> None:
-        """Make a call that uses the remote, in place of one of this name that is not made yet."""
+        """Make a call, in place of one of this name that is not made yet."""
         self._calls[name] = call
         self._wake.set()
-
-    def request(self, key: str) -> None:
-        """Download the records of a trial, which has written something."""
-
-        def download() -> None:
-            self._download(key)
-            self._arrived.append(key)
-
-        self.submit(key, download)
-
-    def arrived(self) -> list[str]:
-        """The trials whose requested records have come since the last call."""
-        return [self._arrived.popleft() for _ in range(len(self._arrived))]
 
     def settle(self, deadline: float) -> str | None:
         """Have all records here before the deadline (`time.monotonic`).
 
         Returns what hinders it, or another call; None if nothing.
         """
-        self.submit("", lambda: self._download(""))
+        self.submit("", self._download_all)
         while self._calls or self._busy:
             if time.monotonic() > deadline:
                 return self.problem or "the remote was too slow"
-            time.sleep(0.05)
+            time.sleep(0.02)
         return None
 
     def _work(self) -> None:

@@ -83,6 +83,8 @@ class Delivery:
     """Evaluations, by trial, that the folder may not have yet."""
     runs: dict[str, Run] = field(default_factory=dict)
     """By trial key, as MLflow has last answered."""
+    complete: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """The tags of trials that have ended and were delivered: their records change no more."""
 
     def deliver(self) -> int:
         """Send what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
@@ -93,6 +95,8 @@ class Delivery:
             if run is None or not wanted.tags.items() <= run.data.tags.items():
                 self._send(client, experiment, key, wanted)
                 sent += key != SWEEP
+            if wanted.tags["state"] in ENDED and key != SWEEP:
+                self.complete[key] = wanted.tags
         ids = {key: run.info.run_id for key, run in self.runs.items()}
         known: dict[str, object] = {"tracking_uri": self.uri, "experiment": experiment}
         known |= {"run_id": ids.pop(SWEEP), "runs": ids}
@@ -111,16 +115,27 @@ class Delivery:
         statuses = [self._status(trial) for trial in trials]
         yield SWEEP, self._sweep([status.state for status in statuses])
         for trial, status in zip(trials, statuses, strict=True):
-            if status.state != State.PLANNED:
+            if status.state != State.PLANNED and not self._is_complete(trial.key):
                 yield trial.key, self._trial(trial, status)
 
     def _status(self, trial: Trial) -> Status:
         if trial.key in (self.running or ()):
             return Status(State.RUNNING)
+        if self._is_complete(trial.key):
+            return Status(State(self.complete[trial.key]["state"]))
         status = self.store.status(trial)
         if status.state == State.PLANNED and (trial.key in self.runs or trial.key in self.rows):
             return Status(State.STOPPED)  # Its folder is on another machine, or was deleted.
         return status
+
+    def _is_complete(self, key: str) -> bool:
+        """Whether MLflow still holds all of a trial that has ended."""
+        tags = self.complete.get(key)
+        return (
+            tags is not None
+            and key in self.runs
+            and tags.items() <= self.runs[key].data.tags.items()
+        )
 
     def _sweep(self, states: Sequence[State]) -> Wanted:
         plan, out = self.plan, self.store.out

@@ -6,7 +6,6 @@ import threading
 import time
 from queue import SimpleQueue
 
-from tune.plan.cells import Trial
 from tune.plan.plan import Plan
 from tune.plan.state import Event, EventKind
 from tune.store.folder import Store
@@ -31,13 +30,9 @@ class Tracker:
         self.extend(plan)
 
     def log(self, event: Event) -> None:
-        """Something has happened to a trial; one that has ended runs until `log_record`."""
+        """Something has happened to a trial; where it has ended, its files are in the folder."""
         if event.row is not None or event.kind != EventKind.PROGRESS:
             self._messages.put(event)
-
-    def log_record(self, trial: Trial) -> None:
-        """A trial has ended, and its files are in the folder."""
-        self.log(Event(trial.key, EventKind.STOPPED))
 
     def extend(self, plan: Plan) -> None:
         """The plan has more trials now."""
@@ -80,7 +75,7 @@ class Tracker:
         elif delivery.running is not None:
             if message.kind in (EventKind.STARTED, EventKind.PROGRESS):
                 delivery.running.add(message.key)
-            elif message.kind != EventKind.ENDED:
+            else:
                 delivery.running.discard(message.key)
             if message.row is not None:
                 delivery.rows.setdefault(message.key, []).append(message.row)
