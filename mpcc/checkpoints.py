@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpcc.files import DAMAGED, RunDirError, dumps, set_aside, write_bytes
+from mpcc.files import DAMAGED, RunDirError, dumps, read_bytes, set_aside, write_bytes
 
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
@@ -119,14 +119,12 @@ def refuse_foreign_checkpoints(path: Path) -> None:
 
 def _read(file: Path) -> Checkpoint | str | None:
     """The checkpoint in a file, what is wrong with it, or None where there is no file."""
-    if not os.path.lexists(file):
-        return None
     try:
-        data = file.read_bytes()
-    except OSError as error:
-        if file.exists() and not file.is_dir():
-            raise  # No right to read, or a disk that fails: no damage that is trained over.
-        return f"{file} is no file ({error.strerror})"
+        data = read_bytes(file)
+    except RunDirError as error:
+        return str(error)
+    if data is None:
+        return f"{file} leads nowhere" if file.is_symlink() else None
     if not data.startswith((_MAGIC, _MAGIC_1)):
         return f"{file} is not a checkpoint of this program"
     content = data[len(_MAGIC) + _HASH :]

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,15 +47,19 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
 def read_bytes(path: str | Path) -> bytes | None:
     """The bytes of a file, None where there is none; RunDirError where something else is there."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        # A pipe without a writer would keep us waiting, and a device may have no end.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read()
+        reason = "a pipe or a device"
     except FileNotFoundError:
         return None
     except OSError as error:
         # Other errors (rights, a disk that fails) are no damage that a new run may replace.
-        if error.errno not in (errno.EISDIR, errno.ELOOP):
+        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
             raise
-        raise RunDirError(f"{path} is no file ({error.strerror}); delete it to run again") from None
+        reason = str(error.strerror)
+    raise RunDirError(f"{path} is no file ({reason}); delete it to run again")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -242,6 +242,30 @@ def test_neither_a_home_nor_what_others_left_in_the_environment_matters(
     assert driver.ask("stop") and driver.end() == ("", "")
 
 
+def test_a_ray_that_is_ready_before_it_has_written_its_address_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    program = tmp_path / "ray"
+    program.write_text(
+        "#!/bin/sh\n"
+        "for word; do case $word in --temp-dir=*) folder=${word#*=};; esac; done\n"
+        "echo Ray runtime started.; sleep 0.5; mkdir $folder\n"
+        "echo 127.0.0.1:1 > $folder/ray_current_cluster; exec sleep 60\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(head, "ray_program", lambda: program)
+    asked: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+    ray_head = head.LocalHead()
+    ray_head.start(1)
+    ray_head.connect({})
+    ray_head.stop()
+    assert asked == ["127.0.0.1:1"]
+
+
 def test_a_ray_that_does_not_start_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

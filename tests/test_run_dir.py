@@ -82,6 +82,26 @@ def test_numbers_that_are_not_finite_are_written_as_words(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": "nan", "b": ["inf"]}
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    for name in (run_dir.CONFIG, run_dir.METRICS, run_dir.RESULT, run_dir.CHECKPOINT):
+        path = tmp_path / name
+        match kind:
+            case "pipe":
+                os.mkfifo(path)
+            case "device":
+                path.symlink_to("/dev/zero")
+            case "folder":
+                path.mkdir()
+            case "loop":
+                path.symlink_to(path)
+    for read in (run_dir.read_config, run_dir.read_metrics, run_dir.read_result):
+        with pytest.raises(run_dir.RunDirError, match="is no file .*delete it to run again"):
+            read(tmp_path)
+    found, problems = run_dir.read_checkpoints(tmp_path)
+    assert found == [] and "is no file" in str(problems)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path, monkeypatch):
     run_dir.write_json(tmp_path / "x.json", {"a": 1})
 

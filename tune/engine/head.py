@@ -25,7 +25,8 @@ HOST = "127.0.0.1"
 START_SECONDS = 90.0
 """How long Ray may take to start on a busy machine."""
 READY = b"Ray runtime started"
-"""Printed once the node is registered. Whoever connects before waits in steps of a second."""
+"""Printed once the node is registered, and before the address is written. Whoever connects before
+waits in steps of a second."""
 SHUTDOWN_SECONDS = 3.0
 OBJECT_STORE_BYTES = 80 * 2**20
 """Hardly used; Ray's default takes a third of the memory."""
@@ -80,10 +81,9 @@ class LocalHead:
         """Connect this process, whose workers get the variables; EngineError where Ray fails."""
         import ray
 
-        assert self._folder is not None, "start() comes first"
         logging.getLogger("ray").setLevel(logging.ERROR)
         end = time.monotonic() + START_SECONDS
-        while READY not in self._log():
+        while not (address := self._address()):
             if self._ended or time.monotonic() > end:
                 raise _not_started("it was ended" if self._ended else "it does not get ready")
             problem = self.problem()
@@ -92,7 +92,7 @@ class LocalHead:
             time.sleep(0.02)
         try:
             ray.init(
-                (self._folder / "r" / "ray_current_cluster").read_text().strip(),
+                address,
                 runtime_env={"env_vars": dict(env_vars)},
                 log_to_driver=False,
                 configure_logging=False,
@@ -127,6 +127,15 @@ class LocalHead:
             self._supervisor.wait(SHUTDOWN_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
         disconnect(0.0)  # Ray's client ends this process a minute after the head has gone.
+
+    def _address(self) -> str:
+        """Return where Ray listens; nothing while it does not, or has not written the address."""
+        if self._folder is None or READY not in self._log():
+            return ""
+        try:
+            return (self._folder / "r" / "ray_current_cluster").read_text().strip()
+        except OSError:
+            return ""
 
     def _log(self) -> bytes:
         """Return what Ray has printed; nothing where its folder is gone."""

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpcc.files import RunDirError, read_bytes
 from tune.store.remote import Remote
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ def sweep_owner(out: Path, remote: Remote | None = None) -> Owner | None:
     a minute, which only a driver that wants to replace it waits.
     """
     claims: list[bytes | None] = []
-    with suppress(OSError):
-        claims.append((out / CLAIM).read_bytes())
+    with suppress(OSError, RunDirError):
+        claims.append(read_bytes(out / CLAIM))
     if remote is not None and not remote.missing:
         claims.append(remote.read(CLAIM))
     owners = [owner for owner in map(_read_owner, claims) if owner is not None]

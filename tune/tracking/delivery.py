@@ -52,8 +52,9 @@ def _fingerprint(store: Store, uri: str) -> str:
     results = sorted((store.out / TRIALS).glob(f"*/{run_dir.RESULT}"))
     content = [read_bytes(file) or b"" for file in (store.out / PLAN, *results)]
     file = file_of(uri)
-    if file is not None:
-        content.append((read_bytes(file) or b"")[:100])
+    if file is not None and file.is_file():
+        with file.open("rb") as head:
+            content.append(head.read(100))
     return hashlib.sha256(b"".join(content)).hexdigest()
 
 
