@@ -75,9 +75,17 @@ class Story:
     end: dict[str, tuple[int, dict[str, Any]]]
 
 
+NAMESAKES = ("tune/__init__.py", "mpcc/__init__.py", "types.py", "random.py", "torch.py", "ray.py")
+"""In the directory that the sweep is started from, and none of its business."""
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     out = tmp_path_factory.mktemp("sweep") / "out"
+    for name in NAMESAKES:
+        file = out.parent / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("raise SystemExit('imported from the working directory')")
     first = launch(out, *SMALL)
     wait(first, lambda: bool(results(out)) and bool(unfinished(out)))
     cut_power(first)
@@ -117,6 +125,11 @@ def test_a_sweep_killed_grown_and_interrupted_ends_with_every_trial_done(story: 
     assert {result["state"] for _, result in story.end.values()} == {"done"}
     assert "6 of 6 trials done" in story.text
     assert "make_tables.py" in story.text and "server --backend-store-uri" in story.text
+
+
+def test_modules_in_the_directory_of_the_start_change_nothing(story: Story) -> None:
+    assert all((story.out.parent / name).exists() for name in NAMESAKES)
+    assert story.code == 0 and "working directory" not in story.text + story.noise
 
 
 def test_what_was_done_is_never_run_again(story: Story) -> None:

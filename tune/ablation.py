@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+    sys.path[0:1] = [str(ROOT)]  # In place of this folder.
 
 from tune import signals  # noqa: E402
 

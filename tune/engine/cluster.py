@@ -10,7 +10,6 @@ data. One that joins later is asked by its first trial, which runs elsewhere whe
 from __future__ import annotations
 
 import contextlib
-import logging
 import platform
 import socket
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 from mpcc import data_files, inception, run_dir
 from mpcc.code_version import code_fingerprints
 from tune.engine import environment
-from tune.engine.head import SHUTDOWN_SECONDS, EngineError, disconnect, ray_program
+from tune.engine.head import SHUTDOWN_SECONDS, EngineError, disconnect, join, ray_program
 from tune.engine.spec import NodeNeeds, Settings
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN
@@ -62,16 +61,13 @@ class JoinedCluster:
         """Connect, after `check_cluster`, and send nodes our packages; EngineError if refused."""
         import ray
 
-        logging.getLogger("ray").setLevel(logging.ERROR)
         runtime = {
             "env_vars": dict(env_vars),
             "py_modules": [str(ROOT / "mpcc"), str(ROOT / "tune")],
             "excludes": ["**/__pycache__"],
         }
         try:
-            ray.init(
-                self._address, runtime_env=runtime, log_to_driver=False, configure_logging=False
-            )
+            join(self._address, runtime)
         except Exception as error:  # Ray raises nothing narrower.
             raise refusal(self._address, str(error) or type(error).__name__) from None
         here = ray.get_runtime_context()

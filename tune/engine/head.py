@@ -6,6 +6,7 @@ The order is `start`, first of all, since Ray takes about two seconds that other
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -79,9 +80,6 @@ class LocalHead:
 
     def connect(self, env_vars: Mapping[str, str]) -> None:
         """Connect this process, whose workers get the variables; EngineError where Ray fails."""
-        import ray
-
-        logging.getLogger("ray").setLevel(logging.ERROR)
         end = time.monotonic() + START_SECONDS
         while not (address := self._address()):
             if self._ended or time.monotonic() > end:
@@ -91,12 +89,7 @@ class LocalHead:
                 raise _not_started(problem)
             time.sleep(0.02)
         try:
-            ray.init(
-                address,
-                runtime_env={"env_vars": dict(env_vars)},
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            join(address, {"env_vars": dict(env_vars)})
         except Exception as error:  # Ray raises nothing narrower.
             raise _not_started(str(error)) from None
 
@@ -151,6 +144,21 @@ def ray_program() -> Path:
     if not program.exists():
         raise EngineError(f"{program} is missing: install requirements.txt once more")
     return program
+
+
+def join(address: str, runtime_env: Mapping[str, object]) -> None:
+    """Make this process a driver of the Ray at HOST:PORT or `auto`; raises what Ray raises.
+
+    Ray has workers import modules from the driver's working directory first, where anything may
+    lie. So it is initialised in an empty one.
+    """
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="mpcc-empty-") as empty, contextlib.chdir(empty):
+        ray.init(
+            address, runtime_env=dict(runtime_env), log_to_driver=False, configure_logging=False
+        )
 
 
 def disconnect(seconds: float) -> None:
