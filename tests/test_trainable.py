@@ -25,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 from tune.engine.trainable import MPCCTrainable
 
 storage = sys.argv[1]
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 path = os.path.join(storage, "own")
 if tune.Tuner.can_restore(path):
     tuner = tune.Tuner.restore(path, trainable=MPCCTrainable)
@@ -66,13 +66,19 @@ def environment() -> dict[str, str]:
     }
 
 
-def finished(storage: Path) -> dict[str, int]:
-    """Folder of each Tune trial that has reported its end -> number of its results."""
+def finished(storage: Path) -> dict[str, list[int]]:
+    """Folder of each Tune trial that has reported its end -> the iterations of its results.
+
+    What was reported right before a kill Tune may ask for again: the last one can stand there
+    twice.
+    """
     found = {}
     for file in storage.glob("own/*/result.json"):
         rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
         if rows and rows[-1]["done"]:
-            found[file.parent.name] = len(rows)
+            found[file.parent.name] = [row["iteration"] for row in rows]
+            if found[file.parent.name][-2:] == [rows[-1]["iteration"]] * 2:
+                del found[file.parent.name][-1]
     return found
 
 
@@ -86,7 +92,8 @@ def test_a_tuner_of_ones_own_stops_early_and_is_restored_after_a_kill(tmp_path: 
         start_new_session=True,
     )  # fmt: skip
     end = time.monotonic() + 120
-    while len(finished(storage)) < 2 and time.monotonic() < end and first.poll() is None:
+    while len(finished(storage)) < 2 and time.monotonic() < end:
+        assert first.poll() is None, first.communicate()
         time.sleep(0.2)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
