@@ -20,7 +20,7 @@ from mpcc.config import PRESETS
 from tune.display import Display
 from tune.engine import engine as engine_module
 from tune.engine import loop
-from tune.engine.loop import LoopResult, Services, run_sweep
+from tune.engine.loop import Services, run_sweep
 from tune.engine.spec import Settings, TrialSpec
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
@@ -158,7 +158,7 @@ class Looped:
 
     def run(
         self, engine: StandInEngine | None, monkeypatch: pytest.MonkeyPatch, **settings: Any
-    ) -> LoopResult:
+    ) -> bool:
         """Run the sweep's loop on this engine, or on the one that there is."""
         if engine is not None:
             monkeypatch.setattr(loop, "Engine", engine)

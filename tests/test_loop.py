@@ -63,20 +63,20 @@ def test_every_trial_is_submitted_once_and_mlflow_hears_of_each(
 ) -> None:
     plan = planned("esteps=1,2")
     engine, sweep = StandInEngine(done_at_once(tmp_path, plan)), looped(tmp_path, plan)
-    assert sweep.run(engine, monkeypatch).whole and not engine.killed and engine.closed
+    assert sweep.run(engine, monkeypatch) and not engine.killed and engine.closed
     keys = sorted(trial.key for trial in plan.trials())
     assert sorted(spec.key for spec in engine.submitted) == sorted(sweep.ended) == keys
     assert len(sweep.events) == 8
     assert sweep.states.count(State.DONE) == 4 and not sweep.states.running()
     again = looped(tmp_path, plan)
-    assert again.run(StandInEngine(lambda spec: []), monkeypatch).whole  # Nothing is left to do.
+    assert again.run(StandInEngine(lambda spec: []), monkeypatch)  # Nothing is left to do.
 
 
 def test_a_search_gets_its_points_as_its_trials_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = searched(tmp_path)
-    assert sweep.run(StandInEngine(done_by_spec(tmp_path)), monkeypatch).whole
+    assert sweep.run(StandInEngine(done_by_spec(tmp_path)), monkeypatch)
     plan = sweep.store.read_plan()
     assert plan is not None and len(plan.trials()) == 6 and sweep.plans[-1].cells == plan.cells
 
@@ -93,7 +93,7 @@ def test_a_reported_end_counts_once_the_result_is_seen_on_the_shared_disk(
         return [started(spec.key), ended(spec.key, row={"iteration": 12})]
 
     sweep = looped(tmp_path, plan)
-    assert sweep.run(StandInEngine(answer), monkeypatch).whole
+    assert sweep.run(StandInEngine(answer), monkeypatch)
     found = {status.state for status in sweep.store.statuses(plan.trials()).values()}
     assert found == {State.DONE}
 
@@ -111,7 +111,7 @@ def test_a_trial_that_ran_out_of_memory_beside_others_runs_again_with_nothing_be
         return whole(spec)
 
     engine, sweep = StandInEngine(answer), looped(tmp_path, plan)
-    assert sweep.run(engine, monkeypatch).whole and sweep.states.count(State.DONE) == 4
+    assert sweep.run(engine, monkeypatch) and sweep.states.count(State.DONE) == 4
     assert [spec.exclusive for spec in engine.submitted] == [False] * 4 + [True]
     assert engine.submitted[-1].key == hungry
     assert "could not run beside others; it runs again alone" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_a_trial_whose_process_died_again_and_again_is_recorded_as_failed(
         ]
 
     sweep = looped(tmp_path, plan)
-    assert sweep.run(StandInEngine(answer), monkeypatch).whole
+    assert sweep.run(StandInEngine(answer), monkeypatch)
     status = sweep.store.status(first)
     assert (status.state, status.cause) == (State.FAILED, "killed: its process died 3 times")
     assert sweep.store.status(other).state == State.DONE and first.key in sweep.ended
@@ -158,7 +158,7 @@ def test_a_failure_that_cannot_be_recorded_leaves_its_trial_stopped(
     engine = StandInEngine(
         lambda spec: [ended(spec.key, State.FAILED, cause="killed", failed_by_engine=True)]
     )
-    assert sweep.run(engine, monkeypatch).whole
+    assert sweep.run(engine, monkeypatch)
     assert sweep.states.count(State.STOPPED) == 2 and sweep.ended == []
     assert str(error) in capsys.readouterr().err
 
@@ -178,7 +178,7 @@ def test_a_sweep_whose_trials_are_stopped_by_their_machine_ends_and_says_why(
     result = sweep.run(engine, monkeypatch)
     keys = [spec.key for spec in engine.submitted]
     assert keys and len(keys) == len(set(keys)), "submitted again"
-    assert result.whole and {status.state for status in sweep.states.values()} == {State.STOPPED}
+    assert result and {status.state for status in sweep.states.values()} == {State.STOPPED}
     assert "(no room on the disk)" in capsys.readouterr().err
 
 
@@ -210,7 +210,7 @@ def test_a_search_goes_on_while_its_remote_refuses_a_point_and_writes_it_later(
     engine.most_idle = 400
     (tmp_path / "trials").symlink_to(tmp_path / "store" / "trials")  # Workers write there.
     (tmp_path / "store" / "trials").mkdir()
-    assert sweep.run(engine, monkeypatch).whole
+    assert sweep.run(engine, monkeypatch)
     there = Store(tmp_path / "store").read_plan()
     assert there is not None and len(there.trials()) == 6
     found = sweep.store.statuses(there.trials()).values()
@@ -249,7 +249,7 @@ def test_a_failure_that_the_driver_records_fits_the_evaluations_in_the_remote(
     engine = StandInEngine(
         lambda spec: [ended(spec.key, State.FAILED, cause="killed", failed_by_engine=True)]
     )
-    assert sweep.run(engine, monkeypatch).whole
+    assert sweep.run(engine, monkeypatch)
     for where in (there, store):
         for trial in plan.trials():
             status = where.status(trial)
@@ -270,7 +270,7 @@ def test_a_folder_that_takes_no_plan_costs_no_trial(
     monkeypatch.setattr(Store, "write_plan", full)
     monkeypatch.setattr(loop, "DOWNLOAD_SECONDS", 1.5)
     engine = StandInEngine(done_by_spec(tmp_path))
-    assert sweep.run(engine, monkeypatch).whole and len(engine.submitted) == 6
+    assert sweep.run(engine, monkeypatch) and len(engine.submitted) == 6
     assert len(sweep.source.plan.cells) == 6  # The end of the sweep writes it.
 
 
@@ -284,7 +284,7 @@ def test_the_images_that_the_first_trial_has_read_hold_for_those_that_follow(
         return [replace(event, data=data) for event in whole(spec)]
 
     engine = StandInEngine(answer)
-    assert sweep.run(engine, monkeypatch).whole
+    assert sweep.run(engine, monkeypatch)
     prints = [spec.fingerprint for spec in engine.submitted]
     assert prints == [None] + ["f" * 12] * 5
     plan = sweep.store.read_plan()
@@ -303,13 +303,12 @@ def test_a_sweep_that_has_lost_its_ray_or_its_lock_ends_at_once_and_says_so(
     engine = StandInEngine(lambda spec: [started(spec.key)])
     engine.finished = what == "tune"
     engine.found = "Ray has died (raylet ended)" if what == "ray" else None
-    result = sweep.run(engine, monkeypatch)
+    assert not sweep.run(engine, monkeypatch) and engine.killed
     said = {
         "ray": "Ray has died (raylet ended)",
         "lock": "another driver has taken over this sweep",
         "tune": "Ray Tune has ended early",
     }[what]
-    assert (result.whole, result.cause) == (False, said) and engine.killed
     assert f"{said}; run the same command again" in capsys.readouterr().err
     assert sweep.states.count(State.STOPPED) == 2 and not sweep.states.running()
     assert not (tmp_path / "trials").exists()
@@ -343,6 +342,6 @@ def test_mlflow_that_does_not_answer_is_told_once_and_training_goes_on(
     plan = planned("esteps=1,2")
     sweep, engine = looped(tmp_path, plan), StandInEngine(done_at_once(tmp_path, plan))
     sweep.tracker.problem = "no connection"
-    assert sweep.run(engine, monkeypatch).whole and sweep.states.count(State.DONE) == 4
+    assert sweep.run(engine, monkeypatch) and sweep.states.count(State.DONE) == 4
     said = capsys.readouterr().err
     assert said.count("MLflow does not answer (no connection); training goes on") == 1

@@ -97,7 +97,7 @@ def test_a_ray_that_cannot_start_is_one_line_and_no_trial_is_touched(
         with pytest.raises(EngineError, match="^no port is free$"):
             sweep.run(None, monkeypatch)
     else:
-        assert not sweep.run(None, monkeypatch).whole
+        assert not sweep.run(None, monkeypatch)
         last = capsys.readouterr().err.splitlines()[-1]
         assert last == "no port is free and more; run the same command again"
     assert sweep.states.count(State.PLANNED) == 2 and not (tmp_path / "trials").exists()
@@ -117,7 +117,7 @@ def test_a_signal_does_not_wait_for_ray_to_start(
     sweep = looped(tmp_path, planned("esteps=1"))
     sweep.signals.number = 15
     begun = time.monotonic()
-    assert not sweep.run(None, monkeypatch).whole
+    assert not sweep.run(None, monkeypatch)
     assert time.monotonic() - begun < 5
     over.set()
 

@@ -111,7 +111,7 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) ->
     try:
         with signals.remember(), Display(states) as display:
             services = Services(store, lock, tracker, display, signals)
-            if run_sweep(source, settings, states, services).whole:
+            if run_sweep(source, settings, states, services):
                 patience = DELIVERY_SECONDS
         if not lock.lost:
             with suppress(OSError):  # The plan without the data's fingerprint is a plan as well.

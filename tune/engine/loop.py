@@ -43,22 +43,11 @@ class Services:
     signals: Signals
 
 
-@dataclass(frozen=True)
-class LoopResult:
-    """How a sweep's loop ended."""
-
-    whole: bool
-    """Whether every trial that could run has ended, and Ray was ended in order."""
-    cause: str | None = None
-    """What ended it early, where that was no signal."""
-
-
-def run_sweep(
-    source: TrialSource, settings: Settings, states: States, services: Services
-) -> LoopResult:
+def run_sweep(source: TrialSource, settings: Settings, states: States, services: Services) -> bool:
     """Run the trials of a source until it has no more, a signal comes, or Ray fails.
 
-    Raises EngineError, one line, where Ray or a node cannot run these trials at all.
+    Returns whether every trial that could run has ended. Raises EngineError, one line, where Ray or
+    a node cannot run these trials at all.
     """
     return _Loop(source, settings, states, services).run()
 
@@ -81,11 +70,11 @@ class _Loop:
         self._downloads = Downloads(self._store.download)
         self._warned = False
 
-    def run(self) -> LoopResult:
+    def run(self) -> bool:
         """Start the engine for the trials that are ready, and loop until the end."""
         ready = self._source.ready(self._states)
         if not ready:
-            return LoopResult(whole=True)
+            return True
         n_trials = self._states.n_trials
         self._display.log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
         engine = Engine(self._settings, ready, self._display.log)
@@ -93,16 +82,16 @@ class _Loop:
         with engine:
             for trial in ready:
                 self._submit(engine, trial)
-            result = self._loop(engine)
-            if not result.whole:
+            whole = self._loop(engine)
+            if not whole:
                 engine.kill()
         self._signals.engine = None
         self._apply_rest(engine)
         if isinstance(engine.error, EngineError) and self._signals.number is None:
             raise engine.error
-        return result
+        return whole
 
-    def _loop(self, engine: Engine) -> LoopResult:
+    def _loop(self, engine: Engine) -> bool:
         while self._in_flight or self._exclusive or not self._source.finished:
             event = engine.next_event(EVENT_SECONDS)
             while event is not None:
@@ -113,15 +102,15 @@ class _Loop:
             if problem is not None:
                 if not isinstance(engine.error, EngineError):  # That says what to do instead.
                     self._display.log(f"{problem}; run the same command again")
-                return LoopResult(False, problem)
+                return False
             if self._signals.number is not None:
                 return self._stop(engine)
             self._submit_ready(engine)
             if not self._in_flight:
                 break  # A search waits for trials that have stopped without a result.
-        return LoopResult(whole=True)
+        return True
 
-    def _stop(self, engine: Engine) -> LoopResult:
+    def _stop(self, engine: Engine) -> bool:
         """Wait until every trial has written a checkpoint, or the time for that is over."""
         assert self._signals.number is not None
         name = signal.Signals(self._signals.number).name
@@ -134,7 +123,7 @@ class _Loop:
             self._report()
             if time.monotonic() > self._signals.stop_deadline or engine.problem() is not None:
                 break
-        return LoopResult(whole=False)
+        return False
 
     def _problem(self, engine: Engine) -> str | None:
         if self._lock.lost:
