@@ -15,6 +15,7 @@ from typing import Any
 
 from mpcc.config import PRESETS, VARIANTS, Config, parse_assignment, preset, variant
 from mpcc.data_files import DataError, check_available
+from mpcc.files import exclusive
 from mpcc.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, path
 from mpcc.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
@@ -120,7 +121,7 @@ def assigned(texts: list[str]) -> dict[str, Any]:
 
 
 def run(config: Config, out: Path, options: argparse.Namespace) -> int:
-    """Train and say how it went."""
+    """Refuse what cannot be trained, and train the rest."""
     refuse_other_run(config, out)
     if options.inception_weights is not None:
         find_weights(options.inception_weights)
@@ -133,7 +134,7 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
     # Before torch loads: its threads read these once.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    from mpcc.trainer import resolve_device, train
+    from mpcc.trainer import resolve_device
 
     try:
         resolve_device(options.device)
@@ -149,6 +150,14 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    with exclusive(out, patience=1.0):
+        return trained(config, out, options, stopped)
+
+
+def trained(config: Config, out: Path, options: argparse.Namespace, stopped: list[int]) -> int:
+    """Train until the end or a signal, which `stopped` then holds, and say how it went."""
+    from mpcc.trainer import train
+
     progress = train(
         config,
         out,

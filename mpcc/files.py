@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -11,7 +12,7 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,56 @@ _SCRAP = re.compile(r"\..+?(?:\.pid-([0-9A-Za-z-]+)-|\.)(\d+)\.tmp")
 
 class RunDirError(ValueError):
     """A file of a run directory is not what it should be; the message names it and what to do."""
+
+
+class BusyError(OSError):
+    """Another process trains in a directory; one line."""
+
+    errno = errno.EBUSY
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, patience: float) -> Iterator[None]:
+    """Keep other processes from training in this directory, which is made where it is missing.
+
+    The lock is the kernel's, on the directory itself: it ends with its process and leaves no file.
+    BusyError where another process still has it after `patience` seconds. On a file system without
+    locks nothing is kept from anyone.
+    """
+    end = time.monotonic() + patience
+    while (folder := _locked(path)) is None:
+        if time.monotonic() > end:
+            raise BusyError(
+                f"another process trains in {path}: wait for it or choose another --out"
+            )
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # It is not empty, as a rule.
+            path.rmdir()
+        os.close(folder)
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of a directory that is locked by us; None where another has the lock."""
+    if path.exists() and not path.is_dir():
+        raise RunDirError(f"{path} is a file; choose another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = path.exists() and os.path.samestat(os.fstat(folder), path.stat())
+    except BlockingIOError:
+        mine = False
+    except (ImportError, OSError):
+        mine = True
+    if mine:
+        return folder
+    os.close(folder)  # Or it was removed, empty, since we opened it.
+    return None
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:

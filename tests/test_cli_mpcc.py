@@ -98,6 +98,30 @@ def test_stopped_run_goes_on_to_the_same_result(number, undisturbed, tmp_path):
     assert [r["iteration"] for r in read_metrics(tmp_path / "r")] == [40, 80, 120, 160]
 
 
+@pytest.mark.slow
+def test_a_second_process_in_a_directory_is_refused_and_a_dead_one_is_followed(tmp_path):
+    out = tmp_path / "r"
+    words = command("--preset", "tiny", "--set", "iterations=1000000", "eval_every=1000000")
+    words += ["--checkpoint-seconds", "0.1", "--out", str(out)]
+    first = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 2 and second.stderr.count("\n") == 1
+    assert f"another process trains in {out}" in second.stderr
+    assert first.poll() is None
+    first.kill()
+    first.communicate(timeout=60)
+    made = (out / "checkpoint.pt").stat().st_mtime_ns
+    third = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
+    while (out / "checkpoint.pt").stat().st_mtime_ns == made and time.monotonic() < deadline:
+        time.sleep(0.05)
+    third.send_signal(signal.SIGINT)
+    _, said = third.communicate(timeout=60)
+    assert third.returncode == 130, said
+
+
 @pytest.mark.data
 def test_real_mnist_trains_at_16_pixels_from_a_folder_of_official_files(data_dir, tmp_path):
     words = ["--preset", "mnist", "--data-dir", str(data_dir), "--out", str(tmp_path / "r")]

@@ -500,9 +500,9 @@ def test_trials_run_elsewhere_when_a_node_joins_late_and_is_not_ready(
         "--storage",
         f"{s3}/sweeps/late",
         "--gpus-per-trial",
-        "1",
+        "2",  # One trial for each node, so that the sweep is longer than a node's start.
     ]
-    process = sweep(site, "late-sweep", *where, "--max-concurrent", "4")
+    process = sweep(site, "late-sweep", *where, "--max-concurrent", "2")
     out = site.base / "outs" / "late-sweep"
     until(lambda: process.poll() is not None or weights(out), 300, "a first result")
     late = start_node(site, "late", f"--address={cluster.address}", PYTHONPATH=str(other.parent))

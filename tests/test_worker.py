@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mpcc import data_files, run_dir, trainer
+from mpcc.files import BusyError, exclusive
 from mpcc.trainer import Progress
 from tests.stand_ins import planned, spec_of
 from tests.test_trainer import files
@@ -79,6 +80,22 @@ def equals_alone(out: Path, trial: Trial, folder: Path) -> bool:
 
 
 # -- whose fault it is ---------------------------------------------------------------------------
+
+
+def test_a_trial_that_another_process_trains_is_left_to_it_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "BUSY_SECONDS", 0.2)
+    spec = spec_of(tmp_path, planned("esteps=1").trials()[0])
+    path = Path(spec.run_dir)
+    with exclusive(path, 0.0):
+        made = in_process([spec])
+        with pytest.raises(BusyError, match="another process trains in"):
+            made.step()
+        assert list(path.iterdir()) == []
+    assert to_the_end(in_process([spec]))[-1].state == State.DONE
+    with exclusive(path, 0.0):  # The worker has let go of it.
+        pass
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from mpcc import data_files, inception, run_dir
 from mpcc.code_version import code_fingerprints
@@ -257,22 +258,29 @@ def _ask_nodes(
 
     remote = ray.remote(num_cpus=0, max_retries=0)(probe)
     calls = []
-    for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("CPU"):
+    for node in _alive():
+        if node["Resources"].get("CPU"):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            call = remote.options(scheduling_strategy=there).remote(needs)
-            calls.append((node["NodeManagerAddress"], call))
+            calls.append((node, remote.options(scheduling_strategy=there).remote(needs)))
     lacking = []
     end = time.monotonic() + seconds
-    for address, call in calls:
+    for node, call in calls:
         try:
             problem = ray.get(call, timeout=max(0.0, end - time.monotonic()))
         except ray.exceptions.RayError as error:  # A timeout is one of them.
+            if node["NodeID"] not in [other["NodeID"] for other in _alive()]:
+                continue  # It has left the cluster meanwhile.
             text = str(getattr(error, "cause", error))
             problem = " ".join(text.split())[:300] or type(error).__name__
         if problem is not None:
-            lacking.append(f"{address} {problem}")
+            lacking.append(f"{node['NodeManagerAddress']} {problem}")
     return lacking
+
+
+def _alive() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _weights_available(data_dir: Path | str | None) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpcc import run_dir
+from mpcc.files import exclusive
 from mpcc.repair import repair
 from tune.engine import faults
 from tune.engine.cluster import not_ready
@@ -31,6 +33,8 @@ ATTEMPTS = 3
 """Attempts at a trial whose process dies, or that meets infrastructure errors."""
 RETRY_SECONDS = 2.0
 """Wait after an infrastructure error before Ray tries again: a disk may have room by then."""
+BUSY_SECONDS = 15.0
+"""How long another process may have the trial: the worker of a dead driver ends within seconds."""
 
 
 class TrialWorker:
@@ -44,6 +48,7 @@ class TrialWorker:
         self._path = Path(spec.run_dir)
         self._scratch: Path | None = None
         self._upload: Upload | None = None
+        self._lock = ExitStack()
         self._progress: Generator[Progress] | None = None
         self._data: Row | None = None
 
@@ -63,13 +68,13 @@ class TrialWorker:
                 self._upload.send(patient=False)
             return self._event(progress)
         except Exception as error:  # The boundary of a trial: recorded here, or retried by Ray.
-            return self._failed(error)
+            with self._lock:
+                return self._failed(error)
 
     def close(self) -> None:
         """Stop where the trial stands; the trainer writes a checkpoint."""
-        progress, self._progress = self._progress, None
-        if progress is not None:
-            progress.close()
+        with self._lock:
+            self._stop_training()
         if self._upload is not None:
             self._upload.send(patient=True)
 
@@ -94,6 +99,8 @@ class TrialWorker:
                 self._path = self._scratch / TRIALS / spec.key
                 self._upload = Upload(self._scratch, Remote(spec.remote), spec.key)
             self._upload.download()
+        else:
+            self._lock.enter_context(exclusive(self._path, BUSY_SECONDS))
         if self._path.is_dir():  # A process that was killed may have left anything.
             repair(self._path, spec.config, spec.fingerprint)
         run_dir.open_run(self._path, spec.config)
@@ -148,7 +155,7 @@ class TrialWorker:
             cause = rule.cause(rows)
             if cause is None:
                 return None
-            self.close()
+            self._stop_training()
             record_end(self._path, self.spec.config, State.PRUNED, cause)
         elif result["state"] == State.PRUNED:  # The process died before the driver heard of it.
             cause = str(result["cause"])
@@ -161,9 +168,7 @@ class TrialWorker:
 
     def _failed(self, error: Exception) -> Event:
         """Record the trial's own fault; raise an infrastructure error again."""
-        progress, self._progress = self._progress, None
-        if progress is not None:
-            progress.close()
+        self._stop_training()
         cause, spec = faults.trial_cause(error), self.spec
         self.device_fault |= faults.is_device_fault(error)
         if cause is None:
@@ -177,10 +182,16 @@ class TrialWorker:
         self._finish()
         return self._news(EventKind.ENDED, State.FAILED, cause=cause)
 
+    def _stop_training(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close()
+
     def _finish(self) -> None:
         """Leave nothing behind that only a trial under way needs, and send the record."""
-        self._progress = None
-        (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
+        with self._lock:
+            self._progress = None
+            (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
         if self._upload is not None:
             self._upload.send(patient=True)
 
