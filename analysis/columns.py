@@ -65,7 +65,6 @@ _PROPER = ("Fréchet",)
 TABLE1 = ("acc_majority", "inception_score", "fid", "mse_squared_mean", "mse")
 TABLE2 = ("acc_majority", "inception_score", "fid", "mse_squared_mean", "mse")
 TABLE3 = ("inception_score", "fid")
-TABLE4 = ("acc_majority", "acc_hungarian", "nmi", "ari")
 GRID = ("acc_majority", "acc_hungarian", "inception_score", "fid", "mse")
 
 
