@@ -81,7 +81,7 @@ def groups_of_three(out: Path) -> None:
     trials = TrialQueue(lambda found: grouped(found, 3, 1))
     for spec in specs:
         trials.put(spec)
-    trials.closed = True
+    trials.close()
     results = Path(tempfile.mkdtemp())
     try:
         head.connect(worker_variables(Settings(out, ""), 1))

@@ -114,7 +114,7 @@ class Engine:
 
         Returns False where no trial is running.
         """
-        self._queue.closed = True  # Else Tune keeps the process of a stopped trial for another one.
+        self._queue.close()  # Else Tune keeps the process of a stopped trial for another one.
         self._stop.ask()
         return bool(self._running)
 
@@ -136,7 +136,7 @@ class Engine:
 
     def close(self) -> None:
         """End Tune once the submitted trials have ended, and then Ray."""
-        self._queue.closed = True
+        self._queue.close()
         self._thread.join()
         self._connection.stop()
 

@@ -22,6 +22,7 @@ ALWAYS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # The run directories hold what those would write.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tune.signals` has handlers of its own.
     "TUNE_GLOBAL_CHECKPOINT_S": "600",  # Nobody reads Tune's own state of a sweep.
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # One by one, a second each, would leave cores idle.
     "TUNE_WARN_THRESHOLD_S": "30",  # No warnings that the machine is busy: it should be.
 }
 LOCAL = {

@@ -35,30 +35,43 @@ class TrialQueue(Searcher):
         """`grouped` makes groups of the trials that have been submitted since it was last asked."""
         super().__init__()
         self._grouped = grouped
-        self._specs: queue.SimpleQueue[TrialSpec] = queue.SimpleQueue()
+        self._specs: queue.SimpleQueue[TrialSpec | None] = queue.SimpleQueue()
+        """None says that it is closed."""
         self._groups: deque[list[TrialSpec]] = deque()
-        self.closed = False
-        """Whether no trial will be submitted any more."""
+        self._live: set[str] = set()
+        self._closed = False
 
     def put(self, spec: TrialSpec) -> None:
         """Add a trial; any thread may call this."""
         self._specs.put(spec)
 
+    def close(self) -> None:
+        """Say that no trial will be submitted any more; any thread may call this."""
+        self._specs.put(None)
+
     def suggest(self, trial_id: str) -> Any:
-        """Return the next group; None while there is none, FINISHED once the queue is closed."""
-        closed = self.closed  # Before the queue is read, so that nothing put before it is lost.
-        specs = []
-        while not self._groups and not self._specs.empty():
-            specs.append(self._specs.get())
+        """Return the next group; None while there is none, FINISHED once the queue is closed.
+
+        Waits for one where Tune has no trial: Tune itself would look again in steps of a second.
+        """
+        specs: list[TrialSpec] = []
+        while not self._groups and not (self._specs.empty() and (specs or self._live)):
+            if self._specs.empty() and self._closed:
+                break
+            spec = self._specs.get()
+            self._closed |= spec is None
+            specs += [] if spec is None else [spec]
         self._groups.extend(self._grouped(specs))
         if self._groups:
+            self._live.add(trial_id)
             return {SWEEP: self._groups.popleft()}
-        return Searcher.FINISHED if closed else None
+        return Searcher.FINISHED if self._closed else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Do nothing: events say how a trial ended."""
+        """Note that Tune has a trial less; events say how it ended."""
+        self._live.discard(trial_id)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Do nothing: Tune's own state of a sweep is never read again."""

@@ -36,7 +36,7 @@ BEAT_SECONDS = 2.0
 """Between two writings of a claim."""
 WATCH_SECONDS = 30.0
 """How long a claim is watched before it is replaced."""
-LOOK_SECONDS = 0.5
+LOOK_SECONDS, REMOTE_LOOK_SECONDS = 0.2, 0.5
 """Between two looks at a claim; others that took it at once have written theirs by the next."""
 PATIENCE_SECONDS = 4.0
 """How long a slow remote is asked to take a claim, and waited for at the end."""
@@ -139,10 +139,10 @@ class SweepLock:
             pass
         self._thread.start()
         try:
-            self._take(str(out), "--out")
+            self._take(str(out), "--out", LOOK_SECONDS)
             if remote is not None:
                 remote.prepare()
-                self._take(remote.address, "--storage")
+                self._take(remote.address, "--storage", REMOTE_LOOK_SECONDS)
         except BaseException:
             self.__exit__()
             raise
@@ -154,7 +154,7 @@ class SweepLock:
         self._thread.join(PATIENCE_SECONDS)
         self._kernel.release()
 
-    def _take(self, address: str, option: str) -> None:
+    def _take(self, address: str, option: str, look_seconds: float) -> None:
         """Take the claim of a place once it is certain that no driver holds it."""
         claim = Claim(Remote(address, PATIENCE_SECONDS), CLAIM)
         before = claim.found()
@@ -162,12 +162,12 @@ class SweepLock:
             self._log(f"{address} may be in use by {before.text}; watching it for 30 s ...")
             end = time.monotonic() + WATCH_SECONDS
             while (now := claim.found()) == before and time.monotonic() < end:
-                time.sleep(LOOK_SECONDS)
+                time.sleep(look_seconds)
             if now not in (None, before):
                 raise LockError(address, option, now)
         claim.write()
         self._claims.append(claim)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(look_seconds)
         if not claim.held():
             raise LockError(address, option, claim.found())
 
