@@ -65,19 +65,21 @@ def _locked(path: Path) -> int | None:
     if path.exists() and not path.is_dir():
         raise RunDirError(f"{path} is a file; choose another --out")
     path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY)
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None  # Another process has removed it, empty, on leaving.
     try:
         import fcntl
 
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = path.exists() and os.path.samestat(os.fstat(folder), path.stat())
-    except BlockingIOError:
-        mine = False
-    except (ImportError, OSError):
-        mine = True
-    if mine:
+        if os.path.samestat(os.fstat(folder), path.stat()):
+            return folder
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except (ImportError, OSError):  # Nobody can lock it.
         return folder
-    os.close(folder)  # Or it was removed, empty, since we opened it.
+    os.close(folder)
     return None
 
 

@@ -104,9 +104,10 @@ class StandInEngine:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def submit(self, spec: TrialSpec) -> None:
-        self.submitted.append(spec)
-        self._events += self._answer(spec)
+    def submit(self, *specs: TrialSpec) -> None:
+        for spec in specs:
+            self.submitted.append(spec)
+            self._events += self._answer(spec)
 
     def next_event(self, timeout: float) -> Event | None:
         if self._events:

@@ -38,7 +38,7 @@ from tune.store.remote import Remote
 out, remote, machine, *keys = sys.argv[1:]
 module.BEAT_SECONDS, module.LOOK_SECONDS, module.WATCH_SECONDS = 0.3, 0.2, 3.0
 if machine:
-    module._this_machine = lambda: machine
+    module.this_machine = lambda: machine
     module.socket.gethostname = lambda: machine
     module.time.time = lambda: 1e10  # A clock that is centuries ahead.
     def refuse(*_):

@@ -17,7 +17,7 @@ from tune.engine.cluster import check_nodes, data_missing_here, missing_here, ne
 from tune.engine.engine import Engine
 from tune.engine.head import EngineError
 from tune.engine.spec import LOCAL, NodeNeeds, Settings
-from tune.engine.worker import TrialWorker, ends
+from tune.engine.worker import TrialWorker
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN
 from tune.plan.state import EventKind, State
@@ -87,9 +87,8 @@ def test_a_folder_that_takes_no_files_is_named(
 def test_with_a_remote_the_folder_is_the_drivers_alone(remote: Remote, tmp_path: Path) -> None:
     needs = needs_of(TRIALS, Settings(tmp_path / "none", "", remote=remote.address))
     assert missing_here(needs) is None
-    (tmp_path / "store").rmdir()
-    with pytest.raises(RemoteError):
-        missing_here(needs)
+    (tmp_path / "store").rmdir()  # This node does not share it: another one may.
+    assert "give another --storage" in str(missing_here(needs))
 
 
 def test_inception_weights_are_wanted_everywhere_where_images_are_drawn_and_someone_has_them(
@@ -165,7 +164,7 @@ def test_a_trial_on_a_machine_that_is_not_ready_is_handed_back_and_not_failed(
     worker = TrialWorker(spec_of(tmp_path, trial, remote=remote.address, needs=needs))
     event = worker.step()
     worker.release()
-    assert event.kind == EventKind.HANDED_BACK and event.state == State.PLANNED and ends(event)
+    assert event.kind == EventKind.HANDED_BACK and event.state == State.PLANNED and event.ends
     assert event.node == "late" and "has no torch" in str(event.cause)
     assert remote.list() == {}
 

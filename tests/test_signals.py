@@ -84,8 +84,8 @@ def test_nohup_is_respected_and_sighup_otherwise_an_end() -> None:
 
 
 def test_what_is_to_end_with_the_process_is_killed_with_it() -> None:
-    engine = "type('', (), {'kill': lambda self: print('killed', file=sys.stderr, flush=True)})()"
-    program = WAITING.format(REMEMBERING).replace("print(", f"s.engine = {engine}\n  print(", 1)
+    kill = "lambda: print('killed', file=sys.stderr, flush=True)"
+    program = WAITING.format(REMEMBERING).replace("print(", f"s.kill = {kill}\n  print(", 1)
     process = child(program)
     for _ in range(2):
         process.send_signal(signal.SIGTERM)

@@ -30,7 +30,7 @@ def test_every_kind_of_event_has_its_state() -> None:
     assert states.running() == {first.key}
     row = {"iteration": 50, "acc_majority": 0.5}
     states.apply(Event(first.key, EventKind.PROGRESS, iteration=50, row=row))
-    assert states.status(first.key) == Status(State.RUNNING, None, 50, row)
+    assert states[first.key] == Status(State.RUNNING, None, 50, row)
     states.apply(Event(first.key, EventKind.PROGRESS, iteration=60))
     assert states[first.key].iteration == 60 and states[first.key].accuracy == 0.5
     states.apply(Event(first.key, EventKind.STOPPED, State.STOPPED, cause="its machine is gone"))

@@ -254,12 +254,15 @@ def test_scratch_folders_of_dead_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path))
-    for name in ("mpcc-trial-999999999-dead", "mpcc-trial-1-lives", "another"):
+    probe = transfer.scratch_dir()
+    ours = probe.name.partition(f"{os.getpid()}-")[0]
+    probe.rmdir()
+    for name in (f"{ours}999999999-dead", f"{ours}1-lives", "another"):
         (tmp_path / name).mkdir()
     made = transfer.scratch_dir()
-    assert made.parent == tmp_path and made.name.startswith(f"mpcc-trial-{os.getpid()}-")
+    assert made.parent == tmp_path and made.name.startswith(f"{ours}{os.getpid()}-")
     assert {file.name for file in tmp_path.iterdir()} == {
-        "mpcc-trial-1-lives", "another", made.name}  # fmt: skip
+        f"{ours}1-lives", "another", made.name}  # fmt: skip
 
 
 def steps(worker) -> list[Event]:

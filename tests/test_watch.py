@@ -160,7 +160,7 @@ def test_more_gpus_than_there_are_is_told_once_ray_has_looked(tmp_path: Path) ->
         timeout=400,
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert "this machine has 0 GPUs for us" in done.stderr.splitlines()[-1]
+    assert "only 0 GPUs are available here" in done.stderr.splitlines()[-1]
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """One trial in a worker process, through the class that Tune drives, without Ray."""
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from tune.engine.spec import TrialSpec
 from tune.plan.cells import Trial
 from tune.plan.pruning import PruneRule
 from tune.plan.state import Event, EventKind, State
-from tune.store.folder import Store
+from tune.store.folder import Store, record_end
 from tune.store.remote import Remote, RemoteError
 
 pytestmark = pytest.mark.slow  # Each imports Ray and torch.
@@ -180,30 +179,49 @@ def test_a_trial_out_of_memory_is_tried_once_alone_and_then_failed(
 
 
 @pytest.mark.parametrize(
-    ("text", "is_over"),
+    ("text", "is_lost"),
     [
         (LOST, True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],
 )
-def test_a_process_whose_gpu_context_is_lost_takes_no_further_trial(
-    text: str, is_over: bool, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_process_whose_gpu_context_is_lost_ends_and_the_next_one_reports_its_trial(
+    text: str, is_lost: bool, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training_that(monkeypatch, begun(), error=RuntimeError(text))
-    made = in_process([spec_of(tmp_path, trial)])
-    to_the_end(made)
-
-    def leave(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    following = {"sweep": [spec_of(tmp_path, trial)]}
-    if is_over:
-        with pytest.raises(SystemExit):
-            made.reset_config(following)
+    spec = spec_of(tmp_path, trial, exclusive=True)
+    made = in_process([spec])
+    assert made.step()["event"].state == State.RUNNING
+    if is_lost:  # Tune starts another process for a trial whose step raises.
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            made.step()
+        (event,) = to_the_end(in_process([spec]))
     else:
-        assert made.reset_config(following)
+        event = made.step()["event"]
+    status = Store(tmp_path).status(trial)
+    assert event.kind == EventKind.ENDED and event.state == status.state == State.FAILED
+    assert event.cause == status.cause and text[:20] in str(event.cause)
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.DIVERGED, State.PRUNED])
+def test_a_trial_with_a_result_is_reported_and_not_trained_again(
+    state: State, trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process died after the record was written, and before the driver heard of it."""
+    spec = spec_of(tmp_path, trial)
+    path = Path(spec.run_dir)
+    if state == State.DONE:
+        to_the_end(in_process([spec]))
+    else:
+        record_end(path, trial.config, state, "for a reason")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    monkeypatch.setattr(trainer, "train", None)
+    (event,) = to_the_end(in_process([spec]))
+    assert (event.kind, event.state) == (EventKind.ENDED, state)
+    assert event.cause == (None if state == State.DONE else "for a reason")
+    assert event.iteration == (12 if state == State.DONE else 0)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 def test_a_divergence_is_an_end_and_not_an_error(

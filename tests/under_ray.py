@@ -79,8 +79,7 @@ def groups_of_three(out: Path) -> None:
     specs = [spec_of(out, trial) for trial in plan.trials()]
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     trials = TrialQueue(lambda found: grouped(found, 3, 1))
-    for spec in specs:
-        trials.put(spec)
+    trials.put(specs)
     trials.close()
     results = Path(tempfile.mkdtemp())
     try:

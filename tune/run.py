@@ -89,10 +89,11 @@ def _prepare(work: Work, again: Mapping[str, State]) -> None:
     """Write the plan and put the folders of its trials in order, under the lock."""
     store, plan = work.store, work.source.plan
     store.write_plan(plan)
-    if store.remote is not None:
-        store.upload_missing(work.trials)
+    store.upload_missing(work.trials)
+    store.download()
     for trial in work.trials:
-        if trial.key in again:
+        # Another driver may have run it since its state was read.
+        if trial.key in again and store.status(trial).state == again[trial.key]:
             store.reset(trial, again[trial.key])
         store.extend(plan, trial)
         damaged = store.repair(trial, plan.fingerprint_for(trial.config))

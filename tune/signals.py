@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT_SECONDS = 19.0
@@ -33,13 +33,6 @@ class Interrupted(BaseException):
         self.number = number
 
 
-class Killable(Protocol):
-    """What must end with this process."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-
 class Signals:
     """Handles the signals while it is entered: the first raises Interrupted in the main thread.
 
@@ -49,8 +42,8 @@ class Signals:
     def __init__(self) -> None:
         self.number: int | None = None
         """The first signal."""
-        self.engine: Killable | None = None
-        """Killed with this process where it ends at once."""
+        self.kill: Callable[[], object] | None = None
+        """Called where this process ends at once: what must end with it."""
         self._since = 0.0
         self._remembers = False
         self._before: dict[int, Handler] = {}
@@ -64,7 +57,7 @@ class Signals:
         return self
 
     def install(self) -> None:
-        """Once more where another has put handlers in place since: Ray does so beneath Python."""
+        """Install the handlers again, in case other code replaced them (Ray does, below Python)."""
         for number in self._before:
             signal.signal(number, self._receive)
 
@@ -97,8 +90,8 @@ class Signals:
     def leave(self, code: int) -> NoReturn:
         """End this process at once, and the engine with it."""
         try:
-            if self.engine is not None:
-                self.engine.kill()
+            if self.kill is not None:
+                self.kill()
         finally:
             os._exit(code)
 

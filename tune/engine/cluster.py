@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ANSWER_SECONDS = 5.0
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 25.0
-"""How long a head may be silent: less than Ray's minute by what the driver needs to end well."""
+"""How long a head may be silent: shorter than Ray's minute, so that the driver has time to end."""
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
 """Another version of these may give other numbers."""
@@ -207,7 +207,7 @@ def not_ready(needs: NodeNeeds, dataset: str) -> str | None:
 
 
 def missing_here(needs: NodeNeeds) -> str | None:
-    """Return what this node lacks but for data, in one line; None if nothing."""
+    """Return what this node lacks apart from data, in one line; None if nothing."""
     here = versions_here()
     for name, version in needs.versions.items():
         if name not in here:
@@ -215,7 +215,12 @@ def missing_here(needs: NodeNeeds) -> str | None:
         if here[name] != version:
             return f"has {name} {here[name]}, the driver {version}"
     if needs.remote:
-        Remote(needs.remote, 5.0).read(run_dir.CONFIG)
+        remote = Remote(needs.remote, 5.0)
+        if remote.missing:
+            return (
+                f"cannot use {needs.remote} (no such folder): share it, or give another --storage"
+            )
+        remote.read(run_dir.CONFIG)
     if needs.out:
         try:
             (Path(needs.out) / PLAN).stat()
@@ -286,7 +291,7 @@ def _alive() -> list[dict[str, Any]]:
 def _weights_available(data_dir: Path | str | None) -> bool:
     """Return whether the driver or the data's remote has the Inception weights.
 
-    Then every node must have them. Without them anywhere the cells of IS, FID and KID say so.
+    Then every node must have them. If nobody has them, the cells of IS, FID and KID say so.
     """
     with contextlib.suppress(inception.InceptionMissing):
         return inception.find_weights().is_file()

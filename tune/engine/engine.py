@@ -10,7 +10,6 @@ import logging
 import math
 import queue
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,23 +25,32 @@ from tune.engine.head import EngineError, LocalHead
 from tune.engine.spec import DEFAULT_GPU_SHARE, NodeNeeds, Settings, TrialSpec
 from tune.plan.cells import Trial
 from tune.plan.state import Event, EventKind
+from tune.store.transfer import scratch_dir
 
 if TYPE_CHECKING:
     from tune.engine.tune_run import EventCallback, StopRequest, TrialQueue
 
 SILENT_SECONDS = 4 * 3600.0
-"""Without an event from any running trial Ray counts as hung. Trials report every second, but for
-the time of an evaluation: the 50,000 images of IS, FID and KID take over an hour on a slow CPU."""
+"""If no running trial reports for this long, Ray counts as hung. Trials report every second, except
+during an evaluation: the 50,000 images of IS, FID and KID take over an hour on a slow CPU."""
 
 
 class Engine:
     """Runs trials on this machine or on a cluster; a context manager around one sweep."""
 
     def __init__(
-        self, settings: Settings, trials: Sequence[Trial], log: Callable[[str], None]
+        self,
+        settings: Settings,
+        trials: Sequence[Trial],
+        log: Callable[[str], None],
+        n_trials: int = 0,
     ) -> None:
-        """`trials` are those known at the start; they decide threads, room and what nodes need."""
+        """trials: those known at the start; they decide threads and what nodes need.
+
+        n_trials: how many there may be in all, where a search suggests more.
+        """
         self._settings, self._trials, self._log = settings, list(trials), log
+        self._n_trials = max(n_trials, len(trials))
         self._threads = max(trial.config.cpu_threads for trial in trials)
         self._cpus = settings.cpus or float(self._threads)
         self._gpus, self._n_gpus, self._group_size = 0.0, 1, 1
@@ -64,7 +72,7 @@ class Engine:
 
     def __enter__(self) -> Engine:
         if isinstance(self._connection, LocalHead):
-            at_once = self._settings.max_concurrent or len(self._trials)
+            at_once = self._settings.max_concurrent or self._n_trials
             room = min(self._cpus * at_once, usable_cores())
             self._connection.start(math.ceil(max(self._cpus, room)))
         from tune.engine.tune_run import EventCallback, StopRequest, TrialQueue
@@ -88,10 +96,11 @@ class Engine:
         else:
             self.kill()
 
-    def submit(self, spec: TrialSpec) -> None:
-        """Run a trial as soon as there is room for it."""
-        self._submitted[spec.key] = spec
-        self._queue.put(spec)
+    def submit(self, *specs: TrialSpec) -> None:
+        """Run trials as soon as there is room for them; those of one call may share a process."""
+        self._submitted |= {spec.key: spec for spec in specs}
+        if specs:
+            self._queue.put(list(specs))
 
     def next_event(self, timeout: float) -> Event | None:
         """Return the next event; None where there is none within so many seconds."""
@@ -100,12 +109,13 @@ class Engine:
         except queue.Empty:
             return None
         self._heard = time.monotonic()
-        if event.kind in (EventKind.STARTED, EventKind.PROGRESS):
-            self._running.add(event.key)
-        else:
+        if event.ends:
             self._running.discard(event.key)
+        else:
+            self._running.add(event.key)
         if event.node is not None:
             self._avoid(event.node, str(event.cause))
+        if event.kind == EventKind.HANDED_BACK:
             self.submit(self._submitted[event.key])
         return event
 
@@ -114,12 +124,13 @@ class Engine:
 
         Returns False where no trial is running.
         """
-        self._queue.close()  # Else Tune keeps the process of a stopped trial for another one.
+        self._queue.stopped = True  # Else Tune gives the process of a stopped trial another one.
+        self._queue.close()
         self._stop.ask()
         return bool(self._running)
 
     def problem(self) -> str | None:
-        """Return in words why no event will come any more; None while the engine is well."""
+        """Say why no further event will come; None while the engine works."""
         if self.error is not None:
             return " ".join(str(self.error).split())[:200] or type(self.error).__name__
         found = self._connection.problem()
@@ -137,7 +148,8 @@ class Engine:
     def close(self) -> None:
         """End Tune once the submitted trials have ended, and then Ray."""
         self._queue.close()
-        self._thread.join()
+        while not self.finished and self.problem() is None:
+            self._thread.join(0.2)
         self._connection.stop()
 
     def kill(self) -> None:
@@ -147,7 +159,7 @@ class Engine:
 
     def _run(self, callback: EventCallback) -> None:
         """Connect to Ray, check the nodes, run Tune: the engine's thread."""
-        folder = Path(tempfile.mkdtemp(prefix="mpcc-tune-run-"))
+        folder = scratch_dir()
         try:
             self._connection.connect(environment.worker_variables(self._settings, self._threads))
             self._prepare()
@@ -176,8 +188,8 @@ class Engine:
         if not self._fits_a_node():
             if settings.local:
                 raise EngineError(
-                    f"--gpus-per-trial {self._gpus:g}: this machine has {n_gpus:g} GPUs for us, so "
-                    "that no trial could ever start; give fewer, or a cluster by --address"
+                    f"--gpus-per-trial {self._gpus:g}: only {n_gpus:g} GPUs are available here, so "
+                    "no trial could start; ask for fewer, or use a cluster with --address"
                 )
             size = f"{self._cpus:g} cores and {self._gpus:g} GPUs"
             self._log(f"no machine has {size} for a trial yet; waiting for one to join")
@@ -185,7 +197,7 @@ class Engine:
             self._group_size = self._trials_per_gpu()
 
     def _avoid(self, node: str, problem: str) -> None:
-        """Run no trial on this node that is given out from now on."""
+        """Keep trials that are handed out from now on off this node."""
         if node not in self._avoided:
             self._log(f"{problem}; trials run on other machines")
         self._avoided |= {node}
@@ -213,7 +225,7 @@ class Engine:
             raise EngineError(
                 f"--trials-per-gpu auto could not be measured ({text}); give a number"
             ) from None
-        self._log(f"{size} trials at a time on a GPU, by its memory and speed")
+        self._log(f"{size} trials share each GPU (measured by memory and speed)")
         return size
 
     def _tune(self, callback: EventCallback, folder: Path) -> None:

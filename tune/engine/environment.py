@@ -32,7 +32,7 @@ LOCAL = {
     "RAY_prestart_worker_first_driver": "0",  # Tune does not use workers started ahead.
 }
 CLUSTER = {
-    "RAY_gcs_server_request_timeout_seconds": "15",  # `ray.init` seeks a node here, else a minute.
+    "RAY_gcs_server_request_timeout_seconds": "15",  # For `ray.init` to find a node here.
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # Trials' variables may be those of `ray job submit` too.
 }
 DROPPED = ("TUNE_RESULT_DIR", "RAY_CLIENT_MODE", "RAY_LOG_TO_STDERR")
@@ -51,7 +51,7 @@ def apply(*, local: bool) -> None:
     for name in DROPPED + (DROPPED_LOCALLY if local else ()):
         os.environ.pop(name, None)
     os.environ.update(ALWAYS | (LOCAL if local else CLUSTER))
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Nodes with a token refuse others otherwise.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Else nodes that use a token refuse us.
 
 
 def worker_variables(settings: Settings, threads: int) -> Mapping[str, str]:

@@ -33,7 +33,7 @@ OBJECT_STORE_BYTES = 80 * 2**20
 """Hardly used; Ray's default takes a third of the memory."""
 TEMP_PREFIX = "mpcc-ray-"
 TEMP_PARENT_LENGTH = 22
-"""84 characters of Ray's and ours come behind it, and a socket's path may have 107."""
+"""Longest parent folder that we can use: 84 characters follow it, a socket's path may have 107."""
 
 
 class EngineError(ValueError):
@@ -52,14 +52,15 @@ class LocalHead:
         """Start Ray with so many cores for trials; returns at once."""
         environment.apply(local=True)
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        ray = str(ray_program())
         try:
             parent = tempfile.gettempdir()
             if len(parent) > TEMP_PARENT_LENGTH:
                 parent = "/tmp"
             self._folder = folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent))
             command = [
-                *(str(ray_program()), "start", "--head", "--block", "--disable-usage-stats"),
-                # A folder in ours, because Ray lets everyone into what it is given.
+                *(ray, "start", "--head", "--block", "--disable-usage-stats"),
+                # A subfolder, because Ray makes the folder that it is given accessible to everyone.
                 *("--port=0", f"--node-ip-address={HOST}", f"--temp-dir={folder}/r"),
                 *(f"--num-cpus={n_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
                 *("--include-dashboard=False", "--include-log-monitor=False"),
@@ -76,6 +77,7 @@ class LocalHead:
                     start_new_session=True,  # A signal to the driver's process group spares Ray.
                 )
         except OSError as error:
+            self.kill()
             raise _not_started(str(error)) from None
 
     def connect(self, env_vars: Mapping[str, str]) -> None:
@@ -117,7 +119,8 @@ class LocalHead:
         self._ended = True
         if self._supervisor is not None:
             supervisor.kill_session(self._supervisor.pid)
-            self._supervisor.wait(SHUTDOWN_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._supervisor.wait(SHUTDOWN_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
         disconnect(0.0)  # Ray's client ends this process a minute after the head has gone.
 
@@ -173,6 +176,6 @@ def disconnect(seconds: float) -> None:
 def _not_started(text: str) -> EngineError:
     text = " ".join(text.split())[:300]
     return EngineError(
-        f"Ray did not start on this machine ({text}); where the machine is just busy, the same "
-        "command again may do"
+        f"Ray did not start on this machine ({text}); if the machine is only busy, run the same "
+        "command again"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -63,7 +64,7 @@ class _Loop:
         self._in_flight: set[str] = set()
         self._exclusive: deque[str] = deque()
         self._awaited: dict[str, tuple[Event, float]] = {}
-        """Trials that have ended, and whose records are not seen here yet -> how, since when."""
+        """Key of a trial whose record is not here yet -> the event of its end, and when it came."""
         self._arrived: SimpleQueue[str] = SimpleQueue()
         """Trials whose records have come."""
         self._plan = source.plan
@@ -72,20 +73,19 @@ class _Loop:
 
     def run(self) -> bool:
         """Start the engine for the trials that are ready, and loop until the end."""
-        ready = self._source.ready(self._states)
+        ready = self._ready()
         if not ready:
             return True
         n_trials = self._states.n_trials
         self._display.log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
-        engine = Engine(self._settings, ready, self._display.log)
-        self._signals.engine = engine
+        engine = Engine(self._settings, ready, self._display.log, n_trials)
+        self._signals.kill = engine.kill
         with engine:
-            for trial in ready:
-                self._submit(engine, trial)
+            self._submit(engine, ready)
             whole = self._loop(engine)
             if not whole:
                 engine.kill()
-        self._signals.engine = None
+        self._signals.kill = None
         self._apply_rest(engine)
         if isinstance(engine.error, EngineError) and self._signals.number is None:
             raise engine.error
@@ -93,21 +93,18 @@ class _Loop:
 
     def _loop(self, engine: Engine) -> bool:
         while self._in_flight or self._exclusive or not self._source.finished:
-            event = engine.next_event(EVENT_SECONDS)
-            while event is not None:
-                self._receive(event)
-                event = engine.next_event(0)
+            self._receive_all(engine, EVENT_SECONDS)
             self._report()
             problem = self._problem(engine)
             if problem is not None:
-                if not isinstance(engine.error, EngineError):  # That says what to do instead.
+                if not isinstance(engine.error, EngineError):  # Which tells the user what to do.
                     self._display.log(f"{problem}; run the same command again")
                 return False
             if self._signals.number is not None:
                 return self._stop(engine)
             self._submit_ready(engine)
             if not self._in_flight:
-                break  # A search waits for trials that have stopped without a result.
+                break  # The search needs results of trials that were stopped.
         return True
 
     def _stop(self, engine: Engine) -> bool:
@@ -117,9 +114,7 @@ class _Loop:
         self._display.log(f"{name}: writing checkpoints …")
         waits = engine.stop()
         while waits and not engine.finished:
-            event = engine.next_event(EVENT_SECONDS)
-            if event is not None:
-                self._receive(event)
+            self._receive_all(engine, EVENT_SECONDS)
             self._report()
             if time.monotonic() > self._signals.stop_deadline or engine.problem() is not None:
                 break
@@ -134,19 +129,22 @@ class _Loop:
 
     def _submit_ready(self, engine: Engine) -> None:
         """Submit what the source has ready; with nothing in flight, one exclusive trial."""
-        ready = self._source.ready(self._states)
-        if ready:
-            self._states.add(ready, self._store.statuses(ready))
+        ready = self._ready()
         self._write_plan()
-        for trial in ready:
-            self._submit(engine, trial)
+        self._submit(engine, ready)
         if not self._in_flight and self._exclusive:
-            key = self._exclusive.popleft()
-            self._submit(engine, self._states.trial(key), exclusive=True)
+            trial = self._states.trial(self._exclusive.popleft())
+            self._submit(engine, [trial], exclusive=True)
 
-    def _submit(self, engine: Engine, trial: Trial, *, exclusive: bool = False) -> None:
-        self._in_flight.add(trial.key)
-        engine.submit(self._spec(trial, exclusive))
+    def _ready(self) -> list[Trial]:
+        """The trials that can start now; a search has suggested some of them just now."""
+        ready = self._source.ready(self._states)
+        self._states.add([trial for trial in ready if trial.key not in self._states], {})
+        return ready
+
+    def _submit(self, engine: Engine, trials: Sequence[Trial], *, exclusive: bool = False) -> None:
+        self._in_flight.update(trial.key for trial in trials)
+        engine.submit(*(self._spec(trial, exclusive) for trial in trials))
 
     def _spec(self, trial: Trial, exclusive: bool) -> TrialSpec:
         settings = self._settings
@@ -163,6 +161,13 @@ class _Loop:
             prune=self._source.prune_rule(trial),
             exclusive=exclusive,
         )
+
+    def _receive_all(self, engine: Engine, seconds: float) -> None:
+        """Take all events that are there; wait so long for the first of them."""
+        event = engine.next_event(seconds)
+        while event is not None:
+            self._receive(event)
+            event = engine.next_event(0)
 
     def _receive(self, event: Event) -> None:
         """Apply an event, but for an end: that is applied when the trial's record is seen here.
@@ -239,15 +244,15 @@ class _Loop:
             self._tracker.extend(plan)
 
     def _write(self, plan: Plan) -> None:
-        """Have the plan written; without it the end of the sweep writes it again."""
+        """Queue the plan for writing; if that fails, it is written at the end of the sweep."""
         self._downloads.submit("plan", lambda: self._store.write_plan(plan))
 
     def _apply_rest(self, engine: Engine) -> None:
-        """Apply what is still in the queue or on its way here; what runs after that is stopped."""
-        event = engine.next_event(0)
-        while event is not None:
-            self._receive(event)
-            event = engine.next_event(0)
+        """Apply the queued events and the records still on their way.
+
+        Trials that still count as running are stopped then.
+        """
+        self._receive_all(engine, 0)
         if not self._lock.lost:
             problem = self._downloads.settle(self._signals.deadline(DOWNLOAD_SECONDS))
             if problem:

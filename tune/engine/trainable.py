@@ -22,7 +22,6 @@ is the only one.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -35,7 +34,7 @@ from mpcc import run_dir
 from mpcc.config import Config, preset, value_text
 from mpcc.metrics import METRICS
 from tune.engine import faults
-from tune.engine.worker import GroupWorker, TrialWorker, ends
+from tune.engine.worker import GroupWorker, TrialWorker
 from tune.plan.state import State
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class MPCCTrainable(tune.Trainable):
         event = self._worker.step()
         if isinstance(self._worker, GroupWorker):
             return {EVENT: event, "done": self._worker.finished}
-        return {EVENT: event, "done": ends(event)}
+        return {EVENT: event, "done": event.ends}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the run directory with a checkpoint of this step."""
@@ -87,8 +86,6 @@ class MPCCTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in this process, which saves the time of its start."""
-        if self._worker is not None and self._worker.device_fault:
-            os._exit(1)  # No trial is left here; Ray starts a new process for the next one.
         self.cleanup()
         faults.free_gpu_memory()
         self.setup(new_config)

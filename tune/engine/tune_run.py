@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 import queue
-import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +20,11 @@ from mpcc.config import Config
 from tune.engine import faults
 from tune.engine.spec import TrialSpec
 from tune.engine.trainable import EVENT, SWEEP, MPCCTrainable
-from tune.engine.worker import ATTEMPTS, ends
+from tune.engine.worker import ATTEMPTS
 from tune.plan.state import Event, EventKind, State
 
 STOP_ALL_SECONDS = 2.0
-"""After a stop is asked for: how long trials have to end with a result before they are told to."""
+"""How long Tune waits after a stop request for each trial's next result; then it stops the rest."""
 
 
 class TrialQueue(Searcher):
@@ -35,19 +34,21 @@ class TrialQueue(Searcher):
         """`grouped` makes groups of the trials that have been submitted since it was last asked."""
         super().__init__()
         self._grouped = grouped
-        self._specs: queue.SimpleQueue[TrialSpec | None] = queue.SimpleQueue()
-        """None says that it is closed."""
+        self._specs: queue.SimpleQueue[list[TrialSpec]] = queue.SimpleQueue()
+        """What was submitted at a time; nothing says that the queue is closed."""
         self._groups: deque[list[TrialSpec]] = deque()
         self._live: set[str] = set()
         self._closed = False
+        self.stopped = False
+        """Whether trials that are not running yet are not to start any more."""
 
-    def put(self, spec: TrialSpec) -> None:
-        """Add a trial; any thread may call this."""
-        self._specs.put(spec)
+    def put(self, specs: list[TrialSpec]) -> None:
+        """Add trials; any thread may call this."""
+        self._specs.put(specs)
 
     def close(self) -> None:
         """Say that no trial will be submitted any more; any thread may call this."""
-        self._specs.put(None)
+        self._specs.put([])
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next group; None while there is none, FINISHED once the queue is closed.
@@ -58,14 +59,14 @@ class TrialQueue(Searcher):
         while not self._groups and not (self._specs.empty() and (specs or self._live)):
             if self._specs.empty() and self._closed:
                 break
-            spec = self._specs.get()
-            self._closed |= spec is None
-            specs += [] if spec is None else [spec]
+            more = self._specs.get()
+            self._closed |= not more
+            specs += more
         self._groups.extend(self._grouped(specs))
-        if self._groups:
+        if self._groups and not self.stopped:
             self._live.add(trial_id)
             return {SWEEP: self._groups.popleft()}
-        return Searcher.FINISHED if self._closed else None
+        return Searcher.FINISHED if self._closed or self.stopped else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -84,8 +85,8 @@ class TrialQueue(Searcher):
 def grouped(specs: Sequence[TrialSpec], size: int, n_gpus: int) -> list[list[TrialSpec]]:
     """Return the trials in groups of at most `size` that may share a process, in their order.
 
-    The groups are as even as possible, since the last trial of one keeps a whole GPU, and there are
-    as many as keep every GPU busy. An exclusive trial is a group of its own.
+    The groups are as even as possible, because the last trial of a group keeps a whole GPU to
+    itself; there are enough groups to keep every GPU busy. An exclusive trial is alone in its own.
     """
     kinds: dict[Any, list[TrialSpec]] = {}
     for spec in specs:
@@ -125,7 +126,9 @@ class EventCallback(Callback):
     def __init__(self, put: Callable[[Event], None]) -> None:
         self._put = put
         self._ended: set[tuple[str, str]] = set()
-        """Tune's trial and ours: one that is submitted again is another trial of Tune's."""
+        """(Tune's trial id, our key) of each end; a resubmitted trial has a new id."""
+        self._given_up: Counter[str] = Counter()
+        """Key -> how often Tune gave the trial up before it had begun."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Report each trial of the group as started."""
@@ -135,12 +138,12 @@ class EventCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Pass the worker's event on; a group that was run again repeats ends."""
+        """Pass the worker's event on, except ends that a restarted group repeats."""
         event = result[EVENT]
         known = (trial.trial_id, event.key)
         if known in self._ended:
             return
-        if ends(event):
+        if event.ends:
             self._ended.add(known)
         self._put(event)
 
@@ -150,13 +153,20 @@ class EventCallback(Callback):
             self._put(Event(spec.key, EventKind.STOPPED, State.STOPPED))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Report what Tune gave up after its attempts."""
+        """Report what Tune gave up after its attempts.
+
+        Where a process dies between two trials, Tune counts two failures of the next one, tries it
+        no more, and calls this: that trial is submitted again.
+        """
         cause, text = error_of(trial)
-        open_ = self._open(trial)
-        for spec in open_:
-            if cause is None:
+        early = trial.num_failures < ATTEMPTS
+        for spec in self._open(trial):
+            self._given_up[spec.key] += early
+            if early and self._given_up[spec.key] <= ATTEMPTS:
+                event = Event(spec.key, EventKind.HANDED_BACK, State.PLANNED, cause=text)
+            elif cause is None:
                 event = Event(spec.key, EventKind.STOPPED, State.STOPPED, cause=text)
-            elif spec.co_located:  # Which of the group it was shows when each runs exclusively.
+            elif spec.co_located:  # Each runs alone next, which shows which one it was.
                 event = Event(spec.key, EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
             else:
                 event = Event(
@@ -178,33 +188,25 @@ class StopRequest(Stopper):
     """Stops every trial at its next result once it is asked to, and soon after in any case."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
-        self._since = 0.0
+        self._since = math.inf
 
     def ask(self) -> None:
         """Ask all trials to stop."""
         self._since = time.monotonic()
-        self._asked.set()
-
-    @property
-    def asked(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._asked.is_set()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self.asked
+        return self._since < math.inf
 
     def stop_all(self) -> bool:
         """Return whether trials that returned no result since are to be stopped as well."""
-        return self.asked and time.monotonic() - self._since > STOP_ALL_SECONDS
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a new request: Tune keeps a copy that nobody reads."""
-        return StopRequest, ()
+        return time.monotonic() - self._since > STOP_ALL_SECONDS
 
 
 def error_of(trial: Any) -> tuple[str | None, str]:
-    """Return the cause of a trial that Tune gave up, None for the infrastructure; and the text."""
+    """Return (cause, text) for a trial that Tune gave up.
+
+    The cause is None if the infrastructure was at fault.
+    """
     try:
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception:  # The record may be torn by a full disk; any cause is unknown then.
@@ -236,7 +238,7 @@ def tuner_of(
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         spec = config[SWEEP][0]
-        bundle = {"CPU": cpus, "GPU": 1.0 if spec.exclusive and gpus else gpus}
+        bundle = {"CPU": cpus, "GPU": max(1.0, gpus) if spec.exclusive and gpus else gpus}
         elsewhere = {"ray.io/node-id": f"!in({','.join(spec.avoided_nodes)})"}
         selectors = [elsewhere] if spec.avoided_nodes else None
         return tune.PlacementGroupFactory([bundle], bundle_label_selector=selectors)

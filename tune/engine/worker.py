@@ -43,8 +43,6 @@ class TrialWorker:
     def __init__(self, spec: TrialSpec) -> None:
         """Take up the trial; nothing is read or written yet."""
         self.spec = spec
-        self.device_fault = False
-        """Whether the GPU's context is lost, so that this process must end."""
         self._path = Path(spec.run_dir)
         self._scratch: Path | None = None
         self._upload: Upload | None = None
@@ -59,9 +57,9 @@ class TrialWorker:
         """
         try:
             if self._progress is None:
-                pruned = self._open()
-                if pruned is not None:
-                    return pruned
+                event = self._open()
+                if event is not None:
+                    return event
             assert self._progress is not None
             progress = next(self._progress)
             if self._upload is not None:
@@ -87,7 +85,7 @@ class TrialWorker:
                 shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _open(self) -> Event | None:
-        """Start or resume the training; its event where that is all there is to do."""
+        """Start or resume training; returns an event if the trial has ended or cannot run here."""
         spec = self.spec
         if spec.needs is not None:
             problem = not_ready(spec.needs, spec.config.dataset)
@@ -104,10 +102,21 @@ class TrialWorker:
         if self._path.is_dir():  # A process that was killed may have left anything.
             repair(self._path, spec.config, spec.fingerprint)
         run_dir.open_run(self._path, spec.config)
-        pruned = self._prune()
-        if pruned is None:
+        event = self._ended() or self._prune()
+        if event is None:
             self._progress = self._train()
-        return pruned
+        return event
+
+    def _ended(self) -> Event | None:
+        """Report a result that is there: the process died before the driver heard of it."""
+        result = run_dir.read_result(self._path)
+        if result is None:
+            return None
+        rows = run_dir.read_metrics(self._path)
+        self._finish()
+        state, iteration = State(result["state"]), int(result.get("iteration") or 0)
+        last, cause = rows[-1] if rows else None, result.get("cause")
+        return self._news(EventKind.ENDED, state, iteration, last, cause)
 
     def _handed_back(self, problem: str) -> Event:
         import ray
@@ -148,38 +157,30 @@ class TrialWorker:
         All evaluations count, so a trial that was killed right after one is pruned all the same.
         """
         rule = self.spec.prune
-        if rule is None:
+        cause = None if rule is None else rule.cause(run_dir.read_metrics(self._path))
+        if cause is None:
             return None
-        result, rows = run_dir.read_result(self._path), run_dir.read_metrics(self._path)
-        if result is None:
-            cause = rule.cause(rows)
-            if cause is None:
-                return None
-            self._stop_training()
-            record_end(self._path, self.spec.config, State.PRUNED, cause)
-        elif result["state"] == State.PRUNED:  # The process died before the driver heard of it.
-            cause = str(result["cause"])
-        else:
-            return None
-        self._finish()
-        last = rows[-1]
-        iteration = int(last["iteration"])
-        return self._news(EventKind.ENDED, State.PRUNED, iteration, last, cause)
+        self._stop_training()
+        record_end(self._path, self.spec.config, State.PRUNED, cause)
+        return self._ended()
 
     def _failed(self, error: Exception) -> Event:
         """Record the trial's own fault; raise an infrastructure error again."""
         self._stop_training()
         cause, spec = faults.trial_cause(error), self.spec
-        self.device_fault |= faults.is_device_fault(error)
         if cause is None:
             time.sleep(RETRY_SECONDS)
             raise error
         if not spec.exclusive and cause.startswith(faults.OUT_OF_MEMORY):
             return self._news(EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
-        if spec.co_located and self.device_fault:
-            raise error  # The process is lost with all its trials; Ray starts another one.
-        record_end(self._path, spec.config, State.FAILED, cause)
-        self._finish()
+        process_is_lost = faults.is_device_fault(error)
+        if not (
+            process_is_lost and spec.co_located
+        ):  # Else any trial of the group may be at fault.
+            record_end(self._path, spec.config, State.FAILED, cause)
+            self._finish()
+        if process_is_lost:
+            raise error  # Ray starts another process for the trial, which reports its result.
         return self._news(EventKind.ENDED, State.FAILED, cause=cause)
 
     def _stop_training(self) -> None:
@@ -188,7 +189,7 @@ class TrialWorker:
             progress.close()
 
     def _finish(self) -> None:
-        """Leave nothing behind that only a trial under way needs, and send the record."""
+        """Delete what only a running trial needs, and upload the record."""
         with self._lock:
             self._progress = None
             (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
@@ -207,7 +208,7 @@ class TrialWorker:
             try:
                 self._data = run_dir.read_provenance(self._path).get("data")
             except (run_dir.RunDirError, OSError):
-                pass  # It stands in a later event, or in the record.
+                pass  # A later event, or the record, will carry it.
         return Event(self.spec.key, kind, state, iteration, row, cause, self._data)
 
 
@@ -224,11 +225,6 @@ class GroupWorker:
         self._news = side_by_side(runs, specs[0].device)
 
     @property
-    def device_fault(self) -> bool:
-        """Whether the GPU's context is lost, so that this process must end."""
-        return any(worker.device_fault for worker in self._workers)
-
-    @property
     def finished(self) -> bool:
         """Whether every trial has ended."""
         return not self._open
@@ -239,7 +235,7 @@ class GroupWorker:
         if isinstance(event, Exception):
             self._news.close()
             raise event
-        if ends(event):
+        if event.ends:
             self._open.discard(key)
         return event
 
@@ -250,18 +246,13 @@ class GroupWorker:
             worker.release()
 
 
-def ends(event: Event) -> bool:
-    """Return whether a worker has nothing more to say of the trial after this event."""
-    return event.kind not in (EventKind.STARTED, EventKind.PROGRESS)
-
-
 def _events(worker: TrialWorker) -> Generator[Event]:
     """Yield every event of a trial; closed early, it lets the trial write a checkpoint."""
     try:
         ended = False
         while not ended:
             event = worker.step()
-            ended = ends(event)
+            ended = event.ends
             yield event
     finally:
         worker.close()

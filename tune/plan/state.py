@@ -80,3 +80,8 @@ class Event:
     """Ray's id of the node that handed the trial back."""
     failed_by_engine: bool = False
     """The worker died over it again and again: the driver has to write its result."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether no worker has the trial any more."""
+        return self.kind not in (EventKind.STARTED, EventKind.PROGRESS)

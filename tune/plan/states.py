@@ -83,10 +83,6 @@ class States(Mapping[str, Status]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def status(self, key: str) -> Status:
-        """What has become of a trial."""
-        return self._entries[key].status
-
     def trial(self, key: str) -> Trial:
         """The trial with this key."""
         return self._entries[key].trial

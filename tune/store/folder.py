@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mpcc import run_dir
 from mpcc.config import Config
-from mpcc.files import dumps, read_bytes, set_aside
+from mpcc.files import dumps, read_bytes, remove_scraps, set_aside
 from mpcc.repair import repair
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
@@ -74,7 +74,7 @@ class Store:
     def write_plan(self, plan: Plan) -> None:
         """Write the plan, whole or not at all; nothing where it says the same already.
 
-        What the written plan knows of the images stays known.
+        Fingerprints of images that are already in the file are kept.
         """
         before, values = run_dir.read_json(self.out / PLAN) or {}, plan.to_dict()
         if before.get("id") == plan.id and before.get("data"):
@@ -157,8 +157,8 @@ class Store:
     def reset(self, trial: Trial, state: State) -> None:
         """Make an ended trial run again: a diverged one afresh, others from their checkpoint."""
         names = [run_dir.RESULT]
-        if state == State.DIVERGED:
-            names += [*run_dir.CHECKPOINTS, run_dir.METRICS]
+        if state == State.DIVERGED:  # In this order: a kill leaves it diverged, or planned.
+            names = [*run_dir.CHECKPOINTS, run_dir.RESULT, run_dir.METRICS]
         for name in names:
             if self.remote is not None:
                 self.remote.delete(f"{TRIALS}/{trial.key}/{name}")
@@ -173,12 +173,21 @@ class Store:
     # -- a remote ----------------------------------------------------------------------------------
 
     def download(self, key: str = "") -> None:
-        """Get the records of a trial, or of all, that differ from those here."""
-        if self.remote is not None:
-            files, here = trial_files(self.remote, key), Remote(str(self.out), 0.0)
-            records = {name: files[name] for name in files if "/checkpoint" not in name}
-            here.prepare()
-            copy(self.remote, here, records, trial_files(here, key))
+        """Get the records of a trial, or of all, that differ from those here.
+
+        A result that the remote has no longer goes here too: another machine runs its trial again.
+        """
+        if self.remote is None:
+            return
+        files, here = trial_files(self.remote, key), Remote(str(self.out), 0.0)
+        records = {name: files[name] for name in files if "/checkpoint" not in name}
+        here.prepare()
+        known = trial_files(here, key)
+        if self._is_uploaded():
+            results = {f"{name.rpartition('/')[0]}/{run_dir.RESULT}" for name in files}
+            for name in results & known.keys() - files.keys():
+                here.delete(name)
+        copy(self.remote, here, records, known)
 
     def upload(self, key: str) -> None:
         """Copy a run directory to the remote; nothing without one."""
@@ -187,17 +196,21 @@ class Store:
             copy(here, self.remote, trial_files(here, key), {})
 
     def upload_missing(self, trials: Iterable[Trial]) -> None:
-        """Upload the trials that were trained in the folder before it had a remote."""
-        if self.remote is None:
+        """Upload the trials that were trained in the folder before it had a remote; once."""
+        if self.remote is None or self._is_uploaded():
             return
         here, there = trial_files(Remote(str(self.out), 0.0)), trial_files(self.remote)
         for key in (trial.key for trial in trials):
-            ends = {f"{TRIALS}/{key}/{name}" for name in (run_dir.RESULT, run_dir.CHECKPOINT)}
-            if (
-                f"{TRIALS}/{key}/{run_dir.RESULT}" not in there
-                and here.keys() & ends - there.keys()
-            ):
+            result, checkpoint = (
+                f"{TRIALS}/{key}/{name}" for name in (run_dir.RESULT, run_dir.CHECKPOINT)
+            )
+            if result not in there and here.keys() & {result, checkpoint} - there.keys():
                 self.upload(key)
+        written = {"storage": self.remote.address, "uploaded": True}
+        run_dir.write_json(self.out / REMEMBERED, written)
+
+    def _is_uploaded(self) -> bool:
+        return (run_dir.read_json(self.out / REMEMBERED) or {}).get("uploaded") is True
 
     # -- more iterations ---------------------------------------------------------------------------
 
@@ -210,8 +223,8 @@ class Store:
     def extend(self, plan: Plan, trial: Trial) -> None:
         """Start this trial's run directory from that of fewer iterations, where there is one.
 
-        The earlier one moves to `earlier/`, without its checkpoints. A kill at any moment leaves
-        all of it to be done, or the move alone.
+        The earlier one moves to `earlier/`, without its checkpoints. After a kill at any moment the
+        next call repeats all of it, or only the move.
         """
         n = self.extends_from(plan, trial)
         if n is None:
@@ -248,6 +261,7 @@ def open_store(given: Path, storage: str | None = None) -> Store:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; choose another --out")
     plan = Store(out).read_plan()
+    remove_scraps(out)
     if plan is None and out.is_dir() and any(file.name not in OURS for file in out.iterdir()):
         raise ValueError(f"--out {out} holds other files and no {PLAN}; choose another --out")
     known = (run_dir.read_json(out / REMEMBERED) or {}).get("storage")
@@ -298,7 +312,7 @@ def _start_from(earlier: Path, path: Path, config: Config, n: int) -> None:
 
 
 def _plan(data: bytes | None, where: str, option: str) -> Plan | None:
-    """The plan in a file, None without a file; PlanError names where it is and another option."""
+    """Parse a plan, or return None for no data. `where`, `option` go into PlanError's message."""
     try:
         return None if data is None else Plan.from_dict(json.loads(data))
     except (ValueError, AttributeError, RecursionError) as error:

@@ -39,7 +39,7 @@ WATCH_SECONDS = 30.0
 LOOK_SECONDS, REMOTE_LOOK_SECONDS = 0.2, 0.5
 """Between two looks at a claim; others that took it at once have written theirs by the next."""
 PATIENCE_SECONDS = 4.0
-"""How long a slow remote is asked to take a claim, and waited for at the end."""
+"""How long a slow remote is retried when a claim is written, and waited for on leaving."""
 
 
 class LockError(ValueError):
@@ -48,8 +48,8 @@ class LockError(ValueError):
     def __init__(self, where: str, option: str, owner: Owner | None) -> None:
         who = "another driver" if owner is None else owner.text
         super().__init__(
-            f"{where} is in use by {who}; wait for it, stop it (the same command goes on, with "
-            f"--address on more machines), or choose another {option}"
+            f"{where} is in use by {who}; wait until it ends; or stop it and run this command "
+            f"instead (--address adds machines); or choose another {option}"
         )
 
 
@@ -62,7 +62,7 @@ class Owner:
     text: str
     """`process 12 on HOST since 2025-01-31 18:05`, by the clock there."""
     machine: str
-    """Equal for two processes that see each other's numbers, see `_this_machine`."""
+    """Equal for two processes that see each other's numbers, see `this_machine`."""
     pid: int
     running: tuple[str, ...] = ()
     """The keys of the trials that run."""
@@ -72,7 +72,7 @@ class Owner:
     @property
     def gone(self) -> bool:
         """Whether it was a process of this machine, which has ended."""
-        return self.machine == _this_machine() and not process_lives(self.pid)
+        return self.machine == this_machine() and not process_lives(self.pid)
 
 
 class Claim:
@@ -83,7 +83,7 @@ class Claim:
         self._files, self._file = files, file
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time()))
         text = f"process {os.getpid()} on {socket.gethostname()} since {since}"
-        self._owner = Owner(secrets.token_hex(6), text, _this_machine(), os.getpid())
+        self._owner = Owner(secrets.token_hex(6), text, this_machine(), os.getpid())
 
     def found(self) -> Owner | None:
         """Whom the claim names now; None where there is none, or a damaged one."""
@@ -230,7 +230,7 @@ def _read_owner(data: bytes | None) -> Owner | None:
         return None
 
 
-def _this_machine() -> str:
+def this_machine() -> str:
     """This machine and its process numbers: containers and copies of a machine share host names."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

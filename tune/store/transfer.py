@@ -9,6 +9,7 @@ the checkpoint that stands on them, the result before the last checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 from mpcc import run_dir
 from mpcc.files import DAMAGED
 from tune.plan.plan import TRIALS
-from tune.store.lock import Claim, process_lives
+from tune.store.lock import Claim, process_lives, this_machine
 from tune.store.remote import Remote, RemoteError, Stored
 
 OWNER = "owner.json"
@@ -32,9 +33,9 @@ LAST = (run_dir.METRICS, run_dir.RESULT, run_dir.CHECKPOINT)
 LOCAL = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, "mlflow.json", "attempts")
 """What stays where it is; earlier code kept the last two."""
 SCRATCH = "mpcc-trial-"
-"""Begins the name of a scratch folder; the number of the process follows."""
+"""Begins the name of a scratch folder; the machine and the number of the process follow."""
 PAUSE_SECONDS = 10.0
-"""Between two uploads that may fail, once one has."""
+"""Pause before the next impatient upload after one has failed."""
 THREADS = 8
 
 
@@ -108,14 +109,16 @@ class Upload:
 
 
 def scratch_dir() -> Path:
-    """A new folder on this node; those of dead processes are removed."""
+    """A new folder on this node; those of dead processes of this node are removed."""
     parent = Path(os.environ.get("MPCC_SCRATCH_DIR") or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
-    for old in parent.glob(f"{SCRATCH}*-*"):
-        pid = old.name.removeprefix(SCRATCH).split("-")[0]
+    # The parent may be shared by machines or containers, whose processes cannot be seen.
+    ours = f"{SCRATCH}{hashlib.sha256(this_machine().encode()).hexdigest()[:8]}-"
+    for old in parent.glob(f"{ours}*-*"):
+        pid = old.name.removeprefix(ours).split("-")[0]
         if pid.isdigit() and not process_lives(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=parent))
+    return Path(tempfile.mkdtemp(prefix=f"{ours}{os.getpid()}-", dir=parent))
 
 
 class Downloads:
@@ -139,9 +142,9 @@ class Downloads:
         self._wake.set()
 
     def settle(self, deadline: float) -> str | None:
-        """Have all records here before the deadline (`time.monotonic`).
+        """Wait until all calls and a last download are done, or the deadline (`time.monotonic`).
 
-        Returns what hinders it, or another call; None if nothing.
+        Returns why one of them fails; None where all are done.
         """
         self.submit("", self._download_all)
         while self._calls or self._busy:
@@ -159,8 +162,8 @@ class Downloads:
                 call = self._calls.pop(name)
                 try:
                     call()
-                except (OSError, run_dir.RunDirError) as error:
-                    self.problem = problem = str(error)
+                except Exception as error:  # Whatever it is, the thread must go on.
+                    self.problem = problem = str(error) or type(error).__name__
                     self._calls.setdefault(name, call)  # Unless there is a newer one.
             self.problem, self._busy = problem, False
 

@@ -13,7 +13,7 @@ from tune.tracking.delivery import Delivery
 from tune.tracking.uri import one_line
 
 PACE = 30.0
-"""Seconds without a delivery after one that took a second of processor time."""
+"""Seconds of pause per second of processor time of the last delivery."""
 
 
 class Tracker:
@@ -30,7 +30,7 @@ class Tracker:
         self.extend(plan)
 
     def log(self, event: Event) -> None:
-        """Something has happened to a trial; where it has ended, its files are in the folder."""
+        """Note an event. For an end, the record must already be in the folder."""
         if event.row is not None or event.kind != EventKind.PROGRESS:
             self._messages.put(event)
 
@@ -39,7 +39,7 @@ class Tracker:
         self._messages.put(plan)
 
     def close(self, deadline: float) -> str | None:
-        """Deliver the rest until `deadline` (of the monotonic clock); what hinders, or None.
+        """Make one last delivery; wait for it until `deadline` (monotonic). What hinders, or None.
 
         No trial runs any more.
         """
@@ -73,9 +73,9 @@ class Tracker:
         elif isinstance(message, Plan):
             delivery.plan = message
         elif delivery.running is not None:
-            if message.kind in (EventKind.STARTED, EventKind.PROGRESS):
-                delivery.running.add(message.key)
-            else:
+            if message.ends:
                 delivery.running.discard(message.key)
+            else:
+                delivery.running.add(message.key)
             if message.row is not None:
                 delivery.rows.setdefault(message.key, []).append(message.row)
