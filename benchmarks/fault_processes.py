@@ -8,7 +8,7 @@ import time
 
 from benchmarks import fault_tracking
 from benchmarks.fault_lab import Lab, Outcome
-from benchmarks.fault_tools import SUPERVISOR, TRIAL, finish, kill, processes
+from benchmarks.fault_tools import SUPERVISOR, TRIAL, finish, kill, processes, wait_for
 
 SIGNAL_SECONDS = 20.0
 SECOND_SIGNAL_SECONDS = 3.0
@@ -57,6 +57,20 @@ def trial_killed(lab: Lab, outcome: Outcome) -> None:
         outcome.notes.append("no trial process was found")
     finish(process)
     lab.resume(sweep, outcome, before=before)
+
+
+def killed_at_an_end(lab: Lab, outcome: Outcome) -> None:
+    """SIGKILL of the workers 5 to 20 ms after one of them has written a result.
+
+    One is then about to take up its next trial, which has not failed.
+    """
+    sweep = lab.sweep()
+    process, n_results = sweep.start(), lab.random.randrange(1, len(lab.keys))
+    if wait_for(process, lambda: sweep.has_results(n_results)):
+        time.sleep(lab.random.uniform(0.005, 0.02))
+        kill(processes(process.pid, *TRIAL))
+    finish(process)
+    lab.resume(sweep, outcome)
 
 
 def raylet_killed(lab: Lab, outcome: Outcome) -> None:

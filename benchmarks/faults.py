@@ -51,6 +51,7 @@ ROWS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
         1,
     ),
     "trial-killed": (fault_processes.trial_killed, 10),
+    "worker-killed-at-an-end": (fault_processes.killed_at_an_end, 5),
     "raylet-killed": (fault_processes.raylet_killed, 5),
     "sigint": (partial(signalled, number=signal.SIGINT), 5),
     "sigterm": (partial(signalled, number=signal.SIGTERM), 5),

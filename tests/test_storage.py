@@ -365,6 +365,26 @@ def test_news_that_come_while_the_storage_is_away_are_fetched_when_it_is_back(
     assert (store.out / "trials" / trials[1].key / "result.json").exists()
 
 
+def test_a_result_that_another_machine_has_reset_is_not_kept_here(
+    store: Store, remote: Remote
+) -> None:
+    plan, trials = planned()
+    store.write_plan(plan)
+    key, root = trials[0].key, Path(remote.address) / "trials"
+    fill(root / key, "metrics.jsonl", "result.json")
+    store.upload_missing(trials)
+    store.download()
+    here = store.out / "trials" / key
+    assert (here / "result.json").exists()
+    (root / key / "result.json").unlink()  # There: --retry, and a driver that was then killed.
+    fill(here.with_name(trials[1].key), "result.json")  # The remote knows nothing of it.
+    store.download()
+    assert {file.name for file in here.iterdir()} == {"metrics.jsonl"}
+    assert (here.with_name(trials[1].key) / "result.json").exists()
+    store.upload_missing(trials)
+    assert not (root / key / "result.json").exists()
+
+
 def test_the_end_of_a_sweep_waits_for_a_remote_no_longer_than_it_may(
     store: Store, remote: Remote
 ) -> None:

@@ -38,6 +38,12 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "out")
 
 
+def test_a_kill_in_the_first_write_leaves_nothing_that_is_refused(tmp_path: Path) -> None:
+    left = tmp_path / ".sweep.json.999999999.tmp"
+    left.write_text("{")
+    assert open_store(tmp_path).read_plan() is None and not left.exists()
+
+
 def test_a_plan_is_read_as_it_was_written(store: Store) -> None:
     assert store.read_plan() is None
     plan = planned("esteps,eta_p")
