@@ -27,11 +27,18 @@ def callback() -> tuple[Any, list[Event]]:
 
 
 def tune_trial(
-    specs: Sequence[TrialSpec], error_file: Path | None = None, trial_id: str = "a"
+    specs: Sequence[TrialSpec],
+    error_file: Path | None = None,
+    trial_id: str = "a",
+    num_failures: int = 3,
 ) -> Any:
     """What Tune says of the trials that share a process."""
-    config = {"sweep": list(specs)}
-    return SimpleNamespace(config=config, pickled_error_file=error_file, trial_id=trial_id)
+    return SimpleNamespace(
+        config={"sweep": list(specs)},
+        pickled_error_file=error_file,
+        trial_id=trial_id,
+        num_failures=num_failures,
+    )
 
 
 def saved(error: BaseException, folder: Path) -> Path:
@@ -110,6 +117,17 @@ def test_what_its_machine_has_done_to_a_trial_leaves_it_stopped(
     (event,) = events
     assert (event.kind, event.state) == (EventKind.STOPPED, State.STOPPED)
     assert said in str(event.cause) and not event.failed_by_engine
+
+
+def test_a_trial_that_tune_gives_up_before_its_attempts_is_handed_out_again(tmp_path: Path) -> None:
+    """Its process died while it took the trial up; where that never ends, the trial fails."""
+    spec = spec_of(tmp_path, planned("esteps=1").trials()[0])
+    made, events = callback()
+    died = saved(ray.exceptions.RayActorError(), tmp_path)
+    for name in "abcd":
+        made.on_trial_error(0, [], tune_trial([spec], died, name, num_failures=2))
+    assert [event.kind for event in events] == [EventKind.HANDED_BACK] * 3 + [EventKind.ENDED]
+    assert {event.state for event in events[:3]} == {State.PLANNED} and events[3].failed_by_engine
 
 
 def test_trials_that_died_together_run_again_each_with_nothing_beside_it(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_second_driver_is_refused_and_a_dead_ones_lock_is_taken_over(
 ) -> None:
     owner = start(tmp_path, "abc", "def")
     assert said(owner) == "held"
-    with pytest.raises(LockError, match="--address on more machines") as error, open_lock(tmp_path):
+    with pytest.raises(LockError, match="--address adds machines") as error, open_lock(tmp_path):
         pass
     text = f"{tmp_path} is in use by process {owner.pid} on {socket.gethostname()} since 20"
     assert str(error.value).startswith(text) and "\n" not in str(error.value)
