@@ -92,13 +92,13 @@ def test_a_tuner_of_ones_own_stops_early_and_is_restored_after_a_kill(tmp_path: 
         start_new_session=True,
     )  # fmt: skip
     end = time.monotonic() + 120
-    while len(finished(storage)) < 2 and time.monotonic() < end:
+    while not finished(storage) and time.monotonic() < end:
         assert first.poll() is None, first.communicate()
         time.sleep(0.2)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     before = finished(storage)
-    assert len(before) >= 2
+    assert before
     time.sleep(5)  # Ray's processes end with their driver.
 
     second = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)

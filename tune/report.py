@@ -54,9 +54,11 @@ def driver_text(owner: Owner | None) -> str:
     return "" if owner is None else f"; driver: {owner.text}"
 
 
-def exit_code(statuses: Iterable[Status], signal_number: int | None = None) -> int:
-    """0 only if every trial is done, or pruned by its search."""
-    if all(status.state in FULFILLED for status in statuses):
+def exit_code(
+    statuses: Iterable[Status], signal_number: int | None = None, *, complete: bool = True
+) -> int:
+    """0 only if every trial is done, or pruned by its search, and no point is missing."""
+    if complete and all(status.state in FULFILLED for status in statuses):
         return 0
     return 3 if signal_number is None else 128 + signal_number
 

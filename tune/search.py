@@ -149,7 +149,7 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
     )
     if not complete:
         print("Next:    the same command again goes on")
-        return code or 3
+        return code or report.exit_code((), received.number, complete=False)
     confirm = f"{script('tune', 'ablation.py')} --out {shown(store.out)} --confirm --seeds 5"
     print(f"Next:    {confirm}")
     return code

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LOCK, CLAIM = "driver.lock", "driver.json"
 BEAT_SECONDS = 2.0
 """Between two writings of a claim."""
+CHANGE_SECONDS = 0.5
+"""How soon others are told which trials run."""
 WATCH_SECONDS = 30.0
 """How long a claim is watched before it is replaced."""
 LOOK_SECONDS, REMOTE_LOOK_SECONDS = 0.2, 0.5
@@ -125,7 +127,7 @@ class SweepLock:
         """Whether another driver has taken over, or `--release` was given."""
 
     def renew(self, running: Iterable[str]) -> None:
-        """Tell others which trials run; cheap, to be called often."""
+        """Tell others which trials run, within a second; cheap, to be called often."""
         self._running = tuple(sorted(running))
 
     def __enter__(self) -> SweepLock:
@@ -172,12 +174,16 @@ class SweepLock:
             raise LockError(address, option, claim.found())
 
     def _keep(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
+        told, beat = self._running, time.monotonic()
+        while not self._over.wait(min(CHANGE_SECONDS, BEAT_SECONDS)):
+            if told == self._running and time.monotonic() - beat < BEAT_SECONDS:
+                continue
+            told, beat = self._running, time.monotonic()
             for claim in self._claims:
                 with suppress(OSError):  # A full disk, a remote that is away: the next may succeed.
                     self.lost = self.lost or not claim.held()
                     if not self.lost:
-                        claim.write(self._running)
+                        claim.write(told)
         for claim in self._claims:
             with suppress(OSError):
                 claim.withdraw()
