@@ -3,7 +3,7 @@
 # make test-cluster  two Ray nodes, S3, MLflow on PostgreSQL, all on this machine
 # make lint       style and types
 # make benchmark  every figure that is quoted: the step, the sweep, the tables, their statistics
-# make faults     every fault that a sweep must survive, as often as stated (85 minutes on two cores);
+# make faults     every fault that a sweep must survive, as often as stated (half an hour on two cores);
 #                 ROWS=sigint,raylet-killed some of them, ARGS=--again those too that have passed
 
 PYTHON ?= python3
