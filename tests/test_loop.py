@@ -28,6 +28,7 @@ from tune.engine.spec import TrialSpec
 from tune.plan.plan import PLAN, Plan, new_plan
 from tune.plan.source import GridSource
 from tune.plan.state import Event, EventKind, State
+from tune.plan.states import States
 from tune.store.folder import Store
 from tune.store.remote import Remote, RemoteError
 from tune.suggest.search import Search
@@ -289,6 +290,16 @@ def test_the_images_that_the_first_trial_has_read_hold_for_those_that_follow(
     assert prints == [None] + ["f" * 12] * 5
     plan = sweep.store.read_plan()
     assert plan is not None and plan.fingerprint_for(plan.base) == "f" * 12
+
+
+def test_trials_that_a_search_suggests_at_its_start_are_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that was repaired at the start lets more points be drawn than were known before."""
+    sweep = searched(tmp_path)
+    sweep.states = States([], {}, 6)
+    assert sweep.run(StandInEngine(done_by_spec(tmp_path)), monkeypatch)
+    assert sweep.states.count(State.DONE) == 6 and sweep.states.part() == 1.0
 
 
 def lost_lock(lost: bool) -> Any:
