@@ -112,7 +112,7 @@ class Records:
 
     @property
     def searches(self) -> tuple[Mapping[str, Any], ...]:
-        """What was searched for (`tune.points.Search`), as the plans have it."""
+        """What was searched for (`tune.suggest.search.Search`), as the plans have it."""
         plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
         return tuple(plan["search"] for plan in plans if plan.get("search"))
 
@@ -133,7 +133,7 @@ class Records:
 
     @property
     def confirmed_by(self) -> list[str]:
-        """The metrics by which cells were chosen for fresh seeds (`tune.confirm`)."""
+        """The metrics by which cells were chosen for fresh seeds (`tune.plan.confirm`)."""
         plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
         names = [name for plan in plans for name in plan.get("confirm_by", ())]
         unknown = any(

@@ -7,6 +7,7 @@ say what is missing. Nothing here trains, opens torch or talks to a server.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -32,6 +33,7 @@ from analysis.frame import (
     short,
 )
 from mpcc.config import DEFAULTS, Config, from_dict, trial_key, value_text
+from mpcc.files import read_bytes
 from mpcc.run_dir import (
     CONFIG,
     METRICS,
@@ -304,11 +306,10 @@ def digest(path: Path) -> str:
     content = hashlib.sha256()
     for name in (CONFIG, METRICS, RESULT, PROVENANCE):
         try:
-            with open(f"{path}/{name}", "rb", buffering=0) as file:
-                data = file.read()
-        except FileNotFoundError:
-            data = b""
-        except OSError as error:  # a folder, or no right to read: the row says so
+            data = read_bytes(f"{path}/{name}") or b""
+        except RunDirError:  # a folder, or a pipe: the row says so
+            data = str(errno.EISDIR).encode()
+        except OSError as error:  # no right to read: the row says so
             data = str(error.errno).encode()
         content.update(f"{name} {len(data)}\n".encode() + data)
     return content.hexdigest()[:12]

@@ -258,7 +258,7 @@ def ray_with(
     monkeypatch.setattr(ray, "cluster_resources", lambda: size)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": size}])
     monkeypatch.setattr(engine_module, "LocalHead", head)
-    monkeypatch.setattr(engine_module, "JoinedCluster", type("Joined", (head,), {}))
+    monkeypatch.setattr(engine_module.cluster, "JoinedCluster", type("Joined", (head,), {}))
     if tuner is not None:
         monkeypatch.setattr(tune_run, "tuner_of", tuner)
 

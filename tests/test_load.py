@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -172,6 +173,15 @@ def test_provenance_is_part_of_the_digest(tmp_path: Path) -> None:
     file = path / "provenance.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"libraries": {"torch": "9.9"}}))
     assert load([sweep.path]).trials["digest"].tolist() != before
+
+
+def test_a_pipe_in_the_place_of_a_record_is_damage_and_not_waited_for(tmp_path: Path) -> None:
+    sweep = one_cell(tmp_path / "s", (0,))
+    file = sweep.trial(CHANGE, 0, metrics()) / "metrics.jsonl"
+    file.unlink()
+    os.mkfifo(file)
+    (trial,) = load([sweep.path]).trials.to_dict("records")
+    assert trial["state"] == "damaged" and "is no file" in trial["cause"]
 
 
 def test_name_of_the_folder_is_in_no_note(tmp_path: Path) -> None:

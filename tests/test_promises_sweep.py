@@ -8,18 +8,17 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.fault_tools import cut_power, descendants, mlflow_runs, process_table
 from tests.test_promises import PROGRAMS, call, said
 
 pytestmark = pytest.mark.slow
@@ -72,14 +71,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def runs(database: Path) -> dict[str | None, tuple[str, int, int]]:
     """Trial key, None for the sweep's own -> status, rows of accuracy, steps; of active runs."""
-    query = (
-        "select t.value, r.status, count(m.step), count(distinct m.step) from runs r "
-        "left join tags t on t.run_uuid = r.run_uuid and t.key = 'trial_key' "
-        "left join metrics m on m.run_uuid = r.run_uuid and m.key = 'acc_majority' "
-        "where r.lifecycle_stage = 'active' group by r.run_uuid"
-    )
-    with closing(sqlite3.connect(database)) as connection:
-        found = connection.execute(query).fetchall()
+    found = mlflow_runs(database)
     assert len({key for key, *_ in found}) == len(found), "two runs of one trial"
     return {key: (status, n, steps) for key, status, n, steps in found}
 
@@ -103,39 +95,6 @@ def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], Any]) -> 
             process.kill()
             pytest.fail("\n".join(process.communicate()))
         time.sleep(0.02)
-
-
-def below(pid: int) -> list[int]:
-    """All processes that this one has started, and theirs."""
-    parents: dict[int, list[int]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            words = file.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(words[1]), []).append(int(file.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        children = parents.get(todo.pop(), [])
-        found += children
-        todo += children
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def cut_power(process: "subprocess.Popen[str]") -> None:
-    for pid in [process.pid, *below(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.communicate()
 
 
 def copied(out: Path, place: Path) -> Path:
@@ -503,15 +462,15 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     wait_for(driver, lambda: list(out.glob("trials/*/checkpoint.pt")))
     second = call("ablation", *LONG, "--out", out, cwd=base)
     status = call("ablation", "--out", out, "--status", cwd=base).stdout
-    processes = below(driver.pid)
+    processes = descendants(driver.pid)
     begun = time.monotonic()
     driver.send_signal(signal.SIGHUP)
     text, _ = driver.communicate(timeout=60)
     seconds = time.monotonic() - begun
     end = time.monotonic() + 15
-    while any(map(alive, processes)) and time.monotonic() < end:
+    while process_table().keys() & processes and time.monotonic() < end:
         time.sleep(0.2)
-    left = [pid for pid in processes if alive(pid)]
+    left = sorted(process_table().keys() & processes)
     return Stopped(base, out, driver.pid, second, status, driver.returncode, seconds, text, left)
 
 

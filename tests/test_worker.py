@@ -334,12 +334,15 @@ def test_a_pruned_trial_whose_news_was_lost_with_its_process_is_not_trained_on(
 # -- a remote ------------------------------------------------------------------------------------
 
 
-def test_what_a_worker_prunes_reaches_the_remote(
-    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that serves as a remote; workers have their scratch folders beside it."""
     monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path / "scratch"))
-    there = tmp_path / "there"
-    Remote(str(there)).prepare()
+    Remote(str(tmp_path / "there")).prepare()
+    return tmp_path / "there"
+
+
+def test_what_a_worker_prunes_reaches_the_remote(trial: Trial, tmp_path: Path, there: Path) -> None:
     made = in_process([spec_of(tmp_path, trial, remote=str(there), prune=HOPELESS)])
     last = to_the_end(made)[-1]
     made.cleanup()
@@ -349,11 +352,8 @@ def test_what_a_worker_prunes_reaches_the_remote(
 
 
 def test_a_record_that_the_remote_refuses_is_the_machines_fault_and_is_sent_later(
-    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trial: Trial, tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path / "scratch"))
-    there = tmp_path / "there"
-    Remote(str(there)).prepare()
     write, refuses = Remote.write, [True]
 
     def refused(self: Remote, name: str, data: bytes, *more: Any) -> None:

@@ -263,7 +263,7 @@ def _ask_nodes(
 
     remote = ray.remote(num_cpus=0, max_retries=0)(probe)
     calls = []
-    for node in _alive():
+    for node in alive_nodes():
         if node["Resources"].get("CPU"):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             calls.append((node, remote.options(scheduling_strategy=there).remote(needs)))
@@ -273,7 +273,7 @@ def _ask_nodes(
         try:
             problem = ray.get(call, timeout=max(0.0, end - time.monotonic()))
         except ray.exceptions.RayError as error:  # A timeout is one of them.
-            if node["NodeID"] not in [other["NodeID"] for other in _alive()]:
+            if node["NodeID"] not in [other["NodeID"] for other in alive_nodes()]:
                 continue  # It has left the cluster meanwhile.
             text = str(getattr(error, "cause", error))
             problem = " ".join(text.split())[:300] or type(error).__name__
@@ -282,7 +282,8 @@ def _ask_nodes(
     return lacking
 
 
-def _alive() -> list[dict[str, Any]]:
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return what Ray says of each node that has not left: `NodeID`, `Resources` ..."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]

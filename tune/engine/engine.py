@@ -19,8 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mpcc.machine import usable_cores
-from tune.engine import environment
-from tune.engine.cluster import JoinedCluster
+from tune.engine import cluster, environment
 from tune.engine.head import EngineError, LocalHead
 from tune.engine.spec import DEFAULT_GPU_SHARE, NodeNeeds, Settings, TrialSpec
 from tune.plan.cells import Trial
@@ -55,8 +54,8 @@ class Engine:
         self._cpus = settings.cpus or float(self._threads)
         self._gpus, self._n_gpus, self._group_size = 0.0, 1, 1
         self._needs: NodeNeeds | None = None
-        self._connection: LocalHead | JoinedCluster = (
-            LocalHead() if settings.local else JoinedCluster(settings.address)
+        self._connection: LocalHead | cluster.JoinedCluster = (
+            LocalHead() if settings.local else cluster.JoinedCluster(settings.address)
         )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._queue: TrialQueue
@@ -181,8 +180,6 @@ class Engine:
         if settings.gpus is None and n_gpus:
             self._gpus = 1.0 if settings.trials_per_gpu else DEFAULT_GPU_SHARE
         if not settings.local:
-            from tune.engine import cluster
-
             self._needs = cluster.needs_of(self._trials, settings)
             cluster.check_nodes(self._needs, self._log)
         if not self._fits_a_node():
@@ -203,13 +200,10 @@ class Engine:
         self._avoided |= {node}
 
     def _fits_a_node(self) -> bool:
-        import ray
-
         return any(
             node["Resources"].get("CPU", 0) >= self._cpus
             and node["Resources"].get("GPU", 0) >= self._gpus
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"]
+            for node in cluster.alive_nodes()
         )
 
     def _trials_per_gpu(self) -> int:
