@@ -12,6 +12,7 @@ import pytest
 
 from mpcc import run_dir
 from mpcc.config import PRESETS
+from tune.engine import environment as ray_variables
 from tune.engine.trainable import OwnRun, config_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,9 @@ print("RESULTS " + json.dumps(found, default=str))
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {
+    """That of a user's shell: without what our engine has set in this process for its own runs."""
+    ours = {*ray_variables.ALWAYS, *ray_variables.LOCAL, *ray_variables.CLUSTER, "RAY_AUTH_TOKEN"}
+    return {name: value for name, value in os.environ.items() if name not in ours} | {
         "PYTHONPATH": str(ROOT),
         "TUNE_GLOBAL_CHECKPOINT_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
