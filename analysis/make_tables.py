@@ -17,10 +17,10 @@ sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 from mpcc.options import OneLineParser, path  # noqa: E402
 
 if TYPE_CHECKING:
-    from analysis.build import Choices, Product
-    from analysis.cells import Group
-    from analysis.frame import Records
-    from analysis.layout import Table
+    from analysis.records.frame import Records
+    from analysis.tables.assemble import Choices, Product
+    from analysis.tables.groups import Group
+    from analysis.tables.layout import Table
 
 TABLES = ("1", "2", "3a", "3b", "4", "grid", "search", "all")
 FORMATS = ("md", "csv", "tex", "html", "fig")
@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
 
 
 def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
-    from analysis.folders import check_folders, latest_sweep, sweeps_below
+    from analysis.records.folders import check_folders, latest_sweep, sweeps_below
 
     curves, folders = "html" in formats, options.runs
     if not folders and not options.mlflow:
@@ -134,12 +134,12 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     from collections import ChainMap
     from dataclasses import replace
 
-    from analysis.build import Choices, companion, files, products
-    from analysis.cells import groups
-    from analysis.load import load
+    from analysis.records.load import load
+    from analysis.tables.assemble import Choices, companion, files, products
+    from analysis.tables.groups import groups
 
     if options.mlflow:
-        from analysis.load_mlflow import fetch
+        from analysis.records.load_mlflow import fetch
 
         folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
         out = options.out or ROOT / "runs" / folders[0].name / "tables"
@@ -151,7 +151,7 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     baseline = None if lines else options.baseline
     choices = Choices(options.table, tuple(formats), options.test, baseline, tuple(lines))
     if options.explain:
-        from analysis.explain import explain
+        from analysis.output.explain import explain
 
         print(explain(records, cells, options.explain))
         return 0
@@ -164,8 +164,8 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         page = _report_page(records, cells, found, choices, options)
         contents |= _encoded({"report.html": page} | companion(records, every, "report", choices))
     if "fig" in formats:
-        from analysis.figures import figures
-        from analysis.grid import shown_metrics, swept
+        from analysis.output.figures import figures
+        from analysis.tables.grid import shown_metrics, swept
 
         contents |= figures(cells, swept(records), shown_metrics(cells)[0])
         contents |= _search_figures(records, cells)
@@ -194,8 +194,8 @@ def _report_page(
     """The page; it always has the grid's differences, whichever table was asked for."""
     from dataclasses import replace
 
-    from analysis.build import products
-    from analysis.report import report
+    from analysis.output.report import report
+    from analysis.tables.assemble import products
 
     if not any(product.result for product in found):
         found = [*found, *products(records, cells, replace(choices, table="grid"))]
@@ -207,9 +207,9 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
     """How a search compares with the folder that --baseline names; nothing for a cell's name."""
     if not options.baseline or not Path(options.baseline).is_dir():
         return []
-    from analysis.folders import check_folders
-    from analysis.load import load
-    from analysis.search import against
+    from analysis.records.folders import check_folders
+    from analysis.records.load import load
+    from analysis.tables.search import against
 
     if not records.searches:
         raise ValueError(f"--baseline {options.baseline} is a folder, which only a search takes")
@@ -221,8 +221,8 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
 def _search_figures(records: Records, cells: list[Group]) -> dict[str, bytes]:
     if not records.searches:
         return {}
-    from analysis.search import found
-    from analysis.search_figures import files
+    from analysis.output.search_figures import files
+    from analysis.tables.search import found
 
     search = found(records, cells)
     return files(search) if search else {}
@@ -230,7 +230,7 @@ def _search_figures(records: Records, cells: list[Group]) -> dict[str, bytes]:
 
 def write(out: Path, files: dict[str, bytes]) -> None:
     """Every file, whole or not at all; one that says the same already is left alone."""
-    from mpcc.run_dir import write_bytes
+    from mpcc.runs.run_dir import write_bytes
 
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
@@ -240,7 +240,7 @@ def write(out: Path, files: dict[str, bytes]) -> None:
 
 
 def _check(out: Path, asked: dict[str, bytes], beside: dict[str, bytes], cells: list[Group]) -> int:
-    from analysis.check import outdated, stale
+    from analysis.output.check import outdated, stale
 
     wrong = stale(out, asked, beside) + outdated(out, [*asked, *beside], cells)
     if wrong:
@@ -257,7 +257,7 @@ def _report(
     options: argparse.Namespace,
     example: str,
 ) -> None:
-    from analysis.render import text
+    from analysis.output.render import text
     from mpcc.shell import script, shown
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -277,7 +277,7 @@ def _report(
 
 def _example(group: Group, axes: Sequence[str]) -> str:
     """The first cell as --explain takes it."""
-    from analysis.frame import short
+    from analysis.records.frame import short
     from mpcc.config import value_text
 
     settings = [f"{short(a)}={value_text(group.settings[a])}" for a in axes if a != "seed"]

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import fault_tracking
 from benchmarks.fault_lab import TRIES, Lab, Outcome
 from benchmarks.fault_tools import Sweep, SweepFailed, finish, injected, wait_for
-from mpcc import run_dir
+from mpcc.runs import run_dir
 
 OLD_MAGIC = b"mpcc checkpoint 1\n"
 CHECKPOINT_HEAD = len(OLD_MAGIC) + 65

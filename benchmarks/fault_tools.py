@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mpcc import run_dir
+from mpcc.runs import run_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 INJECTION = ROOT / "benchmarks" / "injection"

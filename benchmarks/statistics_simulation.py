@@ -24,8 +24,9 @@ sys.path[0:1] = [str(ROOT)]
 
 from scipy import special  # noqa: E402
 
-from analysis import designs, stats  # noqa: E402
-from analysis.ranking import tie_adjusted  # noqa: E402
+from analysis.statistics import factorial as designs  # noqa: E402
+from analysis.statistics import stats  # noqa: E402
+from analysis.tables.ranking import tie_adjusted  # noqa: E402
 
 Array = NDArray[np.float64]
 CELLS = 9

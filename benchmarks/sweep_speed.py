@@ -159,7 +159,7 @@ def _seconds(text: str) -> float:
 
 def share_of_records(folder: Path, config: Config, iteration: float) -> Iterator[Row]:
     """What writing a row and sending it to MLflow take of training time."""
-    from mpcc import run_dir
+    from mpcc.runs import run_dir
     from tune.tracking.delivery import Delivery
     from tune.tracking.uri import default_uri
 
@@ -191,8 +191,9 @@ def share_of_checkpoints(folder: Path, name: str) -> Row:
     """What a checkpoint takes of the time until the next, at the default interval."""
     import torch
 
-    from mpcc import run_dir, trainer
-    from mpcc.state import build_state
+    from mpcc.runs import run_dir
+    from mpcc.training import trainer
+    from mpcc.training.state import build_state
 
     config = preset(name)
     torch.set_num_threads(config.cpu_threads)
@@ -211,9 +212,9 @@ def share_of_checkpoints(folder: Path, name: str) -> Row:
 
 def training_seconds(config: Config) -> float:
     """Seconds of one iteration."""
-    from mpcc.algorithm import train_step
-    from mpcc.data import load
-    from mpcc.state import build_state
+    from mpcc.data.image_set import load
+    from mpcc.training.algorithm import train_step
+    from mpcc.training.state import build_state
 
     state = build_state(config, load(config))
     for _ in range(3):

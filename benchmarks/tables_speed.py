@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]
 
 from mpcc.config import preset  # noqa: E402
-from mpcc.files import sealed  # noqa: E402
-from mpcc.run_dir import METRICS, PROVENANCE, RESULT, metrics_text  # noqa: E402
+from mpcc.runs.files import sealed  # noqa: E402
+from mpcc.runs.run_dir import METRICS, PROVENANCE, RESULT, metrics_text  # noqa: E402
 
 SEEDS = (0, 1, 2)
 FORMATS = "md,csv,tex,html"

@@ -108,7 +108,7 @@ def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from mpcc.config import PRESETS
-    from mpcc.cuda_graph import N_PLAIN_ITERATIONS
+    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
 
     config = PRESETS[size.preset].override(**size.changes)
     images = noise(config)
@@ -132,9 +132,9 @@ def step_of(config: Any, images: Any, device: str) -> Callable[[], Any]:
     """What makes one iteration of a trial, in a process that is prepared as a trial's."""
     import torch
 
-    from mpcc.cuda_graph import stepper
-    from mpcc.device import prepare_process
-    from mpcc.state import build_state
+    from mpcc.fast.cuda_graph import stepper
+    from mpcc.training.device import prepare_process
+    from mpcc.training.state import build_state
 
     where = torch.device(device)
     prepare_process(config, where)
@@ -179,7 +179,7 @@ def together(only: str) -> Iterator[Row]:
         if not torch.cuda.is_available():
             yield Row(figure, "no CUDA device here", aim)
             continue
-        from mpcc.together import iterations_per_second
+        from mpcc.fast.together import iterations_per_second
 
         config = PRESETS["mnist"]
         rate = iterations_per_second(config, noise(config), torch.device("cuda"), n, 200)
@@ -197,7 +197,7 @@ def profile(preset: str, n: int = 20, n_rows: int = 25) -> None:
     from torch.profiler import profile as profiler
 
     from mpcc.config import PRESETS
-    from mpcc.cuda_graph import N_PLAIN_ITERATIONS
+    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
 
     if not torch.cuda.is_available():
         print("no CUDA device here")
@@ -227,7 +227,7 @@ def noise(config: Any) -> Any:
     """256 random images of the configuration's size."""
     import torch
 
-    from mpcc.data import ImageSet
+    from mpcc.data.image_set import ImageSet
 
     shape = (256, config.n_channels, config.image_size, config.image_size)
     rng = torch.Generator().manual_seed(0)

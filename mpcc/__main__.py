@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mpcc.config import PRESETS, VARIANTS, Config, parse_assignment, preset, variant
-from mpcc.data_files import DataError, check_available
-from mpcc.files import exclusive
-from mpcc.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
+from mpcc.data.files import DataError, check_available
+from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, path
-from mpcc.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
+from mpcc.runs.files import exclusive
+from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
 
 MAX_SECONDS = 1e6
 
@@ -127,14 +127,14 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         find_weights(options.inception_weights)
         os.environ[WEIGHTS_VARIABLE] = str(options.inception_weights.resolve())
     if options.download:
-        from mpcc.data_download import download
+        from mpcc.data.download import download
 
         download(config.dataset, options.data_dir)
     check_available(config.dataset, options.data_dir)
     # Before torch loads: its threads read these once.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    from mpcc.trainer import resolve_device
+    from mpcc.training.trainer import resolve_device
 
     try:
         resolve_device(options.device)
@@ -156,7 +156,7 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
 
 def trained(config: Config, out: Path, options: argparse.Namespace, stopped: list[int]) -> int:
     """Train until the end or a signal, which `stopped` then holds, and say how it went."""
-    from mpcc.trainer import train
+    from mpcc.training.trainer import train
 
     progress = train(
         config,

@@ -30,7 +30,7 @@ def digits():
     """scikit-learn's digits at 8×8, as the tiny preset reads them."""
     import torch
 
-    from mpcc.data import load
+    from mpcc.data.image_set import load
 
     torch.set_num_threads(1)
     return load(PRESETS["tiny"])

@@ -30,9 +30,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mpcc import run_dir, trainer
 from mpcc.__main__ import main as mpcc_main
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
+from mpcc.training import trainer
 from tests.malformed import ABLATION, MPCC, RESTART, SEARCH, TABLES, Case, Damage, cases
 from tune import ablation, estimate, search
 from tune.plan import grid

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpcc.config import Config, preset
-from mpcc.run_dir import write_json, write_metrics, write_provenance, write_result
+from mpcc.runs.run_dir import write_json, write_metrics, write_provenance, write_result
 
 TABLE1_ROWS = ((1, 1e-3), (2, 1e-3), (4, 1e-3), (4, 2e-3), (4, 5e-3))
 TABLE1_MEANS = (0.61, 0.64, 0.66, 0.74, 0.83)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from benchmarks.fault_tools import ROOT
-from mpcc import run_dir
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
 from tune.display import Display
 from tune.engine import engine as engine_module
 from tune.engine import loop

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mpcc import baseline, data, metrics
 from mpcc.config import PRESETS
+from mpcc.data import image_set as data
+from mpcc.evaluation import baseline, metrics
 
 
 @pytest.fixture(autouse=True)

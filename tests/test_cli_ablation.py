@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
 from tune import ablation, estimate, tracking
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan
@@ -228,11 +228,11 @@ def test_other_code_is_refused_by_file_unless_accepted(
 ) -> None:
     write_plan(tmp_path, "--grid", "esteps=1,2")
     saved = json.loads((tmp_path / "sweep.json").read_text())
-    saved["code_files"]["mpcc/losses.py"] = "older"
+    saved["code_files"]["mpcc/model/losses.py"] = "older"
     (tmp_path / "sweep.json").write_text(json.dumps(saved))
     same = ["--out", str(tmp_path), "--dry-run"]
     code, _, err = call(capsys, *same)
-    assert code == 2 and "mpcc/losses.py changed since" in err and err.count("\n") == 1
+    assert code == 2 and "mpcc/model/losses.py changed since" in err and err.count("\n") == 1
     assert call(capsys, *same, "--accept-changed-code")[0] == 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpcc.__main__ import main
-from mpcc.run_dir import read_metrics, read_result
+from mpcc.runs.run_dir import read_metrics, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -26,8 +26,8 @@ from typing import Any
 import pytest
 
 from benchmarks.fault_tools import ROOT, Sweep, descendants, kill
-from mpcc import run_dir
-from mpcc.code_version import code_version
+from mpcc.runs import run_dir
+from mpcc.runs.code_version import code_version
 from tune.store.lock import sweep_owner
 from tune.store.remote import Remote, RemoteError
 
@@ -329,7 +329,7 @@ def with_s3(site: Site, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_in_s3_are_written_listed_and_removed_and_a_missing_bucket_is_named(
     s3: str, with_s3: None
 ) -> None:
-    from mpcc.data_files import DataError
+    from mpcc.data.files import DataError
     from tune.store.datasets import folder_on_node
 
     store = Remote(f"{s3}/by-hand", retry_seconds=0)

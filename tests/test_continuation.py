@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
-from mpcc.trainer import train
+from mpcc.runs import run_dir
+from mpcc.training.trainer import train
 from tune import ablation
 from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import PLAN, Plan, new_plan

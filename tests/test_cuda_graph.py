@@ -5,13 +5,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mpcc import cuda_graph
-from mpcc.algorithm import train_step, update_all
-from mpcc.cuda_graph import N_PLAIN_ITERATIONS, Recorded
-from mpcc.data import ImageSet
-from mpcc.device import prepare_process
-from mpcc.doubled_conv import bilinear_double
-from mpcc.state import build_state
+from mpcc.data.image_set import ImageSet
+from mpcc.fast import cuda_graph
+from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS, Recorded
+from mpcc.fast.doubled_conv import bilinear_double
+from mpcc.training.algorithm import train_step, update_all
+from mpcc.training.device import prepare_process
+from mpcc.training.state import build_state
 from tests.test_weights import VARIANTS, images
 
 WAITING_OPS = {

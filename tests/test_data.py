@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mpcc import data, data_files, data_readers
 from mpcc.config import PRESETS, from_dict
-from mpcc.data import DataError
+from mpcc.data import files as data_files
+from mpcc.data import image_set as data
+from mpcc.data import readers as data_readers
+from mpcc.data.image_set import DataError
 
 REAL = os.environ.get("MPCC_DATA_DIR")
 needs_real_data = pytest.mark.skipif(

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from analysis import make_tables
-from analysis.cells import groups
-from analysis.grid import baseline_of, grid_tables
-from analysis.layout import PAPER, REFERENCE, Table
-from analysis.load import load
-from analysis.protocol import gap, published_rows, table1_settings
-from analysis.render import text
-from analysis.report import report
-from analysis.table1 import table1, table1_groups
-from analysis.table4 import table4
+from analysis.output.render import text
+from analysis.output.report import report
+from analysis.paper.protocol import gap, published_rows, table1_settings
+from analysis.paper.table1 import table1, table1_groups
+from analysis.paper.table4 import table4
+from analysis.records.load import load
+from analysis.tables.grid import baseline_of, grid_tables
+from analysis.tables.groups import groups
+from analysis.tables.layout import PAPER, REFERENCE, Table
 from mpcc.config import PRESETS
-from mpcc.files import sealed
+from mpcc.runs.files import sealed
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 LOW, HIGH = {"prior_lr": 1e-3}, {"prior_lr": 2e-3}
@@ -201,8 +201,8 @@ def test_absent_accuracy_is_not_guessed_at(tmp_path: Path) -> None:
     sweep.trial(LOW, 0, {"mse": 0.1, "acc_hungarian": 0.5})
     records = load([sweep.path])
     cells = groups(records)
-    from analysis.columns import column
-    from analysis.tables import absent_reason
+    from analysis.tables.columns import column
+    from analysis.tables.shared import absent_reason
 
     reason = absent_reason(cells[0], column("acc_majority"))
     assert reason.startswith("Acc n/a: no finished trial recorded it")

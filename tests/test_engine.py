@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpcc import run_dir
+from mpcc.runs import run_dir
 from tests.stand_ins import ended, planned, printed_by, spec_of, started
 from tests.test_trainer import files
 from tests.under_ray import doomed_and_others, faults_of_a_sweep
@@ -149,7 +149,7 @@ def test_trials_that_died_together_run_again_each_with_nothing_beside_it(tmp_pat
 def test_under_ray_a_trial_that_dies_three_times_fails_and_a_fault_of_the_disk_is_tried_again(
     tmp_path: Path,
 ) -> None:
-    from mpcc.trainer import train
+    from mpcc.training.trainer import train
 
     said = printed_by(faults_of_a_sweep, tmp_path)
     plan, long_ones = doomed_and_others()

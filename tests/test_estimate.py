@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
-from mpcc.pace import Pace, Shape, shape
+from mpcc.runs import run_dir
+from mpcc.training.pace import Pace, Shape, shape
 from tune import ablation, estimate
 from tune.engine.spec import Settings
 from tune.plan import cells as plan_cells

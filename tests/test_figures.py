@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.cells import Group, groups
-from analysis.figures import MAX_LINES, effect, figures, heatmap, left_out
-from analysis.load import load
+from analysis.output.figures import MAX_LINES, effect, figures, heatmap, left_out
+from analysis.records.load import load
+from analysis.tables.groups import Group, groups
 from tests.records import SweepBuilder
 
 AXES = ("n_encoder_steps", "prior_lr")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mpcc import classifier, data, generation_metrics, inception
 from mpcc.config import PRESETS
-from mpcc.generation_metrics import (
+from mpcc.data import image_set as data
+from mpcc.evaluation import classifier, inception
+from mpcc.evaluation import generation as generation_metrics
+from mpcc.evaluation.generation import (
     FeatureNetwork,
     extract,
     feature_fid,

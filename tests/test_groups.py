@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mpcc import run_dir, trainer
+from mpcc.runs import run_dir
+from mpcc.training import trainer
 from tests.stand_ins import planned, printed_by, spec_of
 from tests.test_trainer import files
 from tests.under_ray import groups_of_three

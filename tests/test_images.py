@@ -45,7 +45,7 @@ def test_the_fingerprint_of_prepared_images_is_told_without_torch(digits, tmp_pa
     import sys
 
     program = (
-        "import sys\nfrom mpcc.config import PRESETS\nfrom mpcc.data_cache import fingerprint\n"
+        "import sys\nfrom mpcc.config import PRESETS\nfrom mpcc.data.prepared import fingerprint\n"
         "print(fingerprint(PRESETS['tiny'], None), 'torch' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

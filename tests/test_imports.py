@@ -90,11 +90,16 @@ def test_only_the_public_interface_of_ray_is_used():
 
 
 def test_config_needs_the_standard_library_only():
-    used = packages(top_level_imports(ROOT / "mpcc" / "config.py"))
-    assert used <= set(sys.stdlib_module_names)
+    for path in (ROOT / "mpcc" / "config").glob("*.py"):
+        assert packages(top_level_imports(path)) <= {*sys.stdlib_module_names, "mpcc"}
+        assert all(
+            name.startswith("mpcc.config")
+            for name in all_imports(path)
+            if packages({name}) == {"mpcc"}
+        )
 
 
-@pytest.mark.parametrize("name", ["losses", "prior", "metrics"])
+@pytest.mark.parametrize("name", ["model/losses", "model/prior", "evaluation/metrics"])
 def test_pure_modules_take_no_config(name):
     assert "mpcc.config" not in all_imports(ROOT / "mpcc" / f"{name}.py")
 

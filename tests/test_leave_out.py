@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.build import Choices, products
-from analysis.cells import groups
-from analysis.load import load
-from analysis.render import markdown
+from analysis.output.render import markdown
+from analysis.records.load import load
+from analysis.tables.assemble import Choices, products
+from analysis.tables.groups import groups
 from mpcc.config import PRESETS, VARIANTS
-from mpcc.metrics import METRICS, NEED_LABELS
+from mpcc.evaluation.metrics import METRICS, NEED_LABELS
 from tests.records import SweepBuilder, metrics_of
 from tune.ablation import main
 from tune.plan import leave_out

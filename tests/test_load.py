@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.cells import groups
-from analysis.folders import LoadError, latest_sweep
-from analysis.frame import CONFLICT, DAMAGED, PLANNED, RUNNING, STOPPED, Records
-from analysis.load import load
-from analysis.load_mlflow import fetch
+from analysis.records.folders import LoadError, latest_sweep
+from analysis.records.frame import CONFLICT, DAMAGED, PLANNED, RUNNING, STOPPED, Records
+from analysis.records.load import load
+from analysis.records.load_mlflow import fetch
+from analysis.tables.groups import groups
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 from tune.store.folder import Store
 from tune.store.lock import SweepLock
@@ -320,7 +320,7 @@ def test_mlflow_without_its_files_still_gives_every_number(
     delivered: tuple[Records, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, uri = delivered
-    monkeypatch.setattr("analysis.load_mlflow._artifact", lambda *_: None)
+    monkeypatch.setattr("analysis.records.load_mlflow._artifact", lambda *_: None)
     (folder,) = fetch(uri, tmp_path, "digits", curves=True)
     after = load([folder], curves=True)
     ended = before.trials[before.trials["state"] != PLANNED]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import run_dir
+from mpcc.runs import run_dir
 from tests.test_store import planned
 from tune.store import lock as lock_module
 from tune.store.folder import Store

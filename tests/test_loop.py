@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
 from tests.stand_ins import (
     Looped,
     StandInEngine,

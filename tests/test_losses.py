@@ -5,7 +5,7 @@ import math
 import torch
 from torch.distributions import Normal
 
-from mpcc import losses
+from mpcc.model import losses
 
 
 def numbers(*shape: int) -> torch.Tensor:

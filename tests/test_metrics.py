@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
-from mpcc import metrics
+from mpcc.evaluation import metrics
 
 LABELS = [0, 0, 0, 1, 1, 2]
 CLUSTERS = [0, 0, 1, 1, 2, 1]
@@ -160,7 +160,7 @@ def test_thresholds_decide():
 
 def test_import_needs_neither_torch_nor_scipy_nor_scikit_learn():
     heavy = "('torch', 'scipy', 'sklearn')"
-    code = f"import sys, mpcc.metrics; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, mpcc.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

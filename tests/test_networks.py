@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mpcc import doubled_conv
 from mpcc.config import PRESETS, Config
-from mpcc.layers import Conv, Linear
-from mpcc.networks import Generator, build_networks, n_parameters
+from mpcc.fast import doubled_conv
+from mpcc.model.layers import Conv, Linear
+from mpcc.model.networks import Generator, build_networks, n_parameters
 
 COUNTS = {  # generator, discriminator, what the encoder has of its own
     "mnist": (157_249, 148_465, 171_120),

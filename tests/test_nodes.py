@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mpcc.code_version import code_version
+from mpcc.runs.code_version import code_version
 from tests.stand_ins import StandInTuner, planned, ray_with, spec_of
 from tune.engine import cluster, environment
 from tune.engine.cluster import check_nodes, data_missing_here, missing_here, needs_of, not_ready
@@ -62,7 +62,7 @@ def test_what_a_machine_lacks_for_the_trials_is_named(
         ("Python", "3.1", "the driver 3.1"),
         ("torch", "0.1", "the driver 0.1"),
         ("no-such-library", "1", "has no no-such-library"),
-        ("mpcc/losses.py", "other", "has mpcc/losses.py"),
+        ("mpcc/model/losses.py", "other", "has mpcc/model/losses.py"),
     ):
         assert name == "no-such-library" or name in needs.versions
         assert word in str(missing_here(replace(needs, versions={name: version})))

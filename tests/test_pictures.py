@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpcc import pictures
+from mpcc.evaluation import pictures
 
 
 def level_images(levels, size=8):

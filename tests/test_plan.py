@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mpcc.code_version import code_hash
 from mpcc.config import PRESETS, from_dict
+from mpcc.runs.code_version import code_hash
 from tune.plan.cells import by_cell
 from tune.plan.grid import cells, parse_grid, table1_rows
 from tune.plan.plan import (
@@ -107,10 +107,10 @@ def test_other_base_settings_are_refused_by_name() -> None:
 def test_changed_code_is_refused_by_file_and_comments_do_not_count() -> None:
     plan = planned("esteps=1,2")
     check_same_code(OUT, plan)
-    assert "mpcc/losses.py" in plan.code_files
-    assert not {"mpcc/run_dir.py", "mpcc/shell.py"} & set(plan.code_files)
-    other = replace(plan, code_files={**plan.code_files, "mpcc/losses.py": "0"})
-    with pytest.raises(PlanError, match=r"other code: mpcc/losses.py changed"):
+    assert "mpcc/model/losses.py" in plan.code_files
+    assert not {"mpcc/runs/run_dir.py", "mpcc/shell.py"} & set(plan.code_files)
+    other = replace(plan, code_files={**plan.code_files, "mpcc/model/losses.py": "0"})
+    with pytest.raises(PlanError, match=r"other code: mpcc/model/losses.py changed"):
         check_same_code(OUT, other)
     module = 'def f():\n    """Text."""\n    return 1  # reason\n'
     plain = "def f():\n    return 1\n"

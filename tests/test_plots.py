@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpcc import plots
+from mpcc.evaluation import plots
 
 
 def size(path):
@@ -74,6 +74,9 @@ def test_colours_of_clusters_differ():
 
 
 def test_matplotlib_waits_until_something_is_drawn():
-    code = "import sys, mpcc.plots, mpcc.pictures; print('matplotlib' in sys.modules)"
+    code = (
+        "import sys, mpcc.evaluation.plots, mpcc.evaluation.pictures;"
+        "print('matplotlib' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

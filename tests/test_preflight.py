@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
 from mpcc.machine import free_memory
+from mpcc.runs import run_dir
 from tune import preflight
 from tune.engine.spec import Settings
 from tune.plan import cells as plan_cells

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
-from mpcc.trainer import train
+from mpcc.runs import run_dir
+from mpcc.training.trainer import train
 from tests.test_data import make_official, write_cifar, write_idx_set, write_omniglot
 
 SHORT = {"iterations": 3, "batch_size": 4, "cpu_threads": 2}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, Normal
 
-from mpcc.prior import Prior
+from mpcc.model.prior import Prior
 
 
 def make(family="gaussian_mixture", **kwargs) -> Prior:

@@ -272,11 +272,13 @@ def test_other_images_are_refused_by_name(story: Story, tmp_path: Path) -> None:
 
 def test_other_code_is_refused_by_file_unless_it_is_accepted(story: Story, tmp_path: Path) -> None:
     out = copied(story.out, tmp_path)
-    edited(out / "sweep.json", lambda plan: plan["code_files"].update({"mpcc/losses.py": "0"}))
+    edited(
+        out / "sweep.json", lambda plan: plan["code_files"].update({"mpcc/model/losses.py": "0"})
+    )
     words = [*GRID, "--out", out, "--dry-run"]
     done = call("ablation", *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "mpcc/losses.py changed since" in done.stderr
+    assert "mpcc/model/losses.py changed since" in done.stderr
     assert "0 to run" in said("ablation", *words, "--accept-changed-code", cwd=tmp_path)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.cells import groups
-from analysis.grid import GridResult, baseline_of, grid_tables
-from analysis.load import load
-from analysis.ranking import Ranking, rank, tie_adjusted
-from analysis.words import paragraph
+from analysis.output.summary import paragraph
+from analysis.records.load import load
+from analysis.tables.grid import GridResult, baseline_of, grid_tables
+from analysis.tables.groups import groups
+from analysis.tables.ranking import Ranking, rank, tie_adjusted
 from tests.records import SweepBuilder
 
 METRIC = "acc_majority"
@@ -181,7 +181,7 @@ def test_permutations_too_few_for_holm_are_called_too_few(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("test", ["welch", "pooled", "paired"])
 def test_smallest_difference_is_that_of_the_test_in_use(tmp_path: Path, test: str) -> None:
-    from analysis import designs
+    from analysis.statistics import factorial as designs
 
     sweep, rng = SweepBuilder(tmp_path / "s").plan(RATES[:3], range(5)), np.random.default_rng(4)
     for change in RATES[:3]:

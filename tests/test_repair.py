@@ -13,10 +13,11 @@ from unittest.mock import patch
 
 import pytest
 
-from mpcc import run_dir, trainer
 from mpcc.config import PRESETS
-from mpcc.repair import repair
-from mpcc.trainer import train
+from mpcc.runs import run_dir
+from mpcc.runs.repair import repair
+from mpcc.training import trainer
+from mpcc.training.trainer import train
 
 CONFIG = PRESETS["tiny"].override(iterations=8, eval_every=2)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.build import Choices, products
-from analysis.cells import groups
-from analysis.load import load
-from analysis.report import report
+from analysis.output.report import report
+from analysis.records.load import load
+from analysis.tables.assemble import Choices, products
+from analysis.tables.groups import groups
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 PNG = base64.b64decode(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import checkpoints, files, run_dir
-from mpcc import code_version as code_version_module
-from mpcc.code_version import code_version
 from mpcc.config import PRESETS
+from mpcc.runs import checkpoints, files, run_dir
+from mpcc.runs import code_version as code_version_module
+from mpcc.runs.code_version import code_version
 
 
 def test_open_run_makes_it_once_and_accepts_it_again(tmp_path, tiny):
@@ -286,10 +286,10 @@ def test_every_preset_survives_the_disk(tmp_path):
 def test_code_without_its_repository_is_of_the_version_that_the_sender_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "mpcc" / "code_version.py"
-    copy.parent.mkdir()
+    copy = tmp_path / "mpcc" / "runs" / "code_version.py"
+    copy.parent.mkdir(parents=True)
     copy.write_text(Path(code_version_module.__file__).read_text())
-    program = "import mpcc.code_version as m; print(m.code_version())"
+    program = "import mpcc.runs.code_version as m; print(m.code_version())"
 
     def said(**variables: str) -> str:
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)} | variables
@@ -303,6 +303,6 @@ def test_code_without_its_repository_is_of_the_version_that_the_sender_says(
     assert said(MPCC_CODE_VERSION="abc123") == "abc123"
     monkeypatch.setenv("MPCC_CODE_VERSION", "abc123")
     code_version.cache_clear()
-    in_repository = (Path(code_version_module.__file__).parents[1] / ".git").exists()
+    in_repository = (Path(code_version_module.__file__).parents[2] / ".git").exists()
     assert (code_version() == "abc123") != in_repository
     code_version.cache_clear()

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS, Config
+from mpcc.runs import run_dir
 from tune import estimate, search
 from tune.plan.cells import Trial
 from tune.plan.plan import new_plan

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis import search as found_in
-from analysis.build import Choices, files, products
-from analysis.cells import groups
-from analysis.load import load
 from analysis.make_tables import main
-from analysis.render import markdown
+from analysis.output.render import markdown
+from analysis.records.load import load
+from analysis.tables import search as found_in
+from analysis.tables.assemble import Choices, files, products
+from analysis.tables.groups import groups
 from tests.records import table1_sweep
 from tests.test_search import begun, finish, value_of
 from tune import ablation

@@ -10,7 +10,8 @@ import math
 import numpy as np
 import pytest
 
-from analysis import designs, stats
+from analysis.statistics import factorial as designs
+from analysis.statistics import stats
 
 # R's data set `sleep`: Cushny and Peebles 1905, the example of Student 1908.
 SLEEP_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

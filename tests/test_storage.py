@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import data_files, run_dir
 from mpcc.config import PRESETS
+from mpcc.data import files as data_files
+from mpcc.runs import run_dir
 from tune.engine.faults import trial_cause
 from tune.engine.spec import TrialSpec
 from tune.plan.cells import Cell, Trial
@@ -276,7 +277,7 @@ def steps(worker) -> list[Event]:
 def test_a_trial_whose_machine_is_lost_goes_on_elsewhere_to_the_same_bits(
     remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mpcc.trainer import train
+    from mpcc.training.trainer import train
     from tune.engine.worker import TrialWorker
 
     monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path / "scratch"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fault_tools import Sweep, cut_power
-from mpcc import run_dir
+from mpcc.runs import run_dir
 from tests.test_sweep import (
     LARGE,
     SMALL,
@@ -75,7 +75,7 @@ def test_another_machine_ends_the_sweep_and_runs_nothing_twice(story: Story) -> 
 
 
 def test_a_trial_that_was_cut_off_equals_the_same_trial_alone(story: Story, tmp_path: Path) -> None:
-    from mpcc.trainer import train
+    from mpcc.training.trainer import train
 
     trial = {trial.key: trial for trial in expected_trials()}[story.cut_off[0]]
     for _ in train(trial.config, tmp_path / "alone"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid, table1_rows
 from tune.plan.plan import Plan, PlanError, images_name, new_plan

@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS, Config
-from mpcc.metrics import NEED_LABELS
+from mpcc.evaluation.metrics import NEED_LABELS
+from mpcc.runs import run_dir
 from tune.plan.cells import Cell, Trial, trials
 from tune.plan.plan import Plan, PlanError, new_plan
 from tune.plan.pruning import PruneRule

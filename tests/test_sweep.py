@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from benchmarks.fault_tools import Sweep, cut_power, wait_for
-from mpcc import run_dir
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
 from tests.stand_ins import spec_of
 from tune.plan.cells import Trial, trials
 from tune.plan.grid import cells, parse_grid
@@ -150,7 +150,7 @@ def test_sigint_writes_checkpoints_and_exits_130_within_20_seconds(story: Story)
 
 
 def test_a_trial_in_the_sweep_equals_the_same_trial_alone(story: Story, tmp_path: Path) -> None:
-    from mpcc.trainer import train
+    from mpcc.training.trainer import train
 
     by_key = {trial.key: trial for trial in expected_trials()}
     cut_off = by_key[story.cut_off[0]]

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.build import Choices, products
-from analysis.cells import groups
-from analysis.columns import column
-from analysis.frame import Records
-from analysis.grid import GridResult, baseline_of, grid_tables
-from analysis.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
-from analysis.load import load
-from analysis.paper_tables import table2, table3
-from analysis.protocol import differences, published, published_rows, table1_settings
-from analysis.render import latex, markdown, text
-from analysis.table1 import table1, table1_groups
-from analysis.table4 import table4
-from mpcc.metrics import METRICS
+from analysis.output.render import latex, markdown, text
+from analysis.paper.protocol import differences, published, published_rows, table1_settings
+from analysis.paper.table1 import table1, table1_groups
+from analysis.paper.table4 import table4
+from analysis.paper.tables import table2, table3
+from analysis.records.frame import Records
+from analysis.records.load import load
+from analysis.tables.assemble import Choices, products
+from analysis.tables.columns import column
+from analysis.tables.grid import GridResult, baseline_of, grid_tables
+from analysis.tables.groups import groups
+from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
+from mpcc.evaluation.metrics import METRICS
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 
 

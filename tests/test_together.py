@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
-from mpcc import run_dir, state, together, trainer
-from mpcc.data import ImageSet
-from mpcc.state import on_device
-from mpcc.together import iterations_per_second, n_that_fit, n_trials_for, n_worth_it
-from mpcc.together import train_together as train_all
-from mpcc.trainer import train
+from mpcc.data.image_set import ImageSet
+from mpcc.fast import together
+from mpcc.fast.together import iterations_per_second, n_that_fit, n_trials_for, n_worth_it
+from mpcc.fast.together import train_together as train_all
+from mpcc.runs import run_dir
+from mpcc.training import state, trainer
+from mpcc.training.state import on_device
+from mpcc.training.trainer import train
 from tests.test_trainer import files
 
 

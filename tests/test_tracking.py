@@ -18,8 +18,8 @@ import pytest
 
 from benchmarks.fault_tools import size_of
 from benchmarks.fault_tracking import Server
-from mpcc import run_dir
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import Plan, new_plan

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mpcc import run_dir
 from mpcc.config import PRESETS
+from mpcc.runs import run_dir
 from tune.engine import environment as ray_variables
 from tune.engine.trainable import OwnRun, config_of
 

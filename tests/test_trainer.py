@@ -6,8 +6,14 @@ import time
 import pytest
 import torch
 
-from mpcc import metrics, run_dir, trainer
-from mpcc.algorithm import (
+from mpcc.config import PRESETS, Config
+from mpcc.data.image_set import DataError, ImageSet
+from mpcc.evaluation import metrics
+from mpcc.evaluation.evaluate import evaluate
+from mpcc.model.networks import n_parameters
+from mpcc.runs import run_dir
+from mpcc.training import trainer
+from mpcc.training.algorithm import (
     discriminator_batches,
     encoder_batches,
     train_step,
@@ -16,12 +22,8 @@ from mpcc.algorithm import (
     update_encoder_and_prior,
     update_generator_and_prior,
 )
-from mpcc.config import PRESETS, Config
-from mpcc.data import DataError, ImageSet
-from mpcc.evaluation import evaluate
-from mpcc.networks import n_parameters
-from mpcc.state import build_state
-from mpcc.trainer import train, write_checkpoint, write_result
+from mpcc.training.state import build_state
+from mpcc.training.trainer import train, write_checkpoint, write_result
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mpcc.algorithm import train_step
 from mpcc.config import Config
-from mpcc.data import ImageSet
-from mpcc.layers import Spectral
-from mpcc.state import build_state
-from mpcc.weights import Adam, minimise, only_trainable
+from mpcc.data.image_set import ImageSet
+from mpcc.fast.weights import Adam, minimise, only_trainable
+from mpcc.model.layers import Spectral
+from mpcc.training.algorithm import train_step
+from mpcc.training.state import build_state
 
 SMALL = dict(image_size=8, width=1, latent_size=4, n_clusters=3, batch_size=6, network_lr=1e-3)
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from mpcc import data_files, run_dir, trainer
-from mpcc.files import BusyError, exclusive
-from mpcc.trainer import Progress
+from mpcc.data import files as data_files
+from mpcc.runs import run_dir
+from mpcc.runs.files import BusyError, exclusive
+from mpcc.training import trainer
+from mpcc.training.trainer import Progress
 from tests.stand_ins import planned, spec_of
 from tests.test_trainer import files
 from tune.engine import worker

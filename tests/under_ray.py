@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.fault_tools import TRIAL, descendants, kill, processes
-from mpcc import run_dir
+from mpcc.runs import run_dir
 from tests.stand_ins import events_until_end, planned, spec_of
 from tune.engine.engine import Engine
 from tune.engine.environment import worker_variables

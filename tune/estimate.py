@@ -1,8 +1,8 @@
 """How long a sweep will take, by the pace of trials with the same settings.
 
-A trial's time is so many iterations and so many evaluations, each at the pace of its shape, see
-`mpcc.pace`: by the newest record of this machine, or measured in processes of their own. The
-sweep's time follows: its trials start in order of length, so many at a time.
+A trial's time is so many iterations and so many evaluations, each at the pace of its shape
+(`mpcc.training.pace`): by the newest record of this machine, or measured in processes of their own.
+The sweep's time follows: its trials start in order of length, so many at a time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mpcc import run_dir
 from mpcc.config import Config
 from mpcc.machine import gpus_here
-from mpcc.pace import Pace, Shape, of_record, shape
+from mpcc.runs import run_dir
+from mpcc.training.pace import Pace, Shape, of_record, shape
 from tune.display import log
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
@@ -125,12 +125,12 @@ def measure(trials: Sequence[Trial], settings: Settings) -> dict[Shape, Pace]:
 
 
 def _measured(config: Config, settings: Settings, deadline: float) -> Pace:
-    """What a process of `mpcc.pace` measures; MeasureError with its last line where it fails."""
+    """The pace that another process measures; MeasureError with its last line where it fails."""
     device = "cpu" if settings.gpus == 0 else "auto"
     words = [json.dumps(config.to_dict()), device, str(settings.trials_per_gpu or 1)]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "mpcc.pace", *words, str(settings.data_dir or "")],
+            [sys.executable, "-m", "mpcc.training.pace", *words, str(settings.data_dir or "")],
             cwd=Path(__file__).resolve().parents[1],
             env=os.environ | {"OMP_NUM_THREADS": str(config.cpu_threads)},
             capture_output=True,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from mpcc import config as configs
-from mpcc import inception
-from mpcc.code_version import code_fingerprints
 from mpcc.config import Config
+from mpcc.evaluation import inception
 from mpcc.options import path, usable
+from mpcc.runs.code_version import code_fingerprints
 from tune.command import UsageError, number, option
 from tune.engine.spec import LOCAL, Settings
 from tune.plan.plan import Plan, check_same_base, check_same_code, new_plan

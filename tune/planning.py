@@ -153,7 +153,7 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
             raise UsageError(
                 f"--confirm takes --seeds N, 2 or more fresh ones, got {options.seeds}"
             )
-    from mpcc.metrics import METRICS  # numpy: only where a choice is made
+    from mpcc.evaluation.metrics import METRICS  # numpy: only where a choice is made
 
     if options.confirm and options.confirm not in METRICS:
         raise UsageError(configs.unknown("metric", options.confirm, METRICS))
@@ -183,10 +183,10 @@ def _best_and_ties(
     if plan.search is not None:
         front, objectives = _front(plan, statuses, metric)
         return {cell.key for cell in front}, objectives
-    from analysis.cells import groups
-    from analysis.columns import column
-    from analysis.load import load
-    from analysis.ranking import rank
+    from analysis.records.load import load
+    from analysis.tables.columns import column
+    from analysis.tables.groups import groups
+    from analysis.tables.ranking import rank
 
     metric = metric or confirm.DEFAULT_METRIC
     found = groups(load([store.out]))

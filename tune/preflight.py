@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from rich.filesize import decimal
 
-from mpcc import data_files, run_dir
+from mpcc.data import files as data_files
 from mpcc.machine import free_memory, gpus_here, usable_cores
+from mpcc.runs import run_dir
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
@@ -57,7 +58,7 @@ def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False
             folder_on_node(data_dir, dataset)
         return
     if download:
-        from mpcc import data_download
+        from mpcc.data import download as data_download
 
         for dataset in datasets:
             data_download.download(dataset, data_dir)

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
 from mpcc.config import preset  # noqa: E402
-from mpcc.metrics import METRICS  # noqa: E402
+from mpcc.evaluation.metrics import METRICS  # noqa: E402
 from mpcc.options import path  # noqa: E402
 from mpcc.shell import script, shown  # noqa: E402
 from tune import command, report, run  # noqa: E402

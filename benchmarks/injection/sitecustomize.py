@@ -61,16 +61,18 @@ def disturb_writing(module):
 
         setattr(module, name, write)
 
-    if module.__name__ == "mpcc.files":  # Before any other module takes the function from there.
+    if (
+        module.__name__ == "mpcc.runs.files"
+    ):  # Before any other module takes the function from there.
         wrap("write_bytes", lambda path: path.parent, lambda path: path.name.removesuffix(".new"))
     else:
         wrap("append_metrics", lambda path: path, lambda path: module.METRICS)
 
 
 PATCHES = {
-    "mpcc.algorithm": disturb_training,
-    "mpcc.files": disturb_writing,
-    "mpcc.run_dir": disturb_writing,
+    "mpcc.training.algorithm": disturb_training,
+    "mpcc.runs.files": disturb_writing,
+    "mpcc.runs.run_dir": disturb_writing,
 }
 
 

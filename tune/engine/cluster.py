@@ -22,8 +22,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mpcc import data_files, inception, run_dir
-from mpcc.code_version import code_fingerprints
+from mpcc.data import files as data_files
+from mpcc.evaluation import inception
+from mpcc.runs import run_dir
+from mpcc.runs.code_version import code_fingerprints
 from tune.engine import environment
 from tune.engine.head import SHUTDOWN_SECONDS, EngineError, disconnect, join, ray_program
 from tune.engine.spec import NodeNeeds, Settings

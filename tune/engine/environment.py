@@ -56,7 +56,7 @@ def apply(*, local: bool) -> None:
 
 def worker_variables(settings: Settings, threads: int) -> Mapping[str, str]:
     """Return the variables of every trial's process."""
-    from mpcc.code_version import VERSION_VARIABLE, code_version
+    from mpcc.runs.code_version import VERSION_VARIABLE, code_version
     from tune.store.remote import is_address
 
     found = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

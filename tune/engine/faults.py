@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 
-from mpcc import run_dir
+from mpcc.runs import run_dir
 
 OUT_OF_MEMORY = "out of memory"
 

@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from mpcc import run_dir
 from mpcc.config import Config, preset, value_text
-from mpcc.metrics import METRICS
+from mpcc.evaluation.metrics import METRICS
+from mpcc.runs import run_dir
 from tune.engine import faults
 from tune.engine.worker import GroupWorker, TrialWorker
 from tune.plan.state import State
 
 if TYPE_CHECKING:
-    from mpcc.trainer import Progress
+    from mpcc.training.trainer import Progress
 
 SWEEP = "sweep"
 """The key of `config` under which a sweep passes its specifications."""
@@ -115,7 +115,7 @@ class OwnRun:
 
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation and return its row; `done` after the last one."""
-        from mpcc.trainer import train
+        from mpcc.training.trainer import train
 
         if self._progress is None:
             self._progress = train(

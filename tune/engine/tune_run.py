@@ -110,8 +110,8 @@ def measured_group_size(config: Config, data_dir: Path | str | None) -> int:
     def measure() -> int:
         import torch
 
-        from mpcc.data import load
-        from mpcc.together import n_trials_for
+        from mpcc.data.image_set import load
+        from mpcc.fast.together import n_trials_for
         from tune.store.datasets import folder_on_node
 
         images = load(config, folder_on_node(data_dir, config.dataset))

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc import run_dir
-from mpcc.files import exclusive
-from mpcc.repair import repair
+from mpcc.runs import run_dir
+from mpcc.runs.files import exclusive
+from mpcc.runs.repair import repair
 from tune.engine import faults
 from tune.engine.cluster import not_ready
 from tune.engine.spec import TrialSpec
@@ -27,7 +27,7 @@ from tune.store.remote import Remote
 from tune.store.transfer import Upload, scratch_dir
 
 if TYPE_CHECKING:
-    from mpcc.trainer import Progress
+    from mpcc.training.trainer import Progress
 
 ATTEMPTS = 3
 """Attempts at a trial whose process dies, or that meets infrastructure errors."""
@@ -128,7 +128,7 @@ class TrialWorker:
     def _train(self) -> Generator[Progress]:
         import torch
 
-        from mpcc.trainer import train
+        from mpcc.training.trainer import train
 
         spec = self.spec
         torch.set_num_threads(spec.config.cpu_threads)
@@ -217,7 +217,7 @@ class GroupWorker:
     running."""
 
     def __init__(self, specs: Sequence[TrialSpec]) -> None:
-        from mpcc.together import side_by_side
+        from mpcc.fast.together import side_by_side
 
         self._workers = [TrialWorker(spec) for spec in specs]
         self._open = {spec.key for spec in specs}

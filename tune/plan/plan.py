@@ -11,8 +11,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from mpcc.code_version import code_fingerprints, code_version
 from mpcc.config import SHORT, Config, from_dict, value_text
+from mpcc.runs.code_version import code_fingerprints, code_version
 from tune.plan.cells import Cell, Trial, trials
 
 T = TypeVar("T")
@@ -228,7 +228,7 @@ def check_same_code(out: Path, plan: Plan) -> None:
 
 def check_same_data(out: Path, plan: Plan, trials: Iterable[Trial], data_dir: Path | None) -> None:
     """PlanError that names the images on this machine that are not those of the plan."""
-    from mpcc.data_cache import fingerprint
+    from mpcc.data.prepared import fingerprint
 
     changed = []
     for name, config in {images_name(trial.config): trial.config for trial in trials}.items():

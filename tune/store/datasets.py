@@ -6,8 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from mpcc import data_files, inception
-from mpcc.data_files import FILES, MODIFIED, DataError
+from mpcc.data import files as data_files
+from mpcc.data.files import FILES, MODIFIED, DataError
+from mpcc.evaluation import inception
 from tune.store.remote import Remote, Stored, is_address
 from tune.store.transfer import copy
 
@@ -20,7 +21,7 @@ def folder_on_node(data_dir: Path | str | None, dataset: str) -> Path | None:
     Trials that start together wait for one of them to fetch. DataError for files that are missing
     or not sound, RemoteError where the remote does not answer.
     """
-    from mpcc.cache import locked  # numpy comes with it
+    from mpcc.data.cache import locked  # numpy comes with it
 
     if not is_address(data_dir):
         return Path(data_dir) if data_dir else None

@@ -1,7 +1,7 @@
 """A sweep's folder: its plan, and a run directory for each trial.
 
     sweep.json           the plan (`tune.plan.plan`)
-    trials/TRIAL_KEY/    the run directory of a trial (`mpcc.run_dir`): the truth about it
+    trials/TRIAL_KEY/    the run directory of a trial (`mpcc.runs.run_dir`): the truth about it
     earlier/             run directories that trials of more iterations were extended from
     storage.json         the address of the sweep's remote, where it has one
     driver.*             see `tune.store.lock`
@@ -20,10 +20,10 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from mpcc import run_dir
 from mpcc.config import Config
-from mpcc.files import dumps, read_bytes, remove_scraps, set_aside
-from mpcc.repair import repair
+from mpcc.runs import run_dir
+from mpcc.runs.files import dumps, read_bytes, remove_scraps, set_aside
+from mpcc.runs.repair import repair
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
 from tune.plan.state import Row, State, Status
@@ -141,7 +141,7 @@ class Store:
     def repair(self, trial: Trial, fingerprint: str | None = None) -> str | None:
         """Repair a run directory so that the trial can resume; returns what was damaged, if any.
 
-        `fingerprint` is that of the images where it is known, see `mpcc.repair`. With a remote
+        `fingerprint` is that of the images where it is known, see `mpcc.runs.repair`. With a remote
         nothing is done: the checkpoints are there, and the worker repairs what it downloads.
         """
         path = self.trial_dir(trial.key)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc.files import RunDirError, read_bytes
+from mpcc.runs.files import RunDirError, read_bytes
 from tune.store.remote import Remote
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from mpcc import run_dir
 from mpcc.options import usable
+from mpcc.runs import run_dir
 
 RETRY_SECONDS = 60.0
 """How long a remote that does not answer is asked again, 0.5, 1, 2, 4, 8, 8 ... seconds apart."""

@@ -3,8 +3,8 @@
 A worker trains in a scratch folder of its node, downloads what earlier attempts have left in the
 remote, and uploads each file that it has written; so a trial whose machine is lost resumes on
 another one. The driver downloads the records, which are all files but the checkpoints, into the
-sweep's folder. Either way a copy keeps the order that `mpcc.run_dir` promises: evaluations before
-the checkpoint that stands on them, the result before the last checkpoint.
+sweep's folder. Either way a copy keeps the order that `mpcc.runs.run_dir` promises: evaluations
+before the checkpoint that stands on them, the result before the last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
-from mpcc import run_dir
-from mpcc.files import DAMAGED
+from mpcc.runs import run_dir
+from mpcc.runs.files import DAMAGED
 from tune.plan.plan import TRIALS
 from tune.store.lock import Claim, process_lives, this_machine
 from tune.store.remote import Remote, RemoteError, Stored

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpcc.config import Config, trial_key
-from mpcc.metrics import METRICS
+from mpcc.evaluation.metrics import METRICS
 from tune.plan.cells import Cell
 from tune.plan.state import ENDED, State, Status
 from tune.suggest.search import Search

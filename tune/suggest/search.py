@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpcc import data_files, inception
 from mpcc.config import Config, unknown
-from mpcc.metrics import METRICS, NEED_LABELS
+from mpcc.data import files as data_files
+from mpcc.evaluation import inception
+from mpcc.evaluation.metrics import METRICS, NEED_LABELS
 from tune.plan.cells import Cell, Trial, trials
 from tune.plan.plan import PLAN, Plan, PlanError
 from tune.suggest.space import Space, space_of_dict

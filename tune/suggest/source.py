@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from mpcc.config import trial_key
-from mpcc.metrics import METRICS
+from mpcc.evaluation.metrics import METRICS
 from tune.plan import pruning
 from tune.plan.cells import Trial, trials
 from tune.plan.plan import Plan

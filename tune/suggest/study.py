@@ -16,8 +16,8 @@ from datetime import datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from mpcc import run_dir
 from mpcc.config import trial_key
+from mpcc.runs import run_dir
 from tune.store.folder import Store
 from tune.suggest.points import Point, frozen, open_study
 from tune.suggest.search import Search

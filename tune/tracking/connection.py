@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc.files import set_aside
+from mpcc.runs.files import set_aside
 from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, one_line
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc import run_dir
 from mpcc.config import Config
-from mpcc.files import read_bytes
+from mpcc.runs import run_dir
+from mpcc.runs.files import read_bytes
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan
 from tune.plan.state import ENDED, FULFILLED, Row, State, Status

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from mpcc.files import RunDirError, read_json
 from mpcc.options import usable
+from mpcc.runs.files import RunDirError, read_json
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 RECORD = "mlflow.json"

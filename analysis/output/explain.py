@@ -1,0 +1,68 @@
+"""Every trial behind one cell of a table: how it ended, its values, and where its records are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.output.render import text
+from analysis.records.frame import Records
+from analysis.tables.columns import column
+from analysis.tables.compare import find_group
+from analysis.tables.grid import shown_metrics, swept
+from analysis.tables.groups import Group
+from analysis.tables.groups import groups as groups_of
+from analysis.tables.layout import Cell, Heading, Row, Table
+from mpcc.config import value_text
+from mpcc.runs.run_dir import DONE
+
+
+def explain(records: Records, groups: Sequence[Group], name: str) -> str:
+    """The report; ValueError, in one line, where `name` is no cell or several."""
+    axes = swept(records)
+    key = find_group(groups, name, axes).cell_key
+    parts = [group for group in groups if group.cell_key == key]
+    parts += [group for group in groups_of(records, confirm=True) if group.cell_key == key]
+    return "\n".join([*_head(parts[0], axes), *(_part(records, part) for part in parts)])
+
+
+def _head(group: Group, axes: Sequence[str]) -> list[str]:
+    settings = ", ".join(f"{k}={value_text(v)}" for k, v in group.settings.items())
+    return [f"{_name(group, axes)}: cell {group.cell_key}", "", f"settings: {settings}", ""]
+
+
+def _name(group: Group, axes: Sequence[str]) -> str:
+    return group.label(axes).split(" [")[0]
+
+
+def _part(records: Records, group: Group) -> str:
+    metrics = shown_metrics([group])
+    title = group.part or f"{len(group.done)} of {group.n_planned} trials done"
+    title = f"fresh seeds, to confirm the choice: {title}" if group.confirm else title
+    table = Table("explain", title)
+    table.headings = [Heading("seed"), Heading("state", numeric=False), Heading("iteration")]
+    table.headings += [Heading(column(m).heading) for m in metrics]
+    table.headings += [Heading(h, numeric=False) for h in ("code", "device", "data")]
+    for trial in group.trials:
+        done = trial["state"] == DONE
+        values = [_value(trial, metric) if done else "" for metric in metrics]
+        origin = [str(trial[name] or "–") for name in ("code", "device", "fingerprint")]
+        items = [str(trial["seed"]), trial["state"], f"{trial['iteration']:,}", *values, *origin]
+        table.rows.append(Row(tuple(Cell(item) for item in items)))
+    lines = [line for trial in group.trials for line in _places(records, trial)]
+    return text(table) + "\n" + "\n".join(lines) + "\n"
+
+
+def _value(trial: dict[str, Any], metric: str) -> str:
+    value = trial.get(metric, math.nan)
+    return column(metric).shown(value) if not math.isnan(value) else "–"
+
+
+def _places(records: Records, trial: dict[str, Any]) -> list[str]:
+    folder = records.run_dir(trial)
+    where = str(folder.resolve()) if folder else "no records"
+    lines = [f"seed {trial['seed']}: {where}; MLflow run {trial['mlflow_run'] or 'none'}"]
+    if trial["cause"]:
+        lines.append(f"  {trial['state']}: {trial['cause']}")
+    return lines

@@ -1,0 +1,139 @@
+"""Groups of trials to CSV and to the companion file that says where every number comes from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from analysis.records.frame import STATES, Records
+from analysis.statistics import stats
+from analysis.statistics.factorial import Effect
+from analysis.tables.columns import protocol_name
+from analysis.tables.compare import Line
+from analysis.tables.groups import Group, tally
+from mpcc.config import value_text
+
+_TRIAL_META = ("cell_key", "trial_key", "sweep", "variant", "confirm")
+_TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
+
+
+def trials_csv(records: Records, groups: Sequence[Group]) -> str:
+    """One row per trial: keys, swept settings by their full names, seed, state, every metric."""
+    axes = [axis for axis in records.axes if axis != "seed"]
+    measured = [name for name in records.trials if name.startswith("baseline/")]
+    names = [*records.metrics, *measured]
+    header = [*_TRIAL_META, *axes, "seed", "state", "cause", "iteration", *names, *_TRIAL_END]
+    rows = [[_plain(t[name]) for name in header] for group in groups for t in group.trials]
+    return _csv(header, rows)
+
+
+def cells_csv(records: Records, groups: Sequence[Group]) -> str:
+    """One row per cell and metric, in recorded units, with the raw value of every seed.
+
+    `seeds` is `fresh` for a cell's seeds that confirm a choice: they are a row of their own.
+    """
+    axes = [axis for axis in records.axes if axis != "seed"]
+    states = [f"n_{state}" for state in STATES]
+    header = ["cell_key", "part", "seeds", "variant", *axes, "metric", "protocol", "n_cell"]
+    header += [*states, "n", "mean"]
+    header += ["std_ddof1", "t95_low", "t95_high", "median", "min", "max", "n_not_finite", "values"]
+    rows = []
+    for group in groups:
+        seeds = "fresh" if group.confirm else ""
+        head = [group.cell_key, group.part, seeds, group.variant]
+        head += [group.settings[a] for a in axes]
+        counts = [group.counts.get(state, 0) for state in STATES]
+        for metric in records.metrics:
+            s = group.summary(metric)
+            least, median, greatest = s.quantiles()
+            values = ";".join(f"{seed}:{value!r}" for seed, value in s.values)
+            protocol = protocol_name(metric, group.settings)
+            row = [*head, metric, protocol, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
+            row += [s.mean.low, s.mean.high, median, least, greatest, len(s.not_finite), values]
+            rows.append([_plain(value) for value in row])
+    return _csv(header, rows)
+
+
+def differences_csv(records: Records, lines: Sequence[Line]) -> str:
+    """One row per comparison, in recorded units."""
+    axes = [axis for axis in records.axes if axis != "seed"]
+    header = ["metric", "cell_key", "part", *axes, "baseline_key", "n_pair", "difference"]
+    header += ["ci95_low", "ci95_high", "hedges_g", "test", "df", "p", "p_holm", "seeds_needed"]
+    header += ["verdict"]
+    rows = []
+    for line in lines:
+        group, result = line.group, line.result
+        row = [line.metric, group.cell_key, group.part, *(group.settings[a] for a in axes)]
+        row += [line.baseline.cell_key, result.difference.n, result.difference.estimate]
+        row += [result.difference.low, result.difference.high, result.g, result.test, result.df]
+        row += [result.p, line.holm, line.seeds_needed, line.verdict]
+        rows.append([_plain(value) for value in row])
+    return _csv(header, rows)
+
+
+def effects_csv(measured: dict[str, tuple[list[Effect], str]]) -> str:
+    """One row per metric and effect."""
+    rows = [
+        [_plain(value) for value in (m, e.name, e.df, e.f, e.p, e.eta2, remark)]
+        for m, (found, remark) in measured.items()
+        for e in found
+    ]
+    return _csv(["metric", "effect", "df", "F", "p", "eta2", "remark"], rows)
+
+
+def provenance_json(
+    records: Records, groups: Sequence[Group], name: str, analysis: dict[str, Any]
+) -> str:
+    """What the table rests on: settings, code, images, the digest of every trial's records."""
+    sweeps = [
+        {"name": s.name, "axes": list(s.axes), "grids": list(s.grids), "base": dict(s.base)}
+        for s in records.sweeps
+    ]
+    content = {
+        "table": name,
+        "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
+        "selection": f"last iteration (@last); {records.selection}",
+        "trials_by_state": tally(groups),
+        "sweeps": sweeps,
+        "notes": list(records.notes),
+        "trials": trial_records(groups),
+    }
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
+    """Key of every trial -> how it ended and the digest of its records, which change with them."""
+    return {
+        trial["trial_key"]: {
+            "cell": group.cell_key,
+            "seed": trial["seed"],
+            "state": trial["state"],
+            "records": trial["digest"],
+            "code": trial["code"],
+            "mlflow_run": trial["mlflow_run"],
+        }
+        | ({"seeds": "fresh"} if group.confirm else {})
+        for group in groups
+        for trial in group.trials
+    }
+
+
+def _plain(value: Any) -> Any:
+    """None and not-a-number as an empty field, numbers at full precision."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(value)
+    if value is None:
+        return ""
+    return value_text(value) if isinstance(value, (bool, tuple)) else value
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()

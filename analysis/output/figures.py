@@ -1,0 +1,209 @@
+"""Figures for a paper: the effect of each axis, and the heat map of a grid of two axes.
+
+A figure takes axes and gives them back; what is written is PDF and PNG without time stamps, in one
+style, in colours that every kind of colour vision tells apart. What a figure leaves out it says.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.output.html import COLOURS
+from analysis.records.frame import short
+from analysis.tables.columns import Column, column
+from analysis.tables.groups import Group
+from analysis.tables.shared import state_word
+from mpcc.config import value_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "mpcc",
+}
+WIDTH = 3.3
+"""Inches: one column of a two-column page."""
+
+MAX_TEXTS = 120
+"""Places of a heat map that are large enough for a number each."""
+
+MAX_LINES = 7
+"""Levels of a second axis that are drawn as lines of their own: there are so many colours."""
+
+
+def figures(groups: Sequence[Group], axes: Sequence[str], metric: str) -> dict[str, bytes]:
+    """File name -> content: `effect-<axis>` for each axis, `heatmap` for a full grid of two."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    grid = [g for g in groups if not g.variant]
+    used = [g for g in grid if g.summary(metric).n and not g.part]
+    varied = [a for a in axes if len({g.settings[a] for g in used}) > 1]
+    left = left_out(groups, metric)
+    made: dict[str, bytes] = {}
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
+        for axis in varied:
+            figure, ax = plt.subplots(figsize=(WIDTH, 0.75 * WIDTH))
+            effect(used, axis, [a for a in varied if a != axis], metric, ax, left)
+            made |= _files(figure, f"effect-{short(axis)}")
+            plt.close(figure)
+        if len(varied) == 2:
+            figure, ax = plt.subplots(figsize=(WIDTH, 0.8 * WIDTH))
+            heatmap(grid, (varied[0], varied[1]), metric, ax)
+            made |= _files(figure, "heatmap")
+            plt.close(figure)
+    return made
+
+
+def left_out(groups: Sequence[Group], metric: str) -> list[str]:
+    """What the effect of an axis cannot show, a phrase each."""
+    mixed = {g.cell_key for g in groups if g.part and not g.variant}
+    empty = [g for g in groups if not (g.summary(metric).n or g.part or g.variant)]
+    variants = [g for g in groups if g.variant]
+    short_of = [g for g in groups if 0 < g.summary(metric).n < g.n_planned and not g.part]
+    phrases = []
+    for n, what in (
+        (len(mixed), "of unlike trials not drawn"),
+        (len(empty), "without a value not drawn"),
+        (len(variants), "of a named variant not drawn"),
+        (len(short_of), "with fewer seeds than planned"),
+    ):
+        phrases += [f"{n} cell{'' if n == 1 else 's'} {what}"] if n else []
+    return phrases
+
+
+def effect(
+    groups: Sequence[Group],
+    axis: str,
+    others: Sequence[str],
+    metric: str,
+    ax: Axes,
+    left: Sequence[str] = (),
+) -> Axes:
+    """Mean and 95 % interval along one axis, a line per setting of the others, dots for seeds.
+
+    Above it stands what it leaves out: `left`, and the lines beyond MAX_LINES.
+    """
+    spec = column(metric)
+    levels = _levels(groups, axis)
+    lines: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        lines.setdefault(tuple(value_text(group.settings[a]) for a in others), []).append(group)
+    ranked = sorted(lines.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_LINES]
+    for i, (setting, members) in enumerate(ranked):
+        label = ", ".join(f"{short(a)} {v}" for a, v in zip(others, setting, strict=True))
+        shift = 0.08 * (i - (len(ranked) - 1) / 2)
+        _line(members, axis, levels, spec, ax, COLOURS[i], label or None, shift)
+    ax.set_xticks(range(len(levels)), [value_text(v) for v in levels])
+    ax.set_xlabel(short(axis))
+    ax.set_ylabel(_label(spec))
+    if others and len(ranked) > 1:
+        ax.legend(fontsize=7 if len(ranked) < 5 else 5)
+    if len(ranked) < len(lines):
+        left = [*left, f"{len(ranked)} of {len(lines)} lines drawn; all are in the table"]
+    if left:
+        ax.set_title("\n".join(left), fontsize=6, loc="left")
+    return ax
+
+
+def _line(
+    members: Sequence[Group],
+    axis: str,
+    levels: Sequence[Any],
+    spec: Column,
+    ax: Axes,
+    colour: str,
+    label: str | None,
+    shift: float,
+) -> None:
+    members = sorted(members, key=lambda g: levels.index(g.settings[axis]))
+    x = np.array([levels.index(g.settings[axis]) + shift for g in members])
+    summaries = [g.summary(spec.metric) for g in members]
+    means = [s.mean.estimate * spec.scale for s in summaries]
+    ax.plot(x, means, color=colour, marker="o", markersize=3.5, label=label, zorder=3)
+    for place, summary in zip(x, summaries, strict=True):
+        values = summary.array * spec.scale
+        ax.scatter(np.full(len(values), place), values, s=7, color=colour, alpha=0.35, linewidths=0)
+        if math.isfinite(summary.mean.low):
+            ends = [summary.mean.low * spec.scale, summary.mean.high * spec.scale]
+            ax.plot([place, place], ends, color=colour, linewidth=0.8)
+
+
+def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axes) -> Axes:
+    """Means over a grid of two axes, written into their places; one without cells is blank.
+
+    A place says what it lacks: (n/planned), how its trials ended, or that they are not alike.
+    """
+    spec = column(metric)
+    rows, columns = _levels(groups, axes[0]), _levels(groups, axes[1])
+    values = np.full((len(rows), len(columns)), math.nan)
+    texts: dict[tuple[int, int], str] = {}
+    for group in groups:
+        place = rows.index(group.settings[axes[0]]), columns.index(group.settings[axes[1]])
+        texts[place] = _place_text(group, spec)
+        if not group.part:
+            values[place] = group.summary(metric).mean.estimate * spec.scale
+    ax.imshow(values, cmap="cividis", aspect="auto", origin="lower")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    size = 6 if len(columns) <= 6 else 5
+    for (i, j), text in texts.items() if values.size <= MAX_TEXTS else ():
+        ink = "white" if values[i, j] <= middle else "black"
+        ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
+    ax.set_xticks(range(len(columns)), [value_text(v) for v in columns])
+    ax.set_yticks(range(len(rows)), [value_text(v) for v in rows])
+    ax.set_xlabel(short(axes[1]))
+    ax.set_ylabel(short(axes[0]))
+    ax.set_title(_heatmap_title(groups, spec, values.size > MAX_TEXTS), fontsize=8)
+    return ax
+
+
+def _place_text(group: Group, spec: Column) -> str:
+    summary = group.summary(spec.metric)
+    gap = f"\n({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""
+    if group.part:
+        return "not\nalike"
+    return (spec.shown(summary.mean.estimate) if summary.n else state_word(group, summary)) + gap
+
+
+def _heatmap_title(groups: Sequence[Group], spec: Column, without_texts: bool) -> str:
+    """The metric; where places are too small for a word, also how many of them lack a value."""
+    gaps = {g.cell_key for g in groups if g.part or g.summary(spec.metric).n < g.n_planned}
+    more = f"; {len(gaps)} of {len({g.cell_key for g in groups})} cells lack values"
+    return _label(spec) + (more if without_texts and gaps else "")
+
+
+def _label(spec: Column) -> str:
+    return spec.heading.replace("×10⁻³", r"$\times 10^{-3}$")
+
+
+def _levels(groups: Sequence[Group], axis: str) -> list[Any]:
+    """The settings on an axis, numbers by size, all else by its text."""
+    values = {g.settings[axis] for g in groups}
+    numbers = all(isinstance(v, int | float) for v in values)
+    return sorted(values, key=None if numbers else value_text)
+
+
+def _files(figure: Figure, name: str) -> dict[str, bytes]:
+    """The figure as PDF and PNG; no date or program name enters, so bytes repeat."""
+    made = {}
+    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=300, metadata=metadata)
+        made[f"{name}.{kind}"] = file.getvalue()
+    return made

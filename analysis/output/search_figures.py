@@ -1,0 +1,306 @@
+"""Pictures of a search: its course, importances, slices, a contour, parallel lines, the front.
+
+Like the other figures: a function takes an axis and gives it back, in one style and in colours that
+every kind of colour vision tells apart.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.output.figures import STYLE, WIDTH
+from analysis.output.html import COLOURS
+from analysis.records.frame import short
+from analysis.tables.columns import column
+from analysis.tables.search import Found, Importance, best, importances
+from mpcc.config import value_text
+from mpcc.evaluation.metrics import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAP = "cividis"
+LEAST_FOR_CONTOUR = 6
+
+
+def pictures(search: Found) -> dict[str, tuple[bytes, str]]:
+    """Name -> (PNG, what it shows); none where no point is complete."""
+    return {name: (_png(figure), text) for name, (figure, text) in _figures(search).items()}
+
+
+def files(search: Found) -> dict[str, bytes]:
+    """`search-<name>.pdf` and `.png` of every picture; the same points, the same bytes."""
+    made = {}
+    for name, (figure, _) in _figures(search).items():
+        file = io.BytesIO()
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+        made[f"search-{name}.pdf"] = file.getvalue()
+        made[f"search-{name}.png"] = _png(figure, 300)
+    return made
+
+
+def _figures(search: Found) -> dict[str, tuple[Figure, str]]:
+    if not search.points:
+        return {}
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    made: dict[str, tuple[Figure, str]] = {}
+
+    def draw(name: str, text: str, plot: Callable[[Axes], Any], wide: float = 1.0) -> None:
+        figure, ax = plt.subplots(figsize=(wide * WIDTH, 0.78 * WIDTH))
+        plot(ax)
+        made[name] = (figure, text)
+        plt.close(figure)
+
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
+        for i, name in enumerate(search.objectives):
+            tag = f"-{name.replace('/', '-')}" if len(search.objectives) > 1 else ""
+            label = column(name).heading
+            draw(
+                f"course{tag}",
+                f"{label} of each point: mean over seeds, seeds as dots, and the best so far.",
+                partial(course, search, i),
+            )
+            measured = importances(search, i)
+            if measured:
+                draw(
+                    f"importance{tag}",
+                    f"Share of the variation in {label} that an axis explains (fANOVA); the bar "
+                    "spans the middle 90 % of resamples of the points.",
+                    partial(importance, measured),
+                )
+            for axis in search.axes:
+                draw(
+                    f"slice{tag}-{short(axis)}",
+                    f"{label} along {short(axis)}; all other axes vary too. Darker: earlier.",
+                    partial(slice_of, search, i, axis),
+                )
+            pair = _pair(search, measured)
+            if pair and len(search.points) >= LEAST_FOR_CONTOUR:
+                draw(
+                    f"contour{tag}",
+                    f"{label} over {short(pair[0])} and {short(pair[1])}, interpolated between "
+                    "points; the others vary too.",
+                    partial(contour, search, i, pair),
+                )
+        draw(
+            "parallel",
+            f"A line per point, coloured by {column(search.objectives[0]).heading}.",
+            partial(parallel, search),
+            wide=1.7,
+        )
+        for i, j in itertools.combinations(range(len(search.objectives)), 2):
+            draw(
+                f"front-{i}-{j}" if len(search.objectives) > 2 else "front",
+                "The Pareto front: no other point is as good in every objective and better in one.",
+                partial(front, search, i, j),
+            )
+    return made
+
+
+def course(search: Found, objective: int, ax: Axes) -> Axes:
+    """Every point by its number, and the best mean so far as a step."""
+    name = search.objectives[objective]
+    spec = column(name)
+    numbers = [point.number for point in search.points]
+    means = np.array([point.values[objective] for point in search.points]) * spec.scale
+    for point in search.points:
+        known = dict(point.group.summary(name).values)
+        seeds = [known[seed] * spec.scale for seed in search.seeds]
+        ax.scatter(
+            [point.number] * len(seeds), seeds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0
+        )
+    ax.scatter(numbers, means, s=16, color=COLOURS[0], zorder=3, label="mean of a point")
+    grow = np.maximum if METRICS[name].higher_is_better else np.minimum
+    ax.step(numbers, grow.accumulate(means), where="post", color=COLOURS[1], label="best so far")
+    ax.set_xlabel("point")
+    ax.set_ylabel(spec.heading)
+    ax.legend(fontsize=7)
+    return ax
+
+
+def importance(measured: Sequence[Importance], ax: Axes) -> Axes:
+    """A bar per axis, the most important on top, with the spread over resamples."""
+    ranked = sorted(measured, key=lambda i: i.mean)
+    places, means = np.arange(len(ranked)), np.array([i.mean for i in ranked])
+    errors = np.abs([[i.mean - i.low for i in ranked], [i.high - i.mean for i in ranked]])
+    ax.barh(places, means, color=COLOURS[5], height=0.6)
+    ax.errorbar(means, places, xerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=3)
+    ax.set_yticks(places, [short(i.axis) for i in ranked])
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("importance")
+    return ax
+
+
+def slice_of(search: Found, objective: int, axis: str, ax: Axes) -> Axes:
+    """The objective along one axis, seeds as whiskers from the least to the greatest."""
+    name = search.objectives[objective]
+    spec = column(name)
+    x = _places(search, axis)
+    shades = np.linspace(0, 0.85, max(2, search.n_points))
+    from matplotlib import colormaps
+
+    for place, point in zip(x, search.points, strict=True):
+        colour = colormaps[MAP](shades[point.number])
+        known = dict(point.group.summary(name).values)
+        seeds = [known[seed] * spec.scale for seed in search.seeds]
+        ax.plot([place, place], [min(seeds), max(seeds)], color=colour, linewidth=0.8)
+        ax.scatter([place], [point.values[objective] * spec.scale], s=16, color=colour, zorder=3)
+    _scale(search, axis, ax.xaxis, ax.set_xscale)
+    ax.set_xlabel(short(axis))
+    ax.set_ylabel(spec.heading)
+    return ax
+
+
+def contour(search: Found, objective: int, axes: tuple[str, str], ax: Axes) -> Axes:
+    """The objective over two axes, interpolated linearly between the points."""
+    from matplotlib.tri import Triangulation
+
+    spec = column(search.objectives[objective])
+    flat = [
+        np.log10(_places(search, axis)) if search.is_log(axis) else np.array(_places(search, axis))
+        for axis in axes
+    ]
+    values = np.array([point.values[objective] for point in search.points]) * spec.scale
+    width = [max(float(np.ptp(f)), 1e-12) for f in flat]
+    places = np.unique(
+        np.round(np.stack([f / w for f, w in zip(flat, width, strict=True)]), 9), axis=1
+    )
+    drawn = None
+    if np.linalg.matrix_rank(places - places[:, :1], tol=1e-6) == 2:
+        triangles = Triangulation(flat[0], flat[1])
+        drawn = ax.tricontourf(triangles, values, levels=10, cmap=MAP)
+    dots = ax.scatter(
+        flat[0], flat[1], c=values, cmap=MAP, s=18, edgecolors="white", linewidths=0.6, zorder=3
+    )
+    ax.figure.colorbar(drawn or dots, ax=ax, label=spec.heading)
+    for axis, each, name in zip(axes, (ax.xaxis, ax.yaxis), "xy", strict=True):
+        if _is_whole(search, axis) and not search.is_log(axis):
+            _whole_ticks(each)
+        elif search.is_log(axis):
+            each.set_major_formatter(lambda value, _: value_text(float(f"{10**value:.2g}")))
+        getattr(ax, f"set_{name}label")(short(axis))
+    return ax
+
+
+def parallel(search: Found, ax: Axes) -> Axes:
+    """A line per point over all axes, coloured by the first objective; the best is drawn last."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    spec = column(search.objectives[0])
+    values = np.array([point.values[0] for point in search.points]) * spec.scale
+    norm = Normalize(float(values.min()), float(values.max()))
+    heights = np.stack([_heights(search, axis) for axis in search.axes])
+    up = METRICS[search.objectives[0]].higher_is_better
+    best_one = int(values.argmax() if up else values.argmin())
+    for i in np.argsort(values if up else -values):
+        colour, width = colormaps[MAP](norm(values[i])), 2.2 if i == best_one else 1.0
+        ax.plot(range(len(heights)), heights[:, i], color=colour, linewidth=width)
+    for place, axis in enumerate(search.axes):
+        ax.axvline(place, color="0.6", linewidth=0.6, zorder=0)
+        entry = search.space[axis]
+        ends = (entry["low"], entry["high"]) if search.is_number(axis) else (entry[0], entry[-1])
+        for height, value, side in ((0, ends[0], "top"), (1, ends[1], "bottom")):
+            shift = -0.02 if height == 0 else 0.02
+            ax.text(place, height + shift, value_text(value), ha="center", va=side, fontsize=7)
+    ax.set_xticks(range(len(search.axes)), [short(axis) for axis in search.axes])
+    ax.tick_params(axis="x", length=0, pad=12)
+    ax.set_yticks([])
+    ax.set_ylim(-0.05, 1.1)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.figure.colorbar(ScalarMappable(norm, MAP), ax=ax, label=spec.heading)
+    return ax
+
+
+def front(search: Found, i: int, j: int, ax: Axes) -> Axes:
+    """All points by two objectives, the Pareto front in another colour and shape."""
+    specs = [column(search.objectives[k]) for k in (i, j)]
+    numbers = {point.number for point in best(search)}
+    for chosen, colour, marker, label in (
+        (False, COLOURS[6], "o", "other points"),
+        (True, COLOURS[1], "D", "Pareto front"),
+    ):
+        members = [p for p in search.points if (p.number in numbers) == chosen]
+        xy = [[p.values[k] * s.scale for p in members] for k, s in zip((i, j), specs, strict=True)]
+        ax.scatter(xy[0], xy[1], s=20, color=colour, marker=marker, label=label)
+    ax.set_xlabel(specs[0].heading)
+    ax.set_ylabel(specs[1].heading)
+    ax.legend(fontsize=7)
+    return ax
+
+
+def _pair(search: Found, measured: Sequence[Importance]) -> tuple[str, str] | None:
+    """The two most important axes that are ranges; the first two where nothing was measured."""
+    ranked = [i.axis for i in sorted(measured, key=lambda i: -i.mean)] or search.axes
+    ranges = [axis for axis in ranked if search.is_number(axis)]
+    return (ranges[0], ranges[1]) if len(ranges) > 1 else None
+
+
+def _places(search: Found, axis: str) -> list[float]:
+    """Where each point lies on an axis: its value, or the place of its value in the list."""
+    values = [point.group.settings[axis] for point in search.points]
+    if search.is_number(axis):
+        return [float(value) for value in values]
+    options = [value_text(_plain(value)) for value in search.space[axis]]
+    return [float(options.index(value_text(_plain(value)))) for value in values]
+
+
+def _heights(search: Found, axis: str) -> np.ndarray:
+    """Where each point crosses an axis of the parallel lines, 0 to 1."""
+    places = np.array(_places(search, axis))
+    if not search.is_number(axis):
+        return places / max(1, len(search.space[axis]) - 1)
+    low, high = search.space[axis]["low"], search.space[axis]["high"]
+    if search.is_log(axis):
+        places, low, high = np.log(places), np.log(low), np.log(high)
+    return (places - low) / (high - low)
+
+
+def _scale(search: Found, axis: str, ticks: Any, set_scale: Callable[[str], Any]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if search.is_log(axis):
+        set_scale("log")
+        low, high = search.space[axis]["low"], search.space[axis]["high"]
+        steps = (1, 2, 5) if high / low < 100 else (1,)
+        ticks.set_major_locator(LogLocator(subs=steps))
+        ticks.set_major_formatter(lambda value, _: value_text(float(f"{value:.2g}")))
+        ticks.set_minor_formatter(NullFormatter())
+    elif _is_whole(search, axis):
+        _whole_ticks(ticks)
+    elif not search.is_number(axis):
+        options = [value_text(_plain(value)) for value in search.space[axis]]
+        ticks.set_ticks(range(len(options)), options)
+
+
+def _is_whole(search: Found, axis: str) -> bool:
+    return search.is_number(axis) and isinstance(search.space[axis]["low"], int)
+
+
+def _whole_ticks(ticks: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ticks.set_major_locator(MaxNLocator(integer=True))
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _png(figure: Figure, dpi: int = 160) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    return file.getvalue()

@@ -1,0 +1,231 @@
+"""A sweep in words: the paragraph that a paper's Results section could start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.records.frame import Records, short
+from analysis.statistics import factorial as designs
+from analysis.tables.columns import Column, column
+from analysis.tables.comparable import p_text
+from analysis.tables.compare import TEST_WORDS, Line
+from analysis.tables.grid import GridResult, shown_metrics, swept
+from analysis.tables.groups import Group, references, tally
+from analysis.tables.groups import groups as groups_of
+from analysis.tables.ranking import Class, rank
+from analysis.tables.resolution import resolution
+from mpcc.runs.run_dir import DIVERGED, DONE
+
+MAX_CLASSES = 3
+"""Kinds of cells whose best the paragraph names; the tables have all."""
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def paragraph(
+    records: Records, groups: Sequence[Group], result: GridResult | None, test: str
+) -> str:
+    """What was run, what came out best and how sure that is, what varied with what."""
+    metric = shown_metrics(groups)[0]
+    sentences = [_design(records, groups), *_gaps(groups)]
+    sentences += _best(records, groups, metric, test)
+    if result:
+        lines = [line for line in result.lines if line.metric == metric]
+        sentences += _baseline(lines, metric, records)
+        sentences += _effects(*result.effects[metric], metric)
+        sentences += _resolution(groups, lines, metric, test)
+    return " ".join(sentences)
+
+
+def count(n: int) -> str:
+    """Small numbers as words."""
+    return _NUMBERS[n] if n < len(_NUMBERS) else f"{n:,}"
+
+
+def _many(n: int, word: str) -> str:
+    return f"{count(n)} {word}{'' if n == 1 else 's'}"
+
+
+def _design(records: Records, groups: Sequence[Group]) -> str:
+    axes = " and ".join(short(axis) for axis in swept(records)) or "the seed"
+    if any(g.variant for g in groups):
+        axes = "one part of the model at a time" if not swept(records) else f"{axes}, and parts"
+    planned = sorted({g.n_planned for g in groups})
+    seeds = " to ".join(count(n) for n in (planned[0], planned[-1])[: len(planned)])
+    iterations = sorted({g.settings["iterations"] for g in groups})
+    dataset = " and ".join(sorted({g.settings["dataset"] for g in groups}))
+    steps = " and ".join(f"{i:,}" for i in iterations)
+    cells = _many(len({g.cell_key for g in groups}), "configuration")
+    return (
+        f"We varied {axes} on {dataset}: {cells} "
+        f"with {seeds} {'seed' if seeds == 'one' else 'seeds'} each, {steps} iterations per trial."
+    )
+
+
+def _gaps(groups: Sequence[Group]) -> list[str]:
+    counts = tally(groups)
+    total, done = sum(counts.values()), counts.get(DONE, 0)
+    if done == total:
+        return []
+    rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != DONE)
+    note = " Trials that diverged have no value and are counted in their cells."
+    return [f"{done} of {total} trials finished ({rest}).{note if counts.get(DIVERGED) else ''}"]
+
+
+def _value(group: Group, spec: Column) -> str:
+    summary = group.summary(spec.metric)
+    unit = " %" if spec.heading.endswith("%") else ""
+    if summary.n < 2:
+        return f"{spec.shown(summary.mean.estimate)}{unit} (one seed)"
+    low, high = spec.shown(summary.mean.low), spec.shown(summary.mean.high)
+    return (
+        f"{spec.shown(summary.mean.estimate)}{unit} (SD {spec.shown(summary.std)}, 95 % interval "
+        f"{low} to {high}, n = {summary.n})"
+    )
+
+
+def _kmeans(groups: Sequence[Group], metric: str) -> list[str]:
+    """What k-means reaches on each data set, as a sentence; none where that is not known."""
+    spec, known = column(metric), references(groups, metric)
+    reached = [
+        spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
+        for name, values in known.items()
+    ]
+    return [f"k-means on the same pixels reaches {' and '.join(reached)}."] if reached else []
+
+
+def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
+    spec, axes = column(metric), swept(records)
+    ranking = rank(groups, metric, spec.better, test)
+    if not ranking.classes:
+        valued = [g for g in groups if g.summary(metric).n]
+        found = [
+            f"{g.label(axes).capitalize()} gave {_name(spec)} {_value(g, spec)}."
+            for g in valued[:MAX_CLASSES]
+        ]
+        if len(valued) > 1:
+            found.append("Cells that are not measured alike are not ranked.")
+        return found + _kmeans(groups, metric)
+    found = [_winner(one, groups, spec, axes, test) for one in ranking.classes[:MAX_CLASSES]]
+    if len(ranking.classes) > MAX_CLASSES:
+        found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
+    if ranking.alone:
+        found.append(
+            f"{_many(ranking.alone, 'cell').capitalize()} measured like no other "
+            f"{'is' if ranking.alone == 1 else 'are'} not ranked."
+        )
+    found += [_confirmed(records, groups[ranking.classes[0].best], spec)]
+    found += _kmeans(groups, metric)
+    return found
+
+
+def _winner(
+    one: Class, groups: Sequence[Group], spec: Column, axes: Sequence[str], test: str
+) -> str:
+    """The best of one kind of cells, and what the test says of the others it compared."""
+    best = groups[one.best]
+    verb = "highest" if spec.better == "higher" else "lowest"
+    where = f" among the cells with {one.label}" if one.label else ""
+    text = (
+        f"The {verb} mean {_name(spec)}{where}, {_value(best, spec)}, came with {best.label(axes)}"
+    )
+    method = f" ({TEST_WORDS[test]}, adjusted for the choice of the best)"
+    if one.refused:
+        return f"{text}; no other was compared with it ({one.refused})."
+    parts = []
+    if one.tied:
+        who = "one other" if len(one.tied) == 1 else f"{count(len(one.tied))} others"
+        parts.append(f"{who} cannot be told from it{method}")
+    elif one.worse:
+        all_of = "every other configuration" if not one.untested else _many(len(one.worse), "other")
+        verb = "differ" if one.untested and len(one.worse) > 1 else "differs"
+        parts.append(f"{all_of} {verb} from it{method}")
+    if one.untested:
+        who = _many(len(one.untested), "other")
+        was = "was" if len(one.untested) == 1 else "were"
+        parts.append(f"{who} {was} not compared: n too small or no spread")
+    return "; ".join([text, *parts]) + "."
+
+
+def _confirmed(records: Records, best: Group, spec: Column) -> str:
+    fresh = [g for g in groups_of(records, confirm=True) if g.cell_key == best.cell_key]
+    if fresh and fresh[0].summary(spec.metric).n:
+        return f"On fresh seeds it reaches {_value(fresh[0], spec)}, which is the figure to quote."
+    return (
+        "As the best of several, this mean leans to the good side; a run on fresh seeds gives the "
+        "figure to quote."
+    )
+
+
+def _name(spec: Column) -> str:
+    names = {"acc_majority": "majority accuracy", "acc_hungarian": "one-to-one accuracy"}
+    return names.get(spec.metric, spec.label)
+
+
+def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]:
+    differing = [line for line in lines if line.verdict == "differs"]
+    tested = [line for line in lines if not line.refused]
+    if not lines:
+        return []
+    if not tested:
+        why = lines[0].verdict.removeprefix("not compared: ")
+        return [f"No configuration was compared with the baseline: {why}."]
+    base = lines[0].baseline.label(swept(records))
+    if not differing:
+        return [
+            f"No configuration could be told from the baseline ({base}), which does not mean that "
+            "there is no effect."
+        ]
+    spec, top = (
+        column(metric),
+        max(differing, key=lambda line: abs(line.result.difference.estimate)),
+    )
+    d, g = top.result.difference, f"{top.result.g:.1f}".replace("-", "−")
+    verb = "differs" if len(differing) == 1 else "differ"
+    who = f"{count(len(differing))} of {count(len(tested))} configurations compared {verb}"
+    if len(tested) == 1:
+        who = "the one configuration compared differs"
+    return [
+        f"Against the baseline ({base}), {who}; the largest difference, "
+        f"{_signed(spec, d.estimate)} (95 % interval {_signed(spec, d.low)} to "
+        f"{_signed(spec, d.high)}, Hedges' g {g}, adjusted p {_equals(top.holm)}), is that of "
+        f"{top.group.label(swept(records))}."
+    ]
+
+
+def _signed(spec: Column, value: float) -> str:
+    return ("−" if value < 0 else "+") + spec.shown(abs(value))
+
+
+def _equals(p: float) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _effects(found: Sequence[designs.Effect], remark: str, metric: str) -> list[str]:
+    named = [e for e in found if e.name != "seed"]
+    if not named:
+        return []
+    parts = [f"{e.name} (η² = {e.eta2:.2f}, p {_equals(e.p)})" for e in named]
+    text = f"Of the total variation in {_name(column(metric))}, the analysis of variance gives "
+    text += ", ".join(parts) + "."
+    return [text + (" " + remark if remark else "")]
+
+
+def _resolution(
+    groups: Sequence[Group], lines: Sequence[Line], metric: str, test: str
+) -> list[str]:
+    found = resolution(groups, lines, metric, test)
+    if found is None or found.without:
+        return []
+    spec = column(metric)
+    text = (
+        f"With {_many(found.n, 'seed')}, {TEST_WORDS[test]} finds a difference of "
+        f"{spec.amount(found.alone * found.unit)} with 80 % power in one comparison"
+    )
+    if found.comparisons > 1:
+        text += (
+            f" and of {spec.amount(found.first * found.unit)} at Holm's first step over "
+            f"{count(found.comparisons)}"
+        )
+    return [f"{text}; smaller ones may exist."]

@@ -1,0 +1,1 @@
+"""The paper's own tables, with the published figures beside ours."""

@@ -1,0 +1,1 @@
+"""Folders or an MLflow server in, one checked DataFrame of trials out."""

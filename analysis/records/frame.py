@@ -1,0 +1,323 @@
+"""The frame of trials: its columns, its checks, and what happens to a trial that is there twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mpcc.config import DEFAULTS, SHORT
+from mpcc.evaluation.metrics import NEED_LABELS
+from mpcc.runs.run_dir import DIVERGED, DONE, ENDED, FAILED, PRUNED
+from tune.plan.plan import FULL_MODEL
+from tune.plan.pruning import BIAS
+from tune.plan.state import State
+
+PLANNED, RUNNING, STOPPED = str(State.PLANNED), str(State.RUNNING), str(State.STOPPED)
+DAMAGED, CONFLICT = "damaged", "conflicting"
+STATES = (DONE, DIVERGED, FAILED, PRUNED, STOPPED, RUNNING, PLANNED, DAMAGED, CONFLICT)
+"""`conflicting`: several records of one trial that disagree; none of them is used."""
+
+META = (
+    "source",
+    "sweep",
+    "trial_key",
+    "cell_key",
+    "variant",
+    "changes",
+    "planned",
+    "state",
+    "cause",
+    "iteration",
+    "seconds_train",
+    "code",
+    "code_id",
+    "device",
+    "fingerprint",
+    "n_images",
+    "data_notes",
+    "run_dir",
+    "mlflow_run",
+    "digest",
+    "undefined",
+    "unavailable",
+    "failures",
+    "confirm",
+)
+"""Columns of the frame that are neither settings nor metrics.
+
+`source`: place of the trial's sweep in `Records.sweeps`;
+`changes`: what a named variant changes of the full model, in words;
+`code_id`: the hash of the modules that can change a number where a trial recorded it, else `code`;
+`run_dir`: relative to the sweep; `undefined`: metrics that were recorded as not a number;
+`data_notes`: what a reader must know of the images;
+`unavailable`: JSON, metric -> why it was not computed; `failures`: how a finished model failed
+(Appendix D); `confirm`: a fresh seed, to confirm a choice that the other seeds led to."""
+
+BASELINE = "baseline/"
+"""Prefix of a trial's reference figures (k-means on the same images)."""
+
+UNRECORDED = "a metric that the plan does not name"
+"""Of a confirmation that was planned before plans named it."""
+CURVE = "curve"
+"""Key of a row's evaluations until its duplicates are merged; no column of the frame."""
+
+MAX_BETWEEN = 4
+"""Settings in which sweeps differ that all become columns; of more, those that tell cells apart."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was planned in one folder."""
+
+    path: Path
+    name: str
+    axes: tuple[str, ...]
+    """Swept fields, full names, in the order they were asked for."""
+    grids: tuple[str, ...]
+    base: Mapping[str, Any]
+    plan: Mapping[str, Any] | None
+    """sweep.json as it is; None for run directories without a plan."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """One or more sweeps, loaded."""
+
+    trials: pd.DataFrame
+    """A row per trial: META, every field of Config, every metric of the last evaluation."""
+    sweeps: tuple[Sweep, ...]
+    notes: tuple[str, ...] = ()
+    """What was wrong or merged while loading; tables print it."""
+    metrics: tuple[str, ...] = ()
+    evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+    between: tuple[str, ...] = ()
+    """Settings that no sweep varies but in which the sweeps differ: columns too."""
+
+    def planned_by(self, *grids: str) -> set[str]:
+        """Keys of the cells that a plan has because of one of these grids, as it spells them."""
+        return {
+            cell["key"]
+            for sweep in self.sweeps
+            if sweep.plan
+            for cell in sweep.plan["cells"]
+            if not set(grids).isdisjoint(cell.get("grids", ()))
+        }
+
+    @property
+    def searches(self) -> tuple[Mapping[str, Any], ...]:
+        """What was searched for (`tune.suggest.search.Search`), as the plans have it."""
+        plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
+        return tuple(plan["search"] for plan in plans if plan.get("search"))
+
+    @property
+    def selection(self) -> str:
+        """Who chose the settings, for the line under every table."""
+        goals = list(dict.fromkeys(name for s in self.searches for name in s["objectives"]))
+        fresh = self.confirmed_by
+        head = "labels chose nothing"
+        if any(name in NEED_LABELS for name in (*goals, *fresh)):
+            head = "labels chose the settings"
+            goals, fresh = ([n for n in names if n in NEED_LABELS] for names in (goals, fresh))
+        elif UNRECORDED in fresh:
+            head = "labels may have chosen the settings"
+        ways = [("the search went by", goals), ("the cells to confirm were chosen by", fresh)]
+        how = " and ".join(f"{way} {' and '.join(names)}" for way, names in ways if names)
+        return f"{head}: {how}" if how else head
+
+    @property
+    def confirmed_by(self) -> list[str]:
+        """The metrics by which cells were chosen for fresh seeds (`tune.plan.confirm`)."""
+        plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
+        names = [name for plan in plans for name in plan.get("confirm_by", ())]
+        unknown = any(
+            not plan.get("confirm_by") and any(c.get("confirm_seeds") for c in plan["cells"])
+            for plan in plans
+        )
+        return list(dict.fromkeys([*names, *([UNRECORDED] if unknown else [])]))
+
+    def chosen_on(self, cell_key: str) -> tuple[int, ...]:
+        """The seeds whose results made this cell the full model of an ablation; mostly none."""
+        cells = [cell for sweep in self.sweeps if sweep.plan for cell in sweep.plan["cells"]]
+        return tuple(
+            dict.fromkeys(s for c in cells if c["key"] == cell_key for s in c.get("chosen_on", ()))
+        )
+
+    @property
+    def pruning(self) -> list[str]:
+        """What pruning has done to what is here, for a line under every table."""
+        return [
+            f"The search was pruned ({prune}), which {BIAS[prune]}. A point is given up where any "
+            "one of its seeds is: more seeds give up more points. It has no mean and no rank, and "
+            "the values of its other seeds enter nothing."
+            for prune in dict.fromkeys(s["prune"] for s in self.searches if s["prune"])
+        ]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The swept fields of all sweeps, in order, then those in which the sweeps differ."""
+        return tuple(dict.fromkeys((*_swept(self.sweeps), *self.between)))
+
+    def run_dir(self, trial: Mapping[str, Any]) -> Path | None:
+        """Where a trial's records are; None for one that left none."""
+        return self.sweeps[trial["source"]].path / trial["run_dir"] if trial["run_dir"] else None
+
+
+def records(
+    rows: list[dict[str, Any]],
+    sweeps: Sequence[Sweep],
+    notes: Sequence[str] = (),
+    curves: Sequence[dict[str, Any]] = (),
+) -> Records:
+    """Rows as a checked frame, sorted by settings and seed, never by when they ran.
+
+    Settings and META keep None and whole numbers as they are: as floats, `None` would read `nan`.
+    """
+    extra = sorted({name for row in rows for name in row} - _NAMED)
+    metrics = tuple(name for name in extra if not name.startswith(BASELINE))
+    columns = {n: pd.Series([r[n] for r in rows], dtype=_kind(n)) for n in (*META, *DEFAULTS)}
+    for name in extra:
+        columns[name] = pd.Series([number(row.get(name)) for row in rows], dtype="float64")
+    frame = pd.DataFrame(columns)
+    between, more = _between(rows, sweeps)
+    axes = dict.fromkeys((*_swept(sweeps), *between))
+    order = ["variant", *axes, "cell_key", "seed", "sweep"]
+    frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
+    check(frame)
+    evaluations = pd.DataFrame(list(curves))
+    return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between)
+
+
+_NAMED = {*META, *DEFAULTS}
+
+
+def _kind(name: str) -> str:
+    """The dtype of a column of settings or META: plain ones only where None cannot be."""
+    return {"seed": "int64", "planned": "bool", "confirm": "bool"}.get(name, "object")
+
+
+def _swept(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(axis for sweep in sweeps for axis in sweep.axes))
+
+
+def _between(
+    rows: Sequence[Mapping[str, Any]], sweeps: Sequence[Sweep]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Settings that tell the sweeps' cells apart beyond what is swept, and a line on the rest.
+
+    Where the sweeps differ in much (other presets), one column each for all of it hides the table:
+    then only settings that tell apart what no earlier column does are columns, the others a note.
+    """
+    bases = [{**DEFAULTS, **sweep.base} for sweep in sweeps]
+    names = [n for n in (*_FIRST, *DEFAULTS) if n != "seed" and _levels(bases, n) > 1]
+    swept = _swept(sweeps)
+    differing = [n for n in dict.fromkeys(names) if n not in swept and _levels(rows, n) > 1]
+    if len(differing) <= MAX_BETWEEN:
+        return tuple(differing), []
+    cells = list({row["cell_key"]: row for row in rows}.values())
+    kept: list[str] = []
+    for name in differing:
+        if _told_apart(cells, (*swept, *kept, name)) > _told_apart(cells, (*swept, *kept)):
+            kept.append(name)
+    rest = ", ".join(short(n) for n in differing if n not in kept)
+    return tuple(kept), [f"the sweeps differ also in {rest}"] if rest else []
+
+
+_FIRST = ("dataset", "split", "iterations")
+
+
+def _levels(rows: Sequence[Mapping[str, Any]], name: str) -> int:
+    return len({repr(row[name]) for row in rows})
+
+
+def _told_apart(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
+    return len({(cell["variant"], *(repr(cell[n]) for n in names)) for cell in cells})
+
+
+def check(frame: pd.DataFrame) -> None:
+    """Raise ValueError where the frame is not what the tables rely on."""
+    missing = [name for name in (*META, *DEFAULTS) if name not in frame]
+    if missing:
+        raise ValueError(f"the frame of trials has no column {', '.join(missing)}")
+    unknown = sorted(set(frame["state"]) - set(STATES))
+    if unknown:
+        raise ValueError(f"unknown state {', '.join(map(str, unknown))}")
+    if frame["trial_key"].duplicated().any():
+        raise ValueError("a trial has more than one row")
+
+
+def number(value: Any) -> float:
+    """A recorded number; records hold those that are not finite as strings."""
+    if isinstance(value, bool) or value is None:
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row per trial, and a line for each trial that had several records.
+
+    A record with an end stands for one without. Ends that agree count once; ends that disagree, in
+    their state or in a number, make the trial `conflicting`: to choose one would be to choose a
+    result.
+    """
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_key.setdefault(row["trial_key"], []).append(row)
+    merged, notes = [], []
+    for key, same in by_key.items():
+        best = min(same, key=lambda row: STATES.index(row["state"]))
+        if len(same) > 1:
+            ended = [row for row in same if row["state"] in ENDED]
+            if len({_outcome(row) for row in ended}) > 1:
+                why = _disagreement(ended)
+                best = best | {"state": CONFLICT, "cause": f"records of this trial disagree{why}"}
+                best = best | {CURVE: []}
+                notes.append(
+                    f"trial {key} has {len(same)} records that disagree{why}: none is used"
+                )
+            elif len([r for r in same if r["state"] != PLANNED]) > 1:
+                notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
+            best = best | {"planned": any(row["planned"] for row in same)}
+        merged.append(best)
+    return merged, sorted(notes)
+
+
+def _disagreement(ended: Sequence[Mapping[str, Any]]) -> str:
+    """The states of records that do not agree in them, for a parenthesis."""
+    states = [state for state in STATES if any(row["state"] == state for row in ended)]
+    return f" ({' and '.join(states)})" if len(states) > 1 else ""
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    values = {k: repr(v) for k, v in row.items() if k not in _NAMED and k != CURVE}
+    return json.dumps([row["state"], row["iteration"], sorted(values.items())])
+
+
+def _sortable(column: pd.Series) -> pd.Series:
+    """Numbers by size, everything else by its text; `nothing` first."""
+    kinds = {type(v) for v in column} - {type(None)}
+    if kinds and kinds <= {int, float}:
+        return pd.Series([-math.inf if v is None else float(v) for v in column], column.index)
+    if column.name == "variant":  # Cells of a grid, the full model, then what leaves a part out.
+        return column.map(
+            lambda v: (
+                f"2 {v}"
+                if isinstance(v, str) and v != FULL_MODEL
+                else ("1" if v == FULL_MODEL else "")
+            )
+        )
+    return column.map(lambda v: "" if v is None else str(v))
+
+
+def short(name: str) -> str:
+    """The heading of a setting: its short name where it has one."""
+    return SHORT.get(name, name)

@@ -1,0 +1,323 @@
+"""Sweep folders on disk as one tidy frame: a row per trial, planned or run.
+
+A trial that was planned and left no record is a row too, with state `planned`, so that a table can
+say what is missing. Nothing here trains, opens torch or talks to a server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.records.folders import SWEEP, LoadError, check_folders
+from analysis.records.frame import (
+    BASELINE,
+    CURVE,
+    DAMAGED,
+    META,
+    PLANNED,
+    RUNNING,
+    STOPPED,
+    Records,
+    Sweep,
+    merge_duplicates,
+    number,
+    records,
+    short,
+)
+from mpcc.config import DEFAULTS, Config, from_dict, trial_key, value_text
+from mpcc.runs.files import read_bytes
+from mpcc.runs.run_dir import (
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    RESULT,
+    RunDirError,
+    evaluations,
+    read_json,
+    read_provenance,
+    read_sealed,
+)
+from tune.plan.plan import FULL_MODEL
+from tune.store.lock import sweep_owner
+
+MLFLOW = "mlflow.json"
+
+
+def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
+    """The records of these folders: sweeps, or single run directories, or folders of those."""
+    check_folders(folders)
+    sweeps, rows, notes = [], [], []
+    for source, folder in enumerate(folders):
+        sweep, sweep_rows, sweep_notes = _load_folder(Path(folder), curves)
+        sweeps.append(sweep)
+        rows += [row | {"source": source} for row in sweep_rows]
+        notes += sweep_notes
+    rows, merged = merge_duplicates(rows)
+    lines = [{"trial_key": row["trial_key"]} | line for row in rows for line in row.pop(CURVE, ())]
+    return records(rows, sweeps, [*notes, *merged], lines)
+
+
+def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
+    plan = _read_plan(folder)
+    if plan is None:
+        return _load_loose(folder, curves)
+    name = str(plan.get("preset") or "sweep")
+    rows: list[dict[str, Any]] = []
+    owner = sweep_owner(folder)
+    running = owner.running if owner else ()
+    there = _names(folder / "trials")
+    for row in planned_rows(plan, name):
+        if row["trial_key"] in there:
+            path = folder / "trials" / row["trial_key"]
+            row |= _read_trial(path, folder, running, curves)
+        rows.append(row)
+    known = {row["trial_key"] for row in rows}
+    known |= _earlier(plan)
+    extra, notes = _unplanned(folder, name, known, running, curves)
+    runs = _mlflow_runs(folder)
+    for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
+        row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
+    return _sweep(folder, name, plan), rows + extra, notes
+
+
+def _mlflow_runs(folder: Path) -> dict[str, str]:
+    """Trial key -> run, as the delivery to MLflow wrote it down; none where that cannot be read."""
+    try:
+        runs = (read_json(folder / MLFLOW) or {}).get("runs")
+    except (RunDirError, OSError):
+        return {}
+    known = runs.items() if isinstance(runs, dict) else ()
+    return {key: run for key, run in known if isinstance(run, str)}
+
+
+def _names(folder: Path) -> set[str]:
+    """The folders in this one; none where it is missing."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _read_plan(folder: Path) -> dict[str, Any] | None:
+    """sweep.json, with what is read of it checked; LoadError in one line."""
+    file = folder / SWEEP
+    try:
+        plan = read_json(file)
+    except RunDirError as error:
+        raise LoadError(f"{str(error).split(';')[0]}; name another folder with --runs") from None
+    if plan is None:
+        return None
+    if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
+        raise LoadError(f"{file} is not a plan that this version reads (schema 1)")
+    try:
+        from_dict(plan["base"])
+        if not all(isinstance(name, str) for name in [*plan.get("confirm_by", ())]):
+            raise ValueError("a metric of confirm_by is no text")
+        for cell in plan["cells"]:
+            from_dict(cell["changes"])
+            texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("a cell's key, variant or grid is no text")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged: {error}"
+        raise LoadError(f"{file} {what}; name another folder with --runs") from None
+    return plan
+
+
+def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]]:
+    """A row without results for every planned trial."""
+    fits: set[int] = set()
+    for cell in plan["cells"]:
+        try:
+            config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
+            blank = _blank(config, sweep, variant=cell.get("variant"), planned=True)
+            blank["changes"] = _change_text(plan, cell)
+            fresh = set(cell.get("confirm_seeds", ())) - set(cell["seeds"])
+            for seed in sorted({*cell["seeds"], *fresh}):
+                if seed not in fits:  # to check each of thousands of trials anew takes a second
+                    fits.add(dataclasses.replace(config, seed=seed).seed)
+                key = trial_key(blank["cell_key"], seed)
+                yield blank | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
+        except (ValueError, TypeError, KeyError) as error:
+            raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
+
+
+def _sweep(folder: Path, name: str, plan: Mapping[str, Any]) -> Sweep:
+    axes = _axes(plan)
+    grids = tuple(dict.fromkeys(g for cell in plan["cells"] for g in cell.get("grids", [])))
+    return Sweep(folder, name, axes, grids, plan["base"], plan)
+
+
+def _earlier(plan: Mapping[str, Any]) -> set[str]:
+    """Keys of the trials that have gone on to more iterations since (--continue-training)."""
+    shorter = [int(n) for n in plan.get("earlier_iterations", ())]
+    cells = [
+        cell | {"changes": cell["changes"] | {"iterations": n}}
+        for cell in plan["cells"]
+        for n in shorter
+    ]
+    return {row["trial_key"] for row in planned_rows({**plan, "cells": cells}, "")}
+
+
+def _axes(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that a grid or a search varies; what a named variant changes is no axis."""
+    cells = [cell for cell in plan["cells"] if cell.get("variant") in (None, FULL_MODEL)]
+    return tuple(dict.fromkeys(axis for cell in cells for axis in cell["changes"]))
+
+
+def _change_text(plan: Mapping[str, Any], cell: Mapping[str, Any]) -> str | None:
+    """What a variant changes of the full model: `esteps=1`; None for a cell of a grid."""
+    if cell.get("variant") is None:
+        return None
+    full: dict[str, Any] = {}
+    for other in plan["cells"]:
+        if other.get("variant") == FULL_MODEL:
+            full = other["changes"]
+    new = {name: value for name, value in cell["changes"].items() if full.get(name) != value}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in new.items()}
+    return ", ".join(f"{short(name)}={value_text(value)}" for name, value in values.items())
+
+
+def _unplanned(
+    folder: Path, name: str, known: set[str], running: Collection[str], curves: bool
+) -> tuple[list, list]:
+    rows, notes = [], []
+    for trial in sorted(_names(folder / "trials") - known):
+        path = folder / "trials" / trial
+        if not (path / CONFIG).exists():
+            continue
+        row = _read_loose_trial(path, folder, name, running, curves)
+        rows.append(row)
+        notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
+    return rows, notes
+
+
+def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
+    """Run directories without a plan: what is there is what was planned.
+
+    They go by their data set: the folder's name may differ on another machine.
+    """
+    paths = [folder] if (folder / CONFIG).exists() else []
+    paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
+    paths += sorted(p.parent for p in folder.glob(f"trials/*/{CONFIG}"))
+    rows = [_read_loose_trial(path, folder, "", (), curves) for path in paths]
+    name = " and ".join(sorted({row["dataset"] for row in rows}))
+    for row in rows:
+        row["sweep"] = name
+    note = f"{name} has no plan ({SWEEP}): trials that are missing cannot be known"
+    axes = varying(rows)
+    base = {n: rows[0][n] for n in DEFAULTS if n != "seed" and n not in axes}
+    return Sweep(folder, name, axes, (), base, None), rows, [note]
+
+
+def varying(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Fields of Config, other than the seed, that differ between these rows."""
+    rows = list(rows)
+    return tuple(
+        name for name in DEFAULTS if name != "seed" and len({repr(row[name]) for row in rows}) > 1
+    )
+
+
+def _blank(config: Config, sweep: str, *, variant: str | None, planned: bool) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(META)
+    row |= config.to_dict()
+    row |= {"sweep": sweep, "trial_key": config.trial_key, "cell_key": config.cell_key}
+    row |= {"variant": variant, "planned": planned, "confirm": False}
+    return row | {"state": PLANNED, "iteration": 0}
+
+
+def _read_loose_trial(
+    path: Path, folder: Path, sweep: str, running: Collection[str], curves: bool
+) -> dict[str, Any]:
+    try:
+        config = from_dict(read_json(path / CONFIG) or {})
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
+    row = _blank(config, sweep, variant=None, planned=False)
+    return row | _read_trial(path, folder, running, curves)
+
+
+def _read_trial(path: Path, folder: Path, running: Collection[str], curves: bool) -> dict[str, Any]:
+    """State, metrics and provenance of one run directory."""
+    place = path.as_posix().removeprefix(folder.as_posix()).lstrip("/") or "."
+    row: dict[str, Any] = {"run_dir": place, "digest": digest(path)}
+    try:
+        result, content = read_sealed(path)
+        if curves:
+            row[CURVE] = _curve(path, content)
+        provenance = read_provenance(path)
+        mlflow = read_json(path / MLFLOW) or {}
+        if result is None:
+            made = evaluations(path, content)
+            last = dict(made[-1]) if made else {}
+            state = RUNNING if path.name in running else STOPPED
+            row |= {"state": state, "iteration": last.pop("iteration", 0)}
+            metrics = last
+        else:
+            row |= {name: result.get(name) for name in ("state", "cause", "iteration")}
+            row["seconds_train"] = result.get("seconds", {}).get("train")
+            metrics = result.get("metrics") or {}
+    except (RunDirError, OSError) as error:
+        return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
+    row |= from_provenance(provenance)
+    run_id = mlflow.get("run_id")
+    row["mlflow_run"] = run_id if isinstance(run_id, str) else None
+    row |= measured(metrics)
+    ended = result or {}
+    row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
+    row["failures"] = " ".join(sorted(ended.get("failures") or ()))
+    baseline = ended.get("baseline") or {}
+    return row | {BASELINE + k: number(v) for k, v in baseline.items()}
+
+
+def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation as numbers, and the names of those that are not a number."""
+    values = {k: number(v) for k, v in metrics.items() if k not in ("iteration", "seconds")}
+    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
+    return values | {"undefined": " ".join(sorted(undefined))}
+
+
+def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that say which code, machine and images made a number."""
+    data = provenance.get("data") or {}
+    files = provenance.get("code_files")
+    code = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+    return {
+        "code": provenance.get("code"),
+        "code_id": code if files else provenance.get("code"),
+        "device": provenance.get("device"),
+        "fingerprint": data.get("fingerprint"),
+        "n_images": data.get("n_images"),
+        "data_notes": "; ".join(data.get("notes") or []) or None,
+    }
+
+
+def digest(path: Path) -> str:
+    """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
+    content = hashlib.sha256()
+    for name in (CONFIG, METRICS, RESULT, PROVENANCE):
+        try:
+            data = read_bytes(f"{path}/{name}") or b""
+        except RunDirError:  # a folder, or a pipe: the row says so
+            data = str(errno.EISDIR).encode()
+        except OSError as error:  # no right to read: the row says so
+            data = str(error.errno).encode()
+        content.update(f"{name} {len(data)}\n".encode() + data)
+    return content.hexdigest()[:12]
+
+
+def _curve(path: Path, content: bytes) -> list[dict[str, Any]]:
+    try:
+        rows = evaluations(path, content)
+    except RunDirError:
+        return []
+    return [{k: number(v) for k, v in row.items()} for row in rows]

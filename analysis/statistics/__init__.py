@@ -1,0 +1,1 @@
+"""Arrays in; estimates, intervals, tests and power out. Knows nothing of trials."""

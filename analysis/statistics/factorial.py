@@ -1,0 +1,325 @@
+"""What a design can show: whether spreads agree, power, seeds needed, analysis of variance.
+
+statsmodels does the analysis of variance where a design has gaps. By hand are that of complete
+designs, which take statsmodels minutes at hundreds of cells, and power on SciPy's noncentral t,
+which tables need for thousands of cells at once. The tests check both against statsmodels and R.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.statistics.stats import ALPHA, std
+
+POWER = 0.80
+MAX_SEEDS = 1000
+"""Beyond so many seeds per cell a table says `more than`."""
+
+
+def spreads_agree(groups: Sequence[ArrayLike]) -> tuple[bool, float, float]:
+    """Whether a pooled SD is fair: (yes or no, Brown-Forsythe p, largest / smallest SD).
+
+    No where p < 0.05, the ratio reaches 3, a group has no spread at all, or none has three values:
+    two lie equally far from their median, whatever they are.
+    """
+    arrays = [x for x in (np.asarray(g, float) for g in groups) if x.size > 1]
+    spreads = [std(x) for x in arrays]
+    if len(arrays) < 2:
+        return False, math.nan, math.nan
+    if min(spreads) == 0:
+        return False, math.nan, math.inf
+    ratio = max(spreads) / min(spreads)
+    if max(x.size for x in arrays) < 3:
+        return False, math.nan, ratio
+    p = _brown_forsythe(arrays)
+    return bool(p >= ALPHA and ratio < 3), p, ratio
+
+
+def _brown_forsythe(arrays: Sequence[NDArray[np.float64]]) -> float:
+    """p of the test for equal spreads: analysis of variance of the distances from each median.
+
+    By hand, as in `stats`: `scipy.stats` takes a second to import. Checked against its `levene`.
+    """
+    from scipy.special import fdtrc
+
+    distances = [np.abs(x - statistics.median(x.tolist())) for x in arrays]
+    sizes = np.array([d.size for d in distances])
+    means = np.array([d.mean() for d in distances])
+    df = len(arrays) - 1, int(sizes.sum()) - len(arrays)
+    between = float((sizes * (means - np.concatenate(distances).mean()) ** 2).sum()) / df[0]
+    within = sum(float(((d - m) ** 2).sum()) for d, m in zip(distances, means, strict=True)) / df[1]
+    if not within:
+        return 0.0 if between else math.nan
+    return float(fdtrc(*df, between / within))
+
+
+def seed_correlation(table: ArrayLike) -> float:
+    """How much seeds share across cells: the intraclass correlation of a cells × seeds table.
+
+    From the two-way mean squares, ICC(3,1) of Shrout and Fleiss 1979 with seeds as the targets.
+    NaN below two cells or two seeds, or without any spread.
+    """
+    x = np.asarray(table, float)
+    if x.ndim != 2 or min(x.shape) < 2:
+        return math.nan
+    k, n = x.shape
+    seeds = x.mean(0) - x.mean()
+    residual = x - x.mean(1, keepdims=True) - seeds
+    between = k * float((seeds**2).sum()) / (n - 1)
+    within = float((residual**2).sum()) / ((n - 1) * (k - 1))
+    total = between + (k - 1) * within
+    return (between - within) / total if total else math.nan
+
+
+POWERED = ("welch", "paired", "pooled")
+"""The tests whose power is known; that of a permutation test depends on the values."""
+
+
+def power(
+    effect: ArrayLike, n: ArrayLike, alpha: float = ALPHA, test: str = "pooled", cells: int = 2
+) -> NDArray[np.float64]:
+    """Power of a two-sided test between two cells of n seeds each, for normal values.
+
+    `effect` is in standard deviations of a cell, for `paired` in those of the differences. The
+    pooled SD is that of so many `cells`: with two it is Student's test.
+    """
+    from scipy.special import stdtrit
+
+    d, n = np.broadcast_arrays(np.abs(np.asarray(effect, float)), np.asarray(n, float))
+    if test == "paired":
+        return _beyond(n - 1, d * np.sqrt(n), stdtrit(n - 1, 1 - alpha / 2))
+    if test == "pooled":
+        df = cells * (n - 1)
+        return _beyond(df, d * np.sqrt(n / 2), stdtrit(df, 1 - alpha / 2))
+    return _welch_power(d, n, alpha)
+
+
+def _welch_power(
+    d: NDArray[np.float64], n: NDArray[np.float64], alpha: float
+) -> NDArray[np.float64]:
+    """Power of Welch's test where the spreads in truth agree.
+
+    With equal n its t is Student's and independent of how the two variances share their sum. That
+    share follows a Beta distribution and decides Welch's degrees, so the critical value is averaged
+    over it (Gauss-Legendre over the quantiles of one half: the other is its mirror image).
+    """
+    from scipy.special import betaincinv, stdtrit
+
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    n = n[..., None]
+    share = betaincinv((n - 1) / 2, (n - 1) / 2, (nodes + 1) / 4)
+    critical = stdtrit((n - 1) / (share**2 + (1 - share) ** 2), 1 - alpha / 2)
+    beyond = _beyond(2 * n - 2, d[..., None] * np.sqrt(n / 2), critical)
+    return (weights / 2 * beyond).sum(-1)
+
+
+def _beyond(
+    df: NDArray[np.float64], shift: NDArray[np.float64], critical: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How often a noncentral t lies beyond ± critical."""
+    from scipy.special import nctdtr
+
+    df, shift, critical = np.broadcast_arrays(df, shift, critical)
+    upper, lower = nctdtr(df, shift, critical), np.zeros(shift.shape)
+    near = shift <= 5  # Far out the other tail is nothing, and nctdtr underflows to NaN.
+    lower[near] = np.nan_to_num(nctdtr(df[near], shift[near], -critical[near]))
+    return 1 - (np.where(np.isnan(upper) & ~near, 0.0, upper) - lower)
+
+
+@cache
+def detectable(
+    n: int, alpha: float = ALPHA, target: float = POWER, test: str = "pooled", cells: int = 2
+) -> float:
+    """The smallest difference that n seeds per cell find so often; in the units of `power`."""
+    if n < 2:
+        return math.inf
+    low, high = 0.0, 1.0
+    while power(high, n, alpha, test, cells) < target:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if power(middle, n, alpha, test, cells) < target else (low, middle)
+        )
+    return high
+
+
+def seeds_needed(
+    effects: ArrayLike,
+    alpha: float = ALPHA,
+    target: float = POWER,
+    test: str = "pooled",
+    cells: int = 2,
+) -> list[int | None]:
+    """Seeds per cell to find differences of these sizes, all at once; None beyond MAX_SEEDS."""
+    d = np.abs(np.asarray(effects, float))
+    known = np.isfinite(d) & (d > 0)
+    at_least = np.where(known, _with_known_spread(np.where(known, d, 1.0), alpha, target, test), 0)
+    low = np.clip(at_least, 2, MAX_SEEDS + 1).astype(int)
+    high, step = np.where(known, MAX_SEEDS + 1, low), 2
+    while (left := np.flatnonzero(low < high)).size:  # a bisection that looks near `low` first
+        middle = np.minimum((low[left] + high[left]) // 2, low[left] + step)
+        enough = power(d[left], middle, alpha, test, cells) >= target
+        high[left[enough]], low[left[~enough]] = middle[enough], middle[~enough] + 1
+        step *= 2
+    return [
+        2 if math.isinf(size) else int(n) if k and n <= MAX_SEEDS else None
+        for n, k, size in zip(high, known, d, strict=True)
+    ]
+
+
+def _with_known_spread(
+    d: NDArray[np.float64], alpha: float, target: float, test: str
+) -> NDArray[np.float64]:
+    """Seeds per cell of the z test, rounded down: a test that estimates the spread needs more."""
+    from scipy.special import ndtri
+
+    pair = 1 if test == "paired" else 2
+    return np.floor(pair * ((ndtri(1 - alpha / 2) + ndtri(target)) / d) ** 2)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One line of an analysis of variance."""
+
+    name: str
+    df: int
+    f: float
+    p: float
+    eta2: float
+    """Share of the total sum of squares."""
+
+
+def anova(
+    values: ArrayLike,
+    factors: Mapping[str, Sequence[Hashable]],
+    block: Sequence[Hashable] | None = None,
+    *,
+    interactions: bool = True,
+) -> list[Effect]:
+    """Main effects and two-way interactions (type II), with the seed as a block.
+
+    statsmodels fits the model. Where every combination has every seed once, the sums of squares
+    come from the means instead: the same figures, at once, on grids of hundreds of cells.
+    Raises ValueError, in words, where the design does not allow an answer.
+    """
+    y = np.asarray(values, float)
+    if not std(y) > 0:
+        raise ValueError("all values are equal")
+    axes = {name: list(levels) for name, levels in factors.items() if len(set(levels)) > 1}
+    if block is not None and len(set(block)) > 1:
+        axes[BLOCK] = list(block)
+        cube = _cube(y, axes)
+        if cube is not None:
+            return _balanced(cube, list(axes), interactions)
+    if len(y) * _width(axes, interactions) ** 2 > MAX_WORK:
+        raise ValueError("the grid is too large and has gaps")
+    return _fitted(y, axes, interactions)
+
+
+BLOCK = "seed"
+MAX_WORK = 2e7
+"""Trials × columns² beyond which a model is not fitted: it would take more than seconds."""
+
+
+TOO_FEW = "too few trials for this design"
+NO_NOISE = "nothing is left over to test against: the effects add up to the values exactly"
+NO_RESIDUAL = 1e-12
+"""A residual below this share of the total sum of squares is rounding."""
+
+
+def _width(axes: Mapping[str, Sequence[Hashable]], interactions: bool) -> int:
+    """Columns of the model's matrix."""
+    df = [len(set(levels)) - 1 for name, levels in axes.items() if name != BLOCK]
+    pairs = sum(a * b for a, b in itertools.combinations(df, 2)) if interactions else 0
+    return 1 + sum(df) + pairs + len(set(axes.get(BLOCK, [0]))) - 1
+
+
+def _cube(
+    y: NDArray[np.float64], axes: Mapping[str, Sequence[Hashable]]
+) -> NDArray[np.float64] | None:
+    """The values by the levels of every axis; None where a place is empty or taken twice."""
+    levels = [{level: i for i, level in enumerate(dict.fromkeys(v))} for v in axes.values()]
+    shape = [len(known) for known in levels]
+    if math.prod(shape) != y.size:
+        return None
+    cube = np.full(shape, math.nan)
+    places = [[known[v] for v in axis] for known, axis in zip(levels, axes.values(), strict=True)]
+    cube[tuple(places)] = y
+    return None if np.isnan(cube).any() else cube
+
+
+def _balanced(cube: NDArray[np.float64], names: Sequence[str], interactions: bool) -> list[Effect]:
+    from scipy.special import fdtrc
+
+    centred = cube - cube.mean()
+    total = float((centred**2).sum())
+
+    def marginal(*kept: int) -> NDArray[np.float64]:
+        rest = tuple(i for i in range(cube.ndim) if i not in kept)
+        return centred.mean(axis=rest, keepdims=True)
+
+    parts: list[tuple[str, int, NDArray[np.float64]]] = []
+    for i, name in enumerate(names):
+        parts.append((name, cube.shape[i] - 1, marginal(i)))
+    if interactions:
+        own = [i for i, name in enumerate(names) if name != BLOCK]
+        for i, j in itertools.combinations(own, 2):
+            df = (cube.shape[i] - 1) * (cube.shape[j] - 1)
+            parts.append(
+                (f"{names[i]} × {names[j]}", df, marginal(i, j) - marginal(i) - marginal(j))
+            )
+    squares = [float((part**2).sum()) * cube.size / part.size for _, _, part in parts]
+    rest, rest_df = total - sum(squares), cube.size - 1 - sum(df for _, df, _ in parts)
+    if rest_df < 1:
+        raise ValueError(TOO_FEW)
+    if rest <= NO_RESIDUAL * total:
+        raise ValueError(NO_NOISE)
+    found = []
+    for (name, df, _), square in zip(parts, squares, strict=True):
+        f = square / df / (rest / rest_df)
+        found.append(Effect(name, df, f, float(fdtrc(df, rest_df, f)), square / total))
+    return sorted(found, key=lambda effect: effect.name == BLOCK)
+
+
+def _fitted(
+    y: NDArray[np.float64], axes: Mapping[str, Sequence[Hashable]], interactions: bool
+) -> list[Effect]:
+    import pandas as pd
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    columns = {f"f{i}": [str(v) for v in levels] for i, levels in enumerate(axes.values())}
+    words = {f"C({c})": name for c, name in zip(columns, axes, strict=True)}
+    if interactions:
+        own = [term for term, name in words.items() if name != BLOCK]
+        for a, b in itertools.combinations(own, 2):
+            words[f"{a}:{b}"] = f"{words[a]} × {words[b]}"
+    design = ols("y ~ " + " + ".join(words), pd.DataFrame({"y": y, **columns}))
+    rank = np.linalg.matrix_rank(design.exog)
+    if rank < design.exog.shape[1] or y.size - rank < 1:
+        raise ValueError(TOO_FEW)
+    model = design.fit()
+    total = float(((y - y.mean()) ** 2).sum())
+    if model.ssr <= NO_RESIDUAL * total:
+        raise ValueError(NO_NOISE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        lines = anova_lm(model, typ=2)
+    found = [
+        Effect(
+            words[t], int(row["df"]), float(row["F"]), float(row["PR(>F)"]), row["sum_sq"] / total
+        )
+        for t, row in lines.iterrows()
+        if t != "Residual"
+    ]
+    return sorted(found, key=lambda effect: effect.name == BLOCK)

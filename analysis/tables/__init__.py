@@ -1,0 +1,1 @@
+"""From the DataFrame of trials to laid-out tables: groups, comparisons, grids, searches."""

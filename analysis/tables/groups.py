@@ -1,0 +1,290 @@
+"""Trials to cells: which trials may be averaged, what is missing, and the summary of each metric.
+
+A cell is a configuration without its seed. Trials of one cell that differ in images, sample count,
+code version or iterations reached are unlike: they make separate groups and are never averaged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from analysis.records.frame import BASELINE, PLANNED, STATES, Records, short
+from analysis.statistics import stats
+from analysis.tables.columns import column
+from mpcc.config import DEFAULTS, value_text
+from mpcc.runs.run_dir import DONE, PRUNED
+
+MIX = ("fingerprint", "n_images", "iteration", "code_id")
+"""What must agree among the trials of an average."""
+
+_MIX_WORDS = {
+    "fingerprint": "data",
+    "n_images": "number of images",
+    "iteration": "iterations reached",
+    "code_id": "code",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one group, in the recorded unit."""
+
+    n_planned: int
+    values: tuple[tuple[int, float], ...]
+    """(seed, value) of every finished trial with a finite value, by seed."""
+    not_finite: tuple[int, ...]
+    """Seeds of finished trials whose value is infinite or undefined."""
+    absent: bool
+    """No finished trial recorded this metric at all."""
+    n_pruned: int = 0
+    """Trials that a search gave up: with one of them the others' values do not count either."""
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """The values, by seed."""
+        return np.array([value for _, value in self.values], float)
+
+    @cached_property
+    def mean(self) -> stats.Estimate:
+        """Mean with Student's t interval."""
+        return stats.mean(self.array)
+
+    @cached_property
+    def std(self) -> float:
+        """Standard deviation, ddof 1."""
+        return stats.std(self.array)
+
+    @property
+    def n(self) -> int:
+        """Values that enter the mean."""
+        return len(self.values)
+
+    def quantiles(self) -> tuple[float, float, float]:
+        """Least value, median, greatest value."""
+        if not self.n:
+            return math.nan, math.nan, math.nan
+        values = sorted(value for _, value in self.values)
+        return values[0], statistics.median(values), values[-1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that may be averaged: a cell, or the like part of one."""
+
+    cell_key: str
+    part: str
+    """Empty, or what sets this part of the cell apart."""
+    settings: dict[str, Any]
+    """Every field of Config but the seed."""
+    variant: str | None
+    sweep: str
+    trials: tuple[dict[str, Any], ...]
+    """Rows of the frame, by seed."""
+    n_planned: int
+    code_pooled: bool = False
+    """Code versions were averaged and may be compared: that was asked for."""
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """Trials per state."""
+        return Counter(trial["state"] for trial in self.trials)
+
+    @cached_property
+    def done(self) -> tuple[dict[str, Any], ...]:
+        """Finished trials."""
+        return tuple(trial for trial in self.trials if trial["state"] == DONE)
+
+    @property
+    def confirm(self) -> bool:
+        """Whether these are fresh seeds, which confirm a choice that others led to."""
+        return bool(self.trials[0]["confirm"])
+
+    @property
+    def changes(self) -> str:
+        """What a named variant changes of the full model, in words; empty for a cell of a grid."""
+        return str(self.trials[0]["changes"] or "")
+
+    @property
+    def key(self) -> str:
+        """The cell's key, with a number where the cell has several parts."""
+        return self.cell_key + (f" ({self.part})" if self.part else "")
+
+    def summary(self, metric: str) -> Summary:
+        """This metric over the finished trials."""
+        known = self._summaries
+        if metric not in known:
+            known[metric] = self._summarise(metric)
+        return known[metric]
+
+    @cached_property
+    def _summaries(self) -> dict[str, Summary]:
+        return {}
+
+    def _summarise(self, metric: str) -> Summary:
+        n_pruned = self.counts[PRUNED]
+        if n_pruned:  # The seeds that got through are the lucky ones: their mean would be too good.
+            return Summary(self.n_planned, (), (), False, n_pruned)
+        values, odd, recorded = [], [], False
+        for trial in self.done:
+            value = trial.get(metric, math.nan)
+            if math.isfinite(value):
+                values.append((trial["seed"], value))
+                recorded = True
+            elif math.isinf(value) or metric in trial["undefined"]:
+                odd.append(trial["seed"])
+                recorded = True
+        return Summary(self.n_planned, tuple(values), tuple(odd), not recorded)
+
+    def reference(self, metric: str) -> float | None:
+        """What k-means reaches on the images of these trials, where it is known."""
+        values = [value for known in references([self], metric).values() for value in known]
+        return sum(values) / len(values) if values else None
+
+    def label(self, axes: Iterable[str]) -> str:
+        """The cell in words: its variant, or its settings on these axes."""
+        parts = [f"{short(a)} {value_text(self.settings[a])}" for a in axes]
+        name = ", ".join(([self.variant] if self.variant else []) + parts) or "the base settings"
+        return f"{name} [{self.part}]" if self.part else name
+
+    def failures(self) -> str:
+        """How finished models of this cell failed nevertheless, in words; empty where none did."""
+        names = sorted({name for trial in self.done for name in trial["failures"]})
+        parts = []
+        for name in names:
+            seeds = ", ".join(str(t["seed"]) for t in self.done if name in t["failures"])
+            parts.append(f"{name}: seed {seeds}")
+        return "; ".join(parts)
+
+    def missing(self) -> list[str]:
+        """A phrase for every trial that has no value, by seed: how it ended and why."""
+        phrases = []
+        for trial in self.trials:
+            if trial["state"] == DONE:
+                continue
+            state = "not run yet" if trial["state"] == PLANNED else trial["state"]
+            cause = f" ({trial['cause']})" if trial["cause"] else ""
+            at = f" at iteration {trial['iteration']:,}" if state in ("running", "stopped") else ""
+            phrases.append(f"seed {trial['seed']} {state}{at}{cause}")
+        return phrases
+
+
+def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) -> list[Group]:
+    """The groups of these records in the order of their settings.
+
+    Runs that confirm a choice on fresh seeds are groups apart, given by `confirm`. `pool_code` lets
+    trials of different code versions be averaged; a note then says so.
+    """
+    mix = tuple(name for name in MIX if not (pool_code and name == "code_id"))
+    frame = records.trials[records.trials["confirm"] == confirm]
+    rows = [_plain(row) for row in frame.to_dict("records")]
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault(row["cell_key"], []).append(row)
+    found = []
+    for cell_key, trials in cells.items():
+        for part, members in _alike(trials, mix):
+            found.append(_group(cell_key, part, members, len(trials), pool_code))
+    return found
+
+
+def _group(
+    key: str, part: str, trials: list[dict[str, Any]], n_planned: int, pooled: bool
+) -> Group:
+    settings = {name: trials[0][name] for name in DEFAULTS if name != "seed"}
+    trials = sorted(trials, key=lambda trial: trial["seed"])
+    variant, sweep = trials[0]["variant"], trials[0]["sweep"]
+    return Group(key, part, settings, variant, sweep, tuple(trials), n_planned, pooled)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its lists as lists: undefined metrics, failures, reasons."""
+    row["iteration"] = int(row["iteration"] or 0)
+    row["undefined"] = (row["undefined"] or "").split()
+    row["failures"] = (row["failures"] or "").split()
+    row["unavailable"] = json.loads(row["unavailable"]) if row["unavailable"] else {}
+    return row
+
+
+def _alike(
+    trials: list[dict[str, Any]], mix: Sequence[str]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Parts of a cell whose finished trials agree in `mix`; the others go with the largest part."""
+    parts: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    rest = []
+    for trial in trials:
+        if trial["state"] == DONE:
+            parts.setdefault(tuple(trial[name] for name in mix), []).append(trial)
+        else:
+            rest.append(trial)
+    if len(parts) <= 1:
+        return [("", trials)]
+    differing = [i for i, name in enumerate(mix) if len({key[i] for key in parts}) > 1]
+    order = sorted(parts, key=lambda key: (-len(parts[key]), [str(k) for k in key]))
+    named = []
+    for rank, key in enumerate(order):
+        words = [f"{_MIX_WORDS[mix[i]]} {_mix_text(key[i])}" for i in differing]
+        named.append((", ".join(words), parts[key] + (rest if rank == 0 else [])))
+    return named
+
+
+def _mix_text(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def unlike(a: Group, b: Group, metric: str) -> str | None:
+    """Why this metric of two groups may not be compared; None where it may.
+
+    Settings that a grid varies on purpose do not make groups unlike; what the number is measured
+    on and with does.
+    """
+    names = ("dataset", "split", "image_size", *column(metric).depends_on)
+    measured = [n for n in names if n != "batch_size" and a.settings[n] != b.settings[n]]
+    if measured:
+        pairs = (
+            f"{n} {value_text(a.settings[n])} and {value_text(b.settings[n])}" for n in measured
+        )
+        return "measured with " + ", ".join(pairs)
+    if a.done and b.done:
+        for name in ("fingerprint", "n_images"):
+            if a.done[0][name] != b.done[0][name]:
+                return f"measured on other images ({_MIX_WORDS[name]})"
+    return None
+
+
+def references(found: Iterable[Group], metric: str) -> dict[str, list[float]]:
+    """Data set -> the distinct figures that k-means reached on it, rising.
+
+    Images of other content are another data set, told apart by it where the name does not.
+    """
+    name = f"{BASELINE}kmeans_{metric}"
+    values: dict[tuple[str, str], set[float]] = {}
+    for group in found:
+        for trial in group.done:
+            value = trial.get(name, math.nan)
+            if math.isfinite(value):
+                data = group.settings["dataset"], trial["fingerprint"] or "unknown"
+                values.setdefault(data, set()).add(value)
+    names = Counter(dataset for dataset, _ in values)
+    return {
+        dataset if names[dataset] == 1 else f"{dataset} (content {content})": sorted(known)
+        for (dataset, content), known in values.items()
+    }
+
+
+def tally(found: Sequence[Group]) -> dict[str, int]:
+    """Trials per state over all groups, in the order of STATES, without zeros."""
+    total: Counter[str] = Counter()
+    for group in found:
+        total.update(group.counts)
+    return {state: total[state] for state in STATES if total[state]}

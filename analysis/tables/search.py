@@ -1,0 +1,336 @@
+"""A search in tables: its best points, what each axis matters, whether it beat another sweep.
+
+Only complete points count here: one with a diverged, failed or pruned seed has no mean. The study
+that Optuna wants is made from the records, so study.db may be lost.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.records.frame import Records, short
+from analysis.statistics import stats
+from analysis.tables.columns import Column, column
+from analysis.tables.comparable import p_text
+from analysis.tables.groups import Group, unlike
+from analysis.tables.groups import groups as groups_of
+from analysis.tables.layout import Cell, Heading, Row, Table
+from mpcc.config import from_dict, value_text
+from mpcc.evaluation.metrics import METRICS
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+N_RESAMPLES = 24
+LEAST_POINTS = 8
+"""Below so many complete points no importance is given."""
+N_BEST = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """A complete point: its number, its cell, and the mean of each objective over its seeds."""
+
+    number: int
+    group: Group
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search looked for and found."""
+
+    space: Mapping[str, Any]
+    """Field -> {low, high, log, step} or the list of its values, as sweep.json has it."""
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+    n_points: int
+    points: tuple[Point, ...]
+    selection: str
+
+    @property
+    def axes(self) -> list[str]:
+        """The searched fields."""
+        return list(self.space)
+
+    def is_log(self, axis: str) -> bool:
+        """Whether the axis was searched on a logarithmic scale."""
+        entry = self.space[axis]
+        return isinstance(entry, Mapping) and bool(entry.get("log"))
+
+    def is_number(self, axis: str) -> bool:
+        """Whether the axis is a range."""
+        return isinstance(self.space[axis], Mapping)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """An axis's share of an objective's variation over the space, by fANOVA."""
+
+    axis: str
+    mean: float
+    low: float
+    high: float
+    """The middle 90 % of resamples of the points."""
+
+
+def found(records: Records, groups: Sequence[Group]) -> Found | None:
+    """The first search among these records; None where there is none."""
+    plan = next(iter(records.searches), None)
+    if plan is None:
+        return None
+    objectives, seeds = tuple(plan["objectives"]), tuple(plan["seeds"])
+    by_key = {group.cell_key: group for group in groups if not group.part}
+    points = []
+    for number, key in enumerate(plan["points"]):
+        group = by_key.get(key)
+        values = _means(group, objectives, seeds) if group else None
+        if group and values:
+            points.append(Point(number, group, values))
+    n_points = len(plan["points"])
+    return Found(plan["space"], objectives, seeds, n_points, tuple(points), records.selection)
+
+
+def _means(
+    group: Group, objectives: Sequence[str], seeds: Sequence[int]
+) -> tuple[float, ...] | None:
+    """The mean of each objective over the search's seeds; None where one is missing."""
+    means = []
+    for name in objectives:
+        known = dict(group.summary(name).values)
+        if not all(seed in known for seed in seeds):
+            return None
+        means.append(math.fsum(known[seed] for seed in seeds) / len(seeds))
+    return tuple(means)
+
+
+def best(search: Found) -> list[Point]:
+    """The best point, or the Pareto front of several objectives, by number."""
+    signs = np.array([1 if METRICS[name].higher_is_better else -1 for name in search.objectives])
+    gains = [signs * np.array(point.values) for point in search.points]
+    front = [
+        point
+        for point, own in zip(search.points, gains, strict=True)
+        if not any((other >= own).all() and (other > own).any() for other in gains)
+    ]
+    return front if len(search.objectives) > 1 else front[:1]
+
+
+def tables(search: Found) -> list[Table]:
+    """The best points, and the importance of the axes where there are points enough."""
+    made = [best_table(search)]
+    measured = [importances(search, i) for i in range(len(search.objectives))]
+    return [*made, importance_table(search, measured)] if any(measured) else made
+
+
+def best_table(search: Found) -> Table:
+    """The best points by the objective, or the Pareto front."""
+    front, several = best(search), len(search.objectives) > 1
+    sign = -1 if METRICS[search.objectives[0]].higher_is_better else 1
+    ranked = sorted(
+        front if several else search.points, key=lambda p: (sign * p.values[0], p.number)
+    )
+    ranked = ranked[:N_BEST]
+    what = "Pareto front" if several else "Best points"
+    table = Table(
+        "search", f"{what} of the search: {len(search.points)} of {search.n_points} complete"
+    )
+    table.headings = [Heading("point"), *(Heading(short(axis)) for axis in search.axes)]
+    table.headings += [Heading(column(name).heading) for name in search.objectives]
+    for point in ranked:
+        settings = [Cell(value_text(point.group.settings[axis])) for axis in search.axes]
+        values = [
+            Cell(_interval_text(point, name, search.seeds), best=not several and point in front,
+                 sort=value)
+            for name, value in zip(search.objectives, point.values, strict=True)
+        ]  # fmt: skip
+        table.rows.append(Row((Cell(str(point.number), sort=point.number), *settings, *values)))
+    n = len(search.seeds)
+    spread = f"Mean of {n} seeds, and half the width of its 95 % interval. " if n > 1 else ""
+    leans = (
+        "" if several else " The best of many leans to the good side: confirm it on fresh seeds."
+    )
+    table.lines = [f"{spread}{search.selection[0].upper()}{search.selection[1:]}.{leans}"]
+    return table
+
+
+def _interval_text(point: Point, name: str, seeds: Sequence[int]) -> str:
+    spec, known = column(name), dict(point.group.summary(name).values)
+    estimate = stats.mean(np.array([known[seed] for seed in seeds]))
+    text = spec.shown(estimate.estimate)
+    half = (estimate.high - estimate.low) / 2
+    return f"{text} ± {spec.shown(half)}" if math.isfinite(half) else text
+
+
+def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) -> Table:
+    """fANOVA's importance of each axis, with what it would be on other points."""
+    table = Table("search-importance", "Importance of each axis (fANOVA)")
+    table.headings = [Heading("axis", numeric=False)]
+    table.headings += [Heading(column(name).heading) for name in search.objectives]
+    for axis in sorted(search.axes, key=lambda a: -_of(measured[0], a)):
+        cells = [Cell(short(axis))]
+        for importance in measured:
+            own = next((i for i in importance if i.axis == axis), None)
+            text = f"{own.mean:.2f} ({own.low:.2f} to {own.high:.2f})" if own else "–"
+            cells.append(Cell(text, sort=own.mean if own else None))
+        table.rows.append(Row(tuple(cells)))
+    table.lines = [
+        "Share of the objective's variation over the space that an axis explains by itself, by "
+        f"fANOVA on a random forest; in brackets the middle 90 % of {N_RESAMPLES} resamples of "
+        f"the {len(search.points)} complete points. A sampler that has gone for good points saw "
+        "less of the rest: with few points take it as a hint."
+    ]
+    return table
+
+
+def _of(importance: Sequence[Importance], axis: str) -> float:
+    return next((i.mean for i in importance if i.axis == axis), -1.0)
+
+
+def importances(search: Found, objective: int) -> list[Importance]:
+    """The importance of each axis over resamples of the points, each with a forest of its own."""
+    if len(search.points) < LEAST_POINTS:
+        return []
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trials = _trials(search, objective)
+    rng, shares = np.random.default_rng(0), []
+    for seed in range(N_RESAMPLES):
+        chosen = [trials[i] for i in rng.integers(0, len(trials), len(trials))]
+        if len({trial.value for trial in chosen}) < 2:
+            continue
+        study = optuna.create_study()
+        study.add_trials(chosen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shares.append(FanovaImportanceEvaluator(n_trees=32, seed=seed).evaluate(study))
+    if not shares:
+        return []
+    made = []
+    for axis in search.axes:
+        values = np.array([share.get(short(axis), 0.0) for share in shares])
+        low, high = np.quantile(values, (0.05, 0.95))
+        made.append(Importance(axis, float(values.mean()), float(low), float(high)))
+    return made
+
+
+def _trials(search: Found, objective: int) -> list[FrozenTrial]:
+    from optuna.trial import create_trial
+
+    kinds = {short(axis): _distribution(search.space[axis]) for axis in search.axes}
+    return [
+        create_trial(
+            params={short(a): _category(point.group.settings[a]) for a in search.axes},
+            distributions=kinds,
+            value=point.values[objective],
+        )
+        for point in search.points
+    ]
+
+
+def _distribution(entry: Any) -> BaseDistribution:
+    from optuna import distributions as kinds
+
+    if not isinstance(entry, Mapping):
+        return kinds.CategoricalDistribution([_category(value) for value in entry])
+    low, high, log = entry["low"], entry["high"], bool(entry.get("log"))
+    if isinstance(low, int) and isinstance(high, int):
+        return kinds.IntDistribution(low, high, log=log, step=entry.get("step") or 1)
+    return kinds.FloatDistribution(low, high, log=log)
+
+
+def _category(value: Any) -> Any:
+    return value_text(tuple(value)) if isinstance(value, tuple | list) else value
+
+
+# -- against another sweep -------------------------------------------------------------------------
+
+
+def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
+    """A line that says whether the best point beats the base settings, once both are confirmed."""
+    search = found(records, groups)
+    if search is None or not search.points:
+        return []
+    ours = _best_by_first(search)
+    key = from_dict({**records.sweeps[0].base, "seed": 0}).cell_key
+    base = next((g for g in groups if g.cell_key == key), None)
+    if base is None or base is ours:
+        return []
+    a, b = _fresh(records, ours), _fresh(records, base)
+    if a is None or b is None:
+        return []
+    head = f"The best point ({ours.label(search.axes)}) against the base settings, on fresh seeds"
+    return [f"{head}: {_verdicts(a, b, search.objectives[0])}."]
+
+
+def _best_by_first(search: Found) -> Group:
+    """The best point by the first objective."""
+    sign = 1 if METRICS[search.objectives[0]].higher_is_better else -1
+    return max(search.points, key=lambda point: sign * point.values[0]).group
+
+
+def against(records: Records, groups: Sequence[Group], other: Records, name: str) -> list[str]:
+    """Lines that say whether the search's best point beats the best cell of another sweep.
+
+    Each is the best by the search's first objective on the seeds that chose it; what is compared
+    are their fresh seeds, where both have been confirmed.
+    """
+    search = found(records, groups)
+    if search is None or not search.points:
+        return []
+    metric, theirs = search.objectives[0], groups_of(other)
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    known = [g for g in theirs if g.summary(metric).n]
+    if not known:
+        return [f"{name} has no finished trial with {metric}: nothing to compare with."]
+    rival = max(known, key=lambda g: sign * g.summary(metric).mean.estimate)
+    ours = _best_by_first(search)
+    fresh = [_fresh(r, chosen) for r, chosen in ((records, ours), (other, rival))]
+    a, b = (fresh[0] or ours, fresh[1] or rival) if all(fresh) else (ours, rival)
+    where = "on fresh seeds" if all(fresh) else "on the seeds that chose them, which favour both"
+    head = (
+        f"The search's best point ({ours.label(search.axes)}) against the best cell of {name} "
+        f"({rival.label(list(other.axes))}), {where}"
+    )
+    return [f"{head}: {_verdicts(a, b, metric)}."]
+
+
+def _verdicts(a: Group, b: Group, metric: str) -> str:
+    names = dict.fromkeys([metric, "acc_majority"])
+    shown = [name for name in names if a.summary(name).n and b.summary(name).n]
+    return "; ".join(_verdict(a, b, column(name)) for name in shown)
+
+
+def _fresh(records: Records, chosen: Group) -> Group | None:
+    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
+    again = groups_of(records, confirm=True)
+    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
+
+
+def _verdict(a: Group, b: Group, spec: Column) -> str:
+    why = unlike(a, b, spec.metric)
+    label = spec.label
+    if why:
+        return f"{label} not compared: {why}"
+    x, y = a.summary(spec.metric), b.summary(spec.metric)
+    result = stats.welch_many([x.array], y.array)[0]
+    difference = result.difference
+    text = f"{label} {spec.amount(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
+    if not math.isfinite(result.p):
+        return f"{text}, too few seeds for a test"
+    better = (difference.estimate > 0) == (spec.better == "higher")
+    words = ("beats it" if better else "is beaten") if result.p < stats.ALPHA else "not told apart"
+    low, high = spec.shown(difference.low), spec.shown(difference.high)
+    return (
+        f"{text} ({words}; difference {spec.amount(difference.estimate)}, 95 % interval {low} to "
+        f"{high}, Welch's p {p_text(result.p)}, n = {x.n} and {y.n})"
+    )

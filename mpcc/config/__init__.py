@@ -1,0 +1,41 @@
+"""What a trial is: its settings, their checks, names for common ones, and how they are written.
+
+Standard library only, so that a command answers before torch is imported.
+"""
+
+from mpcc.config.checks import unknown
+from mpcc.config.fields import (
+    ALIASES,
+    DEFAULTS,
+    IMAGE_SIZES,
+    N_CHANNELS,
+    RANGES,
+    SHORT,
+    Config,
+    from_dict,
+    full_name,
+    trial_key,
+)
+from mpcc.config.parsing import parse_assignment, parse_value, value_text
+from mpcc.config.presets import PRESETS, VARIANTS, preset, variant
+
+__all__ = [
+    "ALIASES",
+    "DEFAULTS",
+    "IMAGE_SIZES",
+    "N_CHANNELS",
+    "PRESETS",
+    "RANGES",
+    "SHORT",
+    "VARIANTS",
+    "Config",
+    "from_dict",
+    "full_name",
+    "parse_assignment",
+    "parse_value",
+    "preset",
+    "trial_key",
+    "unknown",
+    "value_text",
+    "variant",
+]

@@ -1,0 +1,64 @@
+"""Whether a value has the type of its field, and the words for values and types in a refusal."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+
+def unknown(what: str, given: str, available: Iterable[str]) -> str:
+    """One line for a name that does not exist: what was given, the nearest, all there are."""
+    available = sorted(available, key=str.lower)
+    alike = [name for name in available if name.lower() == given.lower()]
+    near = alike or difflib.get_close_matches(given, available, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    return f"unknown {what} '{given}'{hint} available: {', '.join(available)}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    origin, options = _taken_apart(hint)
+    if origin is types.UnionType:
+        return any(fits(value, option) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(v, float) or fits(v, int) for v in value)
+    if hint is float:
+        return isinstance(value, float) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+@functools.cache
+def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """`int | None` -> (UnionType, (int, None)); looked up a million times in a large sweep."""
+    return typing.get_origin(hint), typing.get_args(hint)
+
+
+def kind_text(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(kind_text(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "numbers separated by '/'"
+    names = {bool: "true or false", int: "a whole number", float: "a finite number"}
+    return names.get(hint, "none")
+
+
+def short(value: Any) -> str:
+    """A value of any kind in an error message; a number of hundreds of digits does not fill it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def range_text(low: float, high: float) -> str:
+    return f"at least {low:g}" if high >= 10**6 else f"between {low:g} and {high:g}"

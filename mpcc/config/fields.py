@@ -1,0 +1,310 @@
+"""The settings of one trial: a frozen object, checked once.
+
+Whatever can change a number of a trial is a field here; where it runs (device, folders) is not.
+Values from the command line, Ray and files all enter through `from_dict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mpcc.config.checks import fits, kind_text, range_text, short, unknown
+
+Dataset = Literal["digits", "mnist", "fmnist", "omniglot", "cifar10", "cifar20", "folder"]
+
+N_CHANNELS = {
+    "digits": 1,
+    "mnist": 1,
+    "fmnist": 1,
+    "omniglot": 1,
+    "cifar10": 3,
+    "cifar20": 3,
+    "folder": 3,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Settings of one trial. The defaults are the paper's MNIST row (Appendix C)."""
+
+    # -- data ------------------------------------------------------------------------------------
+    dataset: Dataset = "mnist"
+    split: Literal["all", "train"] = "all"
+    """`all`: training and test images together (clustering, Table 4); `train`: Tables 1-3."""
+    image_size: int = 32
+    """Height and width in pixels: 8, 16, 32 or 64. Images of another size are resized."""
+
+    # -- networks (Appendix C, Tables 5-7) -------------------------------------------------------
+    width: int = 12
+    """C. Every hidden layer has 4C channels."""
+    latent_mode: Literal["plain", "split", "copy"] = "plain"
+    """How z reaches the generator: at its entry only, in equal chunks, or whole at every block."""
+    upsampling: Literal["bilinear", "nearest"] = "bilinear"
+    """Deviation of the published code: nearest."""
+    encoder_shares_discriminator: bool = True
+    """False: the encoder has blocks of its own throughout, "NS" in Table 2."""
+    conditional: bool = False
+    """Labels take the place of clusters, and D adds Embed(y)·h (Table 3b)."""
+
+    # -- prior (section 3.3) ---------------------------------------------------------------------
+    prior: Literal["gaussian_mixture", "laplace_mixture", "low_rank_mixture", "normal"] = (
+        "gaussian_mixture"
+    )
+    """Family of p(z|y). `normal` is the AIM baseline of Table 2: one standard normal, no y."""
+    n_clusters: int = 10
+    """K."""
+    latent_size: int = 24
+    """J, the dimension of z."""
+    prior_init_log_var: float = 1.0
+    """Log-variance of every component at the start, before the floor."""
+    prior_min_std: float = 0.5
+    """Floor of the components' standard deviation (section 5.3). 0 removes it."""
+    prior_floor: Literal["variance", "published"] = "variance"
+    """`variance`: var = exp(lv) + min_std² everywhere. `published`: sampling uses
+    std = exp(lv/2) + min_std, memberships the former: two formulas, as the published code has."""
+    prior_entropy: Literal["sampled", "published"] = "sampled"
+    """Entropy in Loss III: of the distribution that is sampled, or of lv alone, without floor."""
+    prior_entropy_weight: float = 0.01
+    """λ_p, the weight of Loss III, eq. 10. 0 removes the term."""
+    prior_rank: int = 2
+    """Rank of the shared part of a `low_rank_mixture` component's covariance."""
+    cluster_weights: Literal["uniform", "learnt"] = "uniform"
+    """φ, the probabilities of the clusters; the paper fixes 1/K."""
+    given_cluster_weights: tuple[float, ...] | None = None
+    """φ as K positive numbers (scaled to sum to 1); None: uniform at the start."""
+
+    # -- optimisation (Algorithm 1) --------------------------------------------------------------
+    iterations: int = 125_000
+    """Generator updates."""
+    batch_size: int = 50
+    """n: images per update, real and generated alike."""
+    n_discriminator_steps: int = 4
+    """D_steps: discriminator updates per generator update."""
+    n_encoder_steps: int = 4
+    """E_steps: encoder updates per generator update."""
+    network_lr: float = 2e-4
+    """η: Adam's step size for generator, discriminator and encoder."""
+    prior_lr: float = 1.6e-3
+    """η_p: Adam's step size for the prior's parameters."""
+    prior_adversarial_lr: Literal["prior", "network"] = "prior"
+    """Step size of the prior in G's update: η_p (published code, Table 1) or η (text)."""
+    prior_learns_from_encoder_loss: bool = False
+    """Deviation of the published code: eq. 7's gradient also reaches the prior through z."""
+    ema_decay: float = 0.9999
+    """Decay of the generator's moving average. 0 keeps the plain weights."""
+    ema_start: int = 1000
+    """Iterations before which the moving average is a copy."""
+
+    # -- evaluation ------------------------------------------------------------------------------
+    eval_every: int = 5_000
+    """Iterations between evaluations; the last iteration is always evaluated."""
+    n_standing_passes: int = 16
+    """Forward passes whose batch statistics the evaluated generator uses (Appendix C)."""
+    n_generated: int | None = None
+    """Generated images for IS, FID and KID (50,000 in the paper). None: not computed."""
+    n_is_splits: int = 10
+    """Splits of the inception score."""
+    max_saturation: float = 0.15
+    """Excess share of pixel values at the ends of the range over the data's own share beyond which
+    a model counts as saturated (Appendix D)."""
+    min_diversity: float = 0.25
+    """Spread of one cluster's samples, relative to that of the images assigned to it, below which
+    the cluster counts as collapsed (Appendix D)."""
+
+    # -- run -------------------------------------------------------------------------------------
+    seed: int = 0
+    """Of weights, batches and latents. Evaluation has a stream of its own, from the same seed."""
+    cpu_threads: int = 1
+    """Threads of a trial on a CPU: a setting, since another order of sums changes the last bit."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the networks' products. `tf32`: on a GPU their factors have 10 bits after the point, on a
+    CPU as float32. `bfloat16`: layers work in 7 bits; weights, statistics and losses keep 23."""
+    fast: bool = True
+    """False: every layer, norm and optimiser by torch's own modules, one batch at a time. Slower,
+    the oracle of the fast path."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} must be {range_text(low, high)}, got {short(value)}")
+        if self.image_size not in IMAGE_SIZES:
+            raise ValueError(
+                f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, "
+                f"got {self.image_size}"
+            )
+        if self.latent_mode == "split" and self.latent_size % self.n_latent_places:
+            raise ValueError(
+                f"latent_size must be a multiple of {self.n_latent_places} in latent_mode 'split' "
+                f"at image_size {self.image_size}, got {self.latent_size}"
+            )
+        weights = self.given_cluster_weights
+        if weights is not None and (len(weights) != self.n_clusters or min(weights) <= 0):
+            raise ValueError(
+                f"given_cluster_weights must be {self.n_clusters} positive numbers, got {weights}"
+            )
+        if self.conditional and self.prior == "normal":
+            raise ValueError("conditional needs a prior with clusters, got prior 'normal'")
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of an image of this data set."""
+        return N_CHANNELS[self.dataset]
+
+    @property
+    def of_the_process(self) -> tuple[int, bool, str]:
+        """What a process has only once, so that trials can share one only where it is the same.
+
+        A trial in TF32 whose generated images are scored shares with none: scores switch it off.
+        """
+        tf32 = self.precision == "tf32"
+        return self.cpu_threads, tf32, self.trial_key if tf32 and self.n_generated else ""
+
+    @property
+    def n_values(self) -> int:
+        """Values of an image, channels × height × width: the divisor of eq. 7."""
+        return self.n_channels * self.image_size**2
+
+    @property
+    def n_generator_blocks(self) -> int:
+        """One block per doubling from 4×4."""
+        return (self.image_size // 4).bit_length() - 1
+
+    @property
+    def n_latent_places(self) -> int:
+        """Where z enters G: the first layer and, beyond mode `plain`, every block."""
+        return 1 if self.latent_mode == "plain" else 1 + self.n_generator_blocks
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by their full names, as JSON holds them."""
+        return {name: getattr(self, name) for name in DEFAULTS}
+
+    def override(self, **changes: Any) -> Config:
+        """A copy with some fields changed, checked like any other."""
+        return from_dict(self.to_dict() | changes)
+
+    def with_seed(self, seed: int) -> Config:
+        """A copy with another seed; nothing else is checked anew, as a sweep makes thousands."""
+        low, high = RANGES["seed"]
+        if not fits(seed, int) or not low <= seed <= high:
+            return self.override(seed=seed)  # which says what is wrong
+        copy = object.__new__(Config)
+        for name in DEFAULTS:
+            object.__setattr__(copy, name, getattr(self, name))
+        object.__setattr__(copy, "seed", seed)
+        return copy
+
+    @property
+    def cell_key(self) -> str:
+        """Twelve hexadecimal digits that name this configuration whatever its seed.
+
+        Only fields that differ from their defaults enter, so that a field added later leaves the
+        keys of earlier trials as they are.
+        """
+        fields = {k: v for k, v in self.to_dict().items() if k != "seed" and v != DEFAULTS[k]}
+        return _key(fields)
+
+    @property
+    def trial_key(self) -> str:
+        """Twelve hexadecimal digits that name this configuration with its seed."""
+        return trial_key(self.cell_key, self.seed)
+
+
+IMAGE_SIZES = (8, 16, 32, 64)
+
+RANGES: dict[str, tuple[float, float]] = {
+    "width": (1, 1024),
+    "n_clusters": (1, 10_000),
+    "latent_size": (1, 4096),
+    "prior_init_log_var": (-20, 20),
+    "prior_min_std": (0, 100),
+    "prior_entropy_weight": (0, 1e6),
+    "prior_rank": (1, 4096),
+    "iterations": (1, 10**9),
+    "batch_size": (2, 1_000_000),
+    "n_discriminator_steps": (1, 1000),
+    "n_encoder_steps": (1, 1000),
+    "network_lr": (0, 10),
+    "prior_lr": (0, 10),
+    "ema_decay": (0, 0.999999999),
+    "ema_start": (0, 10**9),
+    "eval_every": (1, 10**9),
+    "n_standing_passes": (1, 10_000),
+    "n_generated": (2, 10_000_000),
+    "n_is_splits": (1, 1000),
+    "max_saturation": (0, 1),
+    "min_diversity": (0, 1),
+    "seed": (0, 2**31 - 1),
+    "cpu_threads": (1, 1024),
+}
+
+ALIASES = {
+    "esteps": "n_encoder_steps",
+    "dsteps": "n_discriminator_steps",
+    "eta": "network_lr",
+    "eta_p": "prior_lr",
+    "lambda_p": "prior_entropy_weight",
+    "sigma_min": "prior_min_std",
+    "K": "n_clusters",
+    "J": "latent_size",
+    "C": "width",
+}
+"""Short names, for input and headings; files hold the full ones."""
+
+SHORT = {full: short for short, full in ALIASES.items()}
+
+HINTS = typing.get_type_hints(Config)
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The configuration with these fields, full or short names; the rest at their defaults.
+
+    Raises ValueError for an unknown name (with the nearest), a wrong type, a value out of range.
+    """
+    named: dict[str, Any] = {}
+    for name, value in values.items():
+        full = name if name in DEFAULTS else full_name(name)
+        if full in named:
+            raise ValueError(f"{full} is given twice")
+        named[full] = tuple(value) if isinstance(value, list) else value
+    return Config(**named)
+
+
+def full_name(name: str) -> str:
+    """The field that a full or short name means; ValueError names the nearest to an unknown."""
+    full = ALIASES.get(name, name)
+    if full not in DEFAULTS:
+        raise ValueError(unknown("field", name, [*DEFAULTS, *ALIASES]))
+    return full
+
+
+def trial_key(cell_key: str, seed: int) -> str:
+    """`Config.trial_key` of a cell's trial with this seed."""
+    return _key({"cell": cell_key, "seed": seed})
+
+
+def _check_types(config: Config) -> None:
+    for name, hint in HINTS.items():
+        value = getattr(config, name)
+        if isinstance(value, int) and not isinstance(value, bool) and hint is float:
+            if abs(value) > 1e300:  # float() of a longer one raises
+                raise ValueError(f"{name} must be {kind_text(hint)}, got {short(value)}")
+            object.__setattr__(config, name, float(value))
+            continue
+        if not fits(value, hint):
+            if typing.get_origin(hint) is Literal and isinstance(value, str):
+                raise ValueError(unknown(name, value, typing.get_args(hint)))
+            raise ValueError(f"{name} must be {kind_text(hint)}, got {short(value)}")
+
+
+def _key(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,70 @@
+"""Settings as people write them: text to values, and values to text."""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+import typing
+from typing import Any
+
+from mpcc.config.checks import kind_text
+from mpcc.config.fields import HINTS, full_name
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value that `text` means for a field, typed by the field's annotation.
+
+    Raises ValueError that names the field as given, the text and what is allowed.
+    """
+    hint = HINTS[full_name(name)]
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    kind = next(o for o in options if o is not type(None))
+    if kind in (int, float) and re.match(r"-?0\d", text):
+        raise ValueError(
+            f"{name}: a number does not begin with 0, got '{text}'; write 0.001, not 0,001"
+        )
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is int:
+            return _whole(text)
+        if kind is float:
+            return float(text)
+        if typing.get_origin(kind) is tuple:
+            return tuple(float(part) for part in text.split("/"))
+    except (KeyError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be {kind_text(hint)}, got '{text}'") from None
+    return text
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`field=value` as (full name, typed value)."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected field=value, got '{text}'")
+    return full_name(name.strip()), parse_value(name.strip(), value.strip())
+
+
+def value_text(value: Any) -> str:
+    """A value as people write it: 0.0006 -> 6e-4, True -> true."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and math.isfinite(value):
+        mantissa, _, exponent = f"{value:.6e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+        plain = f"{value:.6g}"
+        scientific = f"{mantissa}e{int(exponent)}"
+        return scientific if value and (abs(value) < 1e-2 or abs(value) >= 1e5) else plain
+    if isinstance(value, tuple):
+        return "/".join(value_text(v) for v in value)
+    return str(value)
+
+
+def _whole(text: str) -> int:
+    number = float(text.replace("_", ""))
+    if number != int(number):
+        raise ValueError
+    return int(number)

@@ -1,0 +1,65 @@
+"""What is computed of a data set once per machine, kept in the user's cache folder.
+
+Nothing here is needed: without a writable cache all works, and a damaged entry is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcc.data.files import cache_dir
+from mpcc.runs import run_dir
+
+Arrays = dict[str, Any]
+
+
+def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
+    """The named arrays from the cache, or as `make` gives them, by one process at a time."""
+    path = cache_dir() / f"{name}.npz"
+    found = _read(path)
+    if found is None:
+        with locked(path):
+            found = _read(path)
+            if found is None:
+                found = dict(make())
+                _write(path, found)
+    return found
+
+
+@contextlib.contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Let one process at a time make this entry of the cache."""
+    try:
+        import fcntl
+
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = place.with_name(place.name + ".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _read(path: Path) -> Arrays | None:
+    try:
+        with path.open("rb") as file, np.load(file) as saved:
+            return {name: saved[name] for name in saved.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    with contextlib.suppress(OSError):
+        run_dir.write_bytes(path, buffer.getvalue())

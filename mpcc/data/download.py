@@ -1,0 +1,44 @@
+"""Getting the official files of a data set, by torchvision's downloader, checked by their MD5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mpcc.data import files as data_files
+from mpcc.data.files import DataError
+
+
+def download(dataset: str, data_dir: Path | str | None) -> Path:
+    """Get the official files that are missing, checked by MD5, and return the data folder."""
+    from torchvision.datasets.utils import download_and_extract_archive, download_url
+
+    root = data_files.resolve_data_dir(data_dir) or data_files.cache_dir() / "data"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        data_files.check_available(dataset, root)
+        return root
+    except DataError:
+        pass  # what is missing or damaged is fetched below
+    except OSError as error:
+        raise DataError(f"cannot write to data folder {root}: {error.strerror}") from None
+    try:
+        if dataset == "omniglot":
+            folder = root / data_files.OMNIGLOT_FOLDERS[0]
+            download_url(
+                data_files.OMNIGLOT_URL + data_files.OMNIGLOT_ARCHIVE,
+                str(folder),
+                md5=data_files.OMNIGLOT_MD5,
+            )
+        elif dataset in data_files.FILES:
+            files = data_files.FILES[dataset]
+            if files.archive is None:
+                for name, md5 in files.checksums.items():
+                    download_url(files.url + name, str(root / files.folder), md5=md5)
+            else:
+                download_and_extract_archive(
+                    files.url, str(root), filename=files.archive[0], md5=files.archive[1]
+                )
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{dataset}: the download into {root} failed ({reason})") from None
+    return root

@@ -1,0 +1,155 @@
+"""Named data sets as one uint8 tensor each, at the size asked for, with labels and a fingerprint.
+
+    digits    scikit-learn's 1,797 handwritten digits, 8x8, part of that library
+    mnist     70,000 digits, 28x28                    fmnist    70,000 pictures of clothes, 28x28
+    omniglot  100 characters x 20 drawings x 20 distorted copies, 105x105
+    cifar10   60,000 colour pictures, 32x32           cifar20   CIFAR-100 by its 20 superclasses
+    folder    images of one's own, subfolders as labels
+
+`split="train"` leaves out the official test images, or every fifth image (for Omniglot, drawing)
+where there is no official split.
+
+A data set is read, resized and checked once per machine: the result lies in the cache folder and
+is mapped into memory, so that all trials on a machine share one copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpcc.config import Config
+from mpcc.data import download as data_download
+from mpcc.data import files as data_files
+from mpcc.data import prepared as data_cache
+from mpcc.data import readers as data_readers
+from mpcc.data.cache import locked
+from mpcc.data.files import DataError
+
+__all__ = ["DataError", "ImageSet", "check_available", "load", "to_float", "to_uint8"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in the order of their source, with labels where there are any."""
+
+    images: Tensor
+    """uint8 (N, C, H, W). May be mapped from a file: writing to it changes this process's copy."""
+    labels: Tensor | None
+    """int64 (N,), from 0; None where the data has none."""
+    label_names: tuple[str, ...]
+    fingerprint: str
+    """Twelve hexadecimal digits of the SHA-256 of shape, pixels and labels."""
+    notes: tuple[str, ...] = ()
+    """What a reader of results must know about the data, such as that its files are modified."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load(config: Config, data_dir: Path | None = None, *, download: bool = False) -> ImageSet:
+    """The data set that the configuration names, its split, at `image_size`.
+
+    Raises DataError, one line, for files that are missing, damaged or mislabelled.
+    """
+    if download:
+        data_dir = data_download.download(config.dataset, data_dir)
+    place = data_cache.place_of(config, data_dir)
+    cached = _read_cached(place)
+    if cached is not None:
+        return cached
+    with locked(place):
+        cached = _read_cached(place)  # another trial may have written it meanwhile
+        if cached is not None:
+            return cached
+        source = data_readers.read(config, data_dir)
+        images = torch.from_numpy(data_readers.resize(source.images, config.image_size).copy())
+        labels = None if source.labels is None else torch.from_numpy(source.labels)
+        image_set = ImageSet(
+            images, labels, source.label_names, fingerprint(images, labels), source.notes
+        )
+        return _read_cached(_write_cached(place, image_set)) or image_set
+
+
+def check_available(config: Config, data_dir: Path | None = None) -> None:
+    """Return if the data's files are there with the right sums; else DataError.
+
+    The same without importing torch: `data_files.check_available(dataset, data_dir)`.
+    """
+    data_files.check_available(config.dataset, data_dir)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Pixels 0..255 as float32 in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Values in [-1, 1] as pixels 0..255, rounded to the nearest; beyond the range, clipped."""
+    return ((images.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def fingerprint(images: Tensor, labels: Tensor | None) -> str:
+    """Twelve hexadecimal digits that name this content."""
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    digest.update(np.ascontiguousarray(images.numpy()).data)
+    if labels is not None:
+        digest.update(labels.numpy().astype("<i8").data)
+    return digest.hexdigest()[:12]
+
+
+def _read_cached(place: Path) -> ImageSet | None:
+    """The prepared data in this folder, mapped into memory; None where it is not there whole."""
+    about = data_cache.read_about(place)
+    if about is None:
+        return None
+    try:
+        n_values, n_labels = math.prod(about["shape"]), about["n_labels"]
+        # from_file maps the file privately: pages are shared until, against our use, one is written
+        images = torch.from_file(str(place / "images.bin"), False, n_values, dtype=torch.uint8)
+        labels = None
+        if n_labels is not None:
+            labels = torch.from_file(str(place / "labels.bin"), False, n_labels, dtype=torch.int64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ImageSet(
+        images.view(about["shape"]),
+        labels,
+        tuple(about["label_names"]),
+        about["fingerprint"],
+        tuple(about["notes"]),
+    )
+
+
+def _write_cached(place: Path, image_set: ImageSet) -> Path:
+    """Write the prepared data, whole or not at all. A cache that cannot be written is no fault."""
+    staged = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    about = {
+        "shape": list(image_set.images.shape),
+        "n_labels": None if image_set.labels is None else len(image_set.labels),
+        "label_names": image_set.label_names,
+        "fingerprint": image_set.fingerprint,
+        "notes": image_set.notes,
+    }
+    with contextlib.suppress(OSError):
+        try:
+            staged.mkdir(parents=True)
+            image_set.images.numpy().tofile(staged / "images.bin")
+            if image_set.labels is not None:
+                image_set.labels.numpy().tofile(staged / "labels.bin")
+            (staged / "about.json").write_text(json.dumps(about))
+            shutil.rmtree(place, ignore_errors=True)
+            staged.rename(place)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return place

@@ -1,0 +1,180 @@
+"""Sheets of images: samples by cluster and reconstructions, drawn with Pillow.
+
+Images are uint8 (N, C, H, W), tensors or arrays; small ones are scaled up by whole factors, so that
+a pixel stays a square.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from mpcc.runs.run_dir import write_bytes
+
+MIN_TILE = 32
+"""Images are drawn at this many screen pixels or more."""
+BAND_TILES = 24
+"""Tiles side by side at most, before clusters go on in a further band."""
+GAP = 8
+"""Screen pixels between clusters."""
+HEADING = 18
+"""Screen pixels for a heading."""
+PAPER = (255, 255, 255)
+INK = (40, 40, 40)
+
+
+def sample_sheet(
+    images: ArrayLike,
+    clusters: ArrayLike,
+    n_clusters: int,
+    path: Path,
+    *,
+    columns: int = 2,
+    headings: Sequence[str] | None = None,
+) -> None:
+    """Write samples by cluster, each under its number, like the paper's figures 2, 7 and 9.
+
+    Every cluster has `columns` columns, filled row by row; clusters without samples stay blank.
+    More clusters than fit side by side go on below, ten to a band where that many fit.
+    """
+    tiles = _tiles(images)
+    clusters = np.asarray(clusters)
+    groups = [tiles[clusters == k] for k in range(n_clusters)]
+    names = headings or [str(k) for k in range(n_clusters)]
+    _save(_bands(groups, names, columns), path)
+
+
+def reconstruction_sheet(
+    images: ArrayLike,
+    reconstructions: ArrayLike,
+    path: Path,
+    *,
+    labels: ArrayLike | None = None,
+    label_names: Sequence[str] | None = None,
+    rows: int = 10,
+) -> None:
+    """Write pairs, image left and reconstruction right, sorted by label, like figures 3, 8 and 10.
+
+    Pairs go down a column of `rows` before the next. With labels, each label has columns of its
+    own under its name, as many as its pairs need.
+    """
+    pairs = np.concatenate([_tiles(images), _tiles(reconstructions)], axis=2)
+    if labels is None:
+        _save(
+            _bands([_down(pairs, rows)], ["image | reconstruction"], -(-len(pairs) // rows)), path
+        )
+        return
+    labels = np.asarray(labels)
+    present = np.unique(labels)
+    groups = [pairs[labels == k] for k in present]
+    names = [str(label_names[k] if label_names else k) for k in present]
+    columns = max(-(-len(group) // rows) for group in groups)
+    _save(_bands([_down(g, rows) for g in groups], names, columns), path)
+
+
+def choose_by_label(labels: ArrayLike, per_label: int, seed: int = 0) -> NDArray[np.int64]:
+    """Indices of `per_label` images of every label, or as many as there are, label by label."""
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return np.concatenate([order[labels[order] == k][:per_label] for k in np.unique(labels)])
+
+
+def _tiles(images: ArrayLike) -> NDArray[np.uint8]:
+    """Images as (N, H, W, 3), scaled up by a whole factor to at least MIN_TILE."""
+    array = np.asarray(images)
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[1] not in (1, 3):
+        raise ValueError(f"images must be uint8 (N, 1 or 3, H, W), got {array.dtype} {array.shape}")
+    array = array.transpose(0, 2, 3, 1)
+    if array.shape[3] == 1:
+        array = array.repeat(3, axis=3)
+    factor = -(-MIN_TILE // array.shape[1])
+    return array.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def _down(tiles: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
+    """The tiles in an order that, laid out row by row, fills one column of `rows` after another."""
+    columns = -(-len(tiles) // rows)
+    order = np.arange(rows * columns).reshape(columns, rows).T.ravel()
+    blank = np.full((1, *tiles.shape[1:]), 255, np.uint8)
+    padded = np.concatenate([tiles, blank])
+    return padded[np.minimum(order, len(tiles))]
+
+
+def _bands(
+    groups: Sequence[NDArray[np.uint8]], headings: Sequence[str], columns: int
+) -> Image.Image:
+    """Groups side by side, each `columns` tiles wide under its heading, in bands down the page."""
+    height, width = groups[0].shape[1:3]
+    font = ImageFont.load_default(12)
+    text = max(font.getlength(h) for h in headings)
+    columns = max(columns, 1)
+    group_width = max(columns * (width + 1), int(text) + 2) + GAP
+    fit = max(1, min(len(groups), BAND_TILES * (MIN_TILE + 1) // group_width))
+    if fit >= 10 and len(groups) > fit:
+        fit = 10
+    bands = [range(i, min(i + fit, len(groups))) for i in range(0, len(groups), fit)]
+    rows = [max(1, max(-(-len(groups[k]) // columns) for k in band)) for band in bands]
+    band_heights = [HEADING + r * (height + 1) + GAP for r in rows]
+    sheet = Image.new("RGB", (fit * group_width + GAP, sum(band_heights) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = GAP // 2
+    for band, band_height in zip(bands, band_heights, strict=True):
+        for place, k in enumerate(band):
+            left = GAP + place * group_width
+            middle = left + columns * (width + 1) / 2
+            start = max(left, middle - font.getlength(headings[k]) / 2)
+            draw.text((start, top + 1), headings[k], INK, font)
+            for i, tile in enumerate(groups[k]):
+                x, y = left + i % columns * (width + 1), top + HEADING + i // columns * (height + 1)
+                sheet.paste(Image.fromarray(tile), (x, y))
+        top += band_height
+    return sheet
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def row_sheet(
+    images: ArrayLike,
+    clusters: ArrayLike,
+    path: Path,
+    *,
+    shown: Sequence[int] | None = None,
+    per_row: int = 20,
+    headings: Sequence[str] | None = None,
+) -> None:
+    """Write one row of samples per cluster after its number, like figures 11 and 12.
+
+    `shown` names the clusters; None: all, or thirty drawn with a fixed seed where there are more.
+    """
+    tiles, clusters = _tiles(images), np.asarray(clusters)
+    if shown is None:
+        shown = choose_clusters(int(clusters.max()) + 1)
+    names = [headings[k] if headings else str(k) for k in shown]
+    height, width = tiles.shape[1:3]
+    font = ImageFont.load_default(12)
+    margin = int(max(font.getlength(name) for name in names)) + 2 * GAP
+    size = (margin + per_row * (width + 1) + GAP, len(shown) * (height + 1) + 2 * GAP)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, (k, name) in enumerate(zip(shown, names, strict=True)):
+        y = GAP + row * (height + 1)
+        place = (margin - GAP - font.getlength(name), y + height / 2 - 8)
+        draw.text(place, name, INK, font)
+        for i, tile in enumerate(tiles[clusters == k][:per_row]):
+            sheet.paste(Image.fromarray(tile), (margin + i * (width + 1), y))
+    _save(sheet, path)
+
+
+def choose_clusters(n_clusters: int, at_most: int = 30, seed: int = 0) -> list[int]:
+    """All clusters, or that many of them drawn with a fixed seed, in order."""
+    order = np.random.default_rng(seed).permutation(n_clusters)[:at_most]
+    return sorted(int(k) for k in order)

@@ -1,0 +1,216 @@
+"""Several trials at once in one process on one device, each exactly as it would run alone.
+
+A small model leaves most of a GPU idle. Here every trial has a thread, a CUDA stream, random
+streams and a recorded iteration of its own; they share nothing but the images on the device. What
+a process has only once must be the same for all (`Config.of_the_process`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from mpcc.config import Config
+from mpcc.data.image_set import ImageSet
+from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS, stepper
+from mpcc.training.device import prepare_process
+from mpcc.training.state import build_state
+from mpcc.training.trainer import Progress, train
+
+Said = TypeVar("Said")
+
+MAX_TRIALS = 16
+MIN_GAIN = 1.1
+"""Twice as many trials must make at least this many times the iterations a second."""
+MEMORY_SHARE = 0.8
+"""Of the device's free memory, what `auto` may fill."""
+
+
+def train_together(
+    trials: Sequence[tuple[Config, Path]],
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    checkpoint_seconds: float = 60.0,
+    image_set: ImageSet | None = None,
+) -> Generator[tuple[str, Progress | Exception]]:
+    """Train every (configuration, run directory); yield what `train` yields with the trial's key.
+
+    A trial that raises yields its exception last, and the others go on. Closing the iterator early
+    lets every trial write a checkpoint. Raises ValueError for trials that cannot share a process.
+    """
+    check(trials)
+    runs = {
+        config.trial_key: train(
+            config,
+            path,
+            data_dir=data_dir,
+            device=device,
+            checkpoint_seconds=checkpoint_seconds,
+            image_set=image_set,
+        )
+        for config, path in trials
+    }
+    yield from side_by_side(runs, device)
+
+
+def side_by_side(
+    runs: Mapping[str, Generator[Said]], device: str
+) -> Generator[tuple[str, Said | Exception]]:
+    """Let every run go on in a thread and, on a GPU, a stream of its own; yield what they yield.
+
+    A run that raises yields its exception last. Closing the iterator early closes every run, in its
+    thread, and waits for that.
+    """
+    said: queue.Queue[tuple[str, Said | Exception | None]] = queue.Queue()
+    stop = threading.Event()
+
+    def work(key: str, run: Generator[Said]) -> None:
+        try:
+            with own_stream(device), contextlib.closing(run):
+                for now in run:
+                    said.put((key, now))
+                    if stop.is_set():
+                        break
+        except Exception as error:  # the boundary of a trial: its fault is handed to the caller
+            said.put((key, error))
+        finally:
+            said.put((key, None))
+
+    threads = [threading.Thread(target=work, args=run, name=run[0]) for run in runs.items()]
+    for thread in threads:
+        thread.start()
+    try:
+        running = len(threads)
+        while running:
+            key, now = said.get()
+            if now is None:
+                running -= 1
+            else:
+                yield key, now
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def check(trials: Sequence[tuple[Config, Path]]) -> None:
+    """Raise ValueError, one line, for trials that cannot run beside each other in one process."""
+    if len({config.trial_key for config, _ in trials}) < len(trials):
+        raise ValueError("the same trial is given twice; give each configuration and seed once")
+    first = trials[0][0]
+    for config, path in trials[1:]:
+        if config.of_the_process != first.of_the_process:
+            raise ValueError(
+                f"trials in one process need the same cpu_threads and precision: {trials[0][1]} "
+                f"has {first.cpu_threads} and {first.precision}, {path} {config.cpu_threads} and "
+                f"{config.precision}; run them in processes of their own"
+            )
+
+
+@contextlib.contextmanager
+def own_stream(device: torch.device | str) -> Iterator[None]:
+    """On a GPU, a CUDA stream of this thread's own."""
+    where = torch.device("cpu" if device == "auto" and not torch.cuda.is_available() else "cuda")
+    if device != "auto":
+        where = torch.device(device)
+    if where.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(where), torch.cuda.stream(torch.cuda.Stream()):
+        yield
+
+
+def n_trials_for(config: Config, image_set: ImageSet, device: torch.device) -> int:
+    """How many trials like this one make the most of the device: `auto`.
+
+    As many as fit its free memory, doubled as long as more of them make more iterations a second.
+    """
+    one = Trial(config, image_set, device)
+    most = MAX_TRIALS
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        one.iterate(N_PLAIN_ITERATIONS + 2)
+        needed = torch.cuda.max_memory_allocated(device) - before + one.n_bytes()
+        free, _ = torch.cuda.mem_get_info(device)
+        most = n_that_fit(free, needed)
+    return n_worth_it(lambda n: iterations_per_second(config, image_set, device, n), most)
+
+
+def n_that_fit(free_bytes: float, trial_bytes: float, most: int = MAX_TRIALS) -> int:
+    """Trials that fit the memory, at least one and no more than `most`."""
+    return max(1, min(most, int(MEMORY_SHARE * free_bytes / max(1.0, trial_bytes))))
+
+
+def n_worth_it(rate: Callable[[int], float], most: int) -> int:
+    """The number of trials, doubled as long as their joint rate grows by MIN_GAIN."""
+    n, best = 1, rate(1)
+    while 2 * n <= most:
+        found = rate(2 * n)
+        if found < MIN_GAIN * best:
+            break
+        n, best = 2 * n, found
+    return n
+
+
+class Trial:
+    """A trial without a directory, to be timed."""
+
+    def __init__(self, config: Config, image_set: ImageSet, device: torch.device) -> None:
+        prepare_process(config, device)
+        self.device = device
+        self.state = build_state(config, image_set, device)
+        self.step = stepper(self.state)
+
+    def iterate(self, n: int) -> None:
+        """Make n iterations and wait for them."""
+        for _ in range(n):
+            self.step()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def n_bytes(self) -> int:
+        """Bytes of what it keeps from one iteration to the next."""
+        tensors = [t for part in self.state.parts().values() for t in part.state().values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def iterations_per_second(
+    config: Config, image_set: ImageSet, device: torch.device, n: int, n_iterations: int = 20
+) -> float:
+    """Iterations a second of n such trials together, all of them counted; 0 where one fails."""
+    start, done = threading.Barrier(n + 1), threading.Barrier(n + 1)
+
+    def work() -> None:
+        try:
+            with own_stream(device):
+                trial = Trial(config, image_set, device)
+                trial.iterate(N_PLAIN_ITERATIONS + 2)
+                start.wait()
+                trial.iterate(n_iterations)
+                done.wait()
+        except RuntimeError:  # such as memory running out: the others need not wait for this one
+            start.abort()
+            done.abort()
+
+    threads = [threading.Thread(target=work) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    try:
+        start.wait()
+        began = time.perf_counter()
+        done.wait()
+        return n * n_iterations / (time.perf_counter() - began)
+    except threading.BrokenBarrierError:
+        return 0.0
+    finally:
+        for thread in threads:
+            thread.join()

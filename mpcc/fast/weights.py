@@ -1,0 +1,333 @@
+"""Parameters as the update functions see them: what an optimiser moves, and how.
+
+A Part is a set of parameters that one optimiser moves. Two kinds do the same arithmetic:
+
+`FlatPart`   raw weights, normalised weights and Adam's state of many layers in one buffer each.
+             Layers of one shape are normalised together, after an update and never between.
+`ModulePart` torch's own Adam on a module's parameters, each weight normalised where it is used:
+             the plain path, which the tests hold the other against.
+
+Adam has β1 = 0, β2 = 0.999 and ε = 1e-8 throughout (Appendix C), so it keeps no first moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mpcc.model.layers import Spectral
+
+BETA2 = 0.999
+EPS = 1e-8
+
+
+class Part:
+    """Parameters that one optimiser moves; `leaves` are the tensors a loss is differentiated by."""
+
+    leaves: list[Tensor]
+    raw: list[Tensor]
+    """What the optimiser moves, the moving average follows."""
+    lr: float
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Move the parameters by one Adam step; gradients in the order of `leaves`."""
+        raise NotImplementedError
+
+    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        """Set a module of this part's layout to these raw weights, normalised afresh."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that training goes on from."""
+        raise NotImplementedError
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave, to the bit."""
+        raise NotImplementedError
+
+
+@contextmanager
+def only_trainable(*parts: Part) -> Iterator[None]:
+    """Within, gradients flow into exactly these parts; outside they are off."""
+    leaves = [leaf for part in parts for leaf in part.leaves]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+
+
+def minimise(loss: Tensor, *parts: Part) -> None:
+    """One optimiser step of each part on this loss."""
+    leaves = [leaf for part in parts for leaf in part.leaves]
+    # Learnt cluster weights have no share in G's loss: their gradient there is zero.
+    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    with torch.no_grad():
+        start = 0
+        for part in parts:
+            part.step(gradients[start : start + len(part.leaves)])
+            start += len(part.leaves)
+
+
+@dataclass
+class Adam:
+    """Adam without a first moment on one tensor."""
+
+    square_average: Tensor
+    n_steps: Tensor = field(init=False)
+    """Steps so far, 0-d on the device: a recorded iteration counts them without the host."""
+
+    def __post_init__(self) -> None:
+        device = self.square_average.device
+        self.n_steps = torch.zeros((), dtype=torch.float64, device=device)
+
+    def step(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
+        """Move `parameter` in place; all of one shape."""
+        self.n_steps.add_(1)
+        self.square_average.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        correction = (1 - BETA2**self.n_steps).sqrt_()
+        denominator = self.square_average.sqrt().div_(correction).add_(EPS)
+        parameter.addcdiv_(gradient, denominator, value=-lr)
+
+
+@dataclass
+class _Group:
+    """Spectral weights of one shape, side by side in the buffer; n of rows × columns."""
+
+    layers: list[Spectral]
+    raw: Tensor
+    normalised: Tensor
+    u: Tensor
+    v: Tensor
+    span: slice
+    sigma: Tensor = field(init=False)
+    """Written in place, never replaced: a recorded iteration reads it where it first lay."""
+
+    def __post_init__(self) -> None:
+        self.sigma = self.u.new_empty(len(self.layers), 1, 1)
+
+    def normalise(self, n_power_iterations: int) -> None:
+        """Improve v that often, then take u and σ = uᵀ W v from it: W v is σ u."""
+        for _ in range(max(1, n_power_iterations)):
+            if n_power_iterations:
+                torch.bmm(self.raw.mT, self.u, out=self.v)
+                self.v.div_(torch.linalg.vector_norm(self.v, dim=1, keepdim=True).clamp_min_(1e-12))
+            torch.bmm(self.raw, self.v, out=self.u)
+            torch.linalg.vector_norm(self.u, dim=1, keepdim=True, out=self.sigma)
+            self.sigma.clamp_min_(1e-12)
+            self.u.div_(self.sigma)
+        torch.div(self.raw, self.sigma, out=self.normalised)
+
+    def raw_gradient(self, gradient: Tensor) -> None:
+        """Turn the gradient by W/σ into that by W, in place: (g - <g, W/σ> u vᵀ) / σ."""
+        g = gradient[self.span].view_as(self.raw)
+        along = torch.linalg.vecdot(g.flatten(1), self.normalised.flatten(1))[:, None, None]
+        torch.baddbmm(g, self.u * along, self.v.mT, alpha=-1, out=g)
+        g.div_(self.sigma)
+
+
+class Pool:
+    """The parameters of several modules in one buffer, in segments that parts are made of.
+
+    Weights of convolutions lie channels-last, so that they are used as they lie.
+    """
+
+    def __init__(self, segments: Sequence[Sequence[nn.Module]]) -> None:
+        ordered = [_ordered(modules) for modules in segments]
+        sample = next(p for segment in ordered for p, _ in segment)
+        size = sum(p.numel() for segment in ordered for p, _ in segment)
+        self.raw = torch.empty(size, dtype=sample.dtype, device=sample.device)
+        self.normalised = torch.empty_like(self.raw)
+        self.groups: list[list[_Group]] = []
+        self.leaves: list[list[Tensor]] = []
+        self.spans: list[slice] = []
+        offset = 0
+        for segment in ordered:
+            start = offset
+            leaves: list[Tensor] = []
+            groups: list[_Group] = []
+            by_shape: dict[torch.Size, list[Spectral]] = {}
+            for parameter, layer in segment:
+                span = slice(offset, offset + parameter.numel())
+                view = _view(self.raw[span], parameter.shape)
+                view.copy_(parameter.data)
+                parameter.data = view
+                parameter.requires_grad_(False)
+                if layer is None:
+                    leaves.append(parameter)
+                else:
+                    layer.normalised = _view(self.normalised[span], parameter.shape)
+                    leaves.append(layer.normalised)
+                    by_shape.setdefault(parameter.shape, []).append(layer)
+                offset = span.stop
+            group_start = start
+            for shape, layers in by_shape.items():
+                n_values = len(layers) * shape.numel()
+                groups.append(
+                    self._group(layers, shape, slice(group_start, group_start + n_values))
+                )
+                group_start += n_values
+            self.groups.append(groups)
+            self.leaves.append(leaves)
+            self.spans.append(slice(start, offset))
+
+    def _group(self, layers: list[Spectral], shape: torch.Size, span: slice) -> _Group:
+        kind = (len(layers), shape[0], shape[1:].numel())
+        u = torch.stack([layer.u for layer in layers])[:, :, None].contiguous()
+        v = self.raw.new_zeros(len(layers), kind[2], 1)
+        for i, layer in enumerate(layers):
+            one = torch.Size((1, *shape[1:]))
+            _view(v[i, :, 0], one).copy_(layer.v.view(one))
+        raw, normalised = self.raw[span].view(kind), self.normalised[span].view(kind)
+        group = _Group(layers, raw, normalised, u, v, span)
+        group.normalise(0)
+        return group
+
+    def part(self, first: int, last: int, lr: float) -> FlatPart:
+        """The segments first..last (inclusive) under one Adam."""
+        return FlatPart(self, first, last, lr)
+
+
+class FlatPart(Part):
+    """Neighbouring segments of a pool under one Adam, which may share segments with another's."""
+
+    def __init__(self, pool: Pool, first: int, last: int, lr: float) -> None:
+        span = slice(pool.spans[first].start, pool.spans[last].stop)
+        self.leaves = [leaf for leaves in pool.leaves[first : last + 1] for leaf in leaves]
+        self.groups = [group for groups in pool.groups[first : last + 1] for group in groups]
+        self.raw = [pool.raw[span]]
+        self.gradient = torch.empty_like(pool.raw)
+        self.span = span
+        self.adam = Adam(torch.zeros_like(pool.raw[span]))
+        self.lr = lr
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        gradient = self.gradient[self.span]
+        torch.cat([_lying(g) for g in gradients], out=gradient)
+        for group in self.groups:
+            group.raw_gradient(self.gradient)
+        self.adam.step(self.raw[0], gradient, self.lr)
+        self.refresh()
+
+    def refresh(self, n_power_iterations: int = 1) -> None:
+        """Normalise the weights anew, after a change."""
+        for group in self.groups:
+            group.normalise(n_power_iterations)
+
+    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        part = Pool([[module]]).part(0, 0, 0.0)
+        part.load_weights(raw[0], self.vectors(), n_power_iterations)
+
+    def vectors(self) -> Tensor:
+        """v of every group, end to end; u follows from it."""
+        vectors = [group.v.flatten() for group in self.groups]
+        return torch.cat(vectors) if vectors else self.raw[0].new_empty(0)
+
+    def load_weights(self, raw: Tensor, vectors: Tensor, n_power_iterations: int = 0) -> None:
+        """Take over raw weights and singular vectors of a part of the same layout."""
+        self.raw[0].copy_(raw)
+        start = 0
+        for group in self.groups:
+            group.v.copy_(vectors[start : start + group.v.numel()].view_as(group.v))
+            start += group.v.numel()
+        self.refresh(0)  # u from v, before it improves v
+        if n_power_iterations:
+            self.refresh(n_power_iterations)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            "raw": self.raw[0],
+            "vectors": self.vectors(),
+            "square_average": self.adam.square_average,
+            "n_steps": self.adam.n_steps,
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.load_weights(state["raw"], state["vectors"])
+        self.adam.square_average.copy_(state["square_average"])
+        self.adam.n_steps.copy_(state["n_steps"])
+
+
+class ModulePart(Part):
+    """A module's parameters under torch's own Adam."""
+
+    def __init__(self, modules: Sequence[nn.Module], lr: float) -> None:
+        self.modules = nn.ModuleList(modules)
+        self.leaves = self.raw = list(self.modules.parameters())
+        self.layers = [m for m in self.modules.modules() if isinstance(m, Spectral)]
+        for leaf in self.leaves:
+            leaf.requires_grad_(False)
+        self.lr = lr
+        self.adam = torch.optim.Adam(self.leaves, lr=lr, betas=(0.0, BETA2), eps=EPS)
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient
+        self.adam.param_groups[0]["lr"] = self.lr
+        self.adam.step()
+        self.adam.zero_grad()
+        for layer in self.layers:
+            layer.power_iterate()
+
+    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        module.load_state_dict(self.modules[0].state_dict())
+        for parameter, value in zip(module.parameters(), raw, strict=True):
+            parameter.copy_(value)
+        for layer in module.modules():
+            if isinstance(layer, Spectral):
+                layer.power_iterate(n_power_iterations)
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = {f"module/{k}": v for k, v in self.modules.state_dict().items()}
+        for i, leaf in enumerate(self.leaves):
+            for name, value in self.adam.state.get(leaf, {}).items():
+                tensors[f"adam/{i}/{name}"] = value
+        return tensors
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        module = {k[7:]: v for k, v in state.items() if k.startswith("module/")}
+        self.modules.load_state_dict(module)
+        for i, leaf in enumerate(self.leaves):
+            prefix = f"adam/{i}/"
+            self.adam.state[leaf] = {
+                k[len(prefix) :]: v.clone() for k, v in state.items() if k.startswith(prefix)
+            }
+
+
+def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral | None]]:
+    """Each parameter with its spectral layer, those of one shape side by side, the rest last."""
+    found: dict[int, tuple[nn.Parameter, Spectral | None]] = {}
+    for module in modules:
+        for sub in module.modules():
+            for name, parameter in sub.named_parameters(recurse=False):
+                layer = sub if isinstance(sub, Spectral) and name == "weight" else None
+                found[id(parameter)] = (parameter, layer)
+    shapes: dict[torch.Size, int] = {}
+    for parameter, layer in found.values():
+        if layer is not None:
+            shapes.setdefault(parameter.shape, len(shapes))
+    return sorted(
+        found.values(), key=lambda pair: shapes[pair[0].shape] if pair[1] else len(shapes)
+    )
+
+
+def _view(flat: Tensor, shape: torch.Size) -> Tensor:
+    """A piece of a buffer as a tensor of this shape, channels last where it has pixels."""
+    if len(shape) == 4:
+        n, c, h, w = shape
+        return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+    return flat.view(shape)
+
+
+def _lying(gradient: Tensor) -> Tensor:
+    """A gradient as one vector, in the order in which `_view` lays its weight."""
+    if gradient.dim() == 4:
+        gradient = gradient.permute(0, 2, 3, 1)
+    return gradient.reshape(-1)

@@ -1,0 +1,79 @@
+"""Which code made a number: the commit, and a hash of every module that can change it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+VERSION_VARIABLE = "MPCC_CODE_VERSION"
+"""Set where this code was sent to a machine without its repository: the sender's word."""
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+COUNTED = ("model/", "training/", "fast/", "evaluation/", "data/image_set.py")
+"""The parts of mpcc that can change a number of a trial. What `config` says is in every key, and
+what the readers of `data` give is in the data set's fingerprint."""
+
+NOT_COUNTED = ("__init__.py", "pace.py", "pictures.py", "plots.py")
+"""Modules of those parts that only look on."""
+
+
+@cache
+def code_version() -> str:
+    """The git commit of this code, with `+changes` where the working tree differs.
+
+    Outside its repository what MPCC_CODE_VERSION says, else `unknown`.
+    """
+    root = PACKAGE.parent
+    unknown = os.environ.get(VERSION_VARIABLE) or "unknown"
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return unknown
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", "mpcc", "tune")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return unknown
+
+
+@cache
+def code_fingerprints() -> dict[str, str]:
+    """Module -> hash of its code without comments, docstrings and layout."""
+    files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
+    return {
+        f"mpcc/{name}": code_hash(files[name].read_text())
+        for name in sorted(files)
+        if name.startswith(COUNTED) and not name.endswith(NOT_COUNTED)
+    }
+
+
+def code_hash(source: str) -> str:
+    """Twelve hexadecimal digits of the code itself: comments and docstrings do not count."""
+    dump = ast.dump(_without_docstrings(ast.parse(source)))
+    return hashlib.sha256(dump.encode()).hexdigest()[:12]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree without bare strings: docstrings, and what is written under a field."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [s for s in body if not (_is_bare_string(s))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_bare_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

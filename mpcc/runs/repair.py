@@ -1,0 +1,147 @@
+"""Puts a trial's run directory in order: what is damaged is set aside, and what a checkpoint
+carries is written again, so that nothing is trained twice that need not be.
+
+Without torch, and quick for trials that have ended: their checkpoints are read only where the
+records beside them are damaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpcc.config import Config
+from mpcc.runs import checkpoints, run_dir
+from mpcc.runs.checkpoints import Checkpoint
+from mpcc.runs.files import RunDirError, belongs, remove_scraps, set_aside
+from mpcc.runs.run_dir import CHECKPOINTS, CONFIG, CONTINUES, METRICS, PROVENANCE, RESULT
+
+
+def repair(path: Path, config: Config, fingerprint: str | None = None) -> list[str]:
+    """Put the directory of this trial in order; the names of the files that were damaged.
+
+    `fingerprint` is that of the images where it is known: what was made of others goes aside.
+    """
+    path = Path(path)
+    remove_scraps(path)
+    damaged = _set_aside_unreadable(path, config)
+    damaged += _set_aside_other_images(path, fingerprint)
+    result = None if RESULT in damaged else run_dir.read_result_alone(path)
+    try:
+        run_dir.refuse_foreign_checkpoints(path)
+    except RunDirError:  # Seen by the first bytes: no trial of ours may be refused for it.
+        damaged += checkpoints.settle(path)
+    if result is None or not _evaluations_fit(path, result):
+        damaged += _restore(path, config, result, RESULT in damaged)
+    if not (path / CONFIG).exists():
+        run_dir.write_json(path / CONFIG, config.to_dict())
+    return damaged
+
+
+def _set_aside_unreadable(path: Path, config: Config) -> list[str]:
+    def own_config(path: Path) -> None:
+        if run_dir.read_config(path) not in (None, config):
+            raise RunDirError(f"{path / CONFIG} is of another trial")
+
+    damaged = []
+    for name, read in (
+        (CONFIG, own_config),
+        (PROVENANCE, run_dir.read_provenance),
+        (CONTINUES, run_dir.earlier_iterations),
+        (RESULT, run_dir.read_result_alone),
+    ):
+        try:
+            read(path)
+        except RunDirError:
+            set_aside(path / name)
+            damaged.append(name)
+    return damaged
+
+
+def _set_aside_other_images(path: Path, fingerprint: str | None) -> list[str]:
+    """All that was made of other images than those with this fingerprint."""
+    found = (run_dir.read_provenance(path).get("data") or {}).get("fingerprint")
+    if fingerprint is None or found in (None, fingerprint):
+        return []
+    names = [n for n in (PROVENANCE, METRICS, RESULT, *CHECKPOINTS) if (path / n).exists()]
+    for name in names:
+        if name in CHECKPOINTS:
+            (path / name).unlink()
+        else:
+            set_aside(path / name)
+    return [f"{name} (of other images)" for name in names]
+
+
+def _evaluations_fit(path: Path, result: Mapping[str, Any]) -> bool:
+    """Whether the evaluations are those that the result was recorded with."""
+    try:
+        rows = run_dir.read_trial(path)[1]
+    except RunDirError:
+        return False
+    return _reaches(result, rows)
+
+
+def _reaches(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a trial that is done has its last evaluation."""
+    return result["state"] != run_dir.DONE or bool(
+        rows and rows[-1]["iteration"] == result.get("iteration")
+    )
+
+
+def _restore(
+    path: Path, config: Config, result: dict[str, Any] | None, result_damaged: bool
+) -> list[str]:
+    """Write result and evaluations again from the checkpoints; what was damaged besides."""
+    damaged = list(checkpoints.settle(path))
+    found, _ = run_dir.read_checkpoints(path)
+    if result_damaged:
+        result = next((c.result for c in found if _is_result(c.result, config)), None)
+        if result is not None:
+            run_dir.write_json(path / RESULT, result)
+    if result is not None and _evaluations_fit(path, result):
+        return damaged
+    if result is not None:
+        rows = next((c.rows for c in found if c.rows is not None and _fits(result, c.rows)), None)
+        if rows is not None:
+            run_dir.write_metrics(path, rows)
+            return [METRICS, *damaged]
+        # They cannot be had again but by training: on from the last checkpoint that has its own.
+        (path / RESULT).unlink()
+        if os.path.lexists(path / METRICS):
+            set_aside(path / METRICS)
+        damaged = [METRICS, *damaged]
+    going_on = [c for c in found if c.iteration is None or c.iteration < config.iterations]
+    damaged += _restore_rows(path, going_on)
+    return list(dict.fromkeys(damaged))
+
+
+def _restore_rows(path: Path, going_on: Sequence[Checkpoint]) -> list[str]:
+    """Leave the evaluations that the newest checkpoint carries, where there is one.
+
+    A checkpoint of earlier code carries none: what lies there serves it, or a checkpoint before it.
+    """
+    try:
+        rows: list[dict[str, Any]] | None = run_dir.read_metrics(path)
+    except RunDirError:
+        rows = None
+    carried = next((list(c.rows) for c in going_on if c.rows is not None), None)
+    if rows is None and carried is None:
+        set_aside(path / METRICS)
+        for name in CHECKPOINTS:  # Of earlier code: only a fresh start gives the rows again.
+            (path / name).unlink(missing_ok=True)
+        return [METRICS]
+    if carried is None or (rows is not None and going_on[0].rows is None):
+        return []
+    sound = rows is not None and rows[: len(carried)] == carried
+    run_dir.write_metrics(path, carried)
+    return [] if sound else [METRICS]
+
+
+def _is_result(result: Mapping[str, Any] | None, config: Config) -> bool:
+    return result is not None and result.get("trial_key") == config.trial_key
+
+
+def _fits(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    return belongs(result, METRICS, run_dir.metrics_text(rows)) and _reaches(result, rows)

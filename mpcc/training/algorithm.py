@@ -1,0 +1,156 @@
+"""Algorithm 1: one iteration, and the update functions that it is made of.
+
+All random numbers of a phase are drawn at once, before its first update that needs them; so the
+images of a phase, during which G stands still, can be generated together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from mpcc.fast.weights import minimise, only_trainable
+from mpcc.model import losses
+from mpcc.training.state import TrainState, as_input
+
+CPU_GENERATED_BYTES = 8 * 2**20
+"""Largest layer of the images generated together on a CPU: what its cache holds."""
+
+
+@torch.no_grad()
+def train_step(
+    state: TrainState, updates: Callable[[TrainState], dict[str, Tensor]] | None = None
+) -> dict[str, Tensor]:
+    """One iteration of Algorithm 1. Returns losses, 0-d on the device; the caller decides when to
+    look at them. `updates` is how its updates are made; None: by `update_all`."""
+    terms = (updates or update_all)(state)
+    state.iteration += 1
+    update_average(state)
+    return terms
+
+
+def update_all(state: TrainState) -> dict[str, Tensor]:
+    """Every update of one iteration. Nothing here waits for the device, or asks it anything."""
+    terms: dict[str, Tensor] = {}
+    for batch in discriminator_batches(state):
+        terms["loss/discriminator"] = update_discriminator(state, *batch)
+    terms["loss/generator"] = update_generator_and_prior(state)
+    terms |= update_encoder_and_prior(state)
+    for z, x_fake in encoder_batches(state):
+        terms["loss/encoder"] = update_encoder(state, z, x_fake)
+    return terms
+
+
+def update_discriminator(state: TrainState, x: Tensor, labels: Tensor | None) -> Tensor:
+    """Lines 8-12: D learns to tell the first half of x, real images, from the generated second.
+
+    Nothing else moves.
+    """
+    with only_trainable(state.discriminator_part):
+        real, fake = state.discriminator(x, labels).chunk(2)
+        loss = losses.discriminator_hinge_loss(real, fake)
+        minimise(loss, state.discriminator_part)
+    return loss.detach()
+
+
+def update_generator_and_prior(state: TrainState) -> Tensor:
+    """Lines 14-17: G and the prior, z = μ_y + σ_y ε, learn to raise D's score."""
+    config = state.config
+    parts = [state.generator_part] + ([state.prior_part] if state.prior_part else [])
+    if state.prior_part:
+        own = config.prior_adversarial_lr == "prior"
+        state.prior_part.lr = config.prior_lr if own else config.network_lr
+    with only_trainable(*parts):
+        z, y = state.prior.sample(config.batch_size, state.rng)
+        scores = state.discriminator(state.generator(z, y), y if config.conditional else None)
+        loss = losses.generator_hinge_loss(scores)
+        minimise(loss, *parts)
+    return loss.detach()
+
+
+def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
+    """Lines 19-27, an iteration's first time: E learns q(z|x), and the prior its own losses.
+
+    G does not move, and eq. 7 does not move the prior unless the configuration says so.
+    """
+    config, prior_part = state.config, state.prior_part
+    parts = [state.encoder_part] + ([prior_part] if prior_part else [])
+    with only_trainable(*parts):
+        z, y = state.prior.sample(config.batch_size, state.rng)
+        x_fake = generate(state, z.detach(), y)
+        target = z if config.prior_learns_from_encoder_loss else z.detach()
+        loss = encoder_loss(state, target, x_fake)
+        terms = {"loss/encoder": loss.detach()}
+        if prior_part and y is not None:
+            prior_part.lr = config.prior_lr
+            membership = losses.membership_loss(state.prior.log_memberships(z), y)
+            entropy = losses.prior_entropy_loss(
+                state.prior.log_weights, state.prior.entropies(), config.latent_size
+            )
+            loss = loss + membership + config.prior_entropy_weight * entropy
+            terms |= {"loss/membership": membership.detach(), "loss/entropy": entropy.detach()}
+        minimise(loss, *parts)
+    return terms
+
+
+def update_encoder(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
+    """Lines 19-27 from the second time on: E alone learns q(z|x) on these images of z."""
+    with only_trainable(state.encoder_part):
+        loss = encoder_loss(state, z, x_fake)
+        minimise(loss, state.encoder_part)
+    return loss.detach()
+
+
+def encoder_loss(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
+    """L_q, eq. 7, over the number of values of an image."""
+    z_mean, z_log_var = state.encoder(x_fake)
+    return losses.gaussian_nll(z, z_mean, z_log_var).mean() / state.config.n_values
+
+
+def update_average(state: TrainState) -> None:
+    """Moving average of G's parameters; a copy up to `ema_start`."""
+    early = state.iteration <= state.config.ema_start
+    decay = 0.0 if early else state.config.ema_decay
+    torch._foreach_lerp_(state.average, state.generator_part.raw, 1 - decay)
+
+
+def discriminator_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """For every update of D n real images, then n generated ones (lines 8-9), and their labels.
+
+    Real images are drawn with replacement. Labels are None unless the configuration is conditional.
+    """
+    n, n_all = state.config.batch_size, state.config.batch_size * state.config.n_discriminator_steps
+    index = torch.randint(len(state.images), (n_all,), generator=state.rng, device=state.device)
+    z, y = state.prior.sample(n_all, state.rng)
+    x, x_fake = as_input(state, state.images[index]), generate(state, z, y)
+    for start in range(0, n_all, n):
+        chunk, labels = slice(start, start + n), None
+        if state.config.conditional:
+            assert state.labels is not None and y is not None
+            labels = torch.cat((state.labels[index[chunk]], y[chunk]))
+        yield torch.cat((x[chunk], x_fake[chunk])), labels
+
+
+def encoder_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor]]:
+    """(z, x̃) for every update of E after an iteration's first, which moves the prior."""
+    n, n_updates = state.config.batch_size, state.config.n_encoder_steps - 1
+    if n_updates:
+        z, y = state.prior.sample(n * n_updates, state.rng)
+        yield from zip(z.split(n), generate(state, z, y).split(n), strict=True)
+
+
+def generate(state: TrainState, z: Tensor, y: Tensor | None) -> Tensor:
+    """Images of one or more batches, each normalised by its own statistics; no gradient into G."""
+    config, n = state.config, state.config.batch_size
+    at_once = len(z) // n if config.fast else 1
+    if state.device.type == "cpu":
+        largest = n * 4 * config.width * config.image_size**2 * z.element_size()
+        at_once = max(1, min(at_once, CPU_GENERATED_BYTES // largest))
+    chunks = z.split(n * at_once)
+    of_each = [None] * len(chunks) if y is None else y.split(n * at_once)
+    return torch.cat([
+        state.generator(z, y, len(z) // n if config.fast else None)
+        for z, y in zip(chunks, of_each, strict=True)
+    ])  # fmt: skip

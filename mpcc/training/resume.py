@@ -1,0 +1,104 @@
+"""What training goes on from: its state into a checkpoint, and out of the newest intact one."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpcc.runs import run_dir
+from mpcc.runs.checkpoints import Checkpoint, settle
+from mpcc.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | None = None) -> None:
+    """Everything that training goes on from, to the bit; at the end the result as well."""
+    content = {
+        "trial_key": state.config.trial_key,
+        "iteration": state.iteration,
+        "parts": {name: part.state() for name, part in state.parts().items()},
+        "average": state.average,
+        "rng": state.rng.get_state(),
+        "seconds": state.seconds,
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    run_dir.write_checkpoint(
+        path, buffer.getvalue(), iteration=state.iteration, rows=state.rows, result=result
+    )
+
+
+def restore(state: TrainState, path: Path) -> None:
+    """Go on from the newest intact checkpoint; from the start, loudly, where none is intact."""
+    problems = list(settle(path).values())
+    shorter = [state.config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
+    keys = {config.trial_key for config in (state.config, *shorter)}
+    for checkpoint in run_dir.read_checkpoints(path)[0]:
+        try:
+            file = io.BytesIO(checkpoint.payload)
+            content = torch.load(file, map_location=state.device, weights_only=True)
+            problem = unfit(content, state, keys)
+            rows = None if problem else evaluations(checkpoint, content["iteration"], state, path)
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
+            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
+        if problem or rows is None:
+            problems.append(f"a checkpoint in {path} {problem or 'has lost its evaluations'}")
+            continue
+        for name, part in state.parts().items():
+            part.load_state(content["parts"][name])
+        for average, saved in zip(state.average, content["average"], strict=True):
+            average.copy_(saved)
+        state.rng.set_state(content["rng"].cpu())
+        state.iteration = content["iteration"]
+        state.seconds = content["seconds"]
+        state.rows = rows
+        break
+    if problems:
+        start = f"going on at iteration {state.iteration}" if state.iteration else "starting over"
+        log.warning("%s; %s", "; ".join(problems), start)
+
+
+def evaluations(
+    checkpoint: Checkpoint, iteration: int, state: TrainState, path: Path
+) -> list[dict[str, Any]] | None:
+    """The rows up to a checkpoint; None where it is of earlier code and the file lacks some."""
+    if checkpoint.rows is not None:
+        return list(checkpoint.rows)
+    try:
+        rows = [row for row in run_dir.read_metrics(path) if row["iteration"] <= iteration]
+    except run_dir.RunDirError:
+        return None
+    every = state.config.eval_every
+    wanted = set(range(every, iteration + 1, every))
+    return rows if wanted <= {row["iteration"] for row in rows} else None
+
+
+def unfit(content: dict[str, Any], state: TrainState, keys: Collection[str]) -> str | None:
+    """Why training cannot go on from a checkpoint, such as one of another version's networks.
+
+    `keys` are those of this trial and of its shorter self.
+    Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
+    """
+    if content["trial_key"] not in keys:
+        return "belongs to another trial"
+    if not 0 <= content["iteration"] < state.config.iterations:
+        # A checkpoint of the end has its result beside it, unless that was damaged or deleted: the
+        # last evaluation is then made again, from the checkpoint before.
+        return f"is of iteration {content['iteration']}, and the result is missing"
+    pairs = list(zip(state.average, content["average"], strict=False))
+    complete = len(state.average) == len(content["average"])
+    for name, part in state.parts().items():
+        saved = content["parts"].get(name, {})
+        for key, tensor in part.state().items():
+            complete &= key in saved
+            pairs += [(tensor, saved[key])] if key in saved else []
+    if not complete or any(ours.shape != theirs.shape for ours, theirs in pairs):
+        return "is of other networks; another version wrote it"
+    return None

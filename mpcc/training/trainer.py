@@ -1,0 +1,288 @@
+"""One trial from its first iteration, or its last checkpoint, to its result."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mpcc.config import Config
+from mpcc.data.image_set import DataError, ImageSet, load
+from mpcc.evaluation import baseline, metrics
+from mpcc.evaluation.evaluate import evaluate, generation_scores, write_pictures
+from mpcc.fast.cuda_graph import stepper
+from mpcc.model.networks import n_parameters
+from mpcc.runs import run_dir
+from mpcc.runs.code_version import code_fingerprints, code_version
+from mpcc.training.device import prepare_process, resolve_device
+from mpcc.training.resume import restore, write_checkpoint
+from mpcc.training.state import TrainState, build_state
+
+PROGRESS_SECONDS = 1.0
+MAX_CHECKPOINT_SHARE = 0.02
+"""Of the time, for checkpoints by time; 0 seconds between them means after every iteration."""
+FLUSH_EVERY_ON_GPU = 50
+"""Iterations between looks at the losses on a GPU, where each look waits for the device."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `train` says about a trial from time to time."""
+
+    iteration: int
+    iterations: int
+    seconds: float
+    """Training and evaluation so far, over all attempts."""
+    state: Literal["running", "done", "diverged"]
+    metrics: dict[str, Any] | None = None
+    """The row of an evaluation that has just been made."""
+    cause: str | None = None
+
+
+def train(
+    config: Config,
+    path: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    checkpoint_seconds: float = 60.0,
+    checkpoint_iterations: int | None = None,
+    image_set: ImageSet | None = None,
+    fingerprint: str | None = None,
+) -> Generator[Progress]:
+    """Train one trial in its run directory, on from its last checkpoint, until it has a result.
+
+    A checkpoint is written after so many seconds, or after so many iterations where they are given,
+    whichever comes first. Yields about every second and at every evaluation. Closing the iterator
+    early writes a checkpoint. A trial that has ended yields its end at once. `fingerprint` is that
+    of the images where others than those must not be used. Raises DataError and RunDirError (one
+    line, the user's to mend); other errors are faults of the machine or the code.
+    """
+    path = Path(path)
+    run_dir.check_run(path, config)
+    ended = run_dir.read_result(path)
+    if ended is not None and ended["state"] in (run_dir.DONE, run_dir.DIVERGED):
+        seconds = sum(ended.get("seconds", {}).values())
+        cause = ended.get("cause")
+        yield Progress(ended["iteration"], config.iterations, seconds, ended["state"], None, cause)
+        return
+    where = resolve_device(device)
+    prepare_process(config, where)
+    # Before anything is written: images that are refused leave nothing behind.
+    image_set = load(config, data_dir) if image_set is None else image_set
+    if config.conditional and image_set.labels is None:
+        raise DataError(
+            f"conditional=true needs labels, and the images of {config.dataset} have none: "
+            "set conditional=false or choose a data set with labels"
+        )
+    check_images(path, config, image_set, fingerprint)
+    run_dir.open_run(path, config)
+    state = build_state(config, image_set, where)
+    restore(state, path)
+    run_dir.write_metrics(path, state.rows)
+    write_provenance(path, state)
+    yield from _Run(state, path, checkpoint_seconds, checkpoint_iterations).iterate()
+
+
+class _Run:
+    """A trial under way: its state, its directory, and when it last wrote and spoke."""
+
+    def __init__(
+        self, state: TrainState, path: Path, seconds: float, iterations: int | None
+    ) -> None:
+        self.state, self.path = state, path
+        self.checkpoint_seconds, self.checkpoint_iterations = seconds, iterations or math.inf
+        self.between_checkpoints = seconds
+        self.saved_iteration = state.iteration
+        self.saved = self.spoke = self.clock = time.monotonic()
+
+    def iterate(self) -> Generator[Progress]:
+        """Train to the end; see `train`."""
+        state, config = self.state, self.state.config
+        step = stepper(state)
+        waiting: list[dict[str, Tensor]] = []
+        flush_every = 1 if state.device.type == "cpu" else FLUSH_EVERY_ON_GPU
+        try:
+            while state.iteration < config.iterations:
+                waiting.append(step())
+                last = state.iteration == config.iterations
+                evaluating = last or state.iteration % config.eval_every == 0
+                if not evaluating and len(waiting) < flush_every:
+                    continue
+                cause = first_not_finite(waiting, state.iteration)
+                self._count("train")
+                if cause is not None:
+                    write_result(self.path, state, run_dir.DIVERGED, cause, {})
+                    self.saved_iteration = state.iteration
+                    yield self._progress(state="diverged", cause=cause)
+                    return
+                if evaluating:
+                    row = self._evaluate(waiting[-1], last)
+                    yield self._progress(state="done" if last else "running", metrics=row)
+                waiting = []
+                if not last and self._checkpoint_due():
+                    self._save()
+                if not last and time.monotonic() - self.spoke > PROGRESS_SECONDS:
+                    self.spoke = time.monotonic()
+                    yield self._progress()
+                self.clock = time.monotonic()
+        except GeneratorExit:
+            if state.iteration > self.saved_iteration:
+                self._save()
+            raise
+
+    def _evaluate(self, terms: dict[str, Tensor], last: bool) -> dict[str, Any]:
+        """Record the model's scores; the last time, its end as well."""
+        state = self.state
+        evaluation = evaluate(state)
+        values = {name: float(value) for name, value in terms.items()}
+        row = {"iteration": state.iteration} | evaluation.metrics | values
+        unavailable: dict[str, str] = {}
+        if last:
+            generated, unavailable = generation_scores(state, evaluation)
+            row |= generated
+        self._count("evaluate")
+        row["seconds"] = round(state.seconds["train"], 3)
+        run_dir.append_metrics(self.path, row)
+        state.rows.append(row)
+        if last:
+            write_pictures(self.path, state, evaluation)
+            # In this order: a checkpoint at the end always has its result beside it.
+            result = write_result(self.path, state, run_dir.DONE, None, row, unavailable)
+            self._save(result)
+        return row
+
+    def _count(self, what: str) -> None:
+        """Add the time since the last look to that of training or evaluation."""
+        now = time.monotonic()
+        self.state.seconds[what] += now - self.clock
+        self.clock = now
+
+    def _checkpoint_due(self) -> bool:
+        iterations = self.state.iteration - self.saved_iteration
+        seconds = time.monotonic() - self.saved
+        return iterations >= self.checkpoint_iterations or seconds > self.between_checkpoints
+
+    def _save(self, result: dict[str, Any] | None = None) -> None:
+        begun = time.monotonic()
+        write_checkpoint(self.path, self.state, result)
+        self.saved_iteration, self.saved = self.state.iteration, time.monotonic()
+        if self.checkpoint_seconds:
+            # Those of a large model, or to a slow disk, come less often: they cost a share of time.
+            least = (self.saved - begun) / MAX_CHECKPOINT_SHARE
+            self.between_checkpoints = max(self.checkpoint_seconds, least)
+
+    def _progress(self, **more: Any) -> Progress:
+        seconds = sum(self.state.seconds.values())
+        given = {"state": "running"} | more
+        return Progress(self.state.iteration, self.state.config.iterations, seconds, **given)
+
+
+def first_not_finite(waiting: list[dict[str, Tensor]], iteration: int) -> str | None:
+    """The first loss of the last iterations that is not finite, in words; None where all are."""
+    values = torch.stack([torch.stack(list(terms.values())).double() for terms in waiting])
+    finite = values.isfinite()
+    if bool(finite.all()):
+        return None
+    row, column = (~finite).nonzero()[0].tolist()
+    term = list(waiting[row])[column]
+    return f"{term} is not finite at iteration {iteration - len(waiting) + 1 + row}"
+
+
+def write_result(
+    path: Path,
+    state: TrainState,
+    outcome: str,
+    cause: str | None,
+    row: dict[str, Any],
+    unavailable: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Record how the trial ended; returns the record."""
+    last = {k: v for k, v in row.items() if k not in ("iteration", "seconds")}
+    digest = hashlib.sha256()
+    for part in state.parts().values():
+        for name, tensor in part.state().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return run_dir.write_result(
+        path,
+        {
+            "state": outcome,
+            "cause": cause,
+            "iteration": state.iteration,
+            "trial_key": state.config.trial_key,
+            "metrics": last,
+            "failures": list(metrics.failures(last, state.config.max_saturation)),
+            "unavailable": unavailable or {},
+            "baseline": kmeans_baseline(state),
+            "weights_sha256": digest.hexdigest(),
+            "n_parameters": {
+                "generator": n_parameters(state.generator),
+                "discriminator": n_parameters(state.discriminator),
+                "encoder": n_parameters(state.encoder),
+            },
+            "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
+        },
+        state.rows,
+    )
+
+
+def check_images(
+    path: Path, config: Config, image_set: ImageSet, fingerprint: str | None = None
+) -> None:
+    """Refuse other images than the trial was begun on, or than the rest of its sweep has."""
+    before = (run_dir.read_provenance(path).get("data") or {}).get("fingerprint")
+    if before not in (None, image_set.fingerprint):
+        raise run_dir.RunDirError(
+            f"{path} was begun on {config.dataset} data {before}, now {image_set.fingerprint}: "
+            "bring the same data or choose another --out"
+        )
+    if fingerprint not in (None, image_set.fingerprint):
+        raise DataError(
+            f"the images of {config.dataset} have fingerprint {image_set.fingerprint}, the sweep's "
+            f"other trials {fingerprint}: bring the same data"
+        )
+
+
+def write_provenance(path: Path, state: TrainState) -> None:
+    """Record what a reader needs to judge and repeat the trial, and where training goes on."""
+    before = run_dir.read_provenance(path)
+    config, image_set, device = state.config, state.image_set, state.device
+    starts = before.get("starts")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    run_dir.write_provenance(
+        path,
+        {
+            "code": code_version(),
+            "code_files": code_fingerprints(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "machine": platform.node(),
+            "device": device.type + (f":{name}" if name else ""),
+            "cpu_threads": torch.get_num_threads(),
+            "data": {
+                "dataset": config.dataset,
+                "fingerprint": image_set.fingerprint,
+                "n_images": len(image_set),
+                "notes": list(image_set.notes),
+            },
+            "started": before.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "starts": [*(starts if isinstance(starts, list) else []), state.iteration],
+        },
+    )
+
+
+def kmeans_baseline(state: TrainState) -> dict[str, float]:
+    """Majority accuracy of k-means on the same pixels; empty without labels or clusters."""
+    if state.labels is None or not state.prior.has_clusters:
+        return {}
+    accuracy = baseline.kmeans_acc_majority(state.image_set, state.config.n_clusters)
+    return {"kmeans_acc_majority": accuracy}
