@@ -15,6 +15,8 @@ from typing import Any
 
 from mpcc.config import PRESETS, VARIANTS, Config, parse_assignment, preset, variant
 from mpcc.data.files import DataError, check_available
+from mpcc.data.places import resolve_data_dir
+from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, path
 from mpcc.runs.files import exclusive
@@ -99,8 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got '{options.device}'")
         out = options.out or Path("runs") / f"{options.preset}-seed{config.seed}"
         if options.dry_run:
-            print(json.dumps(config.to_dict(), indent=1))
-            return 0
+            return dry_run(config, options)
     except ValueError as error:
         return refuse(error)
     try:
@@ -118,6 +119,14 @@ def assigned(texts: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {name} is given twice")
         changes[name] = value
     return changes
+
+
+def dry_run(config: Config, options: argparse.Namespace) -> int:
+    """Print the configuration, and what images of one's own are where their folder is given."""
+    if config.dataset == "folder" and resolve_data_dir(options.data_dir) is not None:
+        print(description(config, options.data_dir), file=sys.stderr, flush=True)
+    print(json.dumps(config.to_dict(), indent=1))
+    return 0
 
 
 def run(config: Config, out: Path, options: argparse.Namespace) -> int:
@@ -140,6 +149,8 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         resolve_device(options.device)
     except (ValueError, RuntimeError) as error:
         return refuse(error)
+    if config.dataset == "folder":
+        print(description(config, options.data_dir), file=sys.stderr, flush=True)
     stopped: list[int] = []
 
     def stop(number: int, frame: object) -> None:

@@ -85,7 +85,7 @@ def test_every_other_field_changes_the_cell_key():
         "upsampling": "nearest", "prior": "normal", "prior_floor": "published",
         "prior_entropy": "published", "cluster_weights": "learnt", "n_generated": 100,
         "given_cluster_weights": (1.0,) * 9 + (2.0,), "prior_adversarial_lr": "network",
-        "precision": "tf32",
+        "precision": "tf32", "image_ground": "black",
     }  # fmt: skip
     for field in dataclasses.fields(Config):
         if field.name == "seed":

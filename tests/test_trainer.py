@@ -155,6 +155,8 @@ CHANGES = {
     "dataset": None,  # tests/test_data.py: another data set is other images
     "split": None,  # likewise
     "image_size": None,  # tests/test_networks.py: other shapes
+    "image_ground": None,  # tests/test_folder.py: what is transparent has another colour
+    "skip_damaged": None,  # tests/test_folder.py: damaged files are left out, not refused
     "n_is_splits": None,  # tests/test_generation_metrics.py
     "n_generated": None,  # test_generated_images_are_scored_or_the_reason_is_recorded
     "cpu_threads": None,  # test_threads_are_those_of_the_configuration

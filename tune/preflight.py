@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from rich.filesize import decimal
 
 from mpcc.data import files as data_files
+from mpcc.data.prepared import description
 from mpcc.machine import free_memory, gpus_here, usable_cores
 from mpcc.runs import run_dir
+from tune.display import log
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
+from tune.plan.plan import images_name
 from tune.store.folder import Store
 
 OTHER_BYTES = 2**20
@@ -67,6 +70,9 @@ def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False
             raise PreflightError(f"--data-dir {data_dir} is no folder")
         for dataset in datasets:
             data_files.check_available(dataset, data_dir)
+        own = {images_name(t.config): t.config for t in todo if t.config.dataset == "folder"}
+        for text in sorted({description(config, data_dir) for config in own.values()}):
+            log(text)
 
 
 def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:

@@ -39,6 +39,10 @@ class Config:
     """`all`: training and test images together (clustering, Table 4); `train`: Tables 1-3."""
     image_size: int = 32
     """Height and width in pixels: 8, 16, 32 or 64. Images of another size are resized."""
+    image_ground: Literal["white", "grey", "black"] = "white"
+    """What is laid under the transparent parts of images of one's own."""
+    skip_damaged: bool = False
+    """Leave damaged files out of a folder of one's own, counted, where they are refused else."""
 
     # -- networks (Appendix C, Tables 5-7) -------------------------------------------------------
     width: int = 12

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcc.data.files import cache_dir
+from mpcc.data.places import cache_dir
 from mpcc.runs import run_dir
 
 Arrays = dict[str, Any]
@@ -46,7 +46,8 @@ def locked(place: Path) -> Iterator[None]:
         yield
         return
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # Some network disks have no locks.
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

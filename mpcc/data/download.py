@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpcc.data import files as data_files
-from mpcc.data.files import DataError
+from mpcc.data.places import DataError, cache_dir, resolve_data_dir
 
 
 def download(dataset: str, data_dir: Path | str | None) -> Path:
     """Get the official files that are missing, checked by MD5, and return the data folder."""
     from torchvision.datasets.utils import download_and_extract_archive, download_url
 
-    root = data_files.resolve_data_dir(data_dir) or data_files.cache_dir() / "data"
+    root = resolve_data_dir(data_dir) or cache_dir() / "data"
     try:
         root.mkdir(parents=True, exist_ok=True)
         data_files.check_available(dataset, root)

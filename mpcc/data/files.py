@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpcc.options import usable
+from mpcc.data.folder import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from mpcc.data.folder import find_images as find_images
+from mpcc.data.places import DataError as DataError
+from mpcc.data.places import cache_dir as cache_dir
+from mpcc.data.places import required_dir
 
-DATA_DIR_VARIABLE = "MPCC_DATA_DIR"
-CACHE_DIR_VARIABLE = "MPCC_CACHE_DIR"
 MODIFIED = "MODIFIED.txt"
 """A file of this name beside data files says, in its first line, in what way they differ from the
 official ones. It is the only way to have them read; the line goes with every result."""
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged or not what its name says; one line, with what to do."""
 
 
 @dataclass(frozen=True)
@@ -99,45 +96,6 @@ OMNIGLOT_ARCHIVE = "images_background.zip"
 OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 OMNIGLOT_MD5 = "68d2efa1b9178cc56df9314c21c6e718"
 OMNIGLOT_FOLDERS = ("Omniglot", "omniglot-py", ".")
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-
-
-def cache_dir() -> Path:
-    """Where prepared data and reference statistics lie: MPCC_CACHE_DIR or the user's cache."""
-    given = os.environ.get(CACHE_DIR_VARIABLE)
-    if given:
-        try:
-            return usable(given)
-        except ValueError as error:
-            raise DataError(f"{CACHE_DIR_VARIABLE}: {error}") from None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpcc"
-
-
-def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
-    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them."""
-    given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    if given:
-        try:
-            return Path(given).expanduser()
-        except RuntimeError:
-            raise DataError(f"data folder {given} names the home of an unknown user") from None
-    downloaded = cache_dir() / "data"
-    return downloaded if downloaded.is_dir() else None
-
-
-def required_dir(dataset: str, data_dir: Path | str | None) -> Path:
-    """The folder of data files, which must be given and exist."""
-    root = resolve_data_dir(data_dir)
-    hint = "" if dataset == "folder" else ", or add --download"
-    if root is None:
-        raise DataError(
-            f"data set {dataset} is read from files: name their folder with --data-dir "
-            f"or {DATA_DIR_VARIABLE}{hint}"
-        )
-    if not root.is_dir():
-        raise DataError(f"data folder {root} does not exist; correct --data-dir{hint}")
-    return root
 
 
 def check_available(dataset: str, data_dir: Path | str | None = None) -> None:
@@ -237,28 +195,6 @@ def omniglot_names(archive: Path) -> list[str]:
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive} is not a sound zip archive ({error}); get it again") from None
     return sorted(n for n in names if n.endswith(".png") and "images_background/" in n)
-
-
-def find_images(data_dir: Path | str | None) -> list[tuple[Path, str]]:
-    """Images of one's own by name, each with its subfolder's name, '' where there is none.
-
-    Images lie either all in the folder itself, and have no labels, or all in subfolders.
-    """
-    root = required_dir("folder", data_dir)
-    found = [
-        (path, path.relative_to(root).parts[0] if path.parent != root else "")
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    ]
-    if not found:
-        kinds = ", ".join(IMAGE_SUFFIXES)
-        raise DataError(f"no images ({kinds}) in {root}; name another folder with --data-dir")
-    if any(not label for _, label in found) and any(label for _, label in found):
-        raise DataError(
-            f"{root} holds images both beside and inside subfolders; move them all into subfolders "
-            "named by label, or all into one folder"
-        )
-    return found
 
 
 def read_checked(path: Path, checksum: str | None, *, unpack: bool = True) -> bytes:

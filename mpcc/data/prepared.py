@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from mpcc.config import Config
 from mpcc.data import files as data_files
+from mpcc.data import folder
+from mpcc.data.places import DataError, cache_dir
 
 _VERSION = 1
 """Raise it when a reader gives other pixels from the same files."""
+_FOLDER_VERSION = 2
+"""The same for images of one's own, and what is said of them."""
 
 
 def place_of(config: Config, data_dir: Path | None) -> Path:
@@ -21,16 +27,29 @@ def place_of(config: Config, data_dir: Path | None) -> Path:
 
     Named for what they depend on: the settings, and each file's size and time.
     """
-    files: list[tuple[str, str | int, int]] = []
-    for path in data_files.source_files(config.dataset, data_dir):
-        about = path.stat()
-        files.append((str(path.resolve()), about.st_size, about.st_mtime_ns))
+    resolved: dict[Path, str] = {}  # Each folder once: a hundred thousand images lie in few.
+    files: list[tuple[str, int, int]] = []
+    what: list[Any] = [_VERSION, config.dataset, config.split, config.image_size, files]
+    if config.dataset == "folder":
+        found = folder.find(data_dir)
+        paths = [path for path, _ in found.images]
+        what += [_FOLDER_VERSION, os.path.realpath(found.root), found.notes]
+        what += [config.image_ground, config.skip_damaged]
+    else:
+        paths = data_files.source_files(config.dataset, data_dir)
+    for path in paths:
+        if path.parent not in resolved:
+            resolved[path.parent] = os.path.realpath(path.parent)
+        size, time = -1, -1
+        with contextlib.suppress(OSError):  # A link that leads nowhere; its reader says so.
+            about = path.stat()
+            size, time = about.st_size, about.st_mtime_ns
+        files.append((f"{resolved[path.parent]}/{path.name}", size, time))
     if config.dataset == "digits":
-        files.append(("scikit-learn", importlib.metadata.version("scikit-learn"), 0))
-    what = [_VERSION, config.dataset, config.split, config.image_size, files]
+        what.append(importlib.metadata.version("scikit-learn"))
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     name = f"{config.dataset}-{config.split}-{config.image_size}-{digest}"
-    return data_files.cache_dir() / "prepared" / name
+    return cache_dir() / "prepared" / name
 
 
 def read_about(place: Path) -> dict[str, Any] | None:
@@ -53,3 +72,28 @@ def fingerprint(config: Config, data_dir: Path | None) -> str:
     from mpcc.data.image_set import load
 
     return load(config, data_dir).fingerprint
+
+
+def description(config: Config, data_dir: Path | None) -> str:
+    """What is said of images of one's own before they are trained on, in one line.
+
+    They are read here where they have not been. DataError for what cannot be trained on.
+    """
+    about = read_about(place_of(config, data_dir))
+    if about is None:
+        from mpcc.data.image_set import load
+
+        images = load(config, data_dir)
+        names, notes = images.label_names, images.notes
+    else:
+        names, notes = tuple(about["label_names"]), tuple(about["notes"])
+    if config.conditional and len(names) > config.n_clusters:
+        raise DataError(
+            f"conditional=true needs a cluster for each of the {len(names)} labels: "
+            f"n_clusters={len(names)}, got {config.n_clusters}"
+        )
+    if config.conditional and not names:
+        raise DataError(
+            "conditional=true needs labels: put the images into subfolders named by them"
+        )
+    return "data: " + "; ".join(notes)

@@ -195,7 +195,10 @@ def new_plan(preset: str, base: Config) -> Plan:
 
 def images_name(config: Config) -> str:
     """The name of the images that trials of this data set, split and size share."""
-    return f"{config.dataset}, {config.split}, {config.image_size} pixels"
+    name = f"{config.dataset}, {config.split}, {config.image_size} pixels"
+    if config.image_ground != "white":
+        name += f", on {config.image_ground}"
+    return name + (", damaged files left out" if config.skip_damaged else "")
 
 
 def check_same_base(out: Path, plan: Plan, base: Config) -> None:

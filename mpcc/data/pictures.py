@@ -1,0 +1,242 @@
+"""Images of one's own, in any format and mode that Pillow reads, as bytes in colour.
+
+Whatever is converted on the way is a remark of the image; `read_all` counts the remarks.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from mpcc.data.folder import UNREAD_SUFFIXES
+from mpcc.machine import usable_cores
+
+Pixels = NDArray[np.uint8]
+
+GROUNDS = {"white": 255, "grey": 128, "black": 0}
+"""Names of grounds and their level."""
+BATCH = 32
+"""Images that a thread reads before it takes the next ones."""
+PROGRESS_SECONDS = 5.0
+"""Between two lines of progress."""
+ORIENTATION, PHOTOMETRIC, BITS = 0x0112, 262, 258
+"""Tags of EXIF and TIFF."""
+SIDEWAYS = range(2, 9)
+"""Orientations that are not upright."""
+SIXTEEN = re.compile(r";16[BLN]")
+"""In Pillow's name of the raw pixels: a channel of 16 bits, in this order of bytes."""
+
+
+class UnsoundError(ValueError):
+    """An image that cannot be read, or not without guessing; why, in a few words."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an image was before it became bytes in colour."""
+
+    width: int
+    height: int
+    mode: str
+    remarks: tuple[str, ...]
+    """What was converted, each a clause that a count of images can precede."""
+    brightest: int | None = None
+    """The largest value of a grey image of more than 8 bits, on the scale of 16."""
+
+
+def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
+    """An image as (3, H, W), upright, laid on a ground of GROUNDS where it is transparent.
+
+    Of several frames the first. Raises UnsoundError.
+    """
+    if path.suffix.lower() in UNREAD_SUFFIXES:
+        raise UnsoundError(f"{path.suffix} is not read; save it as PNG or JPEG")
+    try:
+        with Image.open(path) as opened:
+            return _converted(opened, ground)
+    except UnsoundError:
+        raise
+    except Image.UnidentifiedImageError:
+        n_bytes = path.stat().st_size
+        raise UnsoundError("no image in it" if n_bytes else "0 bytes") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnsoundError(" ".join(reason.split())) from None
+    except Exception as error:  # Decoders of images raise all sorts.
+        raise UnsoundError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def read_all(
+    paths: Sequence[Path], ground: str, use: Callable[[int, Pixels], None]
+) -> list[Facts | UnsoundError]:
+    """Read images on all cores; `use` gets the place and the pixels (3, H, W) of each sound one."""
+    facts: list[Facts | UnsoundError] = [UnsoundError("not read")] * len(paths)
+    progress = _Progress(len(paths))
+
+    def read(places: range) -> None:
+        for i in places:
+            try:
+                pixels, facts[i] = read_picture(paths[i], ground)
+                use(i, pixels)
+            except UnsoundError as error:
+                facts[i] = error
+        progress.add(len(places))
+
+    pool = ThreadPoolExecutor(usable_cores())
+    batches = [range(i, min(i + BATCH, len(paths))) for i in range(0, len(paths), BATCH)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what it reads nevertheless.
+        try:
+            for done in [pool.submit(read, batch) for batch in batches]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return facts
+
+
+def summary(facts: Sequence[Facts]) -> list[str]:
+    """Sizes and modes, and then what was converted, with the number of images each."""
+    modes = Counter(one.mode for one in facts)
+    widths, heights = [one.width for one in facts], [one.height for one in facts]
+    remarks = Counter(remark for one in facts for remark in one.remarks)
+    deep = [one.brightest for one in facts if one.brightest is not None]
+    said = [f"{n:,} {remark}" for remark, n in sorted(remarks.items())]
+    if deep:
+        said.append(f"largest value of these with 16 bits: {max(deep):,} of 65,535")
+    return [
+        f"{_span(widths)} pixels wide, {_span(heights)} high, modes "
+        + ", ".join(f"{mode} {n:,}" for mode, n in sorted(modes.items())),
+        *said,
+    ]
+
+
+def _span(lengths: Sequence[int]) -> str:
+    low, high = min(lengths), max(lengths)
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
+    tile = getattr(opened, "tile", None)  # What ImageFile's subclasses have before they load.
+    deep = bool(tile) and SIXTEEN.search(str(tile[0].args))
+    as_stored = _orientation(opened)  # Before TIFF's reader turns the image itself.
+    opened.load()
+    remarks = [*_profile(opened.info.get("icc_profile"))]
+    values, brightest = opened, None
+    if opened.mode == "F" or opened.mode.startswith("I"):
+        grey = _sixteen_bits(opened)
+        brightest = int(grey.max())
+        remarks.append("of 16 bits, grey, divided by 257")
+        # 65,535 = 255 · 257: whites stay white, and every level goes to the nearest.
+        values = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    elif opened.mode in ("CMYK", "YCbCr", "HSV"):
+        remarks.append(f"converted from {opened.mode} to RGB without a colour profile")
+    elif deep:
+        remarks.append(f"of 16 bits a channel, read as 8 ({opened.mode})")
+    if values.has_transparency_data:
+        colour, transparent = _grounded(values, GROUNDS[ground])
+        remarks += [f"laid on {ground} where transparent"] if transparent else []
+    else:
+        colour = np.asarray(values.convert("RGB"))
+    colour = _upright(colour, _orientation(opened))
+    if as_stored is None:
+        remarks.append("of unreadable EXIF, so left as stored")
+    elif as_stored in SIDEWAYS:
+        remarks.append("turned upright")
+    if colour.shape[0] != colour.shape[1]:
+        remarks.append("cut to the middle square")
+    if getattr(opened, "is_animated", False):
+        remarks.append("of several frames, of which the first is taken")
+    height, width = colour.shape[:2]
+    facts = Facts(width, height, opened.mode, tuple(remarks), brightest)
+    return np.ascontiguousarray(colour.transpose(2, 0, 1)), facts
+
+
+def _sixteen_bits(opened: Image.Image) -> NDArray[np.int64]:
+    """Grey values (H, W), 0 black to 65,535 white; UnsoundError where the range is not known."""
+    if opened.mode == "F" or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
+        kind = "floating point" if opened.mode == "F" else "32-bit"
+        raise UnsoundError(f"{kind} values have no range of their own; save it with 8 or 16 bits")
+    if "transparency" in opened.info:
+        raise UnsoundError("a transparent level among 16 bits; save it with an alpha channel")
+    values = np.asarray(opened).astype(np.int64)
+    tags = getattr(opened, "tag_v2", {})
+    bits = tags.get(BITS, (16,))[0]
+    if bits < 16:
+        values = values * 65535 // (2**bits - 1)
+    return 65535 - values if tags.get(PHOTOMETRIC) == 0 else values
+
+
+def _grounded(image: Image.Image, ground: int) -> tuple[NDArray[np.uint8], bool]:
+    """Colours (H, W, 3) on the ground, and whether anything is transparent."""
+    rgba = np.asarray(image.convert("RGBA"))
+    if rgba[..., 3].min() == 255:
+        return np.asarray(image.convert("RGB")), False
+    alpha = rgba[..., 3:].astype(np.uint32)
+    mixed = rgba[..., :3] * alpha + ground * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8), True
+
+
+def _orientation(opened: Image.Image) -> int | None:
+    """The orientation that EXIF, XMP or TIFF gives; None where that cannot be read."""
+    try:
+        return int(opened.getexif().get(ORIENTATION, 1))
+    except Exception:  # The image is sound; what is written beside it need not be.
+        return None
+
+
+def _upright(colour: NDArray[np.uint8], orientation: int | None) -> NDArray[np.uint8]:
+    if orientation not in SIDEWAYS:
+        return colour
+    stored = Image.fromarray(colour)
+    stored.getexif()[ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(stored))
+
+
+@functools.lru_cache(maxsize=64)
+def _profile(profile: bytes | None) -> tuple[str, ...]:
+    if not profile:
+        return ()
+    try:
+        text = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip()
+    except (OSError, ImageCms.PyCMSError):
+        text = "unreadable"
+    if "srgb" in text.lower():
+        return ()
+    return (f"with the colour profile {' '.join(text.split())[:40]}, which is not applied",)
+
+
+class _Progress:
+    """Lines on stderr where reading takes long, a few to the minute."""
+
+    def __init__(self, n: int) -> None:
+        self._n, self._done = n, 0
+        self._begun = self._said = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, n: int) -> None:
+        """So many more are read."""
+        with self._lock:
+            self._done += n
+            now = time.monotonic()
+            if now - self._said < PROGRESS_SECONDS or self._done == self._n:
+                return
+            self._said = now
+            left = (now - self._begun) / self._done * (self._n - self._done)
+            text = f"read {self._done:,} of {self._n:,} images, {left:.0f} s left"
+            with suppress(OSError, ValueError):  # Nobody may be there to read it.
+                print(text, file=sys.stderr, flush=True)

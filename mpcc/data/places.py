@@ -1,0 +1,84 @@
+"""Where data lies: the folder that the user names, and the cache of what is computed from it.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mpcc.options import usable
+
+DATA_DIR_VARIABLE = "MPCC_DATA_DIR"
+CACHE_DIR_VARIABLE = "MPCC_CACHE_DIR"
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or not what its name says; one line, with what to do."""
+
+
+def cache_dir() -> Path:
+    """Where prepared data and reference statistics lie: MPCC_CACHE_DIR or the user's cache.
+
+    Without a home that can be written it is a folder of this user's among the temporary files.
+    """
+    given = os.environ.get(CACHE_DIR_VARIABLE)
+    if given:
+        try:
+            return usable(given)
+        except ValueError as error:
+            raise DataError(f"{CACHE_DIR_VARIABLE}: {error}") from None
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        if _writable(caches / "mpcc"):
+            return caches / "mpcc"
+    except RuntimeError:  # Python's word for a user without a home.
+        pass
+    return _temporary(f"mpcc-{os.getuid()}")
+
+
+def _temporary(name: str) -> Path:
+    """A folder of this user's alone; under a name of its own where another user has taken it."""
+    place = Path(tempfile.gettempdir()) / name
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        about = place.lstat()
+        if place.is_symlink() or about.st_uid != os.getuid() or about.st_mode & 0o022:
+            return place / "taken-by-another-user"  # Cannot be written: no cache is used.
+    except OSError:
+        pass  # No cache is used.
+    return place
+
+
+def _writable(place: Path) -> bool:
+    """Whether files can be made in a folder that may have to be made first."""
+    there = next(p for p in (place, *place.parents) if os.path.exists(p))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
+    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them."""
+    given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    if given:
+        try:
+            return Path(given).expanduser()
+        except RuntimeError:
+            raise DataError(f"data folder {given} names the home of an unknown user") from None
+    downloaded = cache_dir() / "data"
+    return downloaded if downloaded.is_dir() else None
+
+
+def required_dir(dataset: str, data_dir: Path | str | None) -> Path:
+    """The folder of data files, which must be given and exist."""
+    root = resolve_data_dir(data_dir)
+    hint = "" if dataset == "folder" else ", or add --download"
+    if root is None:
+        raise DataError(
+            f"data set {dataset} is read from files: name their folder with --data-dir "
+            f"or {DATA_DIR_VARIABLE}{hint}"
+        )
+    if not root.is_dir():
+        raise DataError(f"data folder {root} does not exist; correct --data-dir{hint}")
+    return root
