@@ -14,8 +14,8 @@ from PIL import Image, ImageCms
 
 from mpcc import __main__ as command
 from mpcc.config import Config, from_dict
-from mpcc.data import folder, pictures, prepared
 from mpcc.data import image_set as data
+from mpcc.data import pictures, prepared
 from mpcc.data.places import DataError
 
 RED, BLUE = (200, 30, 10), (10, 30, 200)
@@ -410,7 +410,7 @@ def test_images_without_any_of_this_keep_their_fingerprint(root):
 def test_a_large_image_is_resized_like_a_small_part_of_it():
     rng = np.random.default_rng(0)
     scan = rng.integers(256, size=(1, 3, 1100, 1100), dtype=np.uint8)
-    from mpcc.data.readers import _interpolation, resize
+    from mpcc.data.source import _interpolation, resize
 
     weights = _interpolation(1100, 8)
     expected = np.floor((weights @ (scan.astype(float) @ weights.T)) / 2**28 + 0.5)

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from mpcc.data.folder import UNREAD_SUFFIXES
+from mpcc.data.source import Pixels
 from mpcc.machine import usable_cores
-
-Pixels = NDArray[np.uint8]
 
 GROUNDS = {"white": 255, "grey": 128, "black": 0}
 """Names of grounds and their level."""
@@ -132,7 +131,7 @@ def _span(lengths: Sequence[int]) -> str:
 
 def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
     tile = getattr(opened, "tile", None)  # What ImageFile's subclasses have before they load.
-    deep = bool(tile) and SIXTEEN.search(str(tile[0].args))
+    deep = SIXTEEN.search(str(tile[0].args)) if tile else None
     as_stored = _orientation(opened)  # Before TIFF's reader turns the image itself.
     opened.load()
     remarks = [*_profile(opened.info.get("icc_profile"))]

@@ -7,10 +7,7 @@ import math
 import pickle
 import struct
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +17,9 @@ from PIL import Image
 
 from mpcc.config import Config
 from mpcc.data import files as data_files
-from mpcc.data import folder, pictures
+from mpcc.data.own_images import read_folder
 from mpcc.data.places import DataError
-
-Pixels = NDArray[np.uint8]
+from mpcc.data.source import Pixels, Source, in_training, resize
 
 N_COPIES = 20
 """Augmented copies of each Omniglot drawing (Hu et al. 2017): 100 x 20 x 20 = 40,000 images."""
@@ -62,59 +58,9 @@ LABEL_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set as read; its images may still have their own size."""
-
-    images: Pixels
-    """(N, C, H, W)."""
-    labels: NDArray[np.int64] | None
-    label_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
 def read(config: Config, data_dir: Path | None) -> Source:
     """The data set and split that the configuration names; DataError says what is wrong."""
     return READERS[config.dataset](config, data_dir)
-
-
-def resize(images: Pixels, size: int, chunk: int = 4096) -> Pixels:
-    """Images (N, C, H, W) at size x size, by antialiased bilinear interpolation.
-
-    The weights are whole multiples of 2^-14, so that every sum is exact in float64 and the result
-    is the same to the bit on every machine, whatever the order of the additions.
-    """
-    if images.shape[-2:] == (size, size):
-        return images
-    rows = _interpolation(images.shape[-2], size)
-    columns = _interpolation(images.shape[-1], size)
-    resized = np.empty((*images.shape[:2], size, size), np.uint8)
-    for start in range(0, len(images), chunk):
-        some = images[start : start + chunk]
-        narrow = np.empty((*some.shape[:3], size))
-        for top in range(0, some.shape[2], 512):  # A scan in float64 would take a gigabyte.
-            part = slice(top, top + 512)
-            narrow[:, :, part] = some[:, :, part].astype(np.float64) @ columns.T
-        exact = rows @ narrow
-        resized[start : start + chunk] = np.floor(exact / 2**28 + 0.5)
-    return resized
-
-
-@cache
-def _interpolation(size_in: int, size_out: int) -> NDArray[np.float64]:
-    """Weights (size_out, size_in) of a triangle filter, whole numbers that sum to 2^14 by row."""
-    scale = size_in / size_out
-    centres = (np.arange(size_out) + 0.5) * scale
-    distance = np.abs(np.arange(size_in) + 0.5 - centres[:, None]) / max(scale, 1.0)
-    weights = np.clip(1 - distance, 0, None)
-    whole = np.rint(weights / weights.sum(1, keepdims=True) * 2**14)
-    whole[np.arange(size_out), whole.argmax(1)] += 2**14 - whole.sum(1)
-    return whole
-
-
-def _in_training(n: int) -> NDArray[np.bool_]:
-    """Which of n are training images where no official split exists: all but every fifth."""
-    return np.arange(n) % 5 != 4
 
 
 # -- digits --------------------------------------------------------------------------------------
@@ -125,7 +71,7 @@ def _read_digits(config: Config, data_dir: Path | None) -> Source:
 
     digits = load_digits()
     pixels = (digits.images.astype(np.int64) * 255 + 8) // 16  # 0..16, rounded to the nearest
-    kept = _in_training(len(pixels)) if config.split == "train" else slice(None)
+    kept = in_training(len(pixels)) if config.split == "train" else slice(None)
     names = tuple(str(name) for name in digits.target_names)
     return Source(pixels[kept, None].astype(np.uint8), digits.target[kept].astype(np.int64), names)
 
@@ -243,7 +189,7 @@ def _read_omniglot(config: Config, data_dir: Path | None) -> Source:
     for k, (name, drawings) in enumerate(_characters(place)):
         if config.split == "train":
             drawings = [
-                d for d, kept in zip(drawings, _in_training(len(drawings)), strict=True) if kept
+                d for d, kept in zip(drawings, in_training(len(drawings)), strict=True) if kept
             ]
         rng = np.random.default_rng([AUGMENTATION_SEED, k])
         copies = [_distort(drawing, rng) for drawing in drawings for _ in range(N_COPIES)]
@@ -304,88 +250,6 @@ def _distort(drawing: Image.Image, rng: np.random.Generator) -> Pixels:
     return np.asarray(moved)
 
 
-# -- images of one's own -------------------------------------------------------------------------
-
-
-def _read_folder(config: Config, data_dir: Path | None) -> Source:
-    """All images of a folder in colour, cut to their middle square; subfolders are labels."""
-    found = folder.find(data_dir)
-    kept, size = _of_split(found, config.split), config.image_size
-    images = np.empty((len(kept), 3, size, size), np.uint8)
-
-    def use(i: int, pixels: Pixels) -> None:
-        side = min(pixels.shape[1:])
-        top, left = ((length - side) // 2 for length in pixels.shape[1:])
-        images[i] = resize(pixels[None, :, top : top + side, left : left + side], size)[0]
-
-    read = pictures.read_all([path for path, _ in kept], config.image_ground, use)
-    facts = [one for one in read if isinstance(one, pictures.Facts)]
-    notes = _damaged(found, kept, read, config.skip_damaged)
-    if len(facts) < len(kept):
-        sound = [isinstance(one, pictures.Facts) for one in read]
-        images, kept = images[sound], [image for image, s in zip(kept, sound, strict=True) if s]
-    counts = Counter(label for _, label in kept)
-    names = tuple(sorted(counts))
-    lost = sorted({label for _, label in found.images} - set(names))
-    if lost:
-        notes.append(f"no image of {folder.named(lost)} is left, so that there is no such label")
-    what = [f"{folder.counted(len(kept), 'image')}, {_labels_text(counts)}"]
-    first, *converted = pictures.summary(facts)
-    notes = [", ".join([*what, first]), *converted, *found.notes, *notes]
-    if names == ("",):
-        return Source(images, None, (), tuple(notes))
-    labels = np.array([names.index(label) for _, label in kept], np.int64)
-    return Source(images, labels, names, tuple(notes))
-
-
-def _of_split(found: folder.Found, split: str) -> list[tuple[Path, str]]:
-    """The images of a split: those in a training folder, or all but every fifth."""
-    if split != "train":
-        return found.images
-    kept = found.in_training or _in_training(len(found.images))
-    return [image for image, k in zip(found.images, kept, strict=True) if k]
-
-
-def _damaged(
-    found: folder.Found,
-    kept: list[tuple[Path, str]],
-    read: list[pictures.Facts | pictures.UnsoundError],
-    skip: bool,
-) -> list[str]:
-    """The note on damaged files; DataError where they must not be left out or nothing is left."""
-    wrong = [
-        (path, one)
-        for (path, _), one in zip(kept, read, strict=True)
-        if isinstance(one, pictures.UnsoundError)
-    ]
-    if not wrong:
-        return []
-    if not skip and len(wrong) == 1:
-        path, error = wrong[0]
-        raise DataError(
-            f"{folder.readable(path)} is not a sound image ({error}); mend or remove it, or leave "
-            "it out by --set skip_damaged=true"
-        )
-    lines = [f"{folder.readable(path.relative_to(found.root))} ({error})" for path, error in wrong]
-    if not skip or len(wrong) == len(kept):
-        raise DataError(
-            f"{len(wrong):,} of {len(kept):,} files in {found.root} are not sound images: "
-            f"{folder.named(lines)}; mend or remove them"
-            + ("" if skip else ", or leave them out by --set skip_damaged=true")
-        )
-    return [f"left out {folder.counted(len(wrong), 'damaged file')}: {folder.named(lines)}"]
-
-
-def _labels_text(counts: Counter[str]) -> str:
-    if set(counts) == {""}:
-        return "no labels"
-    if len(counts) <= folder.N_NAMED:
-        each = ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))
-    else:
-        each = f"{min(counts.values()):,} to {max(counts.values()):,} images each"
-    return f"{folder.counted(len(counts), 'label')} ({each})"
-
-
 def _check_labels(path: Path, labels: NDArray[Any], n_images: int, n_labels: int) -> None:
     if labels.shape != (n_images,):
         raise DataError(
@@ -407,5 +271,5 @@ READERS: dict[str, Callable[[Config, Path | None], Source]] = {
     "omniglot": _read_omniglot,
     "cifar10": _read_cifar,
     "cifar20": _read_cifar,
-    "folder": _read_folder,
+    "folder": read_folder,
 }
