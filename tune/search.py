@@ -26,6 +26,7 @@ from mpcc.shell import script, shown  # noqa: E402
 from tune import command, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, number, option  # noqa: E402
+from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import grid, pruning  # noqa: E402
 from tune.plan.plan import Plan  # noqa: E402
@@ -120,10 +121,12 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
     store = open_store(options.out or ROOT / "runs" / name, options.storage)
     if options.release:
         return report.release(store)
+    if store.restored:
+        log(store.restored)
     old = store.read_plan()
     plan, search = _planned(options, store, old)
     if options.status:
-        return _print_status(store, search)
+        return _print_status(store, search, common.settings(options, store).uri)
     from tune.suggest.source import SearchSource
     from tune.suggest.study import FILE, write_study
 
@@ -233,13 +236,14 @@ def objective_text(search: Search, point: Point) -> str:
     return ", ".join(parts)
 
 
-def _print_status(store: Store, search: Search) -> int:
+def _print_status(store: Store, search: Search, uri: str) -> int:
     """Every point, and how many have ended; the exit code is that of a run that ends like this."""
     owner, statuses = report.current(store, search.trials())
     points = read_points(search, statuses)
     print_points(search, points)
     n_ended = sum(point.state in ENDED for point in points)
     print(f"{n_ended} of {search.n_points} points have ended{report.driver_text(owner)}")
+    report.print_damage(uri)
     return 3 if n_ended < search.n_points else report.exit_code(statuses.values())
 
 
