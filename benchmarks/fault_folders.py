@@ -43,6 +43,7 @@ def next_beside_a_driver(lab: Lab, outcome: Outcome) -> None:
     sweep = lab.sweep()
     ones = replace(sweep, argv=(*sweep.argv, *NEXT))
     processes = [ones.start() for _ in range(N_NEXT)]
+    must_come(processes[0], lambda: any(sweep.out.glob("claims/*.json")))  # It is planned then.
     driver = sweep.start()
     must_come(driver, sweep.checkpointed)
     killed = lab.random.choice(processes)

@@ -460,7 +460,7 @@ def test_download_puts_files_where_they_are_found(tmp_path, root, monkeypatch):
 
 def test_availability_is_checked_without_torch():
     code = (
-        "import sys\nfrom mpcc import data_files\n"
+        "import sys\nfrom mpcc.data import files as data_files\n"
         "try: data_files.check_available('mnist', '/nowhere')\n"
         "except data_files.DataError as error: print(error)\n"
         "print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"

@@ -92,8 +92,9 @@ def test_the_commands_know_the_options_that_the_files_give_them() -> None:
             assert given and given <= options(command), given - options(command)
 
 
-def test_the_slurm_script_is_sound_shell() -> None:
-    script = DEPLOY / "slurm.sh"
+@pytest.mark.parametrize("name", ["slurm.sh", "array.sh"])
+def test_the_slurm_scripts_are_sound_shell(name: str) -> None:
+    script = DEPLOY / name
     subprocess.run(["bash", "-n", str(script)], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", str(script)], check=True)

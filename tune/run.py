@@ -175,6 +175,7 @@ def run_next(options: Options, signals: Signals, work: Work) -> int:
             extend(store, work.source.plan, trial)
             state = _train_here(settings, signals, work, trial, claim)
             if state is not None:
+                print(f"{state}: {trial.text}: {store.trial_dir(trial.key)}")
                 return report.exit_code([store.status(trial)], signals.number)
     print(f"nothing is left to do in {store.out}: every trial has ended or is trained now")
     return NOTHING_LEFT
@@ -200,6 +201,9 @@ def _train_here(
                 display.show()
                 if event.ends:
                     break
+    except Exception as error:  # a disk, a GPU: the trial is as it was at its last checkpoint
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OSError(f"{trial.text}: {text}; the same command goes on") from error
     finally:
         worker.release()
     work.store.download(trial.key)
