@@ -144,8 +144,10 @@ class Store:
 
     def _other_trial(self, trial: Trial, result: Row | None) -> object:
         """The key of the trial whose record lies in this one's folder; None where it is its own."""
-        config = run_dir.read_config(self.trial_dir(trial.key)) if result is None else None
-        key = config.trial_key if config is not None else (result or {}).get("trial_key")
+        key = (result or {}).get("trial_key")
+        if key is None:
+            config = run_dir.read_config(self.trial_dir(trial.key))
+            key = None if config is None else config.trial_key
         return key if key not in (None, trial.key) else None
 
     def check_places(self, trials: Iterable[Trial]) -> None:
