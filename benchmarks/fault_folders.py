@@ -131,21 +131,33 @@ def full_in_the_middle(lab: Lab, outcome: Outcome) -> None:
 
 
 def read_only_in_the_middle(lab: Lab, outcome: Outcome) -> None:
-    """The file system of the sweep's folder is mounted read-only while trials run."""
-    with small_disk(lab, outcome) as disk:
-        if disk is not None:
-            sweep = lab.sweep(parent=disk)
-            process = sweep.start()
-            must_come(process, lambda: sweep.has_come_to(1))
-            how = "remount,{}"
-            while subprocess.run(  # While a file is being written the kernel refuses.
-                ["mount", "-o", how.format("ro"), str(disk)], capture_output=True
-            ).returncode:
-                time.sleep(0.01)
-            since = time.monotonic()
-            ended_in_time(lab, outcome, process, since)
-            subprocess.run(["mount", "-o", how.format("rw"), str(disk)], check=True)
-            lab.resume(sweep, outcome)
+    """The file system of the sweep's folder meets an error and turns read-only under open files."""
+    lab.count += 1
+    image, disk = lab.folder / f"image-{lab.count}", lab.folder / f"disk-{lab.count}"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(128 * 2**20)
+    mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(disk)]
+    for words in (["mkfs.ext4", "-q", str(image)], mount):
+        if not shutil.which(words[0]) or subprocess.run(words, capture_output=True).returncode:
+            outcome.not_tried = "a file system that turns read-only needs root and ext4"
+            return
+    device = subprocess.run(
+        ["findmnt", "-n", "-o", "SOURCE", str(disk)], capture_output=True, text=True, check=True
+    )
+    try:
+        sweep = lab.sweep(parent=disk)
+        process = sweep.start()
+        must_come(process, lambda: sweep.has_come_to(1))
+        name = Path(device.stdout.strip()).name
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("x")
+        ended_in_time(lab, outcome, process, time.monotonic())
+        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True)
+        subprocess.run(mount, check=True)
+        lab.resume(sweep, outcome)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)])
 
 
 def node_full_for_a_while(lab: Lab, outcome: Outcome) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A sweep as an array of Slurm jobs, without Ray: each job trains missing trials one after the other
 # until none is left that nobody trains. The words after the script go to ablation.py:
-#   sbatch --array=1-50%10 --gpus-per-task=1 deploy/array.sh --table 1 --out runs/table1 --data-dir DIR
+#   sbatch --array=1-50%10 --gpus-per-task=1 deploy/array.sh --grid esteps,eta_p --out runs/digits
 # Killed or out of time: the same sbatch goes on. See deploy/README.md.
 #SBATCH --job-name=mpcc
 #SBATCH --cpus-per-task=4

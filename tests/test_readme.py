@@ -106,7 +106,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (base / name).mkdir(parents=True)
     first = next(w for p, w in commands(ROOT / "README.md") if p == "tune/search.py")
     leave(base / "runs" / "search-digits", searched(first))
-    for out, words in (("parts", "--ablate"), ("digits", "--grid esteps,eta_p")):
+    kept = (("parts", "--ablate"), ("digits", "--grid esteps,eta_p"))
+    for out, words in (*kept, ("more", "--grid esteps,eta_p --seeds 3,4,5")):
         path = base / "runs" / out
         options = ablation.parse([*words.split(), "--out", str(path)])
         leave(path, planned(options, Store(path), None)[0])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rich.filesize import decimal
 
 from mpcc.data import files as data_files
-from mpcc.machine import free_memory, gpus_here, usable_cores
+from mpcc.machine import free_memory, gpus_here, processes_left, usable_cores
 from mpcc.runs import run_dir
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
@@ -21,6 +21,10 @@ from tune.store.folder import Store
 
 OTHER_BYTES = 2**20
 """Pictures, metrics and MLflow's copies of one trial."""
+
+
+RAY_THREADS, TRIAL_THREADS = 300, 50
+"""Threads of a local Ray with the driver, and of a trial's process, counted on two cores."""
 
 
 class PreflightError(ValueError):
@@ -100,6 +104,17 @@ def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
         f"{len(largest)} trials at once need about {decimal(sum(largest))} of memory, "
         f"{decimal(free)} are free here: {advice}"
     )
+
+
+def check_processes(n_at_once: int) -> None:
+    """PreflightError where this user may not start as many threads as Ray and the trials need."""
+    left, need = processes_left(), RAY_THREADS + n_at_once * TRIAL_THREADS
+    if left < need:
+        raise PreflightError(
+            f"Ray and {n_at_once} trials at once need about {need} processes and threads, and this "
+            f"user may start {left:.0f} more (ulimit -u): raise the limit, or train one trial at a "
+            "time with --next, which needs no Ray"
+        )
 
 
 def check_cores(cores: float | None) -> None:

@@ -64,6 +64,9 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     )
     if not (nothing_new and tracking.in_step(store, settings.uri)):
         _check(options, settings, work, todo)
+        n_at_once = settings.n_at_once(todo) if todo and settings.local else None
+        if n_at_once:
+            preflight.check_processes(n_at_once)
         with SweepLock(store, log) as lock:
             if store.refresh() != work.old:
                 raise UsageError(
