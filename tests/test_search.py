@@ -107,7 +107,7 @@ BAD = [
     (["--space", "cpu_threads=1,2"], "cpu_threads is no axis of a search: it changes the speed"),
     (["--space", "n_generated=10,20"], "n_generated is no axis of a search"),
     ([*S, "--prune", "asha"], "argument --prune: invalid choice: 'asha' (choose from 'median'"),
-    ([*S, "--prune", "median", "--objective", "mse,saturation"], "--prune is for one objective"),
+    ([*S, "--prune", "median", "--objective", "mse,silhouette"], "--prune is for one objective"),
     ([*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=9"], "cannot go by fid"),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
     ([*S, "--preset", "digit"], "did you mean 'digits'?"),
@@ -160,7 +160,7 @@ def test_a_begun_search_cannot_become_another_but_may_grow(
     same = ["--out", str(tmp_path), "--dry-run"]
     for argv, message in (
         (["--space", "esteps=1..3"], "with space eta_p=1e-4..0.1:log esteps=1..4, now esteps=1..3"),
-        (["--objective", "saturation"], "with objectives ('mse',), now ('saturation',)"),
+        (["--objective", "silhouette"], "with objectives ('mse',), now ('silhouette',)"),
         (["--sampler-seed", "4"], "with sampler_seed 0, now 4"),
         (["--ahead", "7"], "with ahead 3, now 7"),
         (["--points", "3"], "has 5 points already"),

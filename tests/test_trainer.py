@@ -1,8 +1,10 @@
 """Algorithm 1: who moves whom, what each setting does, and runs that go on to the bit."""
 
 import dataclasses
+import math
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -242,7 +244,7 @@ def test_changing_any_field_changes_something_observable(
 def test_saturation_is_named_beyond_its_threshold(tiny, some_digits, tmp_path):
     for threshold, names in ((0.1, ["saturated"]), (0.3, [])):
         state = build_state(tiny.override(max_saturation=threshold), some_digits)
-        write_result(tmp_path, state, run_dir.DONE, None, {"saturation": 0.2})
+        write_result(tmp_path, state, run_dir.DONE, None, {"saturation_excess": 0.2}, {}, {})
         assert run_dir.read_result(tmp_path)["failures"] == names
 
 
@@ -254,7 +256,8 @@ def test_generated_images_are_scored_or_the_reason_is_recorded(
     for n, reason in ((None, "no images were drawn"), (20, "Inception weights missing")):
         list(train(tiny.override(n_generated=n), tmp_path / str(n), image_set=some_digits))
         result = run_dir.read_result(tmp_path / str(n))
-        assert set(result["unavailable"]) == {"inception_score", "fid", "kid"}
+        scores = {"inception_score", "fid", "kid"}
+        assert set(result["unavailable"]) == (scores if n else scores | {"fid_cnn"})
         assert reason in result["unavailable"]["fid"]
         assert ("fid_cnn" in result["metrics"]) == (n is not None)
 
@@ -286,11 +289,93 @@ def test_the_errors_of_reconstruction_are_those_of_all_images(tiny, some_digits)
         train_step(state)
         found = evaluate(state)
         x = some_digits.images / 127.5 - 1
-        x_hat = found.generator(found.z_means, found.clusters, 1)
+        difference = (x - found.generator(found.z_means, found.clusters)).double()
+    assert found.metrics["mse"] == pytest.approx(float(difference.square().mean()), rel=1e-6)
     n = tiny.batch_size
-    assert found.metrics["mse"] == pytest.approx(metrics.mse(x, x_hat), rel=1e-6)
-    squared = metrics.mse_squared_mean(x.numpy(), x_hat.numpy(), n)
-    assert found.metrics["mse_squared_mean"] == pytest.approx(squared, rel=1e-5)
+    order = np.random.default_rng(0).permutation(len(x))[: len(x) // n * n]
+    squared = [float(difference[part].mean()) ** 2 for part in order.reshape(-1, n)]
+    assert found.metrics["mse_published"] == pytest.approx(np.mean(squared), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"n_clusters": 1}, {"n_clusters": 3}, {"prior": "normal"}, {}])
+def test_failures_rest_on_two_hundred_samples_at_least(changes, tiny, some_digits):
+    found = evaluate(build_state(tiny.override(**changes), some_digits))
+    assert (
+        len(found.samples)
+        == len(found.sample_clusters)
+        == {3: 201}.get(changes.get("n_clusters"), 200)
+    )
+
+
+def test_what_a_model_or_its_data_do_not_have_is_given_a_reason(tiny, some_digits):
+    everything = {n for n, m in metrics.METRICS.items() if m.replaced_by is None}
+    at_the_end = {n for n in everything if n.startswith("loss/")}
+    at_the_end |= {"inception_score", "fid", "kid", "fid_cnn"}
+    unlabelled = dataclasses.replace(some_digits, labels=None)
+    ink = (some_digits.images > 99).to(torch.uint8) * 255
+    black_and_white = dataclasses.replace(some_digits, images=ink)
+    for config, images, missing in (
+        (tiny, some_digits, set()),
+        (tiny, unlabelled, {"acc_majority", "acc_hungarian", "nmi", "ari"}),
+        (tiny, black_and_white, {"saturation_excess"}),
+        (tiny.override(n_clusters=1), some_digits, {"silhouette"}),
+        (tiny.override(batch_size=len(some_digits) + 1), some_digits, {"mse_published"}),
+        (tiny.override(prior="normal"), some_digits, set(metrics.NEED_CLUSTERS)),
+    ):
+        state = build_state(config, images)
+        for _ in range(5):  # Until more than one cluster is used.
+            train_step(state)
+        found = evaluate(state)
+        assert everything - at_the_end - missing == set(found.metrics)
+        assert missing <= set(found.unavailable) and not set(found.metrics) & set(found.unavailable)
+        assert all(math.isfinite(value) for value in found.metrics.values())
+
+
+@pytest.mark.parametrize("part", ["generator", "discriminator", "encoder", "prior"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_weights_that_are_not_finite_at_an_evaluation_are_a_divergence(
+    part, fast, tiny, some_digits, tmp_path, monkeypatch
+):
+    # The losses of the last step are finite: it is the step itself that broke the weights.
+    usual = trainer.stepper
+
+    def breaking(state):
+        step = usual(state)
+
+        def broken():
+            terms = step()
+            if state.iteration == 2:
+                state.parts()[part].raw[-1].view(-1)[-1] = math.nan
+            return terms
+
+        return broken
+
+    monkeypatch.setattr(trainer, "stepper", breaking)
+    ends = list(train(tiny.override(fast=fast), tmp_path, image_set=some_digits, device="cpu"))
+    result = run_dir.read_result(tmp_path)
+    assert ends[-1].state == result["state"] == "diverged" and result["metrics"] == {}
+    assert result["cause"] == f"a weight of the {part} is not finite at iteration 2"
+
+
+def test_what_only_looks_on_fails_no_trial(tiny, some_digits, tmp_path, monkeypatch):
+    from mpcc.evaluation import baseline, classifier, plots
+
+    def broken(*_, **__):
+        raise KeyError("out of order")
+
+    for module, name in (
+        (plots, "latent_picture"),
+        (plots, "curve_picture"),
+        (classifier, "load_classifier"),
+        (baseline, "kmeans_acc_majority"),
+    ):
+        monkeypatch.setattr(module, name, broken)
+    ends = list(train(tiny.override(n_generated=20), tmp_path, image_set=some_digits, device="cpu"))
+    result = run_dir.read_result(tmp_path)
+    assert ends[-1].state == result["state"] == "done" and result["metrics"]["acc_majority"] > 0
+    for name in ("latent.png", "curves.png", "fid_cnn", "kmeans_acc_majority"):
+        assert result["unavailable"][name] == "KeyError: 'out of order'"
+    assert (tmp_path / "samples.png").exists() and result["baseline"] == {}
 
 
 def test_checkpoints_take_a_small_share_of_the_time(tiny, some_digits, tmp_path, monkeypatch):
@@ -456,7 +541,7 @@ def test_run_directory_explains_itself(tiny, some_digits, tmp_path):
     assert result["n_parameters"]["generator"] == n_parameters(
         build_state(tiny, some_digits).generator
     )
-    assert {"acc_majority", "acc_hungarian", "mse", "mse_squared_mean"} <= set(result["metrics"])
+    assert {"acc_majority", "acc_hungarian", "mse", "mse_published"} <= set(result["metrics"])
     assert {"samples.png", "reconstructions.png"} <= {p.name for p in path.iterdir()}
 
 

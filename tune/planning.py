@@ -157,6 +157,8 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
 
     if options.confirm and options.confirm not in METRICS:
         raise UsageError(configs.unknown("metric", options.confirm, METRICS))
+    if options.confirm and not METRICS[options.confirm].has_better_end:
+        raise UsageError(f"--confirm {options.confirm}: neither more nor less of it is better")
     if not confirm.confirmed(plan):
         keys, by = _best_and_ties(store, plan, options.confirm or None)
         plan = confirm.confirm(plan, keys, by, lambda k: store.trial_dir(k).exists(), count)

@@ -48,7 +48,7 @@ examples:
   python tune/search.py                                    go on with what is planned
   python tune/search.py --points 40                        the same search, longer
   python tune/search.py --status                           its points, how far it is, its driver
-  python tune/search.py --objective mse,saturation ...     two objectives: a Pareto front
+  python tune/search.py --objective mse,silhouette ...     two objectives: a Pareto front
   python tune/search.py --objective acc_majority ...       by labels, which every table then says
   python tune/ablation.py --out runs/search-digits --confirm --seeds 5   the best, on fresh seeds
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from mpcc.data.cache import cached_arrays
 from mpcc.data.image_set import ImageSet
 from mpcc.evaluation import metrics
+
+log = logging.getLogger(__name__)
 
 
 def kmeans_acc_majority(image_set: ImageSet, n_clusters: int, seed: int = 0) -> float:
@@ -19,6 +23,10 @@ def kmeans_acc_majority(image_set: ImageSet, n_clusters: int, seed: int = 0) -> 
         raise ValueError("the accuracy of k-means needs labels, and this data set has none")
 
     def make() -> dict[str, np.ndarray]:
+        log.info(
+            "k-means on the same %s images, %s clusters: once for this data set, then kept",
+            *(f"{n:,}" for n in (len(image_set), n_clusters)),
+        )
         value = metrics.kmeans_acc_majority(image_set.images, labels, n_clusters, seed)
         return {"acc_majority": np.array(value)}
 

@@ -25,12 +25,12 @@ CURVE_PANELS = (
     ("loss/discriminator", "loss/generator"),
     ("loss/encoder", "loss/membership", "loss/entropy"),
     ("mse",),
-    ("mse_squared_mean",),
+    ("mse_published", "mse_squared_mean"),
     ("fid", "fid_cnn", "kid"),
     ("inception_score",),
-    ("saturation", "diversity_min"),
+    ("saturation_excess", "saturation", "diversity_min"),
     ("n_clusters_used", "n_clusters_collapsed"),
-    ("prior/std_mean",),
+    ("prior/std", "prior/std_mean"),
 )
 """Metrics that share an axis in the picture of curves."""
 
