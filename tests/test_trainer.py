@@ -337,20 +337,15 @@ def test_weights_that_are_not_finite_at_an_evaluation_are_a_divergence(
     part, fast, tiny, some_digits, tmp_path, monkeypatch
 ):
     # The losses of the last step are finite: it is the step itself that broke the weights.
-    usual = trainer.stepper
+    usual = trainer.train_step
 
-    def breaking(state):
-        step = usual(state)
+    def broken(state):
+        terms = usual(state)
+        if state.iteration == 2:
+            state.parts()[part].raw[-1].view(-1)[-1] = math.nan
+        return terms
 
-        def broken():
-            terms = step()
-            if state.iteration == 2:
-                state.parts()[part].raw[-1].view(-1)[-1] = math.nan
-            return terms
-
-        return broken
-
-    monkeypatch.setattr(trainer, "stepper", breaking)
+    monkeypatch.setattr(trainer, "train_step", broken)
     ends = list(train(tiny.override(fast=fast), tmp_path, image_set=some_digits, device="cpu"))
     result = run_dir.read_result(tmp_path)
     assert ends[-1].state == result["state"] == "diverged" and result["metrics"] == {}

@@ -134,7 +134,7 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     for statistics in generator.statistics():
         statistics.state = "collecting"
     for _ in range(config.n_standing_passes):
-        generator(*state.prior.sample(config.batch_size, rng), n_batches=1)
+        generator(*state.prior.sample(config.batch_size, rng))
     for statistics in generator.statistics():
         statistics.state = "standing"
     return generator
@@ -174,7 +174,7 @@ def reconstruct(
     for start in range(0, len(state.images), size):
         chunk = slice(start, start + size)
         x = as_input(state, state.images[chunk])
-        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk], 1)
+        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk])
         difference = (x.double() - x_hat.double()).flatten(1)
         moments.append(torch.stack((difference.mean(1), difference.square().mean(1)), 1))
     found = torch.cat(moments)
@@ -194,7 +194,7 @@ def draw(state: TrainState, generator: Generator, z: Tensor, y: Tensor | None) -
     size, drawn = images_at_once(state), []
     for start in range(0, len(z), size):
         chunk = slice(start, start + size)
-        images = generator(z[chunk], None if y is None else y[chunk], 1)
+        images = generator(z[chunk], None if y is None else y[chunk])
         _check_finite("a generated image", images)
         drawn.append(to_uint8(images))
     return torch.cat(drawn)

@@ -20,10 +20,10 @@ from mpcc.evaluation import baseline
 from mpcc.evaluation.evaluate import NotFinite, evaluate, generation_scores, said
 from mpcc.evaluation.failures import failures
 from mpcc.evaluation.trial_pictures import write_pictures
-from mpcc.fast.cuda_graph import stepper
 from mpcc.model.networks import n_parameters
 from mpcc.runs import run_dir
 from mpcc.runs.code_version import code_fingerprints, code_version
+from mpcc.training.algorithm import train_step
 from mpcc.training.device import prepare_process, resolve_device
 from mpcc.training.resume import restore, write_checkpoint
 from mpcc.training.state import TrainState, build_state
@@ -112,13 +112,12 @@ class _Run:
     def iterate(self) -> Generator[Progress]:
         """Train to the end; see `train`."""
         state, config = self.state, self.state.config
-        step = stepper(state)
         self.saved = self.spoke = self.clock = time.monotonic()
         waiting: list[dict[str, Tensor]] = []
         flush_every = 1 if state.device.type == "cpu" else FLUSH_EVERY_ON_GPU
         try:
             while state.iteration < config.iterations:
-                waiting.append(step())
+                waiting.append(train_step(state))
                 last = state.iteration == config.iterations
                 evaluating = last or state.iteration % config.eval_every == 0
                 if not evaluating and len(waiting) < flush_every:
