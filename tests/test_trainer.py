@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpcc.config import PRESETS, Config
+from mpcc.config import ALIVE, PRESETS, Config, dead, without_dead
 from mpcc.data.image_set import DataError, ImageSet
 from mpcc.evaluation import metrics
 from mpcc.evaluation.evaluate import evaluate
@@ -24,6 +24,7 @@ from mpcc.training.algorithm import (
     update_encoder_and_prior,
     update_generator_and_prior,
 )
+from mpcc.training.resume import restore
 from mpcc.training.state import build_state
 from mpcc.training.trainer import train, write_checkpoint, write_result
 
@@ -197,7 +198,7 @@ CHANGES = {
 BASE_FOR = {
     "prior_rank": {"prior": "low_rank_mixture"},
     "ema_decay": {"ema_start": 0},
-    "n_standing_passes": {},
+    "ema_start": {"ema_start": 3, "ema_decay": 0.5},
 }
 
 
@@ -239,6 +240,39 @@ def test_changing_any_field_changes_something_observable(
     assert other != base
     if field in ("eval_every", "n_standing_passes", "min_diversity"):
         assert other["weights_sha256"] == base["weights_sha256"]  # evaluation leaves training alone
+
+
+DEAD_IN = {
+    **dict.fromkeys(ALIVE, {"prior": "normal"}),
+    "prior_entropy": {"prior_entropy_weight": 0.0},
+    "prior_rank": {},
+    "ema_decay": {"ema_start": 100},
+    "ema_start": {"ema_decay": 0.0},
+    "n_is_splits": {"n_generated": None},
+}
+"""Field that is not always alive -> changes of `tiny` under which it is dead."""
+OTHER = {"n_is_splits": 3, "given_cluster_weights": (1.0,) * 9 + (9.0,)}
+
+
+@pytest.mark.parametrize("field", ALIVE)
+def test_a_dead_field_changes_nothing(field, some_digits, base_results, tmp_path):
+    changes = DEAD_IN[field]
+    config = PRESETS["tiny"].override(**changes)
+    changed = config.override(**{field: OTHER.get(field, CHANGES[field])})
+    assert field in dead(config) and field in dead(changed)
+    assert config != changed and without_dead(config) == without_dead(changed)
+    before, after = base_results(changes), observed(changed, some_digits, tmp_path / "run")
+    for found in (before, after):  # The term is still looked at, without a weight in the loss.
+        for row in (found["metrics"], *found["rows"]):
+            row.pop("loss/entropy" if field == "prior_entropy" else "", None)
+    assert before == after
+
+
+def test_alive_fields_keep_configurations_apart():
+    for field, value in CHANGES.items():
+        base = PRESETS["tiny"].override(**BASE_FOR.get(field, {}))
+        if value is not None and field not in dead(base):
+            assert without_dead(base) != without_dead(base.override(**{field: value})), field
 
 
 def test_saturation_is_named_beyond_its_threshold(tiny, some_digits, tmp_path):
@@ -540,13 +574,41 @@ def test_run_directory_explains_itself(tiny, some_digits, tmp_path):
     assert {"samples.png", "reconstructions.png"} <= {p.name for p in path.iterdir()}
 
 
-def test_conditional_training_without_labels_is_refused_before_anything_is_written(
-    tiny, some_digits, tmp_path
-):
+def test_what_would_fail_later_is_refused_before_anything_is_written(tiny, some_digits, tmp_path):
+    n = len(some_digits)
     unlabelled = dataclasses.replace(some_digits, labels=None)
-    with pytest.raises(DataError, match="conditional=true needs labels.*digits have none"):
-        next(train(tiny.override(conditional=True), tmp_path / "r", image_set=unlabelled))
+    one = dataclasses.replace(some_digits, images=some_digits.images[:1])
+    rgb = dataclasses.replace(some_digits, images=some_digits.images.repeat(1, 3, 1, 1))
+    for changes, images, message in (
+        ({"conditional": True}, unlabelled, "conditional=true needs labels"),
+        ({"conditional": True, "n_clusters": 9}, some_digits, "have 10 labels: set n_clusters=10"),
+        ({"conditional": True, "n_clusters": 11}, some_digits, "have 10 labels: set n_clusters=10"),
+        ({"n_clusters": n + 1}, some_digits, f"is more than the {n} images of digits"),
+        ({}, one, "at least 2 images of digits, got 1"),
+        ({"image_size": 16}, some_digits, "is of images of 1×16×16 .*, these are 1×8×8"),
+        ({}, rgb, "is of images of 1×8×8 .*, these are 3×8×8"),
+    ):
+        with pytest.raises(DataError, match=message):
+            next(train(tiny.override(**changes), tmp_path / "r", image_set=images))
     assert not (tmp_path / "r").exists()
+    config = tiny.override(prior="normal", n_clusters=n + 1, iterations=1)
+    list(train(config, tmp_path / "r", image_set=some_digits))
+
+
+def test_restore_gives_the_model_as_it_ended_or_raises(tiny, some_digits, tmp_path, caplog):
+    list(train(tiny, tmp_path, image_set=some_digits, device="cpu"))
+    state = build_state(tiny, some_digits)
+    restore(state, tmp_path)
+    assert state.iteration == tiny.iterations and not caplog.records
+    (tmp_path / "again").mkdir()
+    run_dir.write_metrics(tmp_path / "again", state.rows)
+    write_result(tmp_path / "again", state, run_dir.DONE, None, {}, {}, {})
+    digest = run_dir.read_result(tmp_path)["weights_sha256"]
+    assert run_dir.read_result(tmp_path / "again")["weights_sha256"] == digest
+    for file in tmp_path.glob("checkpoint*"):
+        file.unlink()
+    with pytest.raises(run_dir.RunDirError, match="has ended, and its model cannot be loaded"):
+        restore(build_state(tiny, some_digits), tmp_path)
 
 
 def test_unlabelled_images_train_without_accuracies(tiny, some_digits, tmp_path):

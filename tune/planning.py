@@ -87,7 +87,11 @@ def _asked(
     if both:
         name = configs.SHORT.get(both[0], both[0])
         raise UsageError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
-    return grid.cells(plan.base, asked), asked.seeds or DEFAULT_SEEDS, asked.text
+    cells = grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
+    together = grid.falling_together(asked, cells)
+    if together:
+        print(together)
+    return cells, asked.seeds or DEFAULT_SEEDS, asked.text
 
 
 def _without_parts(options: AblationOptions, store: Store, plan: Plan) -> list[Cell]:

@@ -124,6 +124,9 @@ def print_needs(
     reached: Mapping[str, int],
 ) -> None:
     """How large these trials get and how long they take from the iterations they have reached."""
+    preflight.check_fit(todo, settings)
+    for text in preflight.cautions(todo):
+        print(f"note: {text}")
     largest = max(checkpoint_bytes(trial.config) for trial in todo)
     need = preflight.disk_need(todo, store, settings.n_at_once(todo))
     print(f"about {decimal(largest)} per checkpoint, {decimal(need)} on the disk", flush=True)

@@ -120,11 +120,12 @@ def seconds_of_scores(state: TrainState, evaluation: Evaluation) -> float:
     n = state.config.n_generated
     if n is None:
         return 0.0
-    state.config = state.config.override(n_generated=min(n, N_SCORED))
+    n_scored = min(n, max(N_SCORED, state.config.n_is_splits))
+    state.config = state.config.override(n_generated=n_scored)
     generation_scores(state, evaluation)
     begun = _now(state.device)
     generation_scores(state, evaluation)
-    return (_now(state.device) - begun) * n / min(n, N_SCORED)
+    return (_now(state.device) - begun) * n / n_scored
 
 
 def _now(device: torch.device) -> float:

@@ -24,6 +24,7 @@ from mpcc.model.networks import n_parameters
 from mpcc.runs import run_dir
 from mpcc.runs.code_version import code_fingerprints, code_version
 from mpcc.training.algorithm import train_step
+from mpcc.training.checks import check_images
 from mpcc.training.device import prepare_process, resolve_device
 from mpcc.training.resume import restore, write_checkpoint
 from mpcc.training.state import TrainState, build_state
@@ -80,12 +81,10 @@ def train(
     prepare_process(config, where)
     # Before anything is written: images that are refused leave nothing behind.
     image_set = load(config, data_dir) if image_set is None else image_set
-    if config.conditional and image_set.labels is None:
-        raise DataError(
-            f"conditional=true needs labels, and the images of {config.dataset} have none: "
-            "set conditional=false or choose a data set with labels"
-        )
-    check_images(path, config, image_set, fingerprint)
+    labels = image_set.labels
+    n_labels = None if labels is None else int(labels.max()) + 1
+    check_images(config, image_set.images.shape, n_labels)
+    check_same_images(path, config, image_set, fingerprint)
     run_dir.open_run(path, config)
     state = build_state(config, image_set, where)
     restore(state, path)
@@ -257,7 +256,7 @@ def write_result(
     )
 
 
-def check_images(
+def check_same_images(
     path: Path, config: Config, image_set: ImageSet, fingerprint: str | None = None
 ) -> None:
     """Refuse other images than the trial was begun on, or than the rest of its sweep has."""
