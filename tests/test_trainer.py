@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -384,6 +386,26 @@ def test_weights_that_are_not_finite_at_an_evaluation_are_a_divergence(
     result = run_dir.read_result(tmp_path)
     assert ends[-1].state == result["state"] == "diverged" and result["metrics"] == {}
     assert result["cause"] == f"a weight of the {part} is not finite at iteration 2"
+
+
+def test_an_evaluation_holds_nothing_of_images_times_clusters_times_dimensions():
+    code = """if True:
+        import resource, torch
+        from mpcc.config import PRESETS
+        from mpcc.data.image_set import ImageSet
+        from mpcc.evaluation.evaluate import evaluate
+        from mpcc.training.state import build_state
+        torch.set_num_threads(1)
+        config = PRESETS["tiny"].override(n_clusters=100, latent_size=24, batch_size=50)
+        pixels = torch.arange(70_000 * 64).mul_(37).remainder_(251).to(torch.uint8)
+        data = ImageSet(pixels.view(-1, 1, 8, 8), torch.arange(70_000) % 100, (), "0" * 12)
+        state = build_state(config, data)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        evaluate(state)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 400  # megabytes; memberships alone took 2,000 once
 
 
 def test_what_only_looks_on_fails_no_trial(tiny, some_digits, tmp_path, monkeypatch):

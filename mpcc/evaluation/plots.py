@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +21,8 @@ from mpcc.runs.run_dir import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
 
 CURVE_PANELS = (
     ("acc_majority", "acc_hungarian", "nmi", "ari"),
@@ -35,6 +39,26 @@ CURVE_PANELS = (
 """Metrics that share an axis in the picture of curves."""
 
 
+def in_our_style(draw: Callable[P, None]) -> Callable[P, None]:
+    """Draw with matplotlib's own defaults, whatever MPLBACKEND or a user's matplotlibrc say: a
+    picture of the same numbers has the same bytes, and a notebook's backend stops no trial."""
+
+    @wraps(draw)
+    def drawn(*given: P.args, **named: P.kwargs) -> None:
+        backend = os.environ.pop("MPLBACKEND", None)  # An unknown one raises at the import.
+        try:
+            import matplotlib
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            draw(*given, **named)
+
+    return drawn
+
+
+@in_our_style
 def latent_picture(
     encodings: ArrayLike,
     groups: ArrayLike,
@@ -92,6 +116,7 @@ def latent_picture(
     _save_figure(figure, path)
 
 
+@in_our_style
 def curve_picture(
     rows: Sequence[Mapping[str, Any]],
     path: Path,
