@@ -69,7 +69,7 @@ def ends(trials: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found[key] = {name: trial.get(name) for name in ("state", "iteration", "weights_sha256")}
         for name, value in trial["metrics"].items():
             if name in STILL_MEASURED and not isinstance(value, str):  # As nan is written.
-                found[key][f"metrics {name}"] = float(f"{value:.9g}")
+                found[key][f"metrics {name}"] = round(float(f"{value:.9g}"), 9)
     return found
 
 

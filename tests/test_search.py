@@ -108,7 +108,10 @@ BAD = [
     (["--space", "n_generated=10,20"], "n_generated is no axis of a search"),
     ([*S, "--prune", "asha"], "argument --prune: invalid choice: 'asha' (choose from 'median'"),
     ([*S, "--prune", "median", "--objective", "mse,silhouette"], "--prune is for one objective"),
-    ([*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=9"], "cannot go by fid"),
+    (
+        [*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=99"],
+        "cannot go by fid",
+    ),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
     ([*S, "--preset", "digit"], "did you mean 'digits'?"),
     ([*S, "--status", "--dry-run"], "exclude each other"),
@@ -194,7 +197,7 @@ def test_what_is_measured_with_something_that_is_missing_here_is_refused(
     own = ["--set", "dataset=folder", "--data-dir", str(images)]
     for argv, message in (
         ([*own, "--objective", "acc_majority"], "--objective acc_majority needs labels and the"),
-        (["--objective", "fid", "--set", "n_generated=9"], "Inception weights missing: give"),
+        (["--objective", "fid", "--set", "n_generated=99"], "Inception weights missing: give"),
     ):
         code, said, err = call(capsys, *out, *argv)
         assert code == 2 and said == "" and message in err and err.count("\n") == 1
