@@ -82,6 +82,13 @@ def test_seed_changes_the_trial_key_and_not_the_cell_key():
     assert a.cell_key == b.cell_key and a.trial_key != b.trial_key
 
 
+def test_weights_as_whole_numbers_have_the_key_of_the_same_weights():
+    whole, same = (
+        {"given_cluster_weights": [kind(k) for k in range(1, 11)]} for kind in (int, float)
+    )
+    assert from_dict(whole).cell_key == from_dict(same).cell_key
+
+
 def test_every_other_field_changes_the_cell_key():
     changes = {
         "dataset": "cifar10", "split": "train", "image_size": 16, "latent_mode": "copy",

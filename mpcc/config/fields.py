@@ -147,6 +147,9 @@ class Config:
             )
         if self.given_cluster_weights is not None:
             check_weights(self.given_cluster_weights, self.n_clusters)
+            # Whole numbers too: equal configurations have one key.
+            as_floats = tuple(map(float, self.given_cluster_weights))
+            object.__setattr__(self, "given_cluster_weights", as_floats)
         if self.n_generated is not None and self.n_generated < self.n_is_splits:
             raise ValueError(
                 f"n_generated must be at least n_is_splits, {self.n_is_splits}, "

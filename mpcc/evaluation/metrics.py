@@ -1,13 +1,11 @@
 """Numbers that say how good a model is, from plain arrays, and what each of them means.
 
-METRICS is the one place that knows each number's label, ideal and protocol. Importing this
-module is quick: scipy and scikit-learn are imported where they are used, and scikit-learn, slow to
-import, by the baseline alone, so that no trial waits for it.
+METRICS is the one place that knows each number's label, ideal and protocol. scipy is imported where
+it is used.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +34,7 @@ class Metric:
 
     @property
     def has_better_end(self) -> bool:
-        """Whether more of it, or less of it, is always better."""
+        """Whether more of it, or less of it, is better."""
         return self.ideal in ("high", "low")
 
     @property
@@ -98,8 +96,8 @@ METRICS: dict[str, Metric] = {
         "MSE as published (file order)",
         "low",
         "of values in [-1, 1]",
-        "Square of the mean difference of each batch, averaged over the batches in the order of "
-        "the files, as earlier versions did: far too large where that order is by label.",
+        "Square of the mean difference of each batch in the order of the files, averaged, as "
+        "earlier versions did: far too large where that order is by label.",
         replaced_by="mse_published",
     ),
     "inception_score": Metric(
@@ -219,10 +217,8 @@ def acc_hungarian(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> fl
 
 
 def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
-    """Mutual information of clusters and labels over the mean of their entropies, 0..1.
-
-    1 where both are a single group, as scikit-learn has it.
-    """
+    """Mutual information of clusters and labels over the mean of their entropies, 0..1 (1 where
+    both are a single group, as scikit-learn has it)."""
     joint = contingency(labels, clusters, n_clusters).astype(np.float64)
     joint /= joint.sum()
     h_joint, h_clusters, h_labels = (_entropy(p) for p in (joint, joint.sum(1), joint.sum(0)))
@@ -251,7 +247,6 @@ def clustering(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> dict[
         "acc_hungarian": acc_hungarian(labels, clusters, n_clusters),
         "nmi": nmi(labels, clusters, n_clusters),
         "ari": ari(labels, clusters, n_clusters),
-        "n_clusters_used": n_clusters_used(clusters),
     }
 
 
@@ -261,8 +256,8 @@ def n_clusters_used(clusters: ArrayLike) -> int:
 
 
 def cluster_information(log_memberships: Iterable[ArrayLike]) -> float:
-    """Mutual information of images and clusters in nats, from log q(y|x), rows of (K,) or blocks
-    of them, (B, K) each; 0..log K, nan where a membership is.
+    """Mutual information of images and clusters in nats, 0..log K, from log q(y|x) in blocks
+    (B, K) or rows (K,); nan where one is.
 
     The entropy of the mean membership less the mean entropy, as in regularised information
     maximisation (Gomes, Krause and Perona 2010): high where each image belongs to one cluster for
@@ -302,28 +297,13 @@ def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> 
     return float((values / widest).mean())
 
 
-def kmeans_acc_majority(images: ArrayLike, labels: ArrayLike, n_clusters: int, seed: int) -> float:
-    """Majority accuracy of k-means on raw pixels, the best of ten starts: the baseline."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    images = np.asarray(images)
-    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    model = KMeans(n_clusters=n_clusters, n_init=10, random_state=seed)
-    with warnings.catch_warnings():
-        # Fewer different images than clusters leave clusters empty, which the score allows.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return acc_majority(labels, model.fit_predict(pixels), n_clusters)
-
-
 def reconstruction(moments: ArrayLike, batch_size: int) -> dict[str, float]:
     """`mse` and `mse_published` from each image's mean difference to its reconstruction and mean
     square of it, (N, 2), values in [-1, 1].
 
-    The published code squares the mean difference of a whole batch, in which differences of
-    opposite sign cancel: far below `mse`, and the less the more alike the images of a batch are.
-    Its loader shuffles the images and drops a last batch that is not full. So here: one order for
-    all models; without a full batch there is no `mse_published`.
+    The published code squares the mean difference of a batch, in which opposite signs cancel: far
+    below `mse`, the less the more alike the batch's images are. Its loader shuffles and drops a
+    last batch that is not full; here one order serves all models.
     """
     mean, square = np.asarray(moments, dtype=np.float64).T
     order = np.random.default_rng(0).permutation(len(mean))
