@@ -1,5 +1,6 @@
 """Plots show what they were given, write whole files, and give the same bytes twice."""
 
+import os
 import subprocess
 import sys
 
@@ -80,3 +81,25 @@ def test_matplotlib_waits_until_something_is_drawn():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_users_backend_and_style_change_no_byte(tmp_path):
+    rc = tmp_path / "matplotlibrc"
+    rc.write_text("figure.facecolor: red\nfont.size: 31\naxes.grid: True\nsavefig.dpi: 13\n")
+    code = (
+        "import sys; from pathlib import Path; from mpcc.evaluation import plots;"
+        "path = Path(sys.argv[1]); path.mkdir();"
+        "plots.curve_picture([{'iteration': 1, 'mse': 2.0}], path / 'curves.png');"
+        "plots.latent_picture([[0.0, 1], [2, 1], [4, 3]], [0, 1, 1], path / 'latent.png')"
+    )
+    drawn = []
+    for name, more in (
+        ("ours", {}),
+        ("theirs", {"MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(rc)}),
+    ):
+        env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | more
+        words = [sys.executable, "-c", code, str(tmp_path / name)]
+        done = subprocess.run(words, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        drawn.append([file.read_bytes() for file in sorted((tmp_path / name).glob("*.png"))])
+    assert len(drawn[0]) == 2 and drawn[0] == drawn[1]

@@ -346,7 +346,7 @@ def test_a_search_is_what_its_options_say(tmp_path: Path) -> None:
     assert points_of(told("--sampler-seed", "1")) != points_of(plain) == points_of(told())
     assert "random" in told("--sampler", "random")
     assert "labels chose (acc_majority)" in told("--objective", "acc_majority")
-    assert "mse and" in told("--objective", "mse,saturation")
+    assert "mse and" in told("--objective", "mse,silhouette")
     assert "gives up slow starters" in told("--prune", "median")
     assert "gives up slow starters" in told("--prune", "halving")
     assert "startup" not in call("search", *START["search"], "--startup", "0", cwd=tmp_path).stdout

@@ -185,7 +185,7 @@ def test_same_protocol_gives_a_difference_and_no_grey(tmp_path: Path) -> None:
     sweep = SweepBuilder(tmp_path / "s", "cifar10", **settings).plan(changes)
     for change in changes:
         for seed in range(3):
-            values = {"acc_majority": 0.61 + seed / 100, "fid": 7.0, "mse_squared_mean": 7e-4}
+            values = {"acc_majority": 0.61 + seed / 100, "fid": 7.0, "mse_published": 7e-4}
             sweep.trial(change, seed, values, n_images=50_000)
     table = table_of(load([sweep.path]))
     paper = [row for row in table.rows if row.kind == PAPER]
@@ -206,7 +206,7 @@ def test_protocol_names_each_setting_that_differs() -> None:
 
 def test_published_figures_are_those_of_the_paper() -> None:
     row = published_rows("table1")[4]
-    accuracy, error = published(row, "acc_majority"), published(row, "mse_squared_mean")
+    accuracy, error = published(row, "acc_majority"), published(row, "mse_published")
     assert accuracy is not None and error is not None
     assert (accuracy.mean, accuracy.std) == pytest.approx((0.6199, 0.0496))
     assert error.text == "1.04 ± 1.03"

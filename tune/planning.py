@@ -112,7 +112,11 @@ def _asked(
     if both:
         name = configs.SHORT.get(both[0], both[0])
         raise UsageError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
-    return grid.cells(plan.base, asked), asked.seeds or DEFAULT_SEEDS, asked.text
+    cells = grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
+    together = grid.falling_together(asked, cells)
+    if together:
+        print(together)
+    return cells, asked.seeds or DEFAULT_SEEDS, asked.text
 
 
 def _without_parts(options: AblationOptions, store: Store, plan: Plan) -> list[Cell]:
@@ -182,6 +186,8 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
 
     if options.confirm and options.confirm not in METRICS:
         raise UsageError(configs.unknown("metric", options.confirm, METRICS))
+    if options.confirm and not METRICS[options.confirm].has_better_end:
+        raise UsageError(f"--confirm {options.confirm}: neither more nor less of it is better")
     if not confirm.confirmed(plan):
         keys, by = _best_and_ties(store, plan, options.confirm or None)
         plan = confirm.confirm(plan, keys, by, lambda k: store.trial_dir(k).exists(), count)

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from rich.filesize import decimal
 
+from mpcc import config as configs
 from mpcc.data import files as data_files
 from mpcc.machine import free_memory, gpus_here, processes_left, usable_cores
 from mpcc.runs import run_dir
+from mpcc.training import checks
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
@@ -71,6 +73,21 @@ def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False
             raise PreflightError(f"--data-dir {data_dir} is no folder")
         for dataset in datasets:
             data_files.check_available(dataset, data_dir)
+        check_fit(todo, settings)
+
+
+def check_fit(todo: Sequence[Trial], settings: Settings) -> None:
+    """DataError for images that are here and that a trial cannot be trained on."""
+    if not settings.local or isinstance(settings.data_dir, str):
+        return
+    kinds = {tuple(getattr(t.config, name) for name in checks.ASKED): t.config for t in todo}
+    for config in kinds.values():
+        checks.check_data(config, settings.data_dir)
+
+
+def cautions(todo: Sequence[Trial]) -> list[str]:
+    """What of these trials' settings is allowed and is likely not meant, a line each."""
+    return list(dict.fromkeys(text for t in todo for text in configs.cautions(t.config)))
 
 
 def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:

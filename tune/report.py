@@ -113,6 +113,7 @@ def release(store: Store) -> int:
 def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[Trial]) -> int:
     """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
     settings = common.settings(options, store)
+    preflight.check_fit(trials, settings)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {store.out}")
     _, statuses = current(store, trials)
     for trial in trials:
@@ -136,6 +137,8 @@ def print_needs(
     reached: Mapping[str, int],
 ) -> None:
     """How large these trials get and how long they take from the iterations they have reached."""
+    for text in preflight.cautions(todo):
+        print(f"note: {text}")
     largest = max(checkpoint_bytes(trial.config) for trial in todo)
     need = preflight.disk_need(todo, store, settings.n_at_once(todo))
     print(f"about {decimal(largest)} per checkpoint, {decimal(need)} on the disk", flush=True)

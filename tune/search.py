@@ -23,7 +23,7 @@ from mpcc.config import preset  # noqa: E402
 from mpcc.evaluation.metrics import METRICS  # noqa: E402
 from mpcc.options import path  # noqa: E402
 from mpcc.shell import script, shown  # noqa: E402
-from tune import command, report, run  # noqa: E402
+from tune import command, preflight, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, number, option  # noqa: E402
 from tune.display import log  # noqa: E402
@@ -49,7 +49,7 @@ examples:
   python tune/search.py                                    go on with what is planned
   python tune/search.py --points 40                        the same search, longer
   python tune/search.py --status                           its points, how far it is, its driver
-  python tune/search.py --objective mse,saturation ...     two objectives: a Pareto front
+  python tune/search.py --objective mse,silhouette ...     two objectives: a Pareto front
   python tune/search.py --objective acc_majority ...       by labels, which every table then says
   python tune/ablation.py --out runs/search-digits --confirm --seeds 5   the best, on fresh seeds
 
@@ -251,6 +251,7 @@ def _print_dry_run(options: SearchOptions, store: Store, source: SearchSource) -
     """The space, the points that are known, how large it gets and how long it takes."""
     search, plan = source.search, source.plan
     settings = common.settings(options, store)
+    preflight.check_fit(source.trials(), settings)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {store.out}")
     print(f"space {search.space}")
     print_points(search, source.points)

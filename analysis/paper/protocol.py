@@ -22,7 +22,7 @@ from mpcc.config import PRESETS, Config, full_name, parse_value, value_text
 
 PAPER = Path(__file__).resolve().parent / "published"
 
-_PREFIX = {"acc_majority": "acc", "inception_score": "is", "fid": "fid", "mse_squared_mean": "mse"}
+_PREFIX = {"acc_majority": "acc", "inception_score": "is", "fid": "fid", "mse_published": "mse"}
 """Metric -> prefix of its columns in the published tables."""
 
 _NO_MATTER = ("seed", "cpu_threads", "fast", "eval_every", "max_saturation", "min_diversity")

@@ -14,7 +14,7 @@ from analysis.paper.protocol import (
     within,
 )
 from analysis.records.frame import Records
-from analysis.tables.columns import TABLE2, TABLE3, column
+from analysis.tables.columns import TABLE2, TABLE3, column, recorded
 from analysis.tables.groups import Group
 from analysis.tables.layout import OURS, PAPER, Cell, Heading, Row, Table
 from analysis.tables.shared import (
@@ -142,22 +142,23 @@ def table2(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group
     """Table 2: with and without clusters in the prior and shared layers in the encoder."""
     table = Table("table2", "Table 2")
     table.headings = [Heading("model", numeric=False)]
-    table.headings += [Heading(column(m).heading) for m in TABLE2]
     theirs, models = paper_settings("cifar10"), table2_models()
     chosen = [choose(records, groups, model.is_it, "2") for model in models]
     used = [group for parts, _ in chosen for group in parts]
+    metrics = recorded(TABLE2, used)
+    table.headings += [Heading(column(m).heading) for m in metrics]
     table.counts = counts_differ(used)
     rows = published_rows("table2")
     for model, (parts, why), row in zip(models, chosen, rows, strict=True):
-        table.rows += _ours(table, model.name, parts, why, TABLE2)
+        table.rows += _ours(table, model.name, parts, why, metrics)
         settings = theirs.override(
             encoder_shares_discriminator=model.shares,
             prior=model.family,
         )
         table.rows.append(
-            _published_row(table, "paper", row, TABLE2, parts[0] if parts else None, settings)
+            _published_row(table, "paper", row, metrics, parts[0] if parts else None, settings)
         )
-    return finish(table, records, used, TABLE2), used
+    return finish(table, records, used, metrics), used
 
 
 def table3(

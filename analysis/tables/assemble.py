@@ -13,7 +13,7 @@ from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import DATASETS, table4
 from analysis.paper.tables import plan_names, table2, table3
 from analysis.records.frame import Records
-from analysis.tables.columns import TABLE1
+from analysis.tables.columns import TABLE1, recorded
 from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_tables
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
@@ -95,7 +95,7 @@ def _table1(
     groups = [group for group, _ in pairs]
     tables, fresh = [table1(records, pairs, choices.test)], _fresh(records, groups)
     if fresh and choices.table != "all":
-        metrics = [m for m in TABLE1 if any(g.summary(m).n for g in groups)]
+        metrics = [m for m in recorded(TABLE1, groups) if any(g.summary(m).n for g in groups)]
         tables.append(confirm_table(records, groups, fresh, metrics, "table1-confirm"))
     return Product("table1", tables, groups, fresh=fresh)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,21 +22,43 @@ from mpcc.runs.run_dir import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
+
 CURVE_PANELS = (
     ("acc_majority", "acc_hungarian", "nmi", "ari"),
     ("loss/discriminator", "loss/generator"),
     ("loss/encoder", "loss/membership", "loss/entropy"),
     ("mse",),
-    ("mse_squared_mean",),
+    ("mse_published", "mse_squared_mean"),
     ("fid", "fid_cnn", "kid"),
     ("inception_score",),
-    ("saturation", "diversity_min"),
+    ("saturation_excess", "saturation", "diversity_min"),
     ("n_clusters_used", "n_clusters_collapsed"),
-    ("prior/std_mean",),
+    ("prior/std", "prior/std_mean"),
 )
 """Metrics that share an axis in the picture of curves."""
 
 
+def in_our_style(draw: Callable[P, None]) -> Callable[P, None]:
+    """Draw with matplotlib's own defaults, whatever MPLBACKEND or a user's matplotlibrc say: a
+    picture of the same numbers has the same bytes, and a notebook's backend stops no trial."""
+
+    @wraps(draw)
+    def drawn(*given: P.args, **named: P.kwargs) -> None:
+        backend = os.environ.pop("MPLBACKEND", None)  # An unknown one raises at the import.
+        try:
+            import matplotlib
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            draw(*given, **named)
+
+    return drawn
+
+
+@in_our_style
 def latent_picture(
     encodings: ArrayLike,
     groups: ArrayLike,
@@ -92,6 +116,7 @@ def latent_picture(
     _save_figure(figure, path)
 
 
+@in_our_style
 def curve_picture(
     rows: Sequence[Mapping[str, Any]],
     path: Path,
