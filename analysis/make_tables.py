@@ -134,6 +134,7 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     from collections import ChainMap
     from dataclasses import replace
 
+    from analysis.records.frame import left_out
     from analysis.records.load import load
     from analysis.tables.assemble import Choices, companion, files, products
     from analysis.tables.groups import groups
@@ -173,6 +174,8 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     if options.check:
         other = replace(choices, formats=("md", "csv", "tex"))
         beside = [_encoded(files(records, product, other)) for product in found]
+        for cause in left_out(records):
+            print(f"left out: {cause}")
         return _check(out, contents, dict(ChainMap(*beside)), every)
     write(out, contents)
     tables = [table for product in found for table in product.tables]

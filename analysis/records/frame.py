@@ -252,6 +252,12 @@ def check(frame: pd.DataFrame) -> None:
         raise ValueError("a trial has more than one row")
 
 
+def left_out(records: Records) -> list[str]:
+    """Why each record that is there and enters no table does not, by settings and seed."""
+    frame = records.trials
+    return [str(cause) for cause in frame["cause"][frame["state"].isin((DAMAGED, CONFLICT))]]
+
+
 def number(value: Any) -> float:
     """A recorded number; records hold those that are not finite as strings."""
     if isinstance(value, bool) or value is None:
