@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.records.frame import BASELINE, PLANNED, STATES, Records, short
 from analysis.statistics import stats
@@ -183,8 +184,15 @@ def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) 
     Runs that confirm a choice on fresh seeds are groups apart, given by `confirm`. `pool_code` lets
     trials of different code versions be averaged; a note then says so.
     """
+    return groups_of(records.trials, pool_code=pool_code, confirm=confirm)
+
+
+def groups_of(
+    trials: pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
+) -> list[Group]:
+    """`groups` of a frame of trials, or of a part of its rows."""
     mix = tuple(name for name in MIX if not (pool_code and name == "code_id"))
-    frame = records.trials[records.trials["confirm"] == confirm]
+    frame = trials[trials["confirm"] == confirm]
     rows = [_plain(row) for row in frame.to_dict("records")]
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

@@ -1,0 +1,117 @@
+"""`from analysis import load, summarise` gives the tables' numbers to a pandas user."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import load, summarise
+from analysis.records.load import load as read
+from analysis.tables.columns import GRID, column
+from analysis.tables.grid import baseline_of, grid_tables
+from analysis.tables.groups import groups
+from tests.records import SweepBuilder, table1_changes, table1_sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+LOW, HIGH = {"prior_lr": 1e-3}, {"prior_lr": 2e-3}
+
+
+def test_the_page_runs_line_by_line(tmp_path: Path) -> None:
+    code = re.search(
+        r"```python\n(.*?)```", (ROOT / "docs" / "tables-in-a-notebook.md").read_text(), re.S
+    )
+    assert code
+    lines = [line for line in code[1].splitlines() if line.strip()]
+    assert len(lines) <= 10
+    table1_sweep(tmp_path / "runs" / "digits")
+    names: dict[str, object] = {}
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        shown = [exec(line, names) if "=" in line.split("#")[0].split("(")[0] or "import" in line
+                 else eval(line.split("  #")[0], names) for line in lines]  # fmt: skip
+    finally:
+        os.chdir(before)
+    frames = [one for one in shown if isinstance(one, pd.DataFrame)]
+    assert len(frames) == 3 and not any(frame.empty for frame in frames)
+    wide = names["wide"]
+    assert isinstance(wide, pd.DataFrame) and wide.index.name == "n_encoder_steps"
+
+
+def test_the_figures_are_those_of_the_table(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    sweep.trial(table1_changes()[1], 2, {}, state="diverged", cause="x")
+    records = read([sweep.path])
+    cells = groups(records)
+    values = grid_tables(records, cells, "welch", baseline_of(records, cells, None)).tables[0]
+    made = summarise(load(sweep.path))
+    assert [row.cells[0].text for row in values.rows[:-1]] == [str(n) for n, _ in made.index]
+    metrics = list(dict.fromkeys(made.columns.get_level_values("metric")))
+    assert metrics == [m for m in GRID if column(m).heading in [h.text for h in values.headings]]
+    for i, (_, own) in enumerate(made.iterrows()):
+        for j, metric in enumerate(metrics):
+            spec, figures = column(metric), own[metric]
+            text = f"{spec.shown(figures['mean'])} ± {spec.shown(figures['std'])}"
+            if figures["n"] < figures["planned"]:
+                text += f" ({int(figures['n'])}/{int(figures['planned'])})"
+            assert values.rows[i].cells[2 + j].text == text
+
+
+def test_the_interval_is_students(tmp_path: Path) -> None:
+    from scipy.stats import t
+
+    sweep = SweepBuilder(tmp_path / "s").plan([LOW], (0, 1, 2))
+    for seed, value in enumerate((0.60, 0.62, 0.67)):
+        sweep.trial(LOW, seed, {"acc_majority": value})
+    own = summarise(load(sweep.path))["acc_majority"].iloc[0]
+    expected = t.interval(0.95, 2, 0.63, own["std"] / math.sqrt(3))
+    assert (own["low"], own["high"]) == pytest.approx(expected)
+    assert own["std"] == pytest.approx(pd.Series([0.60, 0.62, 0.67]).std())
+
+
+def test_rows_and_columns_are_any_fields_and_empty_places_have_no_seeds(tmp_path: Path) -> None:
+    trials = load(table1_sweep(tmp_path / "s").path)
+    wide = summarise(trials, metrics=["nmi"], rows=["λ_p", "E_steps"], columns=["η_p"])
+    assert wide.index.names == ["prior_entropy_weight", "n_encoder_steps"]
+    assert wide["nmi"].columns.get_level_values(0).unique().tolist() == [1e-3, 2e-3, 5e-3]
+    empty = wide["nmi", 5e-3].loc[(0.01, 1)]
+    assert (empty["n"], empty["planned"]) == (0, 0) and math.isnan(empty["mean"])
+
+
+def test_fields_that_do_not_tell_the_cells_apart_are_refused(tmp_path: Path) -> None:
+    trials = load(table1_sweep(tmp_path / "s").path)
+    with pytest.raises(ValueError, match="which differ in eta_p: add it"):
+        summarise(trials, rows=["esteps"])
+    with pytest.raises(ValueError, match="did you mean 'acc_majority'"):
+        summarise(trials, metrics=["acc_majorit"])
+    with pytest.raises(ValueError, match="did you mean 'eta_p'"):
+        summarise(trials, rows=["etap"])
+
+
+def test_unlike_trials_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan([LOW, HIGH], (0, 1, 2))
+    for change in (LOW, HIGH):
+        for seed in range(3):
+            code = "other" if change is LOW and seed == 2 else "c0de"
+            sweep.trial(change, seed, {"acc_majority": 0.6}, code=code)
+    made = summarise(load(sweep.path))
+    assert made.index.tolist() == [(1e-3, "code c0de"), (1e-3, "code other"), (2e-3, "")]
+    assert made["acc_majority"]["n"].tolist() == [2, 1, 3]
+    pooled = summarise(load(sweep.path), pool_code=True)
+    assert pooled["acc_majority"]["n"].tolist() == [3, 3]
+
+
+def test_fresh_seeds_are_apart(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan([LOW], (0, 1))
+    sweep.cells[0]["confirm_seeds"] = [7]
+    sweep.write_plan()
+    for seed, value in ((0, 0.6), (1, 0.62), (7, 0.5)):
+        sweep.trial(LOW, seed, {"acc_majority": value})
+    trials = load(sweep.path)
+    assert summarise(trials)["acc_majority"]["mean"].tolist() == [pytest.approx(0.61)]
+    assert summarise(trials, fresh=True)["acc_majority"]["mean"].tolist() == [0.5]
