@@ -187,7 +187,7 @@ def test_setting_that_is_none_can_be_explained(
         sweep.trial({"n_generated": 1000}, seed, {"acc_majority": 0.6, "fid": 9.0 + seed})
     command = ["--runs", str(sweep.path)]
     assert make_tables.main([*command, "--explain", "n_generated=none,esteps=1"]) == 0
-    assert capsys.readouterr().out.startswith("esteps 1, eta_p 1e-3, n_generated None: cell")
+    assert capsys.readouterr().out.startswith("esteps 1, eta_p 1e-3, n_generated none: cell")
     assert make_tables.main([*command, "--table", "1"]) == 0
     printed = capsys.readouterr().out
     assert "no images were generated for it" in printed

@@ -98,7 +98,7 @@ def test_page_draws_and_says_the_reference_of_each_data_set(tmp_path: Path) -> N
 def test_as_published_is_compared(tmp_path: Path) -> None:
     table = published_sweep(tmp_path / "s")
     assert not any(row.grey for row in table.rows if row.kind == PAPER)
-    assert "Acc −12.0 %, outside their spread" in " ".join(table.notes)
+    assert "Acc −12.0 points, outside their spread" in " ".join(table.notes)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def _part(records: Records, group: Group) -> str:
 
 def _value(trial: dict[str, Any], metric: str) -> str:
     value = trial.get(metric, math.nan)
-    return column(metric).shown(value) if not math.isnan(value) else "–"
+    if math.isinf(value) or metric in trial["undefined"]:
+        return "not finite"
+    return column(metric).shown(value) if math.isfinite(value) else "–"
 
 
 def _places(records: Records, trial: dict[str, Any]) -> list[str]:

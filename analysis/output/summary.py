@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from analysis.records.frame import Records, short
@@ -77,6 +78,8 @@ def _value(group: Group, spec: Column) -> str:
     unit = " %" if spec.heading.endswith("%") else ""
     if summary.n < 2:
         return f"{spec.shown(summary.mean.estimate)}{unit} (one seed)"
+    if not summary.std:
+        return f"{spec.shown(summary.mean.estimate)}{unit} (the same for all {summary.n} seeds)"
     low, high = spec.shown(summary.mean.low), spec.shown(summary.mean.high)
     return (
         f"{spec.shown(summary.mean.estimate)}{unit} (SD {spec.shown(summary.std)}, 95 % interval "
@@ -180,7 +183,9 @@ def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]
         column(metric),
         max(differing, key=lambda line: abs(line.result.difference.estimate)),
     )
-    d, g = top.result.difference, f"{top.result.g:.1f}".replace("-", "−")
+    d, g = top.result.difference, ""
+    if math.isfinite(top.result.g):
+        g = f"Hedges' g {top.result.g:.1f}, ".replace("-", "−")
     verb = "differs" if len(differing) == 1 else "differ"
     who = f"{count(len(differing))} of {count(len(tested))} configurations compared {verb}"
     if len(tested) == 1:
@@ -188,7 +193,7 @@ def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]
     return [
         f"Against the baseline ({base}), {who}; the largest difference, "
         f"{_signed(spec, d.estimate)} (95 % interval {_signed(spec, d.low)} to "
-        f"{_signed(spec, d.high)}, Hedges' g {g}, adjusted p {_equals(top.holm)}), is that of "
+        f"{_signed(spec, d.high)}, {g}adjusted p {_equals(top.holm)}), is that of "
         f"{top.group.label(swept(records))}."
     ]
 
@@ -221,11 +226,11 @@ def _resolution(
     spec = column(metric)
     text = (
         f"With {_many(found.n, 'seed')}, {TEST_WORDS[test]} finds a difference of "
-        f"{spec.amount(found.alone * found.unit)} with 80 % power in one comparison"
+        f"{spec.difference(found.alone * found.unit)} with 80 % power in one comparison"
     )
     if found.comparisons > 1:
         text += (
-            f" and of {spec.amount(found.first * found.unit)} at Holm's first step over "
+            f" and of {spec.difference(found.first * found.unit)} at Holm's first step over "
             f"{count(found.comparisons)}"
         )
     return [f"{text}; smaller ones may exist."]

@@ -179,7 +179,7 @@ def records(
 
     Settings and META keep None and whole numbers as they are: as floats, `None` would read `nan`.
     """
-    extra = sorted({name for row in rows for name in row} - _NAMED)
+    extra = sorted({name for row in rows for name in row} - NAMED)
     metrics = tuple(name for name in extra if not name.startswith(BASELINE))
     columns = {n: pd.Series([r[n] for r in rows], dtype=_kind(n)) for n in (*META, *DEFAULTS)}
     for name in extra:
@@ -194,7 +194,8 @@ def records(
     return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between)
 
 
-_NAMED = {*META, *DEFAULTS}
+NAMED = {*META, *DEFAULTS}
+"""Columns of the frame that are no metric and no reference figure."""
 
 
 def _kind(name: str) -> str:
@@ -304,7 +305,7 @@ def _disagreement(ended: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _outcome(row: Mapping[str, Any]) -> str:
-    values = {k: repr(v) for k, v in row.items() if k not in _NAMED and k != CURVE}
+    values = {k: repr(v) for k, v in row.items() if k not in NAMED and k != CURVE}
     return json.dumps([row["state"], row["iteration"], sorted(values.items())])
 
 

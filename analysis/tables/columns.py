@@ -36,6 +36,10 @@ class Column:
         unit = self.heading.partition(", ")[2]
         return self.shown(value) + (f" {unit}" if unit == "%" else unit)
 
+    def difference(self, value: float) -> str:
+        """A difference of two values with its unit: one of percentages is in points."""
+        return self.amount(value).replace(" %", " points").replace("-", "−")
+
     def shown(self, value: float) -> str:
         """A recorded value as the tables print it."""
         return f"{value * self.scale:,.{self.decimals}f}"

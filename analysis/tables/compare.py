@@ -12,7 +12,7 @@ from analysis.records.frame import short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.comparable import Spread, apart, collapse, spread_with
-from analysis.tables.groups import Group
+from analysis.tables.groups import Group, identical
 from mpcc.config import from_dict, full_name, parse_value, value_text
 from tune.plan.plan import FULL_MODEL
 
@@ -22,6 +22,10 @@ TEST_WORDS = {
     "pooled": "a t test with the SD pooled over the grid",
     "permutation": "a permutation test",
 }
+
+
+NOT_COMPARED = "not compared"
+IDENTICAL = "identical in every seed"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Line:
     seeds_needed: int | None
     """Per cell, to find a difference as large as the one seen at Holm's first step with 80 % power;
     None beyond MAX_SEEDS, and where nothing was tested or the test's power is not known."""
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the two cells may be set against each other at all."""
+        return not self.refused.startswith(NOT_COMPARED)
 
     @property
     def verdict(self) -> str:
@@ -141,9 +150,7 @@ def lines(
     ]
     for i in np.flatnonzero(stats.holm(least) >= stats.ALPHA):
         refused[i] = "n too small"  # Holm could not reach the level, whatever the values.
-    results = [
-        replace(r, p=math.nan) if why else r for r, why in zip(results, refused, strict=True)
-    ]
+    results = [_told(r, why) for r, why in zip(results, refused, strict=True)]
     adjusted = stats.holm([r.p for r in results])
     family = max(1, sum(not why for why in refused))
     effects = [math.nan if why else r.effect for r, why in zip(results, refused, strict=True)]
@@ -163,6 +170,18 @@ def seeds_needed(
     return designs.seeds_needed(effects, stats.ALPHA / family, test=test, cells=max(2, cells))
 
 
+def _told(result: stats.Comparison, why: str) -> stats.Comparison:
+    """What of a comparison is told where it was refused for this reason: never a p."""
+    if not why:
+        return result
+    told, difference = replace(result, p=math.nan, df=math.nan), result.difference
+    if why == IDENTICAL or why.startswith(NOT_COMPARED):
+        estimate = difference.estimate if why == IDENTICAL else math.nan
+        nothing = stats.Estimate(estimate, math.nan, math.nan, difference.n)
+        told = replace(told, difference=nothing, g=math.nan, effect=math.nan)
+    return told
+
+
 def _refused(
     a: Group,
     b: Group,
@@ -174,7 +193,11 @@ def _refused(
 ) -> str:
     why = apart(a, b, metric, axes)
     if why:
-        return f"not compared: {why}"
+        return f"{NOT_COMPARED}: {why}"
+    if identical(a, b):
+        return IDENTICAL
+    if test == "paired" and len(pairs(a, b, metric)[0]) < 2:
+        return "one common seed" if pairs(a, b, metric)[0] else "no common seed"
     if pool and pool.refusal:
         return pool.refusal
     if smallest_p(a, b, metric, test) > stats.ALPHA:

@@ -179,9 +179,12 @@ def differences_table(
             label = labels(table, line.group, axes, variants)
             head = Cell(column(metric).heading)
             table.rows.append(Row((head, *label, *_difference_cells(line))))
+    g = "g is Hedges' g"
+    if test == "paired":
+        g += ", in the SD of a cell; p and the seeds needed go by that of the differences"
     table.lines = [
         f"Cell minus baseline, tested by {TEST_WORDS[test]}, chosen before looking; Holm over the "
-        f"comparisons of one metric in this table, 5 %. g is Hedges' g. 'Not told apart' is not "
+        f"comparisons of one metric in this table, 5 %. {g}. 'Not told apart' is not "
         f"'no effect'. {_needed_line(test)} For the next sweep, before looking at it: where seeds "
         "are in truth correlated over cells by more than about 0.2, --test paired finds more than "
         "Welch.",
@@ -202,13 +205,12 @@ def _difference_cells(line: Line) -> list[Cell]:
         return ("−" if value < 0 else "+") + spec.shown(abs(value))
 
     interval = "–"
-    if not line.refused.startswith("not compared") and math.isfinite(estimate.low):
+    if math.isfinite(estimate.low):
         interval = f"{signed(estimate.low)} to {signed(estimate.high)}"
-    compared = not line.refused.startswith("not compared")
-    difference = signed(estimate.estimate) if compared else "–"
-    g = f"{result.g:.2f}".replace("-", "−") if compared and math.isfinite(result.g) else "–"
-    known = not line.refused and result.test != "permutation"
-    many = f"> {designs.MAX_SEEDS:,}" if known else "–"
+    difference = signed(estimate.estimate) if math.isfinite(estimate.estimate) else "–"
+    g = f"{result.g:.2f}".replace("-", "−") if math.isfinite(result.g) else "–"
+    powered = not line.refused and result.test != "permutation" and math.isfinite(result.effect)
+    many = f"> {designs.MAX_SEEDS:,}" if powered else "–"
     needed = str(line.seeds_needed) if line.seeds_needed else many
     return [
         Cell(difference, sort=estimate.estimate),
@@ -216,7 +218,7 @@ def _difference_cells(line: Line) -> list[Cell]:
         Cell(g, sort=result.g),
         Cell(p_text(result.p), sort=result.p),
         Cell(p_text(line.holm), sort=line.holm),
-        Cell(needed if compared else "–", sort=line.seeds_needed),
+        Cell(needed, sort=line.seeds_needed),
         Cell(line.verdict),
     ]
 
@@ -258,14 +260,14 @@ def _least(groups: Sequence[Group], compared: Sequence[Line], metric: str, test:
         return ""
 
     def size(least: float) -> str:
-        return f"{least:.1f} SD" if found.without else spec.amount(least * found.unit)
+        return f"{least:.1f} SD" if found.without else spec.difference(least * found.unit)
 
     whose = "of the differences" if test == "paired" else "of a cell"
     unit = f"SD {whose}: none for all, {found.without}"
     if not found.without:
-        unit = f"SD {whose} {spec.amount(found.unit)}"
+        unit = f"SD {whose} {spec.difference(found.unit)}"
     text = (
-        f"{found.n} seeds find a difference of {size(found.alone)} with 80 % power by "
+        f"{found.n} seeds{found.fewer} find a difference of {size(found.alone)} with 80 % power by "
         f"{TEST_WORDS[test]}"
     )
     if found.comparisons > 1:

@@ -147,13 +147,13 @@ def best_table(search: Found) -> Table:
     for point in ranked:
         settings = [Cell(value_text(point.group.settings[axis])) for axis in search.axes]
         values = [
-            Cell(_interval_text(point, name, search.seeds), best=not several and point in front,
+            Cell(_value_text(point, name, search.seeds), best=not several and point in front,
                  sort=value)
             for name, value in zip(search.objectives, point.values, strict=True)
         ]  # fmt: skip
         table.rows.append(Row((Cell(str(point.number), sort=point.number), *settings, *values)))
     n = len(search.seeds)
-    spread = f"Mean of {n} seeds, and half the width of its 95 % interval. " if n > 1 else ""
+    spread = f"Mean ± standard deviation over {n} seeds (ddof 1). " if n > 1 else ""
     leans = (
         "" if several else " The best of many leans to the good side: confirm it on fresh seeds."
     )
@@ -161,12 +161,11 @@ def best_table(search: Found) -> Table:
     return table
 
 
-def _interval_text(point: Point, name: str, seeds: Sequence[int]) -> str:
+def _value_text(point: Point, name: str, seeds: Sequence[int]) -> str:
     spec, known = column(name), dict(point.group.summary(name).values)
-    estimate = stats.mean(np.array([known[seed] for seed in seeds]))
-    text = spec.shown(estimate.estimate)
-    half = (estimate.high - estimate.low) / 2
-    return f"{text} ± {spec.shown(half)}" if math.isfinite(half) else text
+    values = np.array([known[seed] for seed in seeds])
+    text = spec.shown(stats.mean(values).estimate)
+    return f"{text} ± {spec.shown(stats.std(values))}" if len(seeds) > 1 else text
 
 
 def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) -> Table:
@@ -281,8 +280,8 @@ def _best_by_first(search: Found) -> Group:
 def against(records: Records, groups: Sequence[Group], other: Records, name: str) -> list[str]:
     """Lines that say whether the search's best point beats the best cell of another sweep.
 
-    Each is the best by the search's first objective on the seeds that chose it; what is compared
-    are their fresh seeds, where both have been confirmed.
+    Each is the best by the search's first objective on the seeds that chose it. They are tested on
+    their fresh seeds alone: on those that chose it each is too good.
     """
     search = found(records, groups)
     if search is None or not search.points:
@@ -296,18 +295,19 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
     ours = _best_by_first(search)
     fresh = [_fresh(r, chosen) for r, chosen in ((records, ours), (other, rival))]
     a, b = (fresh[0] or ours, fresh[1] or rival) if all(fresh) else (ours, rival)
-    where = "on fresh seeds" if all(fresh) else "on the seeds that chose them, which favour both"
+    where = "on fresh seeds" if all(fresh) else "on the seeds that chose both, which favour both"
     head = (
         f"The search's best point ({ours.label(search.axes)}) against the best cell of {name} "
         f"({rival.label(list(other.axes))}), {where}"
     )
-    return [f"{head}: {_verdicts(a, b, metric)}."]
+    advice = "" if all(fresh) else ". Which is better only fresh seeds of both can say"
+    return [f"{head}: {_verdicts(a, b, metric, tested=all(fresh))}{advice}."]
 
 
-def _verdicts(a: Group, b: Group, metric: str) -> str:
+def _verdicts(a: Group, b: Group, metric: str, *, tested: bool = True) -> str:
     names = dict.fromkeys([metric, "acc_majority"])
     shown = [name for name in names if a.summary(name).n and b.summary(name).n]
-    return "; ".join(_verdict(a, b, column(name)) for name in shown)
+    return "; ".join(_verdict(a, b, column(name), tested) for name in shown)
 
 
 def _fresh(records: Records, chosen: Group) -> Group | None:
@@ -316,7 +316,7 @@ def _fresh(records: Records, chosen: Group) -> Group | None:
     return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
 
 
-def _verdict(a: Group, b: Group, spec: Column) -> str:
+def _verdict(a: Group, b: Group, spec: Column, tested: bool) -> str:
     why = unlike(a, b, spec.metric)
     label = spec.label
     if why:
@@ -325,12 +325,15 @@ def _verdict(a: Group, b: Group, spec: Column) -> str:
     result = stats.welch_many([x.array], y.array)[0]
     difference = result.difference
     text = f"{label} {spec.amount(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
+    if not tested:
+        return f"{text} (difference {spec.difference(difference.estimate)})"
     if not math.isfinite(result.p):
         return f"{text}, too few seeds for a test"
     better = (difference.estimate > 0) == (spec.better == "higher")
     words = ("beats it" if better else "is beaten") if result.p < stats.ALPHA else "not told apart"
-    low, high = spec.shown(difference.low), spec.shown(difference.high)
+    low, high = (spec.shown(end).replace("-", "−") for end in (difference.low, difference.high))
+    shift = spec.difference(difference.estimate)
     return (
-        f"{text} ({words}; difference {spec.amount(difference.estimate)}, 95 % interval {low} to "
-        f"{high}, Welch's p {p_text(result.p)}, n = {x.n} and {y.n})"
+        f"{text} ({words}; difference {shift}, 95 % interval {low} to {high}, "
+        f"Welch's p {p_text(result.p)}, n = {x.n} and {y.n})"
     )

@@ -68,9 +68,8 @@ def _gap_notes(table: Table, group: Group, summary: Summary, spec: Column) -> tu
     notes += [table.note(text) for text in _unrecorded(group, summary, spec)]
     if summary.not_finite:
         seeds = ", ".join(map(str, summary.not_finite))
-        notes.append(
-            table.note(f"Infinite or undefined for seed {seeds}; the mean is over the others.")
-        )
+        rest = "; the mean is over the others" if summary.n else ", so that there is no mean"
+        notes.append(table.note(f"Infinite or undefined for seed {seeds}{rest}."))
     return tuple(notes)
 
 
