@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"files to write, of {', '.join(FORMATS)}; fig: PDF and PNG (default: %(default)s)",
     )
+    p.add_argument(
+        "--style",
+        choices=("compact", "full"),
+        default="compact",
+        help="full: each table says how its numbers were made (default: in a file beside it)",
+    )
     p.add_argument("--out", type=path, metavar="DIR", help="where to (default: <sweep>/tables)")
     p.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 where the files are stale"
@@ -150,7 +156,8 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     cells = groups(records, pool_code=options.pool_code)
     lines = _against(options, records, cells)
     baseline = None if lines else options.baseline
-    choices = Choices(options.table, tuple(formats), options.test, baseline, tuple(lines))
+    full = options.style == "full"
+    choices = Choices(options.table, tuple(formats), options.test, baseline, full, tuple(lines))
     if options.explain:
         from analysis.output.explain import explain
 
@@ -166,7 +173,8 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         contents |= _encoded({"report.html": page} | companion(records, every, "report", choices))
     if "fig" in formats:
         from analysis.output.figures import figures
-        from analysis.tables.grid import shown_metrics, swept
+        from analysis.tables.grid import swept
+        from analysis.tables.shared import shown_metrics
 
         contents |= figures(cells, swept(records), shown_metrics(cells)[0])
         contents |= _search_figures(records, cells)
@@ -264,8 +272,10 @@ def _report(
     from mpcc.shell import script, shown
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    said: set[str] = set()
     for table in tables:
-        print(text(table, colour=colour))
+        print(text(table, colour=colour, full=options.style == "full", said=said))
+        said |= {*table.lines, *table.made, table.measured, table.chosen, table.absent}
     print(f"Written to {shown(out)}: {', '.join(sorted(files))}")
     runs = "".join(f" {shlex.quote(shown(folder))}" for folder in options.runs or ())
     again = script("analysis", "make_tables.py") + (f" --runs{runs}" if runs else "")

@@ -33,6 +33,7 @@ def test_prints_table_1_and_writes_every_format_from_any_folder(tmp_path: Path) 
     assert "Written to digits/tables" in done.stdout
     assert set(contents(sweep.path / "tables")) == {
         "table1.md",
+        "table1-how.md",
         "table1.csv",
         "table1-trials.csv",
         "table1.tex",
@@ -190,7 +191,7 @@ def test_setting_that_is_none_can_be_explained(
     assert capsys.readouterr().out.startswith("esteps 1, eta_p 1e-3, n_generated none: cell")
     assert make_tables.main([*command, "--table", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "no images were generated for it" in printed
+    assert "no images were generated" in printed
     assert "Inception weights missing" not in printed
 
 

@@ -10,10 +10,11 @@ from analysis.output.render import text
 from analysis.records.frame import Records
 from analysis.tables.columns import column
 from analysis.tables.compare import find_group
-from analysis.tables.grid import shown_metrics, swept
+from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
+from analysis.tables.shared import shown_metrics
 from mpcc.config import value_text
 from mpcc.runs.run_dir import DONE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -41,8 +41,11 @@ def _marks(notes: tuple[int, ...]) -> str:
     return f"<sup>{','.join(map(str, notes))}</sup>" if notes else ""
 
 
-def table(laid_out: Table) -> str:
-    """A table with its notes. A click on a heading sorts; published rows stay with ours."""
+def table(laid_out: Table, said: Collection[str] = ()) -> str:
+    """A table with its notes. A click on a heading sorts; published rows stay with ours.
+
+    said: lines that stand under a table above.
+    """
     head = "".join(
         f'<th scope="col"{_left(h.numeric)}>'
         + (f'<button type="button">{escape(h.text)}</button>' if h.text else "")
@@ -52,7 +55,10 @@ def table(laid_out: Table) -> str:
     paired = any(row.kind == OURS for row in laid_out.rows)
     body = "".join(_row(laid_out, row, paired) for row in laid_out.rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in laid_out.notes)
-    lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in laid_out.lines)
+    told = [laid_out.measured, *laid_out.lines, laid_out.chosen, laid_out.absent]
+    lines = "".join(
+        f'<p class="lines">{escape(line)}</p>' for line in told if line and line not in said
+    )
     caption = f"<caption><span>{escape(laid_out.title)}</span></caption>"
     return (
         f'<div class="scroll"><table class="sort">{caption}'

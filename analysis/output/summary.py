@@ -10,11 +10,12 @@ from analysis.statistics import factorial as designs
 from analysis.tables.columns import Column, column
 from analysis.tables.comparable import p_text
 from analysis.tables.compare import TEST_WORDS, Line
-from analysis.tables.grid import GridResult, shown_metrics, swept
+from analysis.tables.grid import GridResult, swept
 from analysis.tables.groups import Group, references, tally
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.ranking import Class, rank
 from analysis.tables.resolution import resolution
+from analysis.tables.shared import shown_metrics
 from mpcc.runs.run_dir import DIVERGED, DONE
 
 MAX_CLASSES = 3

@@ -8,7 +8,8 @@ from typing import Any
 
 from analysis.output import export
 from analysis.output.check import COMPANION
-from analysis.output.render import latex, markdown
+from analysis.output.latex import latex
+from analysis.output.render import how, markdown
 from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import DATASETS, table4
 from analysis.paper.tables import plan_names, table2, table3
@@ -29,6 +30,8 @@ class Choices:
     formats: tuple[str, ...] = ("md", "csv", "tex")
     test: str = "welch"
     baseline: str | None = None
+    full: bool = False
+    """Whether each table says how its numbers were made, instead of a file beside it."""
     lines: tuple[str, ...] = ()
     """How a search compares with another sweep, for its table."""
 
@@ -77,15 +80,9 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
     found = [made[name]() for name in names]
     for product in found:
         for table in product.tables:
-            _say_who_chose(records, table)
+            table.chosen = own_sentence(records.selection)
             table.lines += records.pruning
     return found
-
-
-def _say_who_chose(records: Records, table: Table) -> None:
-    """Whether labels chose what a table shows stands under it, where no line says so yet."""
-    if not any(records.selection.lower() in line.lower() for line in table.lines):
-        table.lines.append(own_sentence(records.selection))
 
 
 def _table1(
@@ -150,14 +147,20 @@ def files(records: Records, product: Product, choices: Choices) -> dict[str, str
     """File name -> content. The companion file goes with every format."""
     made: dict[str, str] = {}
     groups = [*product.groups, *product.fresh]
+    beside = f"{product.name}-how.md"
     if "md" in choices.formats:
-        made |= {f"{table.name}.md": markdown(table) for table in product.tables}
+        made |= {
+            f"{table.name}.md": markdown(table, beside, full=choices.full)
+            for table in product.tables
+        }
+    if {"md", "tex"} & {*choices.formats}:
+        made[beside] = how(product.tables, product.name)
     if "csv" in choices.formats:
         made[f"{product.name}.csv"] = export.cells_csv(records, groups)
         made[f"{product.name}-trials.csv"] = export.trials_csv(records, groups)
         made |= product.raw
     if "tex" in choices.formats:
-        made |= {f"{table.name}.tex": latex(table) for table in product.tables}
+        made |= {f"{table.name}.tex": latex(table, beside) for table in product.tables}
     return made | companion(records, groups, product.name, choices)
 
 

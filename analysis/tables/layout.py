@@ -48,8 +48,16 @@ class Table:
     headings: list[Heading] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    measured: str = ""
+    """What ± and n are; part of the caption in LaTeX."""
     lines: list[str] = field(default_factory=list)
-    """What every reader needs, unnumbered: what ± is, the test, the family."""
+    """What every reader needs, a sentence or two each: what the marks mean, what is amiss."""
+    chosen: str = ""
+    """Whether labels chose what it shows; no format leaves that out."""
+    absent: str = ""
+    """Which columns are left out since nobody measured them, and how to get them."""
+    made: list[str] = field(default_factory=list)
+    """How these numbers were made: protocols, tests, images, code; beside the table, not in it."""
     counts: bool = False
     """Whether cells say their number of seeds, because it differs between them."""
 

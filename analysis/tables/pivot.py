@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.records.frame import short
-from analysis.tables.columns import GRID
 from analysis.tables.groups import Group, groups_of
+from analysis.tables.shared import shown_metrics
 from mpcc.config import DEFAULTS, full_name, unknown, value_text
 from mpcc.evaluation.metrics import METRICS
 
@@ -45,7 +45,7 @@ def summarise(
     down = [field_name(name) for name in rows] if rows is not None else _axes(trials, cells, across)
     if any(cell.part for cell in cells):
         down.append("part")
-    names = known_metrics(metrics, trials) if metrics is not None else _shown(cells)
+    names = known_metrics(metrics, trials) if metrics is not None else shown_metrics(cells)
     placed = arrange(cells, down, across)
     index = list(dict.fromkeys(row for row, _ in placed))
     heads = list(dict.fromkeys(column for _, column in placed))
@@ -90,10 +90,6 @@ def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
         if name not in METRICS and name not in trials.columns:
             raise ValueError(unknown("metric", name, METRICS))
     return list(dict.fromkeys(found))
-
-
-def _shown(cells: Sequence[Group]) -> list[str]:
-    return [m for m in GRID if any(cell.summary(m).n for cell in cells)] or [GRID[0]]
 
 
 def _axes(trials: pd.DataFrame, cells: Sequence[Group], across: Sequence[str]) -> list[str]:

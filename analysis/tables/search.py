@@ -17,10 +17,11 @@ import numpy as np
 from analysis.records.frame import Records, short
 from analysis.statistics import stats
 from analysis.tables.columns import Column, column
-from analysis.tables.comparable import p_text
+from analysis.tables.comparable import collapse, p_text
 from analysis.tables.groups import Group, unlike
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
+from analysis.tables.shared import own_sentence, row_notes
 from mpcc.config import from_dict, value_text
 from mpcc.evaluation.metrics import METRICS
 
@@ -144,20 +145,31 @@ def best_table(search: Found) -> Table:
     )
     table.headings = [Heading("point"), *(Heading(short(axis)) for axis in search.axes)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
+    failed = {point.number for point in ranked if collapse([point.group])}
     for point in ranked:
+        star = not several and point in front and point.number not in failed
         settings = [Cell(value_text(point.group.settings[axis])) for axis in search.axes]
         values = [
-            Cell(_value_text(point, name, search.seeds), best=not several and point in front,
-                 sort=value)
+            Cell(_value_text(point, name, search.seeds), best=star, sort=value)
             for name, value in zip(search.objectives, point.values, strict=True)
-        ]  # fmt: skip
-        table.rows.append(Row((Cell(str(point.number), sort=point.number), *settings, *values)))
+        ]
+        notes = row_notes(table, point.group)
+        number = Cell(str(point.number), notes, sort=point.number)
+        table.rows.append(Row((number, *settings, *values)))
     n = len(search.seeds)
-    spread = f"Mean ± standard deviation over {n} seeds (ddof 1). " if n > 1 else ""
-    leans = (
-        "" if several else " The best of many leans to the good side: confirm it on fresh seeds."
-    )
-    table.lines = [f"{spread}{search.selection[0].upper()}{search.selection[1:]}.{leans}"]
+    table.measured = "One seed per point: no spread."
+    if n > 1:
+        table.measured = f"Mean ± standard deviation over n = {n} seeds (ddof 1)."
+    table.chosen = own_sentence(search.selection)
+    if not several:
+        table.lines.append("The best of many leans to the good side: confirm it on fresh seeds.")
+    if failed:
+        table.lines.append("A point with a collapsed seed is not called the best.")
+    if len(search.points) < LEAST_POINTS:
+        table.absent = (
+            f"No importance of the axes: it needs {LEAST_POINTS} complete points, here are "
+            f"{len(search.points)}."
+        )
     return table
 
 
@@ -181,10 +193,13 @@ def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) ->
             cells.append(Cell(text, sort=own.mean if own else None))
         table.rows.append(Row(tuple(cells)))
     table.lines = [
-        "Share of the objective's variation over the space that an axis explains by itself, by "
-        f"fANOVA on a random forest; in brackets the middle 90 % of {N_RESAMPLES} resamples of "
-        f"the {len(search.points)} complete points. A sampler that has gone for good points saw "
-        "less of the rest: with few points take it as a hint."
+        "Share of the objective's variation over the space that an axis explains by itself; in "
+        "brackets the middle 90 % of resamples of the points."
+    ]
+    table.made = [
+        f"Importance by fANOVA on a random forest, over {N_RESAMPLES} resamples of the "
+        f"{len(search.points)} complete points. A sampler that has gone for good points saw less "
+        "of the rest: with few points take it as a hint."
     ]
     return table
 
