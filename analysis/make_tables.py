@@ -49,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
         choices=TABLES,
         help="which table (default: search for a search, 1 where it fits, else grid)",
     )
+    for name, what in (
+        ("metrics", "metrics of a table of your own: names or printed labels, or all"),
+        ("rows", "settings in its rows (default: what was swept)"),
+        ("columns", "settings whose values are its columns (default: a column per metric)"),
+    ):
+        p.add_argument(f"--{name}", metavar="LIST", help=what)
     p.add_argument(
         "--format",
         default=DEFAULT_FORMATS,
@@ -116,6 +122,10 @@ def _formats(text: str) -> list[str]:
     return [name for name in FORMATS if name in names]
 
 
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
 def _run(options: argparse.Namespace, formats: list[str]) -> int:
     import tempfile
 
@@ -123,6 +133,10 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
         raise ValueError("--mlflow and --runs are two sources; give one of them")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file; name a folder")
+    if options.table and any((options.metrics, options.rows, options.columns)):
+        raise ValueError(
+            "--metrics, --rows and --columns make a table of their own; leave out --table"
+        )
     if options.sweep and not options.mlflow:
         raise ValueError("--sweep goes with --mlflow; a folder is named with --runs")
     with tempfile.TemporaryDirectory() as scratch:
@@ -157,7 +171,18 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     lines = _against(options, records, cells)
     baseline = None if lines else options.baseline
     full = options.style == "full"
-    choices = Choices(options.table, tuple(formats), options.test, baseline, full, tuple(lines))
+    own = [_listed(text) for text in (options.metrics, options.rows, options.columns)]
+    choices = Choices(
+        options.table,
+        tuple(formats),
+        options.test,
+        baseline,
+        own[0],
+        own[1],
+        own[2],
+        full,
+        (*lines,),
+    )
     if options.explain:
         from analysis.output.explain import explain
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import load, summarise
+from analysis import load, make_tables, summarise
 from analysis.records.load import load as read
 from analysis.tables.columns import GRID, column
 from analysis.tables.grid import baseline_of, grid_tables
 from analysis.tables.groups import groups
+from mpcc.config import ALIASES, full_name
+from mpcc.config.fields import SPELLINGS
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,3 +117,74 @@ def test_fresh_seeds_are_apart(tmp_path: Path) -> None:
     trials = load(sweep.path)
     assert summarise(trials)["acc_majority"]["mean"].tolist() == [pytest.approx(0.61)]
     assert summarise(trials, fresh=True)["acc_majority"]["mean"].tolist() == [0.5]
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def made(sweep: SweepBuilder, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert make_tables.main(["--runs", str(sweep.path), *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_table_of_ones_own_has_the_metrics_rows_and_columns_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    words = ("--metrics", "acc_hungarian,nmi,ari", "--rows", "esteps", "--columns", "eta_p")
+    printed = made(sweep, capsys, *words)
+    assert re.search(r"esteps  metric +eta_p 1e-3 +eta_p 2e-3 +eta_p 5e-3\n", printed)
+    wide = summarise(load(sweep.path), ["nmi"], ["esteps"], ["eta_p"])["nmi", 5e-3].loc[4]
+    (line,) = [li for li in printed.splitlines() if re.match(r" +4  NMI", li)]
+    assert line.endswith(f"{wide['mean']:.3f} ± {wide['std']:.3f}*")
+    assert "Not measured, and left out: ARI: no finished trial recorded it" in printed
+    tables = sweep.path / "tables"
+    assert r"$\eta_p=5\times10^{-3}$" in (tables / "layout.tex").read_text()
+    assert make_tables.main(["--runs", str(sweep.path), *words, "--check"]) == 0
+
+
+def test_columns_may_be_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [{"dataset": name} for name in ("digits", "mnist")]
+    sweep = SweepBuilder(tmp_path / "s").plan(sets, (0, 1), grid="dataset=digits,mnist")
+    for change, content in zip(sets, ("f00d", "beef"), strict=True):
+        for seed in (0, 1):
+            sweep.trial(change, seed, {"nmi": 0.5 + seed / 10}, fingerprint=content)
+    printed = made(sweep, capsys, "--metrics", "nmi", "--columns", "dataset")
+    assert re.search(r"digits +mnist\n─+\n+0.550 ± 0.071  0.550 ± 0.071\n", printed)
+
+
+def test_every_spelling_that_is_printed_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    tables = [
+        made(sweep, capsys, "--metrics", metrics, "--rows", rows, "--columns", columns)
+        for metrics, rows, columns in (
+            ("acc_hungarian", "n_encoder_steps", "prior_lr"),
+            ("Acc 1:1", "esteps", "eta_p"),
+            ("Acc 1:1", "E_steps", "η_p"),
+        )
+    ]
+    assert tables[0] == tables[1] == tables[2]
+    for symbol, name in SPELLINGS.items():
+        assert full_name(symbol) == ALIASES[name]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rows", "esteps"], "which differ in eta_p: add it to --rows or --columns"),
+        (["--rows", "esteps,eta_p", "--columns", "eta_p"], "eta_p stands in both"),
+        (["--metrics", "accuracy"], "unknown metric 'accuracy'"),
+        (["--columns", "etap"], "did you mean 'eta_p'"),
+        (["--columns", "eta_p", "--table", "grid"], "leave out --table"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    assert make_tables.main(["--runs", str(sweep.path), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (sweep.path / "tables").exists()

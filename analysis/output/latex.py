@@ -228,19 +228,21 @@ def _number(cell: Cell, found: re.Match[str], widths: Sequence[int], counts: str
     def shown(text: str) -> str:
         return bold % text.replace(",", "{,}").replace("−", "-")
 
-    mean = shown(found[1] + found[2] + (found[3] or "")) + _room(found[3], mean_width)
+    text = shown(found[1] + found[2] + (found[3] or ""))
+    room = _room(found[3], mean_width)
     if found[4]:
         left = _phantom("0" * (whole - len(found[4])))
-        spread = shown(found[4] + (found[5] or "")) + _room(found[5], fraction)
-        mean += rf" \pm {left}{spread}"
+        text += rf"{room} \pm {left}{shown(found[4] + (found[5] or ''))}"
+        room = _room(found[5], fraction)
     else:
-        mean += _phantom(r"{}\pm " + "0" * whole + _zeros(fraction))
+        room += _phantom(r"{}\pm " + "0" * whole + _zeros(fraction))
     marks = ",".join(map(str, cell.notes))
     if cell.tied:
         marks = r"\sim" + ("," + marks if marks else "")
     marked = rf"\rlap{{$^{{{marks}}}$}}" if marks else ""
-    room = "" if found[6] else _phantom(tex(counts))
-    return f"${mean}${tex(found[6] or '')}{marked}{room}"
+    if found[6]:
+        return f"${text}{room}${tex(found[6])}{marked}"
+    return f"${text}${marked}" + (f"${room}$" if room else "") + _phantom(tex(counts))
 
 
 def _zeros(width: int) -> str:

@@ -30,6 +30,10 @@ class Choices:
     formats: tuple[str, ...] = ("md", "csv", "tex")
     test: str = "welch"
     baseline: str | None = None
+    metrics: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    """A layout of its own: metrics, and the fields of rows and columns; empty for the tables'."""
     full: bool = False
     """Whether each table says how its numbers were made, instead of a file beside it."""
     lines: tuple[str, ...] = ()
@@ -65,7 +69,9 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
     }
     if records.searches:
         made["search"] = lambda: _search(records, groups, choices)
-    if choices.table == "all":
+    if choices.metrics or choices.rows or choices.columns:
+        made, names = {"layout": lambda: _layout(records, groups, choices)}, ["layout"]
+    elif choices.table == "all":
         names = [name for name in made if _fits(name, bool(pairs), groups)]
     else:
         default = "search" if records.searches else "1" if pairs else "grid"
@@ -113,6 +119,14 @@ def _grid(records: Records, groups: Sequence[Group], choices: Choices) -> Produc
     raw = {"grid-differences.csv": export.differences_csv(records, result.lines)}
     raw["grid-effects.csv"] = export.effects_csv(result.effects)
     return Product("grid", result.tables, list(groups), raw, result, _fresh(records, groups))
+
+
+def _layout(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
+    from analysis.tables.pivot import layout_table
+
+    fields = choices.metrics or None, choices.rows or None, choices.columns
+    table = layout_table(records, groups, choices.test, *fields)
+    return Product("layout", [table], list(groups), fresh=_fresh(records, groups))
 
 
 def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Product:

@@ -7,9 +7,20 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.records.frame import short
+from analysis.records.frame import Records, short
+from analysis.tables.columns import column
 from analysis.tables.groups import Group, groups_of
-from analysis.tables.shared import shown_metrics
+from analysis.tables.layout import Cell, Heading, Row, Table
+from analysis.tables.shared import (
+    counts_differ,
+    explain_numbers,
+    kmeans_rows,
+    measured_of,
+    progress,
+    shown_metrics,
+    value_cell,
+    with_best,
+)
 from mpcc.config import DEFAULTS, full_name, unknown, value_text
 from mpcc.evaluation.metrics import METRICS
 
@@ -41,10 +52,7 @@ def summarise(
     fields that do not tell the cells apart.
     """
     cells = groups_of(trials, pool_code=pool_code, confirm=fresh)
-    across = [field_name(name) for name in columns]
-    down = [field_name(name) for name in rows] if rows is not None else _axes(trials, cells, across)
-    if any(cell.part for cell in cells):
-        down.append("part")
+    down, across = fields_of(cells, rows, columns, trials.attrs.get("axes"))
     names = known_metrics(metrics, trials) if metrics is not None else shown_metrics(cells)
     placed = arrange(cells, down, across)
     index = list(dict.fromkeys(row for row, _ in placed))
@@ -83,7 +91,12 @@ def field_name(name: str) -> str:
 
 
 def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
-    """These metrics by name or printed label; ValueError for one that no trial and no list has."""
+    """These metrics by name or printed label, `all` of them where that is asked for.
+
+    Raises ValueError for one that neither METRICS nor any trial has.
+    """
+    if [*names] == ["all"]:
+        return [name for name in METRICS if name in trials.columns]
     labels = {metric.label: name for name, metric in METRICS.items()}
     found = [labels.get(name, name) for name in names]
     for name in found:
@@ -92,13 +105,30 @@ def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _axes(trials: pd.DataFrame, cells: Sequence[Group], across: Sequence[str]) -> list[str]:
-    """What was swept, but for what stands in the columns; of a frame made by hand, what differs."""
-    names = ["variant"] if any(cell.variant for cell in cells) else []
-    swept = trials.attrs.get("axes")
-    if swept is None:
-        swept = () if names else [n for n in DEFAULTS if n != "seed" and _levels(cells, n) > 1]
-    return [n for n in (*names, *swept) if n != "seed" and n not in across]
+def fields_of(
+    cells: Sequence[Group],
+    rows: Sequence[str] | None,
+    columns: Sequence[str],
+    swept: Sequence[str] | None,
+) -> tuple[list[str], list[str]]:
+    """The fields of the rows and of the columns, by their full names.
+
+    rows: by default what was swept but for what stands in the columns; where that is not known,
+    what differs. `part` is added where trials of a cell are unlike.
+    """
+    across = [field_name(name) for name in columns]
+    if rows is None:
+        names = ["variant"] if any(cell.variant for cell in cells) else []
+        if swept is None:
+            every = () if names else DEFAULTS
+            swept = [n for n in every if n != "seed" and _levels(cells, n) > 1]
+        down = [n for n in (*names, *swept) if n != "seed" and n not in across]
+    else:
+        down = [field_name(name) for name in rows]
+    twice = next((n for n in down if n in across), None)
+    if twice:
+        raise ValueError(f"{short(twice)} stands in both --rows and --columns; choose one")
+    return down + ["part"] * any(cell.part for cell in cells), across
 
 
 def _levels(cells: Sequence[Group], name: str) -> int:
@@ -127,3 +157,72 @@ def arrange(
 def _values(cell: Group, names: Sequence[str]) -> tuple[Any, ...]:
     own = {"variant": cell.variant or "", "part": cell.part}
     return tuple(own[n] if n in own else cell.settings[n] for n in names)
+
+
+def layout_table(
+    records: Records,
+    cells: Sequence[Group],
+    test: str,
+    metrics: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
+) -> Table:
+    """`summarise` as a table: without `columns` a column per metric, else one per value of them.
+
+    Raises ValueError, in one line, as `summarise` does.
+    """
+    down, across = fields_of(cells, rows, columns, records.axes)
+    asked = known_metrics(metrics, records.trials) if metrics else shown_metrics(cells)
+    names = measured_of(cells, asked)
+    placed = arrange(cells, down, across)
+    heads = list(dict.fromkeys(column for _, column in placed))
+    by = " × ".join(map(short, (*down, *across))) or "seeds"
+    dataset = " and ".join(sorted({cell.settings["dataset"] for cell in cells}))
+    several = bool(across) and len(names) > 1
+    what = f"{column(names[0]).heading}: " if across and not several else ""
+    title = f"{what}{by} on {dataset}: {progress(cells)}"
+    table = Table("layout", title, counts=counts_differ(cells))
+    texts = {m: _texts(table, cells, m, test) for m in names}
+    table.headings = [Heading(short(name), name != "variant") for name in down]
+    table.headings += [Heading("metric", numeric=False)] * several
+    table.headings += _value_headings(names, across, heads)
+    for row in dict.fromkeys(row for row, _ in placed):
+        label = [Cell(_shown(n, v), sort=_sorted(v)) for n, v in zip(down, row, strict=True)]
+        for group in [[m] for m in names] if across else [names]:
+            head = [Cell(column(group[0]).heading)] * several
+            found = [placed.get((row, place)) for place in heads]
+            values = [texts[m][id(c)] if c else Cell("") for c in found for m in group]
+            table.rows.append(Row((*label, *head, *values)))
+    if not across:
+        table.rows += kmeans_rows(table, cells, len(down), names)
+    return explain_numbers(table, records, cells, asked, test)
+
+
+def _texts(table: Table, cells: Sequence[Group], metric: str, test: str) -> dict[int, Cell]:
+    """What stands in the place of each cell, the best marked."""
+    shown = [value_cell(table, cell, metric) for cell in cells]
+    return dict(zip(map(id, cells), with_best(cells, shown, metric, test), strict=True))
+
+
+def _value_headings(
+    metrics: Sequence[str], across: Sequence[str], heads: Sequence[tuple[Any, ...]]
+) -> list[Heading]:
+    if not across:
+        return [Heading(column(metric).heading) for metric in metrics]
+    labels = []
+    for head in heads:
+        parts = [
+            _shown(n, v) if isinstance(v, str) else f"{short(n)} {_shown(n, v)}"
+            for n, v in zip(across, head, strict=True)
+        ]
+        labels.append(Heading(", ".join(parts)))
+    return labels
+
+
+def _shown(name: str, value: Any) -> str:
+    return str(value) or "–" if name in ("variant", "part") else value_text(value)
+
+
+def _sorted(value: Any) -> float | str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number else value_text(value)
