@@ -294,13 +294,12 @@ def _report(
     example: str,
 ) -> None:
     from analysis.output.render import text
+    from analysis.tables.layout import on_one_page
     from mpcc.shell import script, shown
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    said: set[str] = set()
-    for table in tables:
-        print(text(table, colour=colour, full=options.style == "full", said=said))
-        said |= {*table.lines, *table.made, table.measured, table.chosen, table.absent}
+    for table in on_one_page(tables):
+        print(text(table, colour=colour, full=options.style == "full"))
     print(f"Written to {shown(out)}: {', '.join(sorted(files))}")
     runs = "".join(f" {shlex.quote(shown(folder))}" for folder in options.runs or ())
     again = script("analysis", "make_tables.py") + (f" --runs{runs}" if runs else "")

@@ -22,7 +22,7 @@ from analysis.tables.assemble import Choices, files, products
 from analysis.tables.columns import column
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
-from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
+from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table, on_one_page
 from mpcc.evaluation.metrics import METRICS
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 
@@ -291,13 +291,19 @@ def test_what_a_table_leaves_unsaid_stands_in_the_file_that_it_cites(tmp_path: P
     assert "code c0de" in full and "code c0de" not in made["table1.md"]
 
 
-def test_two_tables_of_one_page_do_not_repeat_each_others_lines(tmp_path: Path) -> None:
-    tables = grid_of(table1_sweep(tmp_path / "s").path).tables
-    for table in tables:
-        table.lines.append("Labels chose nothing.")
-    first, second = text(tables[0]), text(tables[1], said={*tables[0].lines})
-    assert "Labels chose nothing." in first and "Labels chose nothing." not in second
-    assert "Labels chose nothing." in text(tables[1])
+def test_two_tables_of_one_page_do_not_repeat_each_others_notes_and_lines(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    sweep.trial(table1_changes()[1], 2, {}, state="diverged", cause="boom")
+    records = load([sweep.path])
+    first, second = on_one_page([table_of(records), grid_of(sweep.path).tables[0]])
+    alone = grid_of(sweep.path).tables[0]
+    assert (first.notes_above, second.notes_above) == (0, len(first.notes))
+    assert len(first.notes) == 3 and second.notes == []
+    assert alone.rows[1].cells[2].notes == (1,) and alone.notes[0].startswith("Without a value")
+    (number,) = second.rows[1].cells[2].notes
+    assert first.notes[number - 1] == alone.notes[0]
+    assert second.lines == [] and not second.measured and not second.absent
+    assert alone.lines and alone.measured and alone.absent
 
 
 def test_latex_escapes_what_would_break_it() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -41,11 +41,8 @@ def _marks(notes: tuple[int, ...]) -> str:
     return f"<sup>{','.join(map(str, notes))}</sup>" if notes else ""
 
 
-def table(laid_out: Table, said: Collection[str] = ()) -> str:
-    """A table with its notes. A click on a heading sorts; published rows stay with ours.
-
-    said: lines that stand under a table above.
-    """
+def table(laid_out: Table) -> str:
+    """A table with its notes. A click on a heading sorts; published rows stay with ours."""
     head = "".join(
         f'<th scope="col"{_left(h.numeric)}>'
         + (f'<button type="button">{escape(h.text)}</button>' if h.text else "")
@@ -56,14 +53,13 @@ def table(laid_out: Table, said: Collection[str] = ()) -> str:
     body = "".join(_row(laid_out, row, paired) for row in laid_out.rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in laid_out.notes)
     told = [laid_out.measured, *laid_out.lines, laid_out.chosen, laid_out.absent]
-    lines = "".join(
-        f'<p class="lines">{escape(line)}</p>' for line in told if line and line not in said
-    )
+    lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in told if line)
+    first = laid_out.notes_above + 1
     caption = f"<caption><span>{escape(laid_out.title)}</span></caption>"
     return (
         f'<div class="scroll"><table class="sort">{caption}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        + (f'<ol class="notes">{notes}</ol>' if notes else "")
+        + (f'<ol class="notes" start="{first}">{notes}</ol>' if notes else "")
         + lines
     )
 

@@ -159,7 +159,7 @@ def _power(number: str) -> str:
 def _notes(table: Table, how: str) -> list[str]:
     """At most MAX_LINES lines under the table; the file on how it was made has the rest."""
     cite = f"How these numbers were made: {how}." if how else ""
-    lines = [line.replace(" (*)", "") for line in table.lines if not _FLAG.search(line)]
+    lines = [line for line in table.lines if not _FLAG.search(line)]
     chosen = [table.chosen] if table.chosen else []
     numbered = [f"{number} {note}" for number, note in enumerate(table.notes, 1)]
     if _height([*numbered, " ".join([*lines, *chosen]), cite]) <= MAX_LINES and not any(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from analysis.tables.layout import Cell, Row, Table
 
@@ -17,12 +17,10 @@ def marks(notes: tuple[int, ...]) -> str:
     return ",".join(map(str, notes)).translate(_SUPERSCRIPT)
 
 
-def text(
-    table: Table, *, colour: bool = False, full: bool = False, said: Collection[str] = ()
-) -> str:
+def text(table: Table, *, colour: bool = False, full: bool = False) -> str:
     """For a terminal: aligned columns, `*` best, `~` tied with it, notes below.
 
-    full: with how the numbers were made. said: lines that stand under a table above.
+    full: with how the numbers were made.
     """
     body = [[_text_cell(cell) for cell in row.cells] for row in table.rows]
     head = [heading.text + marks(heading.notes) for heading in table.headings]
@@ -40,7 +38,7 @@ def text(
     for row, items in zip(table.rows, body, strict=True):
         line = aligned(items)
         lines.append(f"{GREY}{line}{PLAIN}" if colour and row.grey else line)
-    lines += [rule, *_below(table, [line for line in _told(table, full) if line not in said])]
+    lines += [rule, *_below(table, _told(table, full))]
     return "\n".join(lines) + "\n"
 
 
@@ -50,12 +48,12 @@ def _text_cell(cell: Cell) -> str:
 
 def _below(table: Table, told: Sequence[str]) -> list[str]:
     lines = []
-    for number, note in enumerate(table.notes, 1):
+    for number, note in enumerate(table.notes, table.notes_above + 1):
         lines += textwrap.wrap(f"{marks((number,))} {note}", WIDTH, subsequent_indent="  ")
     if told:
         lines.append("")
     for line in told:
-        lines += textwrap.wrap(line, WIDTH)
+        lines += textwrap.wrap(line.replace("Bold:", "*:"), WIDTH)
     return lines
 
 

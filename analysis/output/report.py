@@ -15,7 +15,7 @@ from analysis.tables.columns import column
 from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.layout import Table
+from analysis.tables.layout import Table, on_one_page
 from analysis.tables.shared import own_sentence, progress, shown_metrics, unfinished, value_cell
 from mpcc.config import DEFAULTS, value_text
 from mpcc.runs.run_dir import DONE
@@ -76,14 +76,10 @@ def _distinct_tables(products: Sequence[Product]) -> list[Table]:
 
 def _tables(tables: Sequence[Table]) -> str:
     """The tables, each line under the first that has it, and how their numbers were made."""
-    parts, said, made = [], set[str](), dict[str, None]()
-    for table in tables:
-        parts.append(html.table(table, said))
-        said |= {table.measured, table.chosen, table.absent, *table.lines}
-        made |= dict.fromkeys(table.made)
-    lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in made)
+    shown = on_one_page(tables)
+    lines = "".join(f'<p class="lines">{escape(line)}</p>' for t in shown for line in t.made)
     how = f"<details><summary>How these numbers were made</summary>{lines}</details>"
-    return "".join(parts) + (how if made else "")
+    return "".join(map(html.table, shown)) + (how if lines else "")
 
 
 def _cell_name(group: Group, axes: Sequence[str]) -> str:

@@ -110,9 +110,16 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
         if len(valued) > 1:
             found.append("Cells that are not measured alike are not ranked.")
         return found + _kmeans(groups, metric)
-    found = [_winner(one, groups, spec, axes, test) for one in ranking.classes[:MAX_CLASSES]]
+    whole = not ranking.failed
+    found = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if len(ranking.classes) > MAX_CLASSES:
         found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
+    if ranking.failed:
+        verb = "is" if ranking.failed == 1 else "are"
+        found.append(
+            f"{_many(ranking.failed, 'cell').capitalize()} with a collapsed or diverged seed "
+            f"{verb} not ranked."
+        )
     if ranking.alone:
         found.append(
             f"{_many(ranking.alone, 'cell').capitalize()} measured like no other "
@@ -124,9 +131,17 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
 
 
 def _winner(
-    one: Class, groups: Sequence[Group], spec: Column, axes: Sequence[str], test: str
+    one: Class,
+    groups: Sequence[Group],
+    spec: Column,
+    axes: Sequence[str],
+    test: str,
+    whole: bool,
 ) -> str:
-    """The best of one kind of cells, and what the test says of the others it compared."""
+    """The best of one kind of cells, and what the test says of the others it compared.
+
+    whole: whether every cell of the kind was ranked.
+    """
     best = groups[one.best]
     verb = "highest" if spec.better == "higher" else "lowest"
     where = f" among the cells with {one.label}" if one.label else ""
@@ -141,9 +156,12 @@ def _winner(
         who = "one other" if len(one.tied) == 1 else f"{count(len(one.tied))} others"
         parts.append(f"{who} cannot be told from it{method}")
     elif one.worse:
-        all_of = "every other configuration" if not one.untested else _many(len(one.worse), "other")
-        verb = "differ" if one.untested and len(one.worse) > 1 else "differs"
+        every = whole and not one.untested
+        all_of = "every other configuration" if every else _many(len(one.worse), "other")
+        verb = "differ" if not every and len(one.worse) > 1 else "differs"
         parts.append(f"{all_of} {verb} from it{method}")
+    if one.same:
+        parts.append(f"{' and '.join(groups[i].label(axes) for i in one.same)} is the same in all")
     if one.untested:
         who = _many(len(one.untested), "other")
         was = "was" if len(one.untested) == 1 else "were"
@@ -187,20 +205,21 @@ def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]
     d, g = top.result.difference, ""
     if math.isfinite(top.result.g):
         g = f"Hedges' g {top.result.g:.1f}, ".replace("-", "−")
+    low = _signed(spec, d.low).removesuffix(" points")
     verb = "differs" if len(differing) == 1 else "differ"
     who = f"{count(len(differing))} of {count(len(tested))} configurations compared {verb}"
     if len(tested) == 1:
         who = "the one configuration compared differs"
     return [
         f"Against the baseline ({base}), {who}; the largest difference, "
-        f"{_signed(spec, d.estimate)} (95 % interval {_signed(spec, d.low)} to "
+        f"{_signed(spec, d.estimate)} (95 % interval {low} to "
         f"{_signed(spec, d.high)}, {g}adjusted p {_equals(top.holm)}), is that of "
         f"{top.group.label(swept(records))}."
     ]
 
 
 def _signed(spec: Column, value: float) -> str:
-    return ("−" if value < 0 else "+") + spec.shown(abs(value))
+    return ("−" if value < 0 else "+") + spec.difference(abs(value))
 
 
 def _equals(p: float) -> str:

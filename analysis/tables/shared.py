@@ -219,7 +219,7 @@ def explain_numbers(
     if any(cell.tied for row in table.rows for cell in row.cells):
         table.made.append(f"~ by {TEST_WORDS[str(test)]}, adjusted: {PROCEDURE}.")
     protocols = [_protocol(groups, m) for m in shown if any(g.summary(m).n for g in groups)]
-    table.made += [f"{'; '.join(p for p in protocols if p)}."] if protocols else []
+    table.made += [sentence(protocol) for protocol in protocols if protocol]
     table.made.append(provenance_line(groups))
     return table
 
@@ -242,7 +242,7 @@ def _mark_lines(table: Table, test: str | None) -> list[str]:
     cells = [cell for row in table.rows for cell in row.cells]
     parts = []
     if any(cell.best for cell in cells):
-        parts.append("Bold (*): best mean among cells measured alike.")
+        parts.append("Bold: best mean among cells measured alike.")
     if any(cell.tied for cell in cells):
         parts.append(f"~: tested and not told apart from it ({TEST_WORDS[str(test)]}, adjusted).")
     return [" ".join(parts)] if parts else []
