@@ -245,7 +245,7 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
         return []
     from analysis.records.folders import check_folders
     from analysis.records.load import load
-    from analysis.tables.search import against
+    from analysis.tables.rival import against
 
     if not records.searches:
         raise ValueError(f"--baseline {options.baseline} is a folder, which only a search takes")

@@ -130,12 +130,12 @@ def _layout(records: Records, groups: Sequence[Group], choices: Choices) -> Prod
 
 
 def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
-    from analysis.tables import search
+    from analysis.tables import rival, search
 
     found = search.found(records, groups)
     assert found is not None
     made = search.tables(found)
-    made[0].lines += [*search.against_base(records, groups), *choices.lines]
+    made[0].lines += [*rival.against_base(records, groups), *choices.lines]
     return Product("search", made, list(groups), fresh=_fresh(records, groups))
 
 

@@ -59,6 +59,8 @@ class Line:
 def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group:
     """The one cell that `name` means: settings like `esteps=4,eta_p=6e-4`, a variant, or a key.
 
+    Settings may be written as tables print them: `esteps 4, eta_p 6e-4`.
+
     Raises ValueError, in one line, where there is none or more than one.
     """
     by_name = [g for g in groups if name in (g.variant, g.cell_key, g.key)]
@@ -66,12 +68,12 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
         return by_name[0]
     wanted = {}
     for part in name.split(","):
-        field, equals, text = part.strip().partition("=")
-        if not equals:
+        field, _, text = part.strip().replace("=", " ", 1).partition(" ")
+        if not text:
             raise ValueError(
                 f"'{name}' is no cell: give settings like esteps=4,eta_p=6e-4, a variant or a key"
             )
-        wanted[full_name(field)] = parse_value(field, text)
+        wanted[full_name(field)] = parse_value(field, text.strip())
     found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
     cells = {g.cell_key for g in found}
     if len(cells) != 1:
