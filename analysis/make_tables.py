@@ -87,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
         "--explain", metavar="CELL", help='print every trial behind a cell, "esteps=4,eta_p=6e-4"'
     )
     p.add_argument(
+        "--at",
+        metavar="N",
+        help="every trial at iteration N, finished or not, or at the one that best:METRIC chose, a "
+        "metric without labels; written to <sweep>/tables/at-N",
+    )
+    p.add_argument(
         "--no-pictures", action="store_true", help="leave sample sheets out of the HTML report"
     )
     p.add_argument(
@@ -143,30 +149,45 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
         return _make(options, formats, Path(scratch))
 
 
-def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
+def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tuple[Records, Path]:
+    """The records that were asked for, and the folder that their tables are written to."""
     from analysis.records.folders import check_folders, latest_sweep, sweeps_below
 
-    curves, folders = "html" in formats, options.runs
+    folders = options.runs
     if not folders and not options.mlflow:
         folders = sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
     check_folders(folders or ())
+
+    from analysis.records.load import load
+    from analysis.records.moment import at, checked
+
+    moment = checked(options.at) if options.at else ""
+    curves = "html" in formats or bool(moment)
+    place = None
+    if options.mlflow:
+        from analysis.records.load_mlflow import fetch
+
+        folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
+        place = ROOT / "runs" / folders[0].name
+    tables = (place or folders[0]) / "tables"
+    records = load(folders, curves=curves)
+    if not moment:
+        return records, options.out or tables
+    if records.searches and options.table != "grid":
+        raise ValueError("--at shows a search's points in --table grid alone")
+    return at(records, moment), options.out or tables / f"at-{moment.replace(':', '-')}"
+
+
+def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
+    records, out = _read(options, formats, scratch)
 
     from collections import ChainMap
     from dataclasses import replace
 
     from analysis.records.frame import left_out
-    from analysis.records.load import load
     from analysis.tables.assemble import Choices, companion, files, products
     from analysis.tables.groups import groups
 
-    if options.mlflow:
-        from analysis.records.load_mlflow import fetch
-
-        folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
-        out = options.out or ROOT / "runs" / folders[0].name / "tables"
-    else:
-        out = options.out or folders[0] / "tables"
-    records = load(folders, curves=curves)
     cells = groups(records, pool_code=options.pool_code)
     lines = _against(options, records, cells)
     baseline = None if lines else options.baseline

@@ -188,3 +188,67 @@ def test_a_layout_that_cannot_be_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (sweep.path / "tables").exists()
+
+
+# -- one iteration ---------------------------------------------------------------------------------
+
+
+def curved(path: Path) -> SweepBuilder:
+    """Two cells: one finished, whose accuracy falls at the end, one under way."""
+    sweep = SweepBuilder(path).plan([LOW, HIGH], (0, 1), grid="eta_p=1e-3,2e-3")
+    for change, ends in ((LOW, (500, 1000, 1500)), (HIGH, (500, 1000))):
+        for seed in (0, 1):
+            rows = [
+                {
+                    "iteration": i,
+                    "acc_majority": (0.5 if i == 1500 else i / 2000) + seed / 100,
+                    "cluster_information": 1.0 if i == 500 else 0.5,
+                }
+                for i in ends
+            ]
+            state = "done" if ends[-1] == 1500 else None
+            sweep.trial(change, seed, rows[-1], state=state, curve=rows)
+    return sweep
+
+
+def test_every_cell_stands_at_one_iteration_while_trials_still_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = curved(tmp_path / "s")
+    assert "stopped (0/2)" in made(sweep, capsys, "--table", "grid")
+    before = (sweep.path / "tables" / "grid.md").read_bytes()
+    printed = made(sweep, capsys, "--table", "grid", "--at", "1000")
+    assert re.search(r"1e-3¹ +50.5 ± 0.7.*\n +2e-3¹ +50.5 ± 0.7", printed)
+    assert "Values are those of iteration 1,000 (@1000)." in printed and "4 of 4" in printed
+    assert (sweep.path / "tables" / "grid.md").read_bytes() == before
+    assert (sweep.path / "tables" / "at-1000" / "grid.md").exists()
+    last = made(sweep, capsys, "--table", "grid", "--at", "1500")
+    assert "50.5 ± 0.7" in last and "stopped (0/2)" in last
+
+
+def test_the_iteration_may_be_chosen_without_labels_and_is_named_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = made(
+        curved(tmp_path / "s"), capsys, "--table", "grid", "--at", "best:cluster_information"
+    )
+    assert printed.count("25.5 ± 0.7") == 2
+    assert "of the iteration that cluster_information chose (@best)" in printed
+
+
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        ("700", "no trial was evaluated at 700; there are iterations 500, 1000, 1500"),
+        ("soon", "--at must be an iteration or best:METRIC"),
+        ("0", "--at must be an iteration or best:METRIC"),
+        ("best:acc_majority", "an iteration is chosen without labels, by one of"),
+    ],
+)
+def test_a_moment_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, moment: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = curved(tmp_path / "s")
+    assert make_tables.main(["--runs", str(sweep.path), "--at", moment]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -66,7 +66,7 @@ def check_said(folder: Path, words: str) -> set[str]:
             names.add(table.name)
         made = files(records, product, Choices("all"))
         companion = json.loads(made[f"{product.name}-provenance.json"])
-        assert companion["selection"] == f"last iteration (@last); {words}"
+        assert companion["selection"] == f"the last iteration (@last); {words}"
     return names
 
 

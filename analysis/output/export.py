@@ -107,7 +107,7 @@ def provenance_json(
     content = {
         "table": name,
         "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
-        "selection": f"last iteration (@last); {records.selection}",
+        "selection": f"{records.moment}; {records.selection}",
         "trials_by_state": tally(groups),
         "sweeps": sweeps,
         "notes": list(records.notes),

@@ -246,7 +246,7 @@ def _provenance(records: Records, groups: Sequence[Group]) -> str:
         ["code", _distinct(trials, "code")],
         ["images", f"{_distinct(trials, 'n_images')}, content {_distinct(trials, 'fingerprint')}"],
         ["device", _distinct(trials, "device")],
-        ["selection", f"last iteration (@last); {records.selection}"],
+        ["selection", f"{records.moment}; {records.selection}"],
     ]
     rows = [
         [t["trial_key"], _cell_name(g, axes), str(t["seed"]), t["state"], _text(t["run_dir"])]

@@ -97,6 +97,8 @@ class Records:
     metrics: tuple[str, ...] = ()
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+    moment: str = "the last iteration (@last)"
+    """Which evaluation of each trial the metrics are of."""
     between: tuple[str, ...] = ()
     """Settings that no sweep varies but in which the sweeps differ: columns too."""
 
@@ -191,7 +193,7 @@ def records(
     frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
     check(frame)
     evaluations = pd.DataFrame(list(curves))
-    return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between)
+    return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between=between)
 
 
 NAMED = {*META, *DEFAULTS}

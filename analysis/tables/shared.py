@@ -215,7 +215,9 @@ def explain_numbers(
     table.lines += [*_mark_lines(table, test), *record_lines(records), *_data_lines(groups)]
     if test and collapse(groups) and any(g.summary(m).n for g in groups for m in shown):
         table.lines.append("No cell with a collapsed or diverged seed is called the best.")
-    table.made += ["Values are those of the last iteration (@last)."]
+    table.made.append(f"Values are those of {records.moment}.")
+    if "@last" not in records.moment:
+        table.lines.insert(0, table.made[-1])
     if any(cell.tied for row in table.rows for cell in row.cells):
         table.made.append(f"~ by {TEST_WORDS[str(test)]}, adjusted: {PROCEDURE}.")
     protocols = [_protocol(groups, m) for m in shown if any(g.summary(m).n for g in groups)]
