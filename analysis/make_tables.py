@@ -17,6 +17,7 @@ sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 from mpcc.options import OneLineParser, path  # noqa: E402
 
 if TYPE_CHECKING:
+    from analysis.paper.beside import Figure
     from analysis.records.frame import Records
     from analysis.tables.assemble import Choices, Product
     from analysis.tables.groups import Group
@@ -87,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
         "--explain", metavar="CELL", help='print every trial behind a cell, "esteps=4,eta_p=6e-4"'
     )
     p.add_argument(
+        "--beside",
+        type=path,
+        metavar="CSV",
+        help="other methods' published numbers as rows below ours: method, dataset, metric, mean, "
+        "std, n, protocol, source",
+    )
+    p.add_argument(
         "--at",
         metavar="N",
         help="every trial at iteration N, finished or not, or at the one that best:METRIC chose, a "
@@ -130,6 +138,14 @@ def _formats(text: str) -> list[str]:
 
 def _listed(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _published(options: argparse.Namespace) -> tuple[Figure, ...]:
+    if not options.beside:
+        return ()
+    from analysis.paper.beside import read
+
+    return tuple(read(options.beside))
 
 
 def _run(options: argparse.Namespace, formats: list[str]) -> int:
@@ -191,18 +207,17 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     cells = groups(records, pool_code=options.pool_code)
     lines = _against(options, records, cells)
     baseline = None if lines else options.baseline
-    full = options.style == "full"
-    own = [_listed(text) for text in (options.metrics, options.rows, options.columns)]
     choices = Choices(
-        options.table,
-        tuple(formats),
-        options.test,
-        baseline,
-        own[0],
-        own[1],
-        own[2],
-        full,
-        (*lines,),
+        table=options.table,
+        formats=tuple(formats),
+        test=options.test,
+        baseline=baseline,
+        metrics=_listed(options.metrics),
+        rows=_listed(options.rows),
+        columns=_listed(options.columns),
+        beside=_published(options),
+        full=options.style == "full",
+        lines=tuple(lines),
     )
     if options.explain:
         from analysis.output.explain import explain

@@ -252,3 +252,71 @@ def test_a_moment_that_cannot_be_is_refused_in_one_line(
     assert make_tables.main(["--runs", str(sweep.path), "--at", moment]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+# -- other methods' numbers ------------------------------------------------------------------------
+
+HEAD = "method,dataset,metric,mean,std,n,protocol,source\n"
+OTHERS = HEAD + (
+    "DEC,digits,nmi,0.803,,,all images,Xie 2016\n"
+    "IIC,digits,acc_hungarian,98.4,0.65,5,,Ji 2019\n"
+    "IIC,digits,nmi,0.970,0.01,5,,Ji 2019\n"
+    "IIC,mnist,nmi,0.978,0.01,5,,Ji 2019\n"
+)
+
+
+def test_other_methods_numbers_stand_beside_ours_cited_and_untested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, file = table1_sweep(tmp_path / "s"), tmp_path / "others.csv"
+    file.write_text(OTHERS)
+    words = ("--metrics", "acc_hungarian,nmi", "--beside", str(file))
+    alone, printed = made(sweep, capsys, *words[:2]), made(sweep, capsys, *words)
+    own = [
+        [line.split() for line in text.splitlines() if re.match(r" +\d ", line)]
+        for text in (alone, printed)
+    ]
+    assert own[0] == own[1] and len(own[0]) == 5
+    assert re.search(r"DEC +0\.803¹\n +IIC +98\.4 ± 0\.65² +0\.970 ± 0\.01²\n", printed)
+    assert "¹ Published: Xie 2016; all images; runs not said. Not compared with ours." in printed
+    assert "² Published: Ji 2019; 5 runs. Not compared with ours." in printed
+    assert "Xie 2016" not in (sweep.path / "tables" / "layout.csv").read_text()
+
+
+def test_other_methods_numbers_go_under_their_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [{"dataset": name} for name in ("digits", "mnist")]
+    sweep = SweepBuilder(tmp_path / "s").plan(sets, (0, 1), grid="dataset=digits,mnist")
+    for change, content in zip(sets, ("f00d", "beef"), strict=True):
+        for seed in (0, 1):
+            sweep.trial(change, seed, {"nmi": 0.5 + seed / 10}, fingerprint=content)
+    file = tmp_path / "others.csv"
+    file.write_text(OTHERS)
+    words = ("--metrics", "NMI", "--rows", "K", "--columns", "dataset", "--beside", str(file))
+    printed = made(sweep, capsys, *words)
+    assert re.search(r"DEC +0\.803¹\nIIC +0\.970 ± 0\.01² +0\.978 ± 0\.01²\n", printed)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n", "the first line must be method,dataset,metric,mean"),
+        (HEAD + "DEC,mnist,accuracy,1,,,,x\n", "line 2: unknown metric 'accuracy'"),
+        (HEAD + "DEC,minst,nmi,1,,,,x\n", "did you mean 'mnist'"),
+        (HEAD + "DEC,mnist,nmi,high,,,,x\n", "line 2: could not convert"),
+        (HEAD + "DEC,mnist,nmi,nan,,,,x\n", "must be finite"),
+        (HEAD + "DEC,mnist,nmi,0.8,,,,\n", "source is empty"),
+        (HEAD + "DEC,mnist\n", "metric"),
+    ],
+)
+def test_a_file_of_numbers_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, file = table1_sweep(tmp_path / "s", seeds=(0,)), tmp_path / "others.csv"
+    file.write_text(text)
+    command = ["--runs", str(sweep.path), "--table", "grid", "--beside", str(file)]
+    assert make_tables.main(command) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (sweep.path / "tables").exists()

@@ -10,16 +10,18 @@ from analysis.output import export
 from analysis.output.check import COMPANION
 from analysis.output.latex import latex
 from analysis.output.render import how, markdown
+from analysis.paper.beside import Figure, add
 from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import DATASETS, table4
 from analysis.paper.tables import plan_names, table2, table3
 from analysis.records.frame import Records
-from analysis.tables.columns import TABLE1
+from analysis.tables.columns import TABLE1, metric_name
 from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_tables
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Table
 from analysis.tables.shared import own_sentence
+from mpcc.config import full_name
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Choices:
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     """A layout of its own: metrics, and the fields of rows and columns; empty for the tables'."""
+    beside: tuple[Figure, ...] = ()
+    """Other methods' published numbers, for the table of values."""
     full: bool = False
     """Whether each table says how its numbers were made, instead of a file beside it."""
     lines: tuple[str, ...] = ()
@@ -88,7 +92,21 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
         for table in product.tables:
             table.chosen = own_sentence(records.selection)
             table.lines += records.pruning
+        if choices.beside:
+            _add_published(product, choices)
     return found
+
+
+def _add_published(product: Product, choices: Choices) -> None:
+    """Other methods' rows in a grid's or one's own table, whose cells are on one data set each."""
+    datasets = {group.settings["dataset"] for group in product.groups}
+    if product.name not in ("grid", "layout"):
+        raise ValueError("--beside goes with --table grid, or with --metrics, --rows and --columns")
+    if len(datasets) > 1 and "dataset" not in map(full_name, choices.columns):
+        raise ValueError("--beside needs one data set, or --columns dataset")
+    given = [metric_name(name) for name in choices.metrics if name != "all"]
+    asked = given or list(dict.fromkeys(figure.metric for figure in choices.beside))
+    add(product.tables[0], choices.beside, min(datasets), asked)
 
 
 def _table1(

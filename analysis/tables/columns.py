@@ -72,6 +72,11 @@ TABLE3 = ("inception_score", "fid")
 GRID = ("acc_majority", "acc_hungarian", "inception_score", "fid", "mse")
 
 
+def metric_name(text: str) -> str:
+    """The metric that a name or a printed label means; the text itself where neither is known."""
+    return next((name for name, metric in METRICS.items() if metric.label == text), text)
+
+
 @cache
 def column(metric: str) -> Column:
     """How to show this metric; an unknown one is shown plainly and has no better direction."""

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.records.frame import Records, short
-from analysis.tables.columns import column
+from analysis.tables.columns import column, metric_name
 from analysis.tables.groups import Group, groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.shared import (
@@ -97,8 +97,7 @@ def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
     """
     if [*names] == ["all"]:
         return [name for name in METRICS if name in trials.columns]
-    labels = {metric.label: name for name, metric in METRICS.items()}
-    found = [labels.get(name, name) for name in names]
+    found = [metric_name(name) for name in names]
     for name in found:
         if name not in METRICS and name not in trials.columns:
             raise ValueError(unknown("metric", name, METRICS))
