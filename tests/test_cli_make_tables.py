@@ -42,6 +42,18 @@ def test_prints_table_1_and_writes_every_format_from_any_folder(tmp_path: Path) 
     assert "\x1b" not in done.stdout
 
 
+def test_style_full_says_under_each_table_how_its_numbers_were_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    words = "1,500 iterations; 1,797 images (content f00d); code c0de."
+    for style, said in (("compact", False), ("full", True)):
+        assert make_tables.main(["--runs", str(sweep.path), "--style", style]) == 0
+        assert (words in capsys.readouterr().out) is said
+        assert (words in (sweep.path / "tables" / "table1.md").read_text()) is said
+        assert words in (sweep.path / "tables" / "table1-how.md").read_text()
+
+
 def test_latest_sweep_under_runs_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

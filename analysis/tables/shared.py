@@ -213,6 +213,8 @@ def explain_numbers(
     table.measured = _measured_line(groups, shown)
     table.absent = absent_line(groups, [m for m in metrics if m not in shown])
     table.lines += [*_mark_lines(table, test), *record_lines(records), *_data_lines(groups)]
+    if any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups):
+        table.lines.append("Trials of several code versions are averaged, as was asked.")
     if test and collapse(groups) and any(g.summary(m).n for g in groups for m in shown):
         table.lines.append("No cell with a collapsed or diverged seed is called the best.")
     table.made.append(f"Values are those of {records.moment}.")
