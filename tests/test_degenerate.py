@@ -22,6 +22,7 @@ from analysis.tables.grid import baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.layout import Table
 from tests.records import SweepBuilder, metrics_of, table1_changes
+from tests.test_search import begun, finish, value_of
 
 NAN, INF = math.nan, math.inf
 CHANGES = table1_changes()
@@ -113,9 +114,32 @@ def test_no_output_of_a_degenerate_sweep_has_a_number_that_is_none(
         check(f"{test}, printed", capsys.readouterr().out)
         for name, text in outputs(sweep.path / "tables").items():
             check(f"{test}, {name}", text)
+    if not variants:
+        own = ["--metrics", "all", "--rows", "esteps", "--columns", "eta_p"]
+        assert make_tables.main([*command[:2], *own]) == 0
+        check("a table of one's own", capsys.readouterr().out)
+        check("layout.tex", outputs(sweep.path / "tables")["layout.tex"])
     key = sweep.config(CHANGES[0], 0).cell_key
     assert make_tables.main(["--runs", str(sweep.path), "--explain", key]) == 0
     check("explain", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{}, {"acc_majority": NAN}, {"mse": 0.1, "acc_majority": 0.5}],
+    ids=["one seed", "nan", "no spread"],
+)
+def test_no_output_of_a_degenerate_search_has_a_number_that_is_none(
+    tmp_path: Path, metrics: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = begun(tmp_path, 9, seeds=(0,))
+    for trial in source.plan.trials():
+        finish(tmp_path, trial, metrics=value_of(trial.config) | metrics)
+    command = ["--runs", str(tmp_path), "--table", "all", "--format", "md,csv,tex,html"]
+    assert make_tables.main(command) == 0
+    check("printed", capsys.readouterr().out)
+    for name, text in outputs(tmp_path / "tables").items():
+        check(name, text)
 
 
 def tables_of(path: Path, test: str = "welch") -> tuple[list[Table], list[Line]]:

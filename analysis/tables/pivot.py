@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.records.frame import Records, short
-from analysis.tables.columns import column, metric_name
+from analysis.tables.columns import GRID, column, metric_name
 from analysis.tables.groups import Group, groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.shared import (
@@ -96,7 +96,7 @@ def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
     Raises ValueError for one that neither METRICS nor any trial has.
     """
     if [*names] == ["all"]:
-        return [name for name in METRICS if name in trials.columns]
+        return [name for name in METRICS if name in trials.columns] or [GRID[0]]
     found = [metric_name(name) for name in names]
     for name in found:
         if name not in METRICS and name not in trials.columns:
