@@ -129,10 +129,13 @@ TRIAL_KEY_OF_ANOTHER = "67d95e6b5684"
 @pytest.mark.parametrize(
     ("value", "text"),
     [(6e-4, "6e-4"), (0.02, "0.02"), (0.01, "0.01"), (1.6e-3, "1.6e-3"), (0.0, "0"),
-     (True, "true"), (50, "50"), (1.0, "1"), (0.9999, "0.9999"), (None, "None")],
+     (True, "true"), (50, "50"), (1.0, "1"), (0.9999, "0.9999"), (None, "none"),
+     (0.0029999999999999996, "2.9999999999999996e-3"),
+     (1234567.0, "1.234567e6"), (0.1 + 0.2, "0.30000000000000004")],
 )  # fmt: skip
 def test_values_are_written_as_people_write_them(value, text):
     assert value_text(value) == text
+    assert not isinstance(value, float) or float(text) == value
 
 
 def test_an_average_that_would_keep_an_early_generator_is_said_and_how_to_mend_it():

@@ -59,7 +59,11 @@ def test_readme_has_its_title() -> None:
 
 COMMANDS = [
     pytest.param(program, words, id=f"{program} {words}")
-    for file in (ROOT / "README.md", ROOT / "deploy" / "README.md")
+    for file in (
+        ROOT / "README.md",
+        ROOT / "deploy" / "README.md",
+        ROOT / "docs" / "tables-and-statistics.md",
+    )
     for program, words in commands(file)
 ]
 

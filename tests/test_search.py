@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -152,7 +153,9 @@ def test_status_shows_each_point_its_value_and_the_best(
     code, out, err = call(capsys, "--out", str(tmp_path), "--status")
     first = best(source.search, source.points)[0]
     assert code == 3 and err == ""
-    assert f"point {first.number:>3} * {first.cell.key}  mse {first.values[0]:.4g} ± " in out
+    spread = f"{statistics.stdev(first.seeds[0]):.2g}"
+    value = f"mse {first.values[0]:.4g} ± {spread}"
+    assert f"point {first.number:>3} * {first.cell.key}  {value}  " in out
     assert "of 5 points have ended" in out and f"Best: {first.cell.text}" in out
 
 

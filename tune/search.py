@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from tune.plan.state import ENDED  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 from tune.store.remote import is_address  # noqa: E402
 from tune.suggest import search as searches  # noqa: E402
-from tune.suggest.points import Point, best, half_width, read_points  # noqa: E402
+from tune.suggest.points import Point, best, read_points  # noqa: E402
 from tune.suggest.search import Search, search_of  # noqa: E402
 from tune.suggest.space import parse_space  # noqa: E402
 
@@ -228,11 +229,11 @@ def print_points(search: Search, points: Sequence[Point]) -> None:
 
 
 def objective_text(search: Search, point: Point) -> str:
-    """`mse 0.0972 ± 0.0031`: the mean over seeds and half the width of its 95 % interval."""
+    """`mse 0.0972 ± 0.0031`: mean and standard deviation over the seeds (ddof 1)."""
     parts = []
     for name, value, seeds in zip(search.objectives, point.values, point.seeds, strict=False):
-        width = f" ± {half_width(seeds):.2g}" if len(seeds) > 1 else ""
-        parts.append(f"{name} {value:.4g}{width}")
+        spread = f" ± {statistics.stdev(seeds):.2g}" if len(seeds) > 1 else ""
+        parts.append(f"{name} {value:.4g}{spread}")
     return ", ".join(parts)
 
 

@@ -160,5 +160,5 @@ def within(group: Group, figures: Mapping[str, Published | None]) -> str:
         inside = "within" if abs(difference) <= figure.std else "outside"
         spread = "no published spread" if math.isnan(figure.std) else f"{inside} their spread"
         sign = "+" if difference >= 0 else "−"
-        parts.append(f"{spec.label} {sign}{spec.amount(abs(difference))}, {spread}")
+        parts.append(f"{spec.label} {sign}{spec.difference(abs(difference))}, {spread}")
     return "Same protocol as published; ours minus theirs: " + "; ".join(parts) + "."

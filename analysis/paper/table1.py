@@ -11,12 +11,11 @@ from analysis.tables.groups import Group
 from analysis.tables.layout import PAPER, Cell, Heading, Row, Table
 from analysis.tables.shared import (
     counts_differ,
+    explain_numbers,
     kmeans_rows,
+    measured_of,
     progress,
-    provenance_line,
-    record_lines,
     row_notes,
-    spread_lines,
     value_cell,
     with_best,
 )
@@ -55,11 +54,12 @@ def table1_groups(groups: Sequence[Group]) -> list[tuple[Group, dict[str, str]]]
 def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test: str) -> Table:
     """The paper's Table 1, each row with the published one below it."""
     groups = [group for group, _ in pairs]
-    metrics = recorded(TABLE1, groups)
+    asked = recorded(TABLE1, groups)
     settings = groups[0].settings
     table = Table("table1", f"Table 1 on {settings['dataset']}: {progress(groups)}")
     table.counts = counts_differ(groups)
     table.headings = [Heading(short(axis)) for axis in TABLE1_AXES]
+    metrics = measured_of(groups, asked)
     table.headings += [Heading(column(metric).heading) for metric in metrics]
     columns = {
         metric: with_best(
@@ -74,12 +74,7 @@ def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test
         if i + 1 == len(pairs) or pairs[i + 1][1] is not row:
             table.rows.append(_paper_row(table, group, row, metrics))
     table.rows += kmeans_rows(table, groups, len(TABLE1_AXES), metrics)
-    table.lines = [
-        *spread_lines(records, groups, metrics, test),
-        provenance_line(groups),
-        *record_lines(records),
-    ]
-    return table
+    return explain_numbers(table, records, groups, asked, test)
 
 
 def _paper_row(table: Table, group: Group, row: dict[str, str], metrics: Sequence[str]) -> Row:

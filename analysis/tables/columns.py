@@ -39,6 +39,10 @@ class Column:
         unit = self.heading.partition(", ")[2]
         return self.shown(value) + (f" {unit}" if unit == "%" else unit)
 
+    def difference(self, value: float) -> str:
+        """A difference of two values with its unit: one of percentages is in points."""
+        return self.amount(value).replace(" %", " points").replace("-", "−")
+
     def shown(self, value: float) -> str:
         """A recorded value as the tables print it."""
         return f"{value * self.scale:,.{self.decimals}f}"
@@ -81,6 +85,11 @@ def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
             shown.append(metric)
         shown += had
     return shown
+
+
+def metric_name(text: str) -> str:
+    """The metric that a name or a printed label means; the text itself where neither is known."""
+    return next((name for name, metric in METRICS.items() if metric.label == text), text)
 
 
 @cache

@@ -265,6 +265,16 @@ ALIASES = {
 
 SHORT = {full: short for short, full in ALIASES.items()}
 
+SPELLINGS = {
+    "E_steps": "esteps",
+    "D_steps": "dsteps",
+    "η": "eta",
+    "η_p": "eta_p",
+    "λ_p": "lambda_p",
+    "σ_min": "sigma_min",
+}
+"""The paper's symbols as pages print them, for input: none is refused that a reader has seen."""
+
 HINTS = typing.get_type_hints(Config)
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
 
@@ -285,7 +295,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def full_name(name: str) -> str:
     """The field that a full or short name means; ValueError names the nearest to an unknown."""
-    full = ALIASES.get(name, name)
+    short_name = SPELLINGS.get(name, name)
+    full = ALIASES.get(short_name, short_name)
     if full not in DEFAULTS:
         raise ValueError(unknown("field", name, [*DEFAULTS, *ALIASES]))
     return full
