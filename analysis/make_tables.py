@@ -14,80 +14,21 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 
-from mpcc.options import OneLineParser, path  # noqa: E402
+from analysis.options import formats_of, listed, parser  # noqa: E402
 
 if TYPE_CHECKING:
+    from analysis.paper.beside import Figure
     from analysis.records.frame import Records
     from analysis.tables.assemble import Choices, Product
     from analysis.tables.groups import Group
     from analysis.tables.layout import Table
-
-TABLES = ("1", "2", "3a", "3b", "4", "grid", "search", "all")
-FORMATS = ("md", "csv", "tex", "html", "fig")
-DEFAULT_FORMATS = "md,csv,tex"
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = OneLineParser(
-        speaker="make_tables",
-        prog="make_tables.py",
-        description="Tables from the records of a sweep: printed, and written to <sweep>/tables.",
-        epilog="Without options: the latest sweep under runs/, as Table 1 where it has that shape.",
-    )
-    p.add_argument(
-        "--runs", nargs="+", type=path, metavar="DIR", help="sweep folders (default: the latest)"
-    )
-    p.add_argument(
-        "--mlflow", metavar="URI", help="read from MLflow alone, where the run directories are gone"
-    )
-    p.add_argument(
-        "--sweep", metavar="NAME", help="with --mlflow: preset, sweep id or run name (the latest)"
-    )
-    p.add_argument(
-        "--table",
-        choices=TABLES,
-        help="which table (default: search for a search, 1 where it fits, else grid)",
-    )
-    p.add_argument(
-        "--format",
-        default=DEFAULT_FORMATS,
-        metavar="LIST",
-        help=f"files to write, of {', '.join(FORMATS)}; fig: PDF and PNG (default: %(default)s)",
-    )
-    p.add_argument("--out", type=path, metavar="DIR", help="where to (default: <sweep>/tables)")
-    p.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 where the files are stale"
-    )
-    p.add_argument(
-        "--test",
-        choices=("welch", "paired", "pooled", "permutation"),
-        default="welch",
-        help="test of differences, to be chosen before looking (default: %(default)s)",
-    )
-    p.add_argument(
-        "--baseline",
-        metavar="CELL",
-        help="cell to compare with: settings, variant or key (default: the base settings); for a "
-        "search also the folder of another sweep, whose best cell the best point must beat",
-    )
-    p.add_argument(
-        "--explain", metavar="CELL", help='print every trial behind a cell, "esteps=4,eta_p=6e-4"'
-    )
-    p.add_argument(
-        "--no-pictures", action="store_true", help="leave sample sheets out of the HTML report"
-    )
-    p.add_argument(
-        "--pool-code", action="store_true", help="average trials of different code versions"
-    )
-    return p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print and write the tables; 0, or 1 for --check on stale files, or 2 for a usage error."""
     options = parser().parse_args(arguments)
     try:
-        formats = _formats(options.format)
+        formats = formats_of(options.format)
         return _run(options, formats)
     except ValueError as error:
         print(f"make_tables: {' '.join(str(error).split())}", file=sys.stderr)
@@ -98,16 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _formats(text: str) -> list[str]:
-    from mpcc.config import unknown
+def _published(options: argparse.Namespace) -> tuple[Figure, ...]:
+    if not options.beside:
+        return ()
+    from analysis.paper.beside import read
 
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in FORMATS:
-            raise ValueError(unknown("format", name, FORMATS))
-    if not names:
-        raise ValueError(f"--format is empty; choose from {', '.join(FORMATS)}")
-    return [name for name in FORMATS if name in names]
+    return tuple(read(options.beside))
 
 
 def _run(options: argparse.Namespace, formats: list[str]) -> int:
@@ -117,39 +54,70 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
         raise ValueError("--mlflow and --runs are two sources; give one of them")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file; name a folder")
+    if options.table and any((options.metrics, options.rows, options.columns)):
+        raise ValueError(
+            "--metrics, --rows and --columns make a table of their own; leave out --table"
+        )
     if options.sweep and not options.mlflow:
         raise ValueError("--sweep goes with --mlflow; a folder is named with --runs")
     with tempfile.TemporaryDirectory() as scratch:
         return _make(options, formats, Path(scratch))
 
 
-def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
+def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tuple[Records, Path]:
+    """The records that were asked for, and the folder that their tables are written to."""
     from analysis.records.folders import check_folders, latest_sweep, sweeps_below
 
-    curves, folders = "html" in formats, options.runs
+    folders = options.runs
     if not folders and not options.mlflow:
         folders = sweeps_below(ROOT) if options.table == "4" else [latest_sweep(ROOT)]
     check_folders(folders or ())
 
-    from collections import ChainMap
-    from dataclasses import replace
-
     from analysis.records.load import load
-    from analysis.tables.assemble import Choices, companion, files, products
-    from analysis.tables.groups import groups
+    from analysis.records.moment import at, checked
 
+    moment = checked(options.at) if options.at else ""
+    curves = "html" in formats or bool(moment)
+    place = None
     if options.mlflow:
         from analysis.records.load_mlflow import fetch
 
         folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
-        out = options.out or ROOT / "runs" / folders[0].name / "tables"
-    else:
-        out = options.out or folders[0] / "tables"
+        place = ROOT / "runs" / folders[0].name
+    tables = (place or folders[0]) / "tables"
     records = load(folders, curves=curves)
+    if not moment:
+        return records, options.out or tables
+    if records.searches and options.table != "grid":
+        raise ValueError("--at shows a search's points in --table grid alone")
+    return at(records, moment), options.out or tables / f"at-{moment.replace(':', '-')}"
+
+
+def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
+    records, out = _read(options, formats, scratch)
+
+    from collections import ChainMap
+    from dataclasses import replace
+
+    from analysis.records.frame import left_out
+    from analysis.tables.assemble import Choices, companion, files, products
+    from analysis.tables.groups import groups
+
     cells = groups(records, pool_code=options.pool_code)
     lines = _against(options, records, cells)
     baseline = None if lines else options.baseline
-    choices = Choices(options.table, tuple(formats), options.test, baseline, tuple(lines))
+    choices = Choices(
+        table=options.table,
+        formats=tuple(formats),
+        test=options.test,
+        baseline=baseline,
+        metrics=listed(options.metrics),
+        rows=listed(options.rows),
+        columns=listed(options.columns),
+        beside=_published(options),
+        full=options.style == "full",
+        lines=tuple(lines),
+    )
     if options.explain:
         from analysis.output.explain import explain
 
@@ -165,7 +133,8 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         contents |= _encoded({"report.html": page} | companion(records, every, "report", choices))
     if "fig" in formats:
         from analysis.output.figures import figures
-        from analysis.tables.grid import shown_metrics, swept
+        from analysis.tables.grid import swept
+        from analysis.tables.shared import shown_metrics
 
         contents |= figures(cells, swept(records), shown_metrics(cells)[0])
         contents |= _search_figures(records, cells)
@@ -173,6 +142,8 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     if options.check:
         other = replace(choices, formats=("md", "csv", "tex"))
         beside = [_encoded(files(records, product, other)) for product in found]
+        for cause in left_out(records):
+            print(f"left out: {cause}")
         return _check(out, contents, dict(ChainMap(*beside)), every)
     write(out, contents)
     tables = [table for product in found for table in product.tables]
@@ -209,7 +180,7 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
         return []
     from analysis.records.folders import check_folders
     from analysis.records.load import load
-    from analysis.tables.search import against
+    from analysis.tables.rival import against
 
     if not records.searches:
         raise ValueError(f"--baseline {options.baseline} is a folder, which only a search takes")
@@ -258,11 +229,12 @@ def _report(
     example: str,
 ) -> None:
     from analysis.output.render import text
+    from analysis.tables.layout import on_one_page
     from mpcc.shell import script, shown
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for table in tables:
-        print(text(table, colour=colour))
+    for table in on_one_page(tables):
+        print(text(table, colour=colour, full=options.style == "full"))
     print(f"Written to {shown(out)}: {', '.join(sorted(files))}")
     runs = "".join(f" {shlex.quote(shown(folder))}" for folder in options.runs or ())
     again = script("analysis", "make_tables.py") + (f" --runs{runs}" if runs else "")

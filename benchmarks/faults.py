@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import fault_files, fault_processes, fault_tracking  # noqa: E402
+from benchmarks import fault_files, fault_folders, fault_processes, fault_tracking  # noqa: E402
 from benchmarks.fault_files import damaged, full_disk  # noqa: E402
 from benchmarks.fault_lab import Lab, Outcome  # noqa: E402
 from benchmarks.fault_processes import processes_of_a_killed_driver, signalled  # noqa: E402
@@ -41,6 +41,14 @@ from mpcc.config import unknown  # noqa: E402
 
 RESULTS = ROOT / "runs" / "faults.jsonl"
 CHANGED = "+changes"
+FOREIGN = {
+    "TUNE_RESULT_DIR": "/nonexistent",
+    "RAY_ADDRESS": "127.0.0.1:1",
+    "RAY_TMPDIR": "/nonexistent",
+    "OMP_NUM_THREADS": "64",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+}
+"""Left in the environment by other projects and notebooks."""
 
 ROWS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
     "driver-killed": (fault_processes.driver_killed, 10),
@@ -51,7 +59,7 @@ ROWS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
         1,
     ),
     "trial-killed": (fault_processes.trial_killed, 10),
-    "worker-killed-at-an-end": (fault_processes.killed_at_an_end, 5),
+    "worker-killed-at-an-end": (fault_processes.killed_at_an_end, 20),
     "raylet-killed": (fault_processes.raylet_killed, 5),
     "sigint": (partial(signalled, number=signal.SIGINT), 5),
     "sigterm": (partial(signalled, number=signal.SIGTERM), 5),
@@ -72,6 +80,27 @@ ROWS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
     "hostile-pickle": (fault_files.hostile_pickle, 1),
     "trials-with-errors": (fault_files.trials_with_errors, 1),
     "malformed-inputs": (fault_files.malformed_inputs, 1),
+    "two-on-one-trial": (fault_folders.two_on_one_trial, 1),
+    "next-beside-a-driver": (fault_folders.next_beside_a_driver, 1),
+    "next-stopped": (fault_folders.interrupted_with_next, 1),
+    "disk-full-at-the-start": (fault_folders.full_at_the_start, 1),
+    "disk-full-in-the-middle": (fault_folders.full_in_the_middle, 1),
+    "folder-read-only": (fault_folders.read_only_in_the_middle, 1),
+    "node-disk-full": (fault_folders.node_full_for_a_while, 1),
+    "plan-cut": (partial(fault_folders.plan_damaged, damage=fault_folders.cut), 1),
+    "plan-emptied": (partial(fault_folders.plan_damaged, damage=fault_folders.emptied), 1),
+    "plan-deleted": (partial(fault_folders.plan_damaged, damage=Path.unlink), 1),
+    "plan-and-copy-deleted": (fault_folders.plan_and_copy_deleted, 1),
+    "mlflow-emptied": (partial(fault_folders.database_damaged, content=b""), 1),
+    "mlflow-no-database": (partial(fault_folders.database_damaged, content=b"none" * 999), 1),
+    "folder-moved": (fault_folders.moved, 1),
+    "folder-copied": (fault_folders.copied, 1),
+    "trials-swapped": (fault_folders.swapped, 1),
+    "namesake-directory": (fault_folders.beside_namesakes, 1),
+    "home-read-only": (partial(fault_folders.with_home, kind="read-only"), 1),
+    "home-missing": (partial(fault_folders.with_home, kind="missing"), 1),
+    "home-slash": (partial(fault_folders.with_home, kind="slash"), 1),
+    "foreign-variables": (partial(fault_folders.in_environment, variables=FOREIGN), 1),
 }
 """Name -> what happens, and how often by default."""
 

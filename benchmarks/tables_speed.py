@@ -65,7 +65,7 @@ def make_trial(folder: Path, config, centre: float, rng: np.random.Generator) ->
     path.mkdir(parents=True)
     final = {"acc_majority": centre + 0.02 * rng.standard_normal(), "mse": 0.1 + rng.random() / 50}
     final |= {"acc_hungarian": final["acc_majority"] - 0.03, "nmi": 0.6, "ari": 0.5}
-    final |= {"mse_squared_mean": 3e-4 + 1e-5 * rng.random(), "saturation": 0.01}
+    final |= {"mse_published": 3e-4 + 1e-5 * rng.random(), "saturation_excess": 0.01}
     steps = np.linspace(250, config.iterations, 6).astype(int)
     rows = [{"iteration": int(i), **final} for i in steps]
     result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": final}

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +133,13 @@ def step_of(config: Any, images: Any, device: str) -> Callable[[], Any]:
     """What makes one iteration of a trial, in a process that is prepared as a trial's."""
     import torch
 
-    from mpcc.fast.cuda_graph import stepper
+    from mpcc.training.algorithm import train_step
     from mpcc.training.device import prepare_process
     from mpcc.training.state import build_state
 
     where = torch.device(device)
     prepare_process(config, where)
-    return stepper(build_state(config, images, where))
+    return partial(train_step, build_state(config, images, where))
 
 
 def peak_flops(threads: int, size: int = 1536) -> float:

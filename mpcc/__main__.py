@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mpcc.config import PRESETS, VARIANTS, Config, parse_assignment, preset, variant
+from mpcc.config import PRESETS, VARIANTS, Config, cautions, parse_assignment, preset, variant
 from mpcc.data.files import DataError, check_available
 from mpcc.data.places import resolve_data_dir
 from mpcc.data.prepared import description
@@ -21,6 +21,7 @@ from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_w
 from mpcc.options import OneLineParser, path
 from mpcc.runs.files import exclusive
 from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
+from mpcc.training.checks import check_data
 
 MAX_SECONDS = 1e6
 
@@ -122,10 +123,12 @@ def assigned(texts: list[str]) -> dict[str, Any]:
 
 
 def dry_run(config: Config, options: argparse.Namespace) -> int:
-    """Print the configuration, and what images of one's own are where their folder is given."""
+    """Print the configuration, and what images of one's own are; refuse what cannot be trained."""
     if config.dataset == "folder" and resolve_data_dir(options.data_dir) is not None:
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
+    check_data(config, options.data_dir)
     print(json.dumps(config.to_dict(), indent=1))
+    caution(config)
     return 0
 
 
@@ -140,6 +143,8 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
 
         download(config.dataset, options.data_dir)
     check_available(config.dataset, options.data_dir)
+    check_data(config, options.data_dir)
+    caution(config)
     # Before torch loads: its threads read these once.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -224,6 +229,12 @@ def say(iteration: int, iterations: int, row: dict | None, left: str) -> None:
     shown = ("acc_majority", "acc_hungarian", "mse", "loss/discriminator", "loss/encoder")
     values = "  ".join(f"{n} {row[n]:.3g}" for n in shown if row and n in row)
     print(f"{iteration:>7}/{iterations}  {values}{left}", file=sys.stderr, flush=True)
+
+
+def caution(config: Config) -> None:
+    """A line on stderr for what is allowed and is likely not meant."""
+    for text in cautions(config):
+        print(f"note: {text}", file=sys.stderr)
 
 
 def refuse(error: Exception) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
 from pathlib import Path
 
 
@@ -42,3 +43,16 @@ def free_memory() -> int | None:
     if free is None or limit == "max":
         return free
     return min(free, max(0, int(limit) - used))
+
+
+def processes_left() -> float:
+    """Processes and threads that this user may still start; infinite where nothing limits them."""
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if limit == resource.RLIM_INFINITY or os.geteuid() == 0:
+        return math.inf
+    used = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.stat().st_uid == os.getuid():
+                used += len(os.listdir(process / "task"))
+    return limit - used

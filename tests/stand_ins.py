@@ -125,6 +125,9 @@ class StandInEngine:
     def problem(self) -> str | None:
         return self.found
 
+    def wait(self) -> None:
+        pass
+
     def kill(self) -> None:
         self.killed = True
 

@@ -33,12 +33,25 @@ def test_prints_table_1_and_writes_every_format_from_any_folder(tmp_path: Path) 
     assert "Written to digits/tables" in done.stdout
     assert set(contents(sweep.path / "tables")) == {
         "table1.md",
+        "table1-how.md",
         "table1.csv",
         "table1-trials.csv",
         "table1.tex",
         "table1-provenance.json",
     }
     assert "\x1b" not in done.stdout
+
+
+def test_style_full_says_under_each_table_how_its_numbers_were_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    words = "1,500 iterations; 1,797 images (content f00d); code c0de."
+    for style, said in (("compact", False), ("full", True)):
+        assert make_tables.main(["--runs", str(sweep.path), "--style", style]) == 0
+        assert (words in capsys.readouterr().out) is said
+        assert (words in (sweep.path / "tables" / "table1.md").read_text()) is said
+        assert words in (sweep.path / "tables" / "table1-how.md").read_text()
 
 
 def test_latest_sweep_under_runs_is_the_default(
@@ -187,10 +200,10 @@ def test_setting_that_is_none_can_be_explained(
         sweep.trial({"n_generated": 1000}, seed, {"acc_majority": 0.6, "fid": 9.0 + seed})
     command = ["--runs", str(sweep.path)]
     assert make_tables.main([*command, "--explain", "n_generated=none,esteps=1"]) == 0
-    assert capsys.readouterr().out.startswith("esteps 1, eta_p 1e-3, n_generated None: cell")
+    assert capsys.readouterr().out.startswith("esteps 1, eta_p 1e-3, n_generated none: cell")
     assert make_tables.main([*command, "--table", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "no images were generated for it" in printed
+    assert "no images were generated" in printed
     assert "Inception weights missing" not in printed
 
 

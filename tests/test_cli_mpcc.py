@@ -47,6 +47,15 @@ def test_one_run_ends_with_its_result_on_stdout_and_goes_on_saying_so(tmp_path):
         (["--device", "cuda:99"], "cuda:99"),
         (["--variant", "published-cod"], "did you mean 'published-code'?"),
         (["--inception-weights", "no/such.pth"], "no/such.pth"),
+        *(
+            ([*dry, "--set", *changes], message)
+            for dry in ([], ["--dry-run"])
+            for changes, message in (
+                (["n_clusters=1798"], "n_clusters=1798 is more than the 1797 images of digits"),
+                (["conditional=true", "K=9"], "have 10 labels: set n_clusters=10, not 9"),
+                (["n_generated=9"], "n_generated must be at least n_is_splits, 10, got 9"),
+            )
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2_with_nothing_written(words, message, tmp_path, capsys):
@@ -54,6 +63,15 @@ def test_bad_input_is_one_line_and_exit_2_with_nothing_written(words, message, t
     assert main([*words, "--out", str(out)]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and not out.exists()
+
+
+def test_a_slow_average_is_said_before_training(capsys):
+    words = ["--set", "ema_decay=0.9999", "iterations=3000", "ema_start=1000", "--dry-run"]
+    assert main(words) == 0
+    assert (
+        "note: the averaged generator, which is evaluated, will be to 82%"
+        in capsys.readouterr().err
+    )
 
 
 def test_usage_errors_help_and_dry_run_answer_within_a_second():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mpcc import config as c
-from mpcc.config import PRESETS, Config, from_dict, parse_assignment, value_text
+from mpcc.config import PRESETS, Config, cautions, from_dict, parse_assignment, value_text
 
 
 def test_presets_are_the_rows_of_appendix_c():
@@ -49,6 +49,9 @@ def test_short_names_reach_the_same_field():
         ({"latent_mode": "split", "latent_size": 30}, "latent_size must be a multiple of 4"),
         ({"esteps": 1, "n_encoder_steps": 2}, "n_encoder_steps is given twice"),
         ({"given_cluster_weights": [0.5, 0.5]}, "given_cluster_weights must be 10 positive"),
+        ({"given_cluster_weights": [1e40] * 10}, "10 positive numbers, 1e-30 to 1e+30"),
+        ({"given_cluster_weights": [1e20] + [1e-20] * 9}, "must differ by a factor of 1e+30"),
+        ({"n_generated": 9}, "n_generated must be at least n_is_splits, 10, got 9"),
         ({"conditional": True, "prior": "normal"}, "conditional needs a prior with clusters"),
     ],
 )
@@ -77,6 +80,13 @@ def test_every_range_names_a_field():
 def test_seed_changes_the_trial_key_and_not_the_cell_key():
     a, b = Config(seed=0), Config(seed=1)
     assert a.cell_key == b.cell_key and a.trial_key != b.trial_key
+
+
+def test_weights_as_whole_numbers_have_the_key_of_the_same_weights():
+    whole, same = (
+        {"given_cluster_weights": [kind(k) for k in range(1, 11)]} for kind in (int, float)
+    )
+    assert from_dict(whole).cell_key == from_dict(same).cell_key
 
 
 def test_every_other_field_changes_the_cell_key():
@@ -119,7 +129,20 @@ TRIAL_KEY_OF_ANOTHER = "67d95e6b5684"
 @pytest.mark.parametrize(
     ("value", "text"),
     [(6e-4, "6e-4"), (0.02, "0.02"), (0.01, "0.01"), (1.6e-3, "1.6e-3"), (0.0, "0"),
-     (True, "true"), (50, "50"), (1.0, "1"), (0.9999, "0.9999"), (None, "None")],
+     (True, "true"), (50, "50"), (1.0, "1"), (0.9999, "0.9999"), (None, "none"),
+     (0.0029999999999999996, "2.9999999999999996e-3"),
+     (1234567.0, "1.234567e6"), (0.1 + 0.2, "0.30000000000000004")],
 )  # fmt: skip
 def test_values_are_written_as_people_write_them(value, text):
     assert value_text(value) == text
+    assert not isinstance(value, float) or float(text) == value
+
+
+def test_an_average_that_would_keep_an_early_generator_is_said_and_how_to_mend_it():
+    slow = Config(iterations=3000)
+    (text,) = cautions(slow)
+    assert "82% that of iteration 1,000" in text and "2,000 updates" in text
+    mended = parse_assignment(text.split("--set ")[1].split()[0])
+    assert cautions(slow.override(**dict([mended]))) == []
+    assert not any(cautions(config) for config in PRESETS.values())
+    assert cautions(Config(iterations=900)) == []  # The average never starts: plain weights.

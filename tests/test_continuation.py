@@ -13,6 +13,7 @@ from tune import ablation
 from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import PLAN, Plan, new_plan
 from tune.store import folder
+from tune.store.adopt import extend, extends_from
 from tune.store.folder import Store
 
 BASE = PRESETS["tiny"].override(iterations=4, eval_every=2)
@@ -41,11 +42,11 @@ def test_a_continued_trial_ends_as_one_that_was_planned_longer_from_the_start(
     run(store, short, images)
     longer = short.extend(7)
     for trial in longer.trials():
-        assert store.extends_from(longer, trial) == 4
-        store.extend(longer, trial)
+        assert extends_from(store, longer, trial) == 4
+        extend(store, longer, trial)
         assert store.status(trial).iteration == 4
-        assert store.extends_from(longer, trial) is None
-        store.extend(longer, trial)  # Twice is once.
+        assert extends_from(store, longer, trial) is None
+        extend(store, longer, trial)  # Twice is once.
     run(store, longer, images)
     for trial in longer.trials():
         path, alone = store.trial_dir(trial.key), tmp_path / "alone" / trial.key
@@ -84,9 +85,9 @@ def test_an_extension_that_was_cut_off_is_made_whole(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(folder.os, "replace", cut_off)
-        store.extend(longer, more)
-    assert path.is_dir() and store.extends_from(longer, more) == 4
-    store.extend(longer, more)
+        extend(store, longer, more)
+    assert path.is_dir() and extends_from(store, longer, more) == 4
+    extend(store, longer, more)
     assert store.status(more).iteration == 4
     assert (store.trial_dir(more.key) / run_dir.CHECKPOINT).exists()
     assert [p.name for p in (tmp_path / "trials").iterdir()] == [more.key]

@@ -98,7 +98,7 @@ def test_page_draws_and_says_the_reference_of_each_data_set(tmp_path: Path) -> N
 def test_as_published_is_compared(tmp_path: Path) -> None:
     table = published_sweep(tmp_path / "s")
     assert not any(row.grey for row in table.rows if row.kind == PAPER)
-    assert "Acc −12.0 %, outside their spread" in " ".join(table.notes)
+    assert "Acc −12.0 points, outside their spread" in " ".join(table.notes)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_n_stands_under_the_table_or_in_the_cells_where_it_differs(tmp_path: Pat
     table = grid(sweep.path)[0]
     assert cells_of(table, "Acc, %") == ["61.0 ± 1.0 (n=3)", "62.0 ± 1.6 (n=5)"]
     same = grid(table1_sweep(tmp_path / "t").path)[0]
-    assert "n = 3 seeds per cell" in same.lines[0] and "(n=" not in text(same)
+    assert "over n = 3 seeds" in same.measured and "(n=" not in text(same)
 
 
 def test_finished_trial_without_a_metric_has_its_reason_at_the_cell(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_absent_accuracy_is_not_guessed_at(tmp_path: Path) -> None:
     from analysis.tables.shared import absent_reason
 
     reason = absent_reason(cells[0], column("acc_majority"))
-    assert reason.startswith("Acc n/a: no finished trial recorded it")
+    assert reason == "no finished trial recorded it; images without labels have none"
 
 
 def test_cell_that_stopped_early_says_so_at_its_row(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_cell_that_stopped_early_says_so_at_its_row(tmp_path: Path) -> None:
             sweep.trial(change, seed, {"acc_majority": 0.6 + seed / 100}, iteration=reached)
     table = grid(sweep.path)[0]
     assert notes_of(table, 1, 0) == "Reached 700 of 1,500 iterations." and not notes_of(table, 0, 0)
-    assert any(line.startswith("1,500 and 700 iterations") for line in table.lines)
+    assert any(line.startswith("1,500 and 700 iterations") for line in table.made)
 
 
 def test_code_versions_that_differ_between_cells_name_their_cells(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_code_versions_that_differ_between_cells_name_their_cells(tmp_path: Path
     for change, code in ((LOW, "aaa"), (HIGH, "bbb")):
         for seed in range(3):
             sweep.trial(change, seed, {"acc_majority": 0.6 + seed / 100}, code=code)
-    (line,) = [line for line in grid(sweep.path)[0].lines if "code " in line]
+    (line,) = [line for line in grid(sweep.path)[0].made if "code " in line]
     assert "code aaa (eta_p 1e-3) and bbb (eta_p 2e-3)." in line
 
 
@@ -244,7 +244,7 @@ def test_metric_of_generated_images_says_count_and_split(tmp_path: Path) -> None
     sweep = SweepBuilder(tmp_path / "s", n_generated=5000, split="train").plan([LOW])
     for seed in range(3):
         sweep.trial(LOW, seed, {"acc_majority": 0.6, "fid": 20.0 + seed})
-    lines = " ".join(grid(sweep.path)[0].lines)
+    lines = " ".join(grid(sweep.path)[0].made)
     assert "FID: Fréchet distance" in lines and "(fid@5k-train)" in lines
     arguments = ["--runs", str(sweep.path), "--table", "grid", "--format", "csv"]
     assert make_tables.main(arguments) == 0

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,37 @@ def test_the_commands_know_the_options_that_the_files_give_them() -> None:
             assert given and given <= options(command), given - options(command)
 
 
-def test_the_slurm_script_is_sound_shell() -> None:
-    script = DEPLOY / "slurm.sh"
+@pytest.mark.parametrize("name", ["slurm.sh", "array.sh"])
+def test_the_slurm_scripts_are_sound_shell(name: str) -> None:
+    script = DEPLOY / name
     subprocess.run(["bash", "-n", str(script)], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", str(script)], check=True)
+
+
+@pytest.mark.slow
+def test_jobs_of_an_array_train_every_trial_once(tmp_path: Path) -> None:
+    """As shells, without Slurm: what a job does is the script's own."""
+    out = tmp_path / "x"
+    grid = ["--preset", "tiny", "--grid", "esteps=1,2", "--seeds", "1", "--out", str(out)]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("SLURM_SUBMIT_DIR", None)
+    jobs = [
+        subprocess.Popen(
+            ["bash", str(DEPLOY / "array.sh"), *grid],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    printed = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], printed
+    assert all("nothing is left to do" in text for text in printed)
+    assert "".join(printed).count("training esteps=") == 2
+    assert len(list(out.glob("trials/*/result.json"))) == 2
 
 
 def test_every_step_of_a_slurm_job_gets_the_cores_that_ray_is_told_of() -> None:

@@ -1,6 +1,8 @@
 """Generation scores against pytorch-fid, closed forms, and on networks with random weights."""
 
+import dataclasses
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -104,6 +106,15 @@ def test_frechet_distance_is_exact_with_fewer_samples_than_dimensions():
 def test_fid_of_the_training_set_with_itself_is_zero(n):
     x = statistics(normal(n, 16, 0))
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9 * float(x.root.square().sum()))
+
+
+def test_distances_of_features_that_are_not_finite_are_no_numbers():
+    x, y = normal(60, 8, 0), normal(50, 8, 1)
+    known = statistics(y)
+    broken = dataclasses.replace(known, mean=torch.full_like(known.mean, math.nan))
+    assert math.isnan(frechet_distance(statistics(x), broken))  # at least 0, and never by nan
+    x[3, 2] = math.nan
+    assert math.isnan(kernel_distance(x, y))
 
 
 def test_order_of_samples_changes_no_fid():

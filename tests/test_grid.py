@@ -6,9 +6,16 @@ import pytest
 
 from mpcc.config import PRESETS, Config
 from tune import ablation
-from tune.plan.cells import chosen
+from tune.plan.cells import Cell, chosen
 from tune.plan.cost import checkpoint_bytes, cost, memory_need
-from tune.plan.grid import cells, default_levels, parse_grid, parse_seeds, table1_rows
+from tune.plan.grid import (
+    cells,
+    default_levels,
+    falling_together,
+    parse_grid,
+    parse_seeds,
+    table1_rows,
+)
 from tune.plan.plan import PlanError
 
 DIGITS = PRESETS["digits"]
@@ -179,3 +186,19 @@ def test_too_many_trials_are_refused_before_their_keys_are_computed(
     argv = ["--grid", "esteps=1,2", "--seeds", "60000", "--out", str(tmp_path / "s"), "--dry-run"]
     assert ablation.main(argv) == 2
     assert "120,000 trials; at most 100,000 are allowed" in capsys.readouterr().err
+
+
+def test_cells_that_differ_in_settings_that_do_nothing_are_one() -> None:
+    grid = parse_grid(["prior=normal,gaussian_mixture", "K=5,10,20"], "digits")
+    made = cells(DIGITS, grid)
+    assert [cell.text for cell in made] == [
+        "prior=normal, K=5",
+        *(f"prior=gaussian_mixture, K={k}" for k in (5, 10, 20)),
+    ]
+    said = falling_together(grid, made)
+    assert said is not None and said.startswith("6 cells of the grid are 4: K does nothing")
+    # A folder that has them all goes on with them all, and runs none anew.
+    known = {Cell.of(DIGITS, {"prior": "normal", "n_clusters": k}).key for k in (5, 10, 20)}
+    assert len(cells(DIGITS, grid, known)) == 6
+    usual = parse_grid(["esteps,eta_p"], "digits")
+    assert falling_together(usual, cells(DIGITS, usual)) is None

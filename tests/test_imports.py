@@ -44,6 +44,19 @@ def test_the_trainer_knows_nothing_of_sweeps_and_tables(path):
     assert not packages(all_imports(path)) & forbidden
 
 
+def test_the_model_is_plain_and_a_trial_becomes_fast_in_one_place():
+    for path in (ROOT / "mpcc" / "model").glob("*.py"):
+        ours = {name for name in all_imports(path) if name.startswith("mpcc.")}
+        assert ours <= {"mpcc.config", "mpcc.model", "mpcc.model.layers"}, path
+    outside = {p for p in (ROOT / "mpcc").rglob("*.py") if p.parent.name != "fast"}
+    named = {p.name: {n for n in all_imports(p) if n.startswith("mpcc.fast")} for p in outside}
+    # pace.py measures trials side by side; how an iteration is made is the seam's alone.
+    assert {name: found for name, found in named.items() if found} == {
+        "state.py": {"mpcc.fast.build"},
+        "pace.py": {"mpcc.fast.cuda_graph", "mpcc.fast.together"},
+    }
+
+
 LAYERS = {
     "plan": {"plan"},
     "store": {"plan", "store"},

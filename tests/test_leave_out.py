@@ -37,6 +37,14 @@ def test_all_that_apply_are_left_out_one_at_a_time() -> None:
         assert len(cell.changes) == 1
 
 
+def test_a_part_that_the_model_lacks_is_never_left_out() -> None:
+    aim = names(base=DIGITS, prior="normal")
+    assert aim == [FULL_MODEL, "not-shared", "one-encoder-step", "no-average"]
+    assert "no-average" not in names(base=PRESETS["tiny"])  # It ends before the average begins.
+    with pytest.raises(PlanError, match="--ablate no-floor leaves nothing out"):
+        names("no-floor", prior="normal")
+
+
 def test_equal_rates_takes_the_networks_own() -> None:
     full, cell = leave_out.cells(DIGITS, {"network_lr": 3e-4}, ["equal-rates"])
     assert full.config.prior_lr == DIGITS.prior_lr and cell.config.prior_lr == 3e-4
@@ -91,7 +99,7 @@ def test_the_command_plans_the_variants_and_goes_on_with_them(tmp_path: Path, ca
     out = capsys.readouterr().out
     assert "full model: base settings" in out and "3 cells, 6 trials" in out
     assert main([*words, "--ablate"]) == 0
-    assert "not a part of it: plain-latent" in capsys.readouterr().out
+    assert "not a part of it: no-average, plain-latent" in capsys.readouterr().out
     for argv, message in (
         (["--ablate", "--grid", "esteps"], "--ablate is a plan of its own"),
         (["--grid", "esteps", "--ablate-from", "best"], "--ablate-from is of --ablate"),

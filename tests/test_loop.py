@@ -73,6 +73,38 @@ def test_every_trial_is_submitted_once_and_mlflow_hears_of_each(
     assert again.run(StandInEngine(lambda spec: []), monkeypatch)  # Nothing is left to do.
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_trial_that_another_process_trains_is_waited_for_and_run_where_it_is_left(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("esteps=1")
+    other, ours = plan.trials()
+    monkeypatch.setattr(loop, "ELSEWHERE_SECONDS", 0.1)
+    answers = iter(["process 12", "process 12"])
+
+    def held(*_: object) -> str | None:
+        """Who trains the other trial; None at the third time it is asked."""
+        if ends:
+            end_record(tmp_path, other)
+        return next(answers, None)
+
+    monkeypatch.setattr(loop, "trained_elsewhere", held)
+    first = [started(other.key), Event(other.key, EventKind.ELSEWHERE, cause="process 12")]
+    here = done_at_once(tmp_path, plan)
+
+    def answer(spec: TrialSpec) -> list[Event]:
+        return first if spec.key == other.key and first_time.pop(0) else here(spec)
+
+    first_time = [True, False]
+    engine, sweep = StandInEngine(answer), looped(tmp_path, plan)
+    assert sweep.run(engine, monkeypatch)
+    assert sweep.states.count(State.DONE) == 2 and sorted(sweep.ended) == sorted(
+        (other.key, ours.key)
+    )
+    keys = [spec.key for spec in engine.submitted]
+    assert keys.count(other.key) == (1 if ends else 2) and keys.count(ours.key) == 1
+
+
 def test_a_search_gets_its_points_as_its_trials_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpcc.config import PRESETS
+from mpcc.config import PRESETS, parse_assignment, parse_value, value_text
 from tune.plan import paper
 from tune.plan.plan import images_name, new_plan
 
@@ -61,3 +61,20 @@ def test_a_plan_knows_each_set_of_images_by_itself():
     }
     assert expected.pop(("cifar10", "train")) == "abc"
     assert len(expected) == 5 and set(expected.values()) == {None}
+
+
+@pytest.mark.parametrize("scale", paper.SCALES)
+@pytest.mark.parametrize("table", paper.TABLES)
+def test_a_cell_that_is_typed_as_it_is_printed_is_the_same_cell(table, scale):
+    base = paper.base(scale)
+    for cell in paper.cells(table, scale, {}):
+        words = [] if cell.text == "base settings" else cell.text.split(", ")
+        typed = base.override(**dict(parse_assignment(word) for word in words))
+        assert typed.cell_key == cell.key
+        for field, value in cell.config.to_dict().items():
+            assert parse_value(field, value_text(value)) == value
+
+
+def test_rates_at_a_smaller_scale_are_round():
+    rates = [value_text(cell.config.prior_lr) for cell in paper.cells("1", "minute", {})]
+    assert rates == ["1e-3", "1e-3", "1e-3", "2e-3", "3e-3"]

@@ -125,17 +125,3 @@ def test_pictures_are_the_same_bytes_whatever_the_users_style_and_surroundings(
         assert done.returncode == 0 and done.stderr == ""
         drawn.append([(folder / name).read_bytes() for name in ("curves.png", "z.png")])
     assert drawn[0] == drawn[1]
-
-
-def test_a_picture_that_cannot_be_drawn_does_not_fail_the_trial(tmp_path, monkeypatch, caplog):
-    from mpcc.config import PRESETS
-    from mpcc.runs import run_dir
-    from mpcc.training.trainer import train
-
-    def broken(*_: object, **__: object) -> None:
-        raise ValueError("no font")
-
-    monkeypatch.setattr(plots, "latent_picture", broken)
-    list(train(PRESETS["tiny"], tmp_path, device="cpu"))
-    assert run_dir.read_result(tmp_path)["state"] == run_dir.DONE
-    assert "pictures are left out: no font" in caplog.text

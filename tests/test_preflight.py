@@ -1,6 +1,10 @@
 """What is looked at before the first trial."""
 
+import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +120,27 @@ def test_more_cores_for_a_trial_than_there_are_here_are_refused() -> None:
     preflight.check_cores(1.0)
     with pytest.raises(preflight.PreflightError, match="--cpus-per-trial 5000: this machine has"):
         preflight.check_cores(5000.0)
+
+
+def test_a_limit_of_processes_below_what_ray_needs_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight, "processes_left", lambda: 399.0)
+    with pytest.raises(preflight.PreflightError, match=r"may start 399 more \(ulimit -u\): raise"):
+        preflight.check_processes(2)
+    monkeypatch.setattr(preflight, "processes_left", lambda: 400.0)
+    preflight.check_processes(2)
+
+
+def test_the_processes_that_a_user_may_still_start_are_counted() -> None:
+    program = (
+        "import os, resource; from mpcc.machine import processes_left\n"
+        "before = processes_left()\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (1000, 1000)); os.setuid(65534)\n"
+        "print(before, processes_left())"
+    )
+    if os.geteuid() != 0:
+        pytest.skip("another user's limit is looked at, which takes root")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    before, after = map(float, done.stdout.split())
+    assert before == math.inf and 0 < after < 1000, done.stderr

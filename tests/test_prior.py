@@ -141,3 +141,18 @@ def test_gradient_reaches_means_and_scales_through_samples():
 def test_unknown_family_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="family must be one of gaussian_mixture"):
         Prior(2, 2, family="cauchy")
+
+
+def test_the_deviation_and_covariance_of_samples_include_what_a_component_shares():
+    prior = Prior(3, 4, family="low_rank_mixture", rank=2)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        prior.directions.mul_(20)
+        for k in range(3):
+            z = prior.sample_z(torch.full((200_000,), k), 200_000, rng)
+            torch.testing.assert_close(z.std(0), prior.marginal_std[k], rtol=0.01, atol=0)
+            torch.testing.assert_close(z.T.cov(), prior.covariances[k], rtol=0.02, atol=0.05)
+        assert (prior.marginal_std > 1.2 * prior.sampling_std).any()
+        diagonal = Prior(3, 4)
+        assert torch.equal(diagonal.marginal_std, diagonal.sampling_std)
+        torch.testing.assert_close(diagonal.covariances, diagonal.sampling_std.square())

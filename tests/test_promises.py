@@ -346,7 +346,7 @@ def test_a_search_is_what_its_options_say(tmp_path: Path) -> None:
     assert points_of(told("--sampler-seed", "1")) != points_of(plain) == points_of(told())
     assert "random" in told("--sampler", "random")
     assert "labels chose (acc_majority)" in told("--objective", "acc_majority")
-    assert "mse and" in told("--objective", "mse,saturation")
+    assert "mse and" in told("--objective", "mse,silhouette")
     assert "gives up slow starters" in told("--prune", "median")
     assert "gives up slow starters" in told("--prune", "halving")
     assert "startup" not in call("search", *START["search"], "--startup", "0", cwd=tmp_path).stdout
@@ -435,9 +435,11 @@ def test_trials_of_several_code_versions_are_averaged_only_on_request(
     digits_sweep.trial(change, 2, metrics_of(0.6, np.random.default_rng(0)), code="other")
     words = ["--runs", digits_sweep.path, "--table", "grid", "--format", "md"]
     apart = said("make_tables", *words, cwd=digits_sweep.path)
-    assert "[code c0de]" in apart and "[code other]" in apart
+    assert "Only code c0de." in apart and "Only code other." in apart
     together = said("make_tables", *words, "--pool-code", cwd=digits_sweep.path)
-    assert "[code other]" not in together and "and other" in together
+    assert "Only code other." not in together
+    assert "Trials of several code versions are averaged, as was asked." in together
+    assert "several code versions" not in apart
 
 
 @pytest.mark.parametrize("test", ["welch", "paired", "pooled", "permutation"])

@@ -172,8 +172,8 @@ def test_permutations_too_few_for_holm_are_called_too_few(tmp_path: Path) -> Non
     means = [0.1 * (i + 1) for i in range(9)]
     result = grid_of(filled(tmp_path / "nine", RATES, means, n=5).path, test="permutation")
     assert {line.verdict for line in result.lines} == {"n too small"}
-    assert marks(result, 1) == ["~"] * 8 + ["*"]
-    text = " ".join(line for table in result.tables for line in table.lines)
+    assert marks(result, 1) == [""] * 8 + ["*"]
+    text = " ".join(line for table in result.tables for line in table.made)
     assert "power of this test depends" in text and "80 %" not in text
     two = grid_of(filled(tmp_path / "two", RATES[:3], means, n=5).path, test="permutation")
     assert {line.verdict for line in two.lines if line.metric == METRIC} == {"differs"}
@@ -194,20 +194,23 @@ def test_smallest_difference_is_that_of_the_test_in_use(tmp_path: Path, test: st
     unit = np.sqrt(np.mean([np.var(v, ddof=1) for v in cloud]))
     alone = designs.detectable(5, test=test, cells=3) * unit * 100
     first = designs.detectable(5, 0.025, test=test, cells=3) * unit * 100
-    lines = " ".join(grid_of(sweep.path, test=test).tables[1].lines)
-    assert f"5 seeds find a difference of {alone:.1f} % with 80 % power by" in lines
-    assert f"of {first:.1f} % at Holm's first step over 2" in lines
+    lines = " ".join(grid_of(sweep.path, test=test).tables[1].made)
+    assert f"5 seeds find a difference of {alone:.1f} points with 80 % power by" in lines
+    assert f"of {first:.1f} points at Holm's first step over 2" in lines
     text = words(sweep.path, test=test)
-    assert f"{alone:.1f} % with 80 % power in one comparison and of {first:.1f} % at Holm's" in text
+    assert (
+        f"{alone:.1f} points with 80 % power in one comparison and of {first:.1f} points at Holm's"
+        in text
+    )
 
 
 def test_smallest_difference_has_no_unit_where_spreads_differ(tmp_path: Path) -> None:
     sweep = filled(tmp_path / "s", RATES[:2], (0.6, 0.8))
     for seed, value in enumerate((0.2, 0.5, 0.9)):
         sweep.trial(RATES[1], seed, {METRIC: value})
-    lines = " ".join(grid_of(sweep.path).tables[1].lines)
+    lines = " ".join(grid_of(sweep.path).tables[1].made)
     assert "3 seeds find a difference of 3.5 SD with 80 % power" in lines
-    assert "SD of a cell: none for all, spreads differ" in lines
+    assert "SD of a cell: none for all, the largest SD is" in lines
     assert "80 % power" not in words(sweep.path)
 
 

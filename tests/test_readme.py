@@ -59,7 +59,11 @@ def test_readme_has_its_title() -> None:
 
 COMMANDS = [
     pytest.param(program, words, id=f"{program} {words}")
-    for file in (ROOT / "README.md", ROOT / "deploy" / "README.md")
+    for file in (
+        ROOT / "README.md",
+        ROOT / "deploy" / "README.md",
+        ROOT / "docs" / "tables-and-statistics.md",
+    )
     for program, words in commands(file)
 ]
 
@@ -106,7 +110,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (base / name).mkdir(parents=True)
     first = next(w for p, w in commands(ROOT / "README.md") if p == "tune/search.py")
     leave(base / "runs" / "search-digits", searched(first))
-    for out, words in (("parts", "--ablate"), ("digits", "--grid esteps,eta_p")):
+    kept = (("parts", "--ablate"), ("digits", "--grid esteps,eta_p"))
+    for out, words in (*kept, ("more", "--grid esteps,eta_p --seeds 3,4,5")):
         path = base / "runs" / out
         options = ablation.parse([*words.split(), "--out", str(path)])
         leave(path, planned(options, Store(path), None)[0])

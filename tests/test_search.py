@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -107,8 +108,11 @@ BAD = [
     (["--space", "cpu_threads=1,2"], "cpu_threads is no axis of a search: it changes the speed"),
     (["--space", "n_generated=10,20"], "n_generated is no axis of a search"),
     ([*S, "--prune", "asha"], "argument --prune: invalid choice: 'asha' (choose from 'median'"),
-    ([*S, "--prune", "median", "--objective", "mse,saturation"], "--prune is for one objective"),
-    ([*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=9"], "cannot go by fid"),
+    ([*S, "--prune", "median", "--objective", "mse,silhouette"], "--prune is for one objective"),
+    (
+        [*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=99"],
+        "cannot go by fid",
+    ),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
     ([*S, "--preset", "digit"], "did you mean 'digits'?"),
     ([*S, "--status", "--dry-run"], "exclude each other"),
@@ -149,7 +153,9 @@ def test_status_shows_each_point_its_value_and_the_best(
     code, out, err = call(capsys, "--out", str(tmp_path), "--status")
     first = best(source.search, source.points)[0]
     assert code == 3 and err == ""
-    assert f"point {first.number:>3} * {first.cell.key}  mse {first.values[0]:.4g} ± " in out
+    spread = f"{statistics.stdev(first.seeds[0]):.2g}"
+    value = f"mse {first.values[0]:.4g} ± {spread}"
+    assert f"point {first.number:>3} * {first.cell.key}  {value}  " in out
     assert "of 5 points have ended" in out and f"Best: {first.cell.text}" in out
 
 
@@ -160,7 +166,7 @@ def test_a_begun_search_cannot_become_another_but_may_grow(
     same = ["--out", str(tmp_path), "--dry-run"]
     for argv, message in (
         (["--space", "esteps=1..3"], "with space eta_p=1e-4..0.1:log esteps=1..4, now esteps=1..3"),
-        (["--objective", "saturation"], "with objectives ('mse',), now ('saturation',)"),
+        (["--objective", "silhouette"], "with objectives ('mse',), now ('silhouette',)"),
         (["--sampler-seed", "4"], "with sampler_seed 0, now 4"),
         (["--ahead", "7"], "with ahead 3, now 7"),
         (["--points", "3"], "has 5 points already"),
@@ -194,7 +200,7 @@ def test_what_is_measured_with_something_that_is_missing_here_is_refused(
     own = ["--set", "dataset=folder", "--data-dir", str(images)]
     for argv, message in (
         ([*own, "--objective", "acc_majority"], "--objective acc_majority needs labels and the"),
-        (["--objective", "fid", "--set", "n_generated=9"], "Inception weights missing: give"),
+        (["--objective", "fid", "--set", "n_generated=99"], "Inception weights missing: give"),
     ):
         code, said, err = call(capsys, *out, *argv)
         assert code == 2 and said == "" and message in err and err.count("\n") == 1

@@ -61,12 +61,12 @@ def check_said(folder: Path, words: str) -> set[str]:
     cells = groups(records)
     for product in products(records, cells, Choices("all")):
         for table in product.tables:
-            text = "\n".join(table.lines).lower()
+            text = "\n".join([*table.lines, table.chosen]).lower()
             assert text.count(words) == text.count("labels chose") + text.count("labels may") == 1
             names.add(table.name)
         made = files(records, product, Choices("all"))
         companion = json.loads(made[f"{product.name}-provenance.json"])
-        assert companion["selection"] == f"last iteration (@last); {words}"
+        assert companion["selection"] == f"the last iteration (@last); {words}"
     return names
 
 
@@ -224,7 +224,11 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
         finish(tmp_path / "grid", trial)
     argv = ["--runs", str(tmp_path / "s"), "--baseline", str(tmp_path / "grid")]
     assert main(argv) == 0
-    assert "on the seeds that chose them" in " ".join(capsys.readouterr().out.split())
+    assert "on the seeds that chose both, which favour both: MSE" in (
+        text := " ".join(capsys.readouterr().out.split())
+    )
+    assert "beats it" not in text and "Welch's p" not in text
+    assert "Which is better only fresh seeds of both can say." in text
 
     own = confirm(tmp_path / "s", "--seeds", "3")
     fresh = confirmed(own)[0].confirm_seeds

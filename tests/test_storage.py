@@ -26,6 +26,7 @@ from tune.plan.plan import Plan, PlanError, new_plan
 from tune.plan.state import Event, EventKind, State
 from tune.store import datasets, transfer
 from tune.store import remote as remote_module
+from tune.store.adopt import extend, extends_from
 from tune.store.folder import Store, open_store
 from tune.store.lock import SweepLock
 from tune.store.remote import Remote, RemoteError, checked_address
@@ -509,20 +510,20 @@ def test_more_iterations_start_from_the_storages_checkpoint(
         run_dir.write_json(base / "trials" / short.key / "config.json", short.config.to_dict())
     longer = plan.extend(80)
     trial = longer.trials()[0]
-    assert store.extends_from(longer, trial) == 40
+    assert extends_from(store, longer, trial) == 40
     if interrupted:
         with monkeypatch.context() as patch, pytest.raises(RemoteError):
             patch.setattr(Remote, "write", lambda *_: raise_error(RemoteError("away")))
-            store.extend(longer, trial)
-        assert store.extends_from(longer, trial) == 40
-    store.extend(longer, trial)
-    store.extend(longer, trial)  # Twice is once.
+            extend(store, longer, trial)
+        assert extends_from(store, longer, trial) == 40
+    extend(store, longer, trial)
+    extend(store, longer, trial)  # Twice is once.
     assert remote.list(f"trials/{short.key}") == {}
     assert remote.read(f"trials/{trial.key}/checkpoint.pt") == b"checkpoint.pt"
     sent = json.loads(remote.read(f"trials/{trial.key}/config.json") or b"")
     assert sent["iterations"] == 80
     assert not (store.out / "trials" / trial.key / "checkpoint.pt").exists()
-    assert store.extends_from(longer, trial) is None
+    assert extends_from(store, longer, trial) is None
 
 
 def raise_error(error: Exception) -> None:

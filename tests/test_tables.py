@@ -10,28 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.output.render import latex, markdown, text
+from analysis.output.latex import latex
+from analysis.output.render import markdown, text
 from analysis.paper.protocol import differences, published, published_rows, table1_settings
 from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import table4
 from analysis.paper.tables import table2, table3
 from analysis.records.frame import Records
 from analysis.records.load import load
-from analysis.tables.assemble import Choices, products
+from analysis.tables.assemble import Choices, files, products
 from analysis.tables.columns import column
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
-from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table
+from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table, on_one_page
 from mpcc.evaluation.metrics import METRICS
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 
 
 def latex_program() -> str | None:
-    """tectonic, or a pdflatex that has the packages; None where there is neither."""
+    """tectonic, or a pdflatex that has booktabs; None where there is neither."""
     if shutil.which("tectonic") or not shutil.which("kpsewhich"):
         return shutil.which("tectonic")
-    packages = [f"{name}.sty" for name in ("booktabs", "graphicx", "xcolor", "geometry")]
-    found = subprocess.run(["kpsewhich", *packages], capture_output=True, check=False)
+    found = subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False)
     return shutil.which("pdflatex") if found.returncode == 0 else None
 
 
@@ -70,16 +70,32 @@ def test_rows_are_the_papers_with_the_published_row_below_in_grey(tmp_path: Path
     paper = [row for row in table.rows if row.kind == PAPER]
     assert all(row.grey for row in paper)
     assert [row.cells[2].text for row in paper][-1] == "61.99 ± 4.96"
-    assert paper[2].cells[5].text == "0.331 ± 0.09"
+    assert paper[2].cells[3].text == "0.331 ± 0.09"
     assert "another protocol (dataset digits (paper cifar10)" in " ".join(table.notes)
 
 
-def test_generation_scores_say_why_they_are_absent(tmp_path: Path) -> None:
+def test_columns_that_nobody_measured_are_left_out_and_one_line_says_how_to_get_them(
+    tmp_path: Path,
+) -> None:
     table = table_of(load([table1_sweep(tmp_path / "s").path]))
-    assert ours(table, "IS") == ours(table, "FID") == ["n/a"] * 5
-    assert "n_generated" in note_of(table, 0, "FID")
+    assert not {"IS", "FID"} & {h.text for h in table.headings}
+    assert table.absent == (
+        "Not measured, and left out: IS and FID: no images were generated; run with --set "
+        "n_generated=N (50,000 in the paper)."
+    )
     full = table_of(load([table1_sweep(tmp_path / "t", n_generated=1000).path]))
-    assert "Inception weights missing" in note_of(full, 0, "FID")
+    assert "Inception weights missing" in full.absent
+    assert "--set" not in latex(table) and "FID" not in latex(table)
+
+
+def test_a_column_that_some_cells_have_shows_a_dash_with_its_reason_in_the_others(
+    tmp_path: Path,
+) -> None:
+    sweep = table1_sweep(tmp_path / "s", n_generated=1000)
+    sweep.trial(table1_changes()[1], 0, {"acc_majority": 0.6, "fid": 20.0})
+    table = table_of(load([sweep.path]))
+    assert ours(table, "FID") == ["–", "20.00 (1/3)", "–", "–", "–"]
+    assert note_of(table, 0, "FID").startswith("FID n/a: not recorded, nor why")
 
 
 def test_kmeans_on_the_same_pixels_stands_under_ours(tmp_path: Path) -> None:
@@ -109,7 +125,8 @@ def test_cell_in_which_all_seeds_diverged_says_so(tmp_path: Path) -> None:
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     table = table_of(load([table1_sweep(tmp_path / "s", seeds=(0,)).path]))
     assert all(re.fullmatch(r"\d\d\.\d", value) for value in ours(table, "Acc, %"))
-    assert all(r.cells[2].best or r.cells[2].tied for r in table.rows if r.kind == "ours")
+    assert [r.cells[2].best for r in table.rows if r.kind == "ours"] == [False] * 4 + [True]
+    assert not any(r.cells[2].tied for r in table.rows)  # nothing was tested
 
 
 def test_zero_spread_is_said(tmp_path: Path) -> None:
@@ -148,7 +165,7 @@ def test_code_versions_are_averaged_only_on_request(tmp_path: Path) -> None:
     sweep.trial(change, 2, metrics_of(0.6, np.random.default_rng(0)), code="other")
     table = table_of(load([sweep.path]), pool_code=True)
     assert len(ours(table, "Acc, %")) == 5
-    (line,) = [line for line in table.lines if "code c0de (" in line]
+    (line,) = [line for line in table.made if "code c0de (" in line]
     assert "and other (esteps 1, eta_p 1e-3)" in line
 
 
@@ -185,13 +202,13 @@ def test_same_protocol_gives_a_difference_and_no_grey(tmp_path: Path) -> None:
     sweep = SweepBuilder(tmp_path / "s", "cifar10", **settings).plan(changes)
     for change in changes:
         for seed in range(3):
-            values = {"acc_majority": 0.61 + seed / 100, "fid": 7.0, "mse_squared_mean": 7e-4}
+            values = {"acc_majority": 0.61 + seed / 100, "fid": 7.0, "mse_published": 7e-4}
             sweep.trial(change, seed, values, n_images=50_000)
     table = table_of(load([sweep.path]))
     paper = [row for row in table.rows if row.kind == PAPER]
     assert not any(row.grey for row in paper)
     note = table.notes[paper[-1].cells[0].notes[0] - 1]
-    assert "Acc +0.0 %, within their spread" in note
+    assert "Acc +0.0 points, within their spread" in note
     assert "MSE as published −0.340×10⁻³, within their spread" in note
     assert "FID +0.41, within their spread" in note
 
@@ -206,7 +223,7 @@ def test_protocol_names_each_setting_that_differs() -> None:
 
 def test_published_figures_are_those_of_the_paper() -> None:
     row = published_rows("table1")[4]
-    accuracy, error = published(row, "acc_majority"), published(row, "mse_squared_mean")
+    accuracy, error = published(row, "acc_majority"), published(row, "mse_published")
     assert accuracy is not None and error is not None
     assert (accuracy.mean, accuracy.std) == pytest.approx((0.6199, 0.0496))
     assert error.text == "1.04 ± 1.03"
@@ -222,9 +239,71 @@ def test_directions_are_those_of_the_metrics() -> None:
 def test_formats_hold_the_same_values(tmp_path: Path) -> None:
     table = table_of(load([table1_sweep(tmp_path / "s").path]))
     values = ours(table, "Acc, %")
-    plain, md, tex = text(table), markdown(table), latex(table)
+    plain, md, tex = text(table), markdown(table), re.sub(r"\\phantom{0*}", "", latex(table))
     assert all(value in plain and value in md for value in values)
-    assert all(value.replace("±", r"$\pm$") in tex for value in values)
+    numbers = [value.split(" ± ") for value in values]
+    assert sum(rf"${mean} \pm {std}" in tex for mean, std in numbers) == 4
+    assert rf"$\mathbf{{{numbers[4][0]}}} \pm \mathbf{{{numbers[4][1]}}}$" in tex  # the best
+
+
+def test_latex_has_the_papers_symbols_and_numbers(tmp_path: Path) -> None:
+    made = latex(table_of(load([table1_sweep(tmp_path / "s").path])), "table1-how.md")
+    assert (
+        r"$E_{\mathrm{steps}}$ & $\eta_p$ & Acc (\%) & MSE as published ($\times10^{-3}$)" in made
+    )
+    assert r"4 & $5\times10^{-3}$ &" in made and "esteps" not in made and "e-3" not in made
+    title = "Differences from esteps 4, eta_p 8e-4, K 10 of trial 123e45678901"
+    words = r"$E_{\mathrm{steps}}=4$, $\eta_p=8\times10^{-4}$, $K=10$ of trial 123e45678901"
+    assert words in latex(Table("t", title))
+
+
+def test_latex_says_data_n_and_spread_in_its_caption_and_has_at_most_three_lines_of_notes(
+    tmp_path: Path,
+) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    for i, change in enumerate(table1_changes()):
+        sweep.trial(change, i % 3, {}, state="failed", cause=f"code: KeyError {i} --set x=1")
+    tables = grid_of(sweep.path).tables + [table_of(load([sweep.path]))]
+    for table in tables:
+        made = latex(table, "how.md")
+        notes = [line for line in made.splitlines() if line.startswith(r"\par ")]
+        assert len(notes) <= 3 and sum(map(len, notes)) < 400
+        assert notes[-1].endswith("ow these numbers were made: how.md.")
+        assert (
+            "c0de" not in made and "f00d" not in made and "--set" not in made.replace("-{}-", "--")
+        )
+        assert made.count(r"\usepackage") == 1 and r"\usepackage{booktabs}" in made
+    (caption,) = [line for line in latex(tables[-1]).splitlines() if line.startswith(r"\caption")]
+    assert "on digits" in caption and r"Mean $\pm$ standard deviation over $n$~=~3 seeds" in caption
+
+
+def test_what_a_table_leaves_unsaid_stands_in_the_file_that_it_cites(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    records = load([sweep.path])
+    (product,) = products(records, groups(records), Choices("1"))
+    made = files(records, product, Choices("1"))
+    (table,) = product.tables
+    assert "[How these numbers were made](table1-how.md)" in made["table1.md"]
+    assert "table1-how.md" in made["table1.tex"]
+    for line in (*table.made, *table.notes):
+        assert line.replace("_", "\\_").replace("~", "\\~") in made["table1-how.md"]
+    full = files(records, product, Choices("1", full=True))["table1.md"]
+    assert "code c0de" in full and "code c0de" not in made["table1.md"]
+
+
+def test_two_tables_of_one_page_do_not_repeat_each_others_notes_and_lines(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    sweep.trial(table1_changes()[1], 2, {}, state="diverged", cause="boom")
+    records = load([sweep.path])
+    first, second = on_one_page([table_of(records), grid_of(sweep.path).tables[0]])
+    alone = grid_of(sweep.path).tables[0]
+    assert (first.notes_above, second.notes_above) == (0, len(first.notes))
+    assert len(first.notes) == 3 and second.notes == []
+    assert alone.rows[1].cells[2].notes == (1,) and alone.notes[0].startswith("Without a value")
+    (number,) = second.rows[1].cells[2].notes
+    assert first.notes[number - 1] == alone.notes[0]
+    assert second.lines == [] and not second.measured and not second.absent
+    assert alone.lines and alone.measured and alone.absent
 
 
 def test_latex_escapes_what_would_break_it() -> None:
@@ -233,19 +312,21 @@ def test_latex_escapes_what_would_break_it() -> None:
 
 
 @pytest.mark.skipif(not LATEX, reason="neither tectonic nor a pdflatex with booktabs: not compiled")
-@pytest.mark.parametrize("alone", [True, False], ids=["as it stands", "by input"])
-def test_latex_compiles(tmp_path: Path, alone: bool) -> None:
+@pytest.mark.parametrize("way", ["as it stands", "by input", "over two columns"])
+def test_latex_compiles_with_booktabs_alone(tmp_path: Path, way: str) -> None:
     sweep = table1_sweep(tmp_path / "s")
     sweep.trial(
         table1_changes()[0], 1, {}, state="failed", cause="code: 100% of a_b {x} \\y ~ # & 漢"
     )
     (tmp_path / "table.tex").write_text(latex(table_of(load([sweep.path]))))
-    head = r"\documentclass{article}\usepackage{booktabs,graphicx,xcolor}"
+    wide = way == "over two columns"
+    head = rf"\documentclass{'[twocolumn]' * wide}{{article}}\usepackage{{booktabs}}"
+    head += r"\def\mpccfloat{table*}" * wide
     paper = head + r"\begin{document}Before.\input{table}\input{table}After.\end{document}"
     (tmp_path / "paper.tex").write_text(paper)
     assert LATEX
     options = [] if LATEX.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
-    name = "table" if alone else "paper"
+    name = "table" if way == "as it stands" else "paper"
     command = [LATEX, *options, f"{name}.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -311,7 +392,7 @@ def test_sample_counts_are_never_mixed_in_a_comparison(tmp_path: Path) -> None:
     result = grid_of(sweep.path)
     verdicts = {line.metric: line.verdict for line in result.lines}
     assert verdicts["fid"] == "not compared: measured with n_generated 5000 and 1000"
-    assert verdicts["acc_majority"] == "not told apart"
+    assert verdicts["acc_majority"] == "identical in every seed"
 
 
 @pytest.mark.parametrize(
@@ -340,13 +421,12 @@ def test_effects_need_two_axes_and_name_a_partial_grid(tmp_path: Path) -> None:
     assert "grid-effects" not in [t.name for t in grid_of(single.path).tables]
 
 
-def test_refused_effects_say_why_in_their_row(tmp_path: Path) -> None:
+def test_refused_effects_have_no_table_and_say_why(tmp_path: Path) -> None:
     sweep = table1_sweep(tmp_path / "s")
     sweep.trial(table1_changes()[0], 0, {}, state="diverged", cause="boom")
-    table = next(t for t in grid_of(sweep.path).tables if t.name == "grid-effects")
-    assert {row.cells[1].text for row in table.rows} == {"–"}
-    (number,) = table.rows[0].cells[0].notes
-    assert table.notes[number - 1] == "No analysis of variance: a cell diverged."
+    tables = {table.name: table for table in grid_of(sweep.path).tables}
+    assert "grid-effects" not in tables
+    assert "No analysis of variance: a cell diverged." in tables["grid"].made
 
 
 def test_fresh_seeds_of_several_code_versions_are_averaged_only_on_request(tmp_path: Path) -> None:
@@ -379,7 +459,7 @@ def test_modified_images_are_said_under_the_table(tmp_path: Path) -> None:
     note = "cifar10: files differ from the official ones: recompressed"
     sweep.trial({"prior_lr": 1e-3}, 0, {"acc_majority": 0.5}, notes=[note])
     lines = " ".join(grid_of(sweep.path).tables[0].lines)
-    assert note[1:] in lines
+    assert note in lines
 
 
 def test_table_2_picks_its_rows_by_settings(tmp_path: Path) -> None:
@@ -400,8 +480,12 @@ def test_table_2_picks_its_rows_by_settings(tmp_path: Path) -> None:
     assert len(used) == 3
     rows = {row.cells[0].text: row for row in table.rows if row.kind == "ours"}
     assert [r.cells[1].text for r in rows.values()] == ["–", "–", "61.0 ± 1.0"]
+    assert [h.text for h in table.headings] == ["model", "Acc, %", "MSE"]
+    sweep.trial(changes[0], 0, {"mse": 0.1, "fid": 9.0})
+    records = load([sweep.path])
+    table, _ = table2(records, groups(records))
     paper = [row for row in table.rows if row.kind == PAPER]
-    assert all(row.grey for row in paper) and paper[0].cells[3].text == "21.55 ± 1.47"
+    assert all(row.grey for row in paper) and paper[0].cells[2].text == "21.55 ± 1.47"
 
 
 def test_table_3_keeps_conditional_and_unconditional_apart(tmp_path: Path) -> None:
@@ -454,8 +538,8 @@ def test_saturated_and_collapsed_models_are_named_at_their_row(tmp_path: Path) -
     table = table_of(load([sweep.path]))
     row = [r for r in table.rows if r.kind == "ours"][2]
     note = table.notes[row.cells[0].notes[0] - 1]
-    assert note.endswith("collapsed: seed 0, 2; saturated: seed 0, 2.")
-    assert "max_saturation 0.15" in note
+    assert note.startswith("Collapsed: seed 0, 2; saturated: seed 0, 2 (")
+    assert any("max_saturation 0.15" in line for line in table.made)
 
 
 def test_recorded_reason_for_an_absent_metric_is_the_footnote(tmp_path: Path) -> None:
@@ -464,7 +548,7 @@ def test_recorded_reason_for_an_absent_metric_is_the_footnote(tmp_path: Path) ->
         why = {"fid": "Inception weights missing: get them with --inception-weights FILE"}
         sweep.trial(change, 0, {"acc_majority": 0.5}, unavailable=why)
     table = table_of(load([sweep.path]))
-    assert "n/a: Inception weights missing: get them with" in note_of(table, 0, "FID")
+    assert "FID: Inception weights missing: get them with" in table.absent
 
 
 @pytest.mark.skipif(not LATEX, reason="neither tectonic nor a pdflatex with booktabs: not compiled")
@@ -490,7 +574,9 @@ def test_latex_of_a_long_and_wide_table_fits_the_page(tmp_path: Path) -> None:
     (tmp_path / "wide.tex").write_text(latex(table))
     assert LATEX
     options = [] if LATEX.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
-    command = [LATEX, *options, "wide.tex"]
+    head = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "paper.tex").write_text(head + r"\input{wide}\end{document}")
+    command = [LATEX, *options, "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout and "too large" not in done.stdout

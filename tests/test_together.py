@@ -41,22 +41,17 @@ def test_a_fault_and_a_divergence_leave_the_others_untouched(
 ):
     good, broken, diverging = tiny, tiny.override(seed=1), tiny.override(seed=2)
     list(train(good, tmp_path / "alone", image_set=some_digits, device="cpu"))
-    usual = trainer.stepper
+    usual = trainer.train_step
 
-    def stepper(state):
-        step = usual(state)
+    def faulty(state):
+        terms = usual(state)
+        if state.iteration == 3 and state.config == broken:
+            raise RuntimeError("an illegal memory access was encountered")
+        if state.iteration == 3 and state.config == diverging:
+            terms["loss/encoder"] = torch.tensor(math.nan)
+        return terms
 
-        def faulty():
-            terms = step()
-            if state.iteration == 3 and state.config == broken:
-                raise RuntimeError("an illegal memory access was encountered")
-            if state.iteration == 3 and state.config == diverging:
-                terms["loss/encoder"] = torch.tensor(math.nan)
-            return terms
-
-        return faulty
-
-    monkeypatch.setattr(trainer, "stepper", stepper)
+    monkeypatch.setattr(trainer, "train_step", faulty)
     trials = [(c, tmp_path / str(c.seed)) for c in (good, broken, diverging)]
     last = ends(train_all(trials, image_set=some_digits, device="cpu"))
     assert last[good.trial_key].state == "done"
@@ -126,5 +121,5 @@ def test_the_rate_of_trials_together_is_measured_and_a_failure_is_none(
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.undo()
-    monkeypatch.setattr(together, "stepper", out_of_memory)
+    monkeypatch.setattr(together, "train_step", out_of_memory)
     assert iterations_per_second(tiny, some_digits, cpu, 2) == 0

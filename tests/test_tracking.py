@@ -31,6 +31,7 @@ from tune.tracking.uri import (
     DATABASE,
     RECORD,
     checked_uri,
+    damage_of,
     default_uri,
     ui_hint,
 )
@@ -258,6 +259,68 @@ def test_delivering_again_sends_nothing_and_new_rows_are_sent_once(out: Path) ->
     assert deliver(out, plan) == 0
     assert [m[2] for m in metrics(out)] == [2, 4]
     assert runs(out)[trial.key][1] == "FINISHED"
+
+
+def pictures(out: Path) -> list[str]:
+    return [str(p.relative_to(out)) for p in sorted(out.glob("mlflow-artifacts/**/samples.png"))]
+
+
+def finished(out: Path) -> Plan:
+    """A sweep of four trials that are done and delivered."""
+    plan = make_plan(out)
+    for trial in plan.trials():
+        path = start(out, trial)
+        evaluate(path, 4)
+        end(path, trial, "done")
+    assert deliver(out, plan) == 4
+    return plan
+
+
+def test_a_moved_folder_and_a_copy_keep_their_pictures_in_themselves(out: Path) -> None:
+    plan = finished(out)
+    shutil.copytree(out, copy := out.with_name("copy"))
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert not in_step(Store(copy), default_uri(copy))
+    assert deliver(copy, plan) == 4
+    assert set(runs(copy)) == {"", *(trial.key for trial in plan.trials())}
+    (experiment,) = rows(copy, "select artifact_location from experiments where name = 'mpcc-tiny'")
+    assert experiment[0].startswith(copy.as_uri())
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert deliver(out, plan) == 0 and deliver(copy, plan) == 0
+    shutil.rmtree(copy / "mlflow-artifacts")
+    out.rename(moved := out.with_name("moved"))
+    assert deliver(moved, plan) == 4 and len(pictures(moved)) == 8  # Those of before, and again.
+    assert not out.exists()
+
+
+def test_no_path_of_its_own_stands_in_the_files_of_a_sweep(out: Path) -> None:
+    finished(out)
+    texts = [p for p in out.rglob("*.json*") if p.is_file()]
+    assert texts and not [p for p in texts if str(out) in p.read_text()]
+
+
+def test_the_same_folder_by_two_paths_is_one(out: Path) -> None:
+    plan = finished(out)
+    (link := out.with_name("link")).symlink_to(out)
+    assert Delivery(Store(link), default_uri(link), plan).deliver() == 0
+
+
+def test_a_file_that_is_no_database_is_said_by_its_first_bytes_and_filled_anew(out: Path) -> None:
+    plan = finished(out)
+    uri = default_uri(out)
+    assert damage_of(uri) is None and damage_of("http://127.0.0.1:9") is None
+    (out / DATABASE).write_bytes(b"none" * 1000)
+    assert str(damage_of(uri)).endswith("mlflow.db is no database; --sync makes a new one")
+    assert ui_hint(uri, out) == [damage_of(uri)]
+    assert sync(Store(out), uri, plan) == 4
+    assert damage_of(uri) is None and len(runs(out)) == 5
+
+
+def test_of_a_server_nothing_is_known_without_asking_it(out: Path) -> None:
+    finished(out)
+    record = json.loads((out / RECORD).read_text()) | {"tracking_uri": DEAD_SERVER}
+    (out / RECORD).write_text(json.dumps(record))
+    assert not in_step(Store(out), DEAD_SERVER)
 
 
 def test_runs_of_an_earlier_version_are_found_by_their_key_and_no_row_is_repeated(

@@ -1,12 +1,16 @@
 """Algorithm 1: who moves whom, what each setting does, and runs that go on to the bit."""
 
 import dataclasses
+import math
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from mpcc.config import PRESETS, Config
+from mpcc.config import ALIVE, PRESETS, Config, dead, without_dead
 from mpcc.data.image_set import DataError, ImageSet
 from mpcc.evaluation import metrics
 from mpcc.evaluation.evaluate import evaluate
@@ -22,6 +26,7 @@ from mpcc.training.algorithm import (
     update_encoder_and_prior,
     update_generator_and_prior,
 )
+from mpcc.training.resume import restore
 from mpcc.training.state import build_state
 from mpcc.training.trainer import train, write_checkpoint, write_result
 
@@ -197,7 +202,7 @@ CHANGES = {
 BASE_FOR = {
     "prior_rank": {"prior": "low_rank_mixture"},
     "ema_decay": {"ema_start": 0},
-    "n_standing_passes": {},
+    "ema_start": {"ema_start": 3, "ema_decay": 0.5},
 }
 
 
@@ -241,10 +246,43 @@ def test_changing_any_field_changes_something_observable(
         assert other["weights_sha256"] == base["weights_sha256"]  # evaluation leaves training alone
 
 
+DEAD_IN = {
+    **dict.fromkeys(ALIVE, {"prior": "normal"}),
+    "prior_entropy": {"prior_entropy_weight": 0.0},
+    "prior_rank": {},
+    "ema_decay": {"ema_start": 100},
+    "ema_start": {"ema_decay": 0.0},
+    "n_is_splits": {"n_generated": None},
+}
+"""Field that is not always alive -> changes of `tiny` under which it is dead."""
+OTHER = {"n_is_splits": 3, "given_cluster_weights": (1.0,) * 9 + (9.0,)}
+
+
+@pytest.mark.parametrize("field", ALIVE)
+def test_a_dead_field_changes_nothing(field, some_digits, base_results, tmp_path):
+    changes = DEAD_IN[field]
+    config = PRESETS["tiny"].override(**changes)
+    changed = config.override(**{field: OTHER.get(field, CHANGES[field])})
+    assert field in dead(config) and field in dead(changed)
+    assert config != changed and without_dead(config) == without_dead(changed)
+    before, after = base_results(changes), observed(changed, some_digits, tmp_path / "run")
+    for found in (before, after):  # The term is still looked at, without a weight in the loss.
+        for row in (found["metrics"], *found["rows"]):
+            row.pop("loss/entropy" if field == "prior_entropy" else "", None)
+    assert before == after
+
+
+def test_alive_fields_keep_configurations_apart():
+    for field, value in CHANGES.items():
+        base = PRESETS["tiny"].override(**BASE_FOR.get(field, {}))
+        if value is not None and field not in dead(base):
+            assert without_dead(base) != without_dead(base.override(**{field: value})), field
+
+
 def test_saturation_is_named_beyond_its_threshold(tiny, some_digits, tmp_path):
     for threshold, names in ((0.1, ["saturated"]), (0.3, [])):
         state = build_state(tiny.override(max_saturation=threshold), some_digits)
-        write_result(tmp_path, state, run_dir.DONE, None, {"saturation": 0.2})
+        write_result(tmp_path, state, run_dir.DONE, None, {"saturation_excess": 0.2}, {}, {})
         assert run_dir.read_result(tmp_path)["failures"] == names
 
 
@@ -256,7 +294,8 @@ def test_generated_images_are_scored_or_the_reason_is_recorded(
     for n, reason in ((None, "no images were drawn"), (20, "Inception weights missing")):
         list(train(tiny.override(n_generated=n), tmp_path / str(n), image_set=some_digits))
         result = run_dir.read_result(tmp_path / str(n))
-        assert set(result["unavailable"]) == {"inception_score", "fid", "kid"}
+        scores = {"inception_score", "fid", "kid"}
+        assert set(result["unavailable"]) == (scores if n else scores | {"fid_cnn"})
         assert reason in result["unavailable"]["fid"]
         assert ("fid_cnn" in result["metrics"]) == (n is not None)
 
@@ -288,11 +327,108 @@ def test_the_errors_of_reconstruction_are_those_of_all_images(tiny, some_digits)
         train_step(state)
         found = evaluate(state)
         x = some_digits.images / 127.5 - 1
-        x_hat = found.generator(found.z_means, found.clusters, 1)
+        difference = (x - found.generator(found.z_means, found.clusters)).double()
+    assert found.metrics["mse"] == pytest.approx(float(difference.square().mean()), rel=1e-6)
     n = tiny.batch_size
-    assert found.metrics["mse"] == pytest.approx(metrics.mse(x, x_hat), rel=1e-6)
-    squared = metrics.mse_squared_mean(x.numpy(), x_hat.numpy(), n)
-    assert found.metrics["mse_squared_mean"] == pytest.approx(squared, rel=1e-5)
+    order = np.random.default_rng(0).permutation(len(x))[: len(x) // n * n]
+    squared = [float(difference[part].mean()) ** 2 for part in order.reshape(-1, n)]
+    assert found.metrics["mse_published"] == pytest.approx(np.mean(squared), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"n_clusters": 1}, {"n_clusters": 3}, {"prior": "normal"}, {}])
+def test_failures_rest_on_two_hundred_samples_at_least(changes, tiny, some_digits):
+    found = evaluate(build_state(tiny.override(**changes), some_digits))
+    assert (
+        len(found.samples)
+        == len(found.sample_clusters)
+        == {3: 201}.get(changes.get("n_clusters"), 200)
+    )
+
+
+def test_what_a_model_or_its_data_do_not_have_is_given_a_reason(tiny, some_digits):
+    everything = {n for n, m in metrics.METRICS.items() if m.replaced_by is None}
+    at_the_end = {n for n in everything if n.startswith("loss/")}
+    at_the_end |= {"inception_score", "fid", "kid", "fid_cnn"}
+    unlabelled = dataclasses.replace(some_digits, labels=None)
+    ink = (some_digits.images > 99).to(torch.uint8) * 255
+    black_and_white = dataclasses.replace(some_digits, images=ink)
+    for config, images, missing in (
+        (tiny, some_digits, set()),
+        (tiny, unlabelled, {"acc_majority", "acc_hungarian", "nmi", "ari"}),
+        (tiny, black_and_white, {"saturation_excess"}),
+        (tiny.override(n_clusters=1), some_digits, {"silhouette"}),
+        (tiny.override(batch_size=len(some_digits) + 1), some_digits, {"mse_published"}),
+        (tiny.override(prior="normal"), some_digits, set(metrics.NEED_CLUSTERS)),
+    ):
+        state = build_state(config, images)
+        for _ in range(5):  # Until more than one cluster is used.
+            train_step(state)
+        found = evaluate(state)
+        assert everything - at_the_end - missing == set(found.metrics)
+        assert missing <= set(found.unavailable) and not set(found.metrics) & set(found.unavailable)
+        assert all(math.isfinite(value) for value in found.metrics.values())
+
+
+@pytest.mark.parametrize("part", ["generator", "discriminator", "encoder", "prior"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_weights_that_are_not_finite_at_an_evaluation_are_a_divergence(
+    part, fast, tiny, some_digits, tmp_path, monkeypatch
+):
+    # The losses of the last step are finite: it is the step itself that broke the weights.
+    usual = trainer.train_step
+
+    def broken(state):
+        terms = usual(state)
+        if state.iteration == 2:
+            state.parts()[part].raw[-1].view(-1)[-1] = math.nan
+        return terms
+
+    monkeypatch.setattr(trainer, "train_step", broken)
+    ends = list(train(tiny.override(fast=fast), tmp_path, image_set=some_digits, device="cpu"))
+    result = run_dir.read_result(tmp_path)
+    assert ends[-1].state == result["state"] == "diverged" and result["metrics"] == {}
+    assert result["cause"] == f"a weight of the {part} is not finite at iteration 2"
+
+
+def test_an_evaluation_holds_nothing_of_images_times_clusters_times_dimensions():
+    code = """if True:
+        import resource, torch
+        from mpcc.config import PRESETS
+        from mpcc.data.image_set import ImageSet
+        from mpcc.evaluation.evaluate import evaluate
+        from mpcc.training.state import build_state
+        torch.set_num_threads(1)
+        config = PRESETS["tiny"].override(n_clusters=100, latent_size=24, batch_size=50)
+        pixels = torch.arange(70_000 * 64).mul_(37).remainder_(251).to(torch.uint8)
+        data = ImageSet(pixels.view(-1, 1, 8, 8), torch.arange(70_000) % 100, (), "0" * 12)
+        state = build_state(config, data)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        evaluate(state)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 400  # megabytes; memberships alone took 2,000 once
+
+
+def test_what_only_looks_on_fails_no_trial(tiny, some_digits, tmp_path, monkeypatch):
+    from mpcc.evaluation import baseline, classifier, plots
+
+    def broken(*_, **__):
+        raise KeyError("out of order")
+
+    for module, name in (
+        (plots, "latent_picture"),
+        (plots, "curve_picture"),
+        (classifier, "load_classifier"),
+        (baseline, "kmeans_acc_majority"),
+    ):
+        monkeypatch.setattr(module, name, broken)
+    ends = list(train(tiny.override(n_generated=20), tmp_path, image_set=some_digits, device="cpu"))
+    result = run_dir.read_result(tmp_path)
+    assert ends[-1].state == result["state"] == "done" and result["metrics"]["acc_majority"] > 0
+    for name in ("latent.png", "curves.png", "fid_cnn", "kmeans_acc_majority"):
+        assert result["unavailable"][name] == "KeyError: 'out of order'"
+    assert (tmp_path / "samples.png").exists() and result["baseline"] == {}
 
 
 def test_checkpoints_take_a_small_share_of_the_time(tiny, some_digits, tmp_path, monkeypatch):
@@ -458,17 +594,45 @@ def test_run_directory_explains_itself(tiny, some_digits, tmp_path):
     assert result["n_parameters"]["generator"] == n_parameters(
         build_state(tiny, some_digits).generator
     )
-    assert {"acc_majority", "acc_hungarian", "mse", "mse_squared_mean"} <= set(result["metrics"])
+    assert {"acc_majority", "acc_hungarian", "mse", "mse_published"} <= set(result["metrics"])
     assert {"samples.png", "reconstructions.png"} <= {p.name for p in path.iterdir()}
 
 
-def test_conditional_training_without_labels_is_refused_before_anything_is_written(
-    tiny, some_digits, tmp_path
-):
+def test_what_would_fail_later_is_refused_before_anything_is_written(tiny, some_digits, tmp_path):
+    n = len(some_digits)
     unlabelled = dataclasses.replace(some_digits, labels=None)
-    with pytest.raises(DataError, match="conditional=true needs labels.*digits have none"):
-        next(train(tiny.override(conditional=True), tmp_path / "r", image_set=unlabelled))
+    one = dataclasses.replace(some_digits, images=some_digits.images[:1])
+    rgb = dataclasses.replace(some_digits, images=some_digits.images.repeat(1, 3, 1, 1))
+    for changes, images, message in (
+        ({"conditional": True}, unlabelled, "conditional=true needs labels"),
+        ({"conditional": True, "n_clusters": 9}, some_digits, "have 10 labels: set n_clusters=10"),
+        ({"conditional": True, "n_clusters": 11}, some_digits, "have 10 labels: set n_clusters=10"),
+        ({"n_clusters": n + 1}, some_digits, f"is more than the {n} images of digits"),
+        ({}, one, "at least 2 images of digits, got 1"),
+        ({"image_size": 16}, some_digits, "is of images of 1×16×16 .*, these are 1×8×8"),
+        ({}, rgb, "is of images of 1×8×8 .*, these are 3×8×8"),
+    ):
+        with pytest.raises(DataError, match=message):
+            next(train(tiny.override(**changes), tmp_path / "r", image_set=images))
     assert not (tmp_path / "r").exists()
+    config = tiny.override(prior="normal", n_clusters=n + 1, iterations=1)
+    list(train(config, tmp_path / "r", image_set=some_digits))
+
+
+def test_restore_gives_the_model_as_it_ended_or_raises(tiny, some_digits, tmp_path, caplog):
+    list(train(tiny, tmp_path, image_set=some_digits, device="cpu"))
+    state = build_state(tiny, some_digits)
+    restore(state, tmp_path)
+    assert state.iteration == tiny.iterations and not caplog.records
+    (tmp_path / "again").mkdir()
+    run_dir.write_metrics(tmp_path / "again", state.rows)
+    write_result(tmp_path / "again", state, run_dir.DONE, None, {}, {}, {})
+    digest = run_dir.read_result(tmp_path)["weights_sha256"]
+    assert run_dir.read_result(tmp_path / "again")["weights_sha256"] == digest
+    for file in tmp_path.glob("checkpoint*"):
+        file.unlink()
+    with pytest.raises(run_dir.RunDirError, match="has ended, and its model cannot be loaded"):
+        restore(build_state(tiny, some_digits), tmp_path)
 
 
 def test_unlabelled_images_train_without_accuracies(tiny, some_digits, tmp_path):

@@ -1,13 +1,18 @@
 """The flat path does torch's own arithmetic, and moves what it should."""
 
+import dataclasses
+import sys
+
 import pytest
 import torch
 
 from mpcc.config import Config
 from mpcc.data.image_set import ImageSet
-from mpcc.fast.weights import Adam, minimise, only_trainable
+from mpcc.evaluation.evaluate import evaluate
+from mpcc.fast.weights import Adam
 from mpcc.model.layers import Spectral
 from mpcc.training.algorithm import train_step
+from mpcc.training.optimiser import minimise, only_trainable
 from mpcc.training.state import build_state
 
 SMALL = dict(image_size=8, width=1, latent_size=4, n_clusters=3, batch_size=6, network_lr=1e-3)
@@ -71,6 +76,45 @@ def test_fast_path_follows_the_plain_one_for_twenty_iterations(changes):
             )
     a, b = (torch.cat([p.flatten() for p in s.generator.parameters()]) for s in states)
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    rows = [evaluate(state).metrics for state in states]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_plain_trial_is_plain_throughout(changes):
+    """Neither its parts nor, from its first iteration to its evaluation, a function it calls are of
+    mpcc.fast; and one of a fast trial is."""
+    size = changes.get("image_size", 8)
+    data = dataclasses.replace(images(), images=torch.zeros(40, 1, size, size, dtype=torch.uint8))
+    for fast in (False, True):
+        called = set()
+
+        def note(frame, event, argument, called=called):
+            called.add(frame.f_globals.get("__name__", ""))
+
+        sys.setprofile(note)
+        try:
+            state = state_of(data, **changes, fast=fast)
+            train_step(state)
+            found = evaluate(state)
+        finally:
+            sys.setprofile(None)
+        used = {name for name in called if name.startswith("mpcc.fast")}
+        networks = (state.generator, state.discriminator, state.encoder, found.generator)
+        kinds = {type(m).__module__ for network in networks for m in network.modules()}
+        kinds |= {type(part).__module__ for part in state.parts().values()}
+        used |= {name for name in kinds if name.startswith("mpcc.fast")}
+        assert bool(used) == fast and (state.updates is None or fast)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_standing_statistics_of_bfloat16_layers_are_float32(fast):
+    config = Config(**SMALL, fast=fast, precision="bfloat16")
+    state = build_state(config, images())
+    for statistics in evaluate(state).generator.statistics():
+        assert statistics.mean.dtype == statistics.var.dtype == torch.float32
+        # More digits than 7 bits hold: the mean was not taken in bfloat16 either.
+        assert not torch.equal(statistics.var, statistics.var.bfloat16().float())
 
 
 def test_pool_keeps_the_values_and_normalises_to_unit_norm():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +20,17 @@ if __name__ == "__main__":
 
 from mpcc.options import path  # noqa: E402
 from tune import command, report, run  # noqa: E402
+from tune import options as common  # noqa: E402
 from tune.command import UsageError, option  # noqa: E402
+from tune.display import log  # noqa: E402
+from tune.engine.spec import LOCAL  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import leave_out, paper  # noqa: E402
+from tune.plan.cells import Trial  # noqa: E402
+from tune.plan.plan import Plan  # noqa: E402
 from tune.plan.source import GridSource  # noqa: E402
 from tune.planning import planned  # noqa: E402
-from tune.store.folder import open_store  # noqa: E402
+from tune.store.folder import Store, open_store  # noqa: E402
 
 EXAMPLES = """\
 examples:
@@ -40,15 +46,19 @@ examples:
   python tune/ablation.py --status                         how far it is
   python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
   python tune/ablation.py --retry failed,diverged          run these again
+  python tune/ablation.py --out runs/x --next              one trial of it, from a queue's job
+  python tune/ablation.py --out runs/x --adopt DIR         join a sweep that was run elsewhere
   python tune/ablation.py --iterations 3000 --continue-training     all of them go on to more
 
 Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
 Exit codes: 0 every trial is done, or every chosen one with --only, --skip or --seeds; 2 a usage
-error; 3 not every trial is done; 129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM (with
-checkpoints: the same command goes on).
+error; 3 not every trial is done; 4 --next found nothing left to do; 129, 130, 143 stopped by
+SIGHUP, SIGINT, SIGTERM (with checkpoints: the same command goes on).
 """
 
 
+PLAN_SECONDS = 30
+"""How long `--next` waits for the plan of a process that has just begun."""
 _what = partial(option, "what to run")
 
 
@@ -95,6 +105,17 @@ class AblationOptions(Options):
     continue_training: bool = _what(
         "with a larger --iterations: go on from the last checkpoints of a folder's trials"
     )
+    adopt: Path | None = _what(
+        "take over the trials that are done in another folder, trained elsewhere: its cells and "
+        "seeds are planned here too",
+        "DIR",
+        type=path,
+    )
+    next: bool = option(
+        "instead of running",
+        "train one trial that is missing and that no process has, here and without Ray, and stop; "
+        "any number of these at once, also beside a driver: for queues like Slurm's arrays",
+    )
     out: Path | None = option("where", "default runs/PRESET, or runs/paper-SCALE", "DIR", type=path)
 
     def __post_init__(self) -> None:
@@ -105,6 +126,10 @@ class AblationOptions(Options):
             raise UsageError("--ablate-from is of --ablate")
         if self.scale is not None and self.table is None:
             raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
+        if self.next and (self.dry_run or self.status or self.sync or self.release):
+            raise UsageError("--next excludes --dry-run, --status, --sync and --release")
+        if self.next and (self.retry or self.address != LOCAL):
+            raise UsageError("--next takes neither --retry nor --address")
         for name in ("grid", "preset"):
             if self.table is not None and getattr(self, name) is not None:
                 raise UsageError(f"--table and --{name} exclude each other")
@@ -127,14 +152,34 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
     store = open_store(options.out or ROOT / "runs" / name, options.storage)
     if options.release:
         return report.release(store)
+    if store.restored:
+        log(store.restored)
     old = store.read_plan()
     plan, trials = planned(options, store, old)
+    if options.next and plan != old and not run.write_new_plan(store, old, plan):
+        old, plan, trials = _planned_by_another(options, store)
     if options.status:
-        return report.print_status(store, trials)
+        return report.print_status(store, trials, common.settings(options, store).uri)
     if options.dry_run:
         return report.print_dry_run(options, store, plan, trials)
     source = GridSource(store.with_recorded_images(plan), trials)
-    return run.run(options, received, run.Work(store, old, source, trials))
+    work = run.Work(store, old, source, trials, options.adopt)
+    return (run.run_next if options.next else run.run)(options, received, work)
+
+
+def _planned_by_another(
+    options: AblationOptions, store: Store
+) -> tuple[Plan | None, Plan, list[Trial]]:
+    """The plan that another process is writing; UsageError where it lacks what is asked for."""
+    for _ in range(PLAN_SECONDS):
+        time.sleep(1.0)
+        old = store.read_plan()
+        plan, trials = planned(options, store, old)
+        if plan == old or run.write_new_plan(store, old, plan):
+            return old, plan, trials
+    raise UsageError(
+        f"a driver works in {store.out} and has not planned what --next asks for: wait for its end"
+    )
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from tune.command import UsageError
 from tune.options import DEFAULT_PRESET
 from tune.plan import confirm, grid, leave_out, paper
 from tune.plan.cells import Cell, Trial, chosen, trials
-from tune.plan.plan import Plan, PlanError
+from tune.plan.plan import Plan, PlanError, check_same_base, check_same_code, new_plan
 from tune.plan.state import Status
+from tune.store.adopt import sweep_elsewhere
 from tune.store.folder import Store
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
                 "--continue-training takes a folder whose trials have run, and --iterations N"
             )
         old = old.extend(configs.parse_value("iterations", options.iterations))
+    if options.adopt is not None:
+        old = _with_adopted(options, store, old)
     plan = _begun(options, store, old)
     if options.confirm is not None and old is not None:
         return _confirmed(options, store, old)
@@ -45,6 +48,28 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     keys = _chosen_keys(options, plan, {cell.key for cell in cells})
     wanted = (trial for trial in plan.trials() if trial.cell.key in keys)
     return plan, [trial for trial in wanted if not seeds or trial.seed in seeds]
+
+
+def _with_adopted(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
+    """The folder's plan, with the cells and seeds of the sweep that `--adopt` names.
+
+    PlanError where that was run under other settings, by other code or on other images.
+    """
+    assert options.adopt is not None
+    other = sweep_elsewhere(options.adopt)
+    plan = old or new_plan(other.preset, other.base)
+    check_same_base(store.out, plan, other.base)
+    if not options.accept_changed_code:
+        check_same_code(options.adopt, other)
+    for planned in other.cells:
+        seeds = (*planned.seeds, *planned.confirm_seeds)
+        plan = plan.grow([planned.cell], seeds, f"adopted from {other.id}")
+    for name, data in (other.data or {}).items():
+        known = (plan.data or {}).get(name)
+        if known is not None and known["fingerprint"] != data["fingerprint"]:
+            raise PlanError(f"{options.adopt} was run on other images of {name} than {store.out}")
+        plan = plan.with_data(name, data)
+    return plan
 
 
 # -- what is asked for ---------------------------------------------------------------------------
@@ -87,7 +112,11 @@ def _asked(
     if both:
         name = configs.SHORT.get(both[0], both[0])
         raise UsageError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
-    return grid.cells(plan.base, asked), asked.seeds or DEFAULT_SEEDS, asked.text
+    cells = grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
+    together = grid.falling_together(asked, cells)
+    if together:
+        print(together)
+    return cells, asked.seeds or DEFAULT_SEEDS, asked.text
 
 
 def _without_parts(options: AblationOptions, store: Store, plan: Plan) -> list[Cell]:
@@ -157,6 +186,8 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
 
     if options.confirm and options.confirm not in METRICS:
         raise UsageError(configs.unknown("metric", options.confirm, METRICS))
+    if options.confirm and not METRICS[options.confirm].has_better_end:
+        raise UsageError(f"--confirm {options.confirm}: neither more nor less of it is better")
     if not confirm.confirmed(plan):
         keys, by = _best_and_ties(store, plan, options.confirm or None)
         plan = confirm.confirm(plan, keys, by, lambda k: store.trial_dir(k).exists(), count)

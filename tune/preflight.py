@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 from rich.filesize import decimal
 
+from mpcc import config as configs
 from mpcc.data import files as data_files
 from mpcc.data.prepared import description
-from mpcc.machine import free_memory, gpus_here, usable_cores
+from mpcc.machine import free_memory, gpus_here, processes_left, usable_cores
 from mpcc.runs import run_dir
+from mpcc.training import checks
 from tune.display import log
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
@@ -24,6 +26,10 @@ from tune.store.folder import Store
 
 OTHER_BYTES = 2**20
 """Pictures, metrics and MLflow's copies of one trial."""
+
+
+RAY_THREADS, TRIAL_THREADS = 300, 50
+"""Threads of a local Ray with the driver, and of a trial's process, counted on two cores."""
 
 
 class PreflightError(ValueError):
@@ -73,6 +79,21 @@ def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False
         own = {images_name(t.config): t.config for t in todo if t.config.dataset == "folder"}
         for text in sorted({description(config, data_dir) for config in own.values()}):
             log(text)
+        check_fit(todo, settings)
+
+
+def check_fit(todo: Sequence[Trial], settings: Settings) -> None:
+    """DataError for images that are here and that a trial cannot be trained on."""
+    if not settings.local or isinstance(settings.data_dir, str):
+        return
+    kinds = {tuple(getattr(t.config, name) for name in checks.ASKED): t.config for t in todo}
+    for config in kinds.values():
+        checks.check_data(config, settings.data_dir)
+
+
+def cautions(todo: Sequence[Trial]) -> list[str]:
+    """What of these trials' settings is allowed and is likely not meant, a line each."""
+    return list(dict.fromkeys(text for t in todo for text in configs.cautions(t.config)))
 
 
 def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:
@@ -106,6 +127,17 @@ def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
         f"{len(largest)} trials at once need about {decimal(sum(largest))} of memory, "
         f"{decimal(free)} are free here: {advice}"
     )
+
+
+def check_processes(n_at_once: int) -> None:
+    """PreflightError where this user may not start as many threads as Ray and the trials need."""
+    left, need = processes_left(), RAY_THREADS + n_at_once * TRIAL_THREADS
+    if left < need:
+        raise PreflightError(
+            f"Ray and {n_at_once} trials at once need about {need} processes and threads, and this "
+            f"user may start {left:.0f} more (ulimit -u): raise the limit, or train one trial at a "
+            "time with --next, which needs no Ray"
+        )
 
 
 def check_cores(cores: float | None) -> None:

@@ -17,18 +17,31 @@ from tune.plan.cells import Trial, by_cell
 from tune.plan.cost import checkpoint_bytes
 from tune.plan.plan import PLAN, Plan
 from tune.plan.state import ENDED, FULFILLED, RETRIABLE, State, Status
+from tune.store.adopt import extends_from
 from tune.store.folder import Store
-from tune.store.lock import Owner, release_lock, sweep_owner
+from tune.store.lock import Owner, claimed, release_lock, sweep_owner
+from tune.tracking.uri import damage_of, ui_hint
 
 
-def print_status(store: Store, trials: Sequence[Trial]) -> int:
-    """Cell by cell: the state of every seed. The exit code is that of a run that ends like this."""
+def print_status(store: Store, trials: Sequence[Trial], uri: str) -> int:
+    """Cell by cell: the state of every seed. The exit code is that of a run that ends like this.
+
+    uri: of MLflow, of which only a local file is looked at.
+    """
     owner, statuses = current(store, trials)
     _print_cells(trials, statuses)
     states = [status.state for status in statuses.values()]
     counts = [f"{states.count(state)} {state}" for state in State if state in states]
     print(f"{len(states)} trials: {', '.join(counts)}{driver_text(owner)}")
+    print_damage(uri)
     return exit_code(statuses.values())
+
+
+def print_damage(uri: str) -> None:
+    """A line where the database of MLflow is none; nothing for a sound one, or a server."""
+    damage = damage_of(uri)
+    if damage is not None:
+        print(f"MLflow:  {damage}")
 
 
 def _print_cells(trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
@@ -46,7 +59,8 @@ def current(store: Store, trials: Sequence[Trial]) -> tuple[Owner | None, dict[s
     """Who works on the folder now, and what has become of each trial."""
     begun = (store.out / PLAN).exists()  # Else its remote may not be there yet.
     owner = sweep_owner(store.out, store.remote if begun else None)
-    return owner, store.statuses(trials, owner.running if owner else ())
+    running = claimed(store) if begun else set()
+    return owner, store.statuses(trials, running.union(owner.running if owner else ()))
 
 
 def driver_text(owner: Owner | None) -> str:
@@ -67,8 +81,6 @@ def print_summary(
     settings: Settings, trials: Sequence[Trial], statuses: Mapping[str, Status]
 ) -> None:
     """The last lines: what is not done and why, where the results are, what to do next."""
-    from tune.tracking.uri import ui_hint
-
     missing = [trial for trial in trials if statuses[trial.key].state != State.DONE]
     for trial in missing:
         status = statuses[trial.key]
@@ -101,10 +113,11 @@ def release(store: Store) -> int:
 def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[Trial]) -> int:
     """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
     settings = common.settings(options, store)
+    preflight.check_fit(trials, settings)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {store.out}")
     _, statuses = current(store, trials)
     for trial in trials:
-        shorter = store.extends_from(plan, trial)
+        shorter = extends_from(store, plan, trial)
         if shorter:
             statuses[trial.key] = replace(statuses[trial.key], iteration=shorter)
     _print_cells(trials, statuses)
@@ -124,6 +137,8 @@ def print_needs(
     reached: Mapping[str, int],
 ) -> None:
     """How large these trials get and how long they take from the iterations they have reached."""
+    for text in preflight.cautions(todo):
+        print(f"note: {text}")
     largest = max(checkpoint_bytes(trial.config) for trial in todo)
     need = preflight.disk_need(todo, store, settings.n_at_once(todo))
     print(f"about {decimal(largest)} per checkpoint, {decimal(need)} on the disk", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from tune import options as common
 from tune import preflight, report
@@ -15,12 +16,15 @@ from tune.options import Options
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan, check_same_data
 from tune.plan.source import TrialSource
-from tune.plan.state import ENDED, State
+from tune.plan.state import ENDED, EventKind, State
 from tune.plan.states import States
 from tune.signals import QUICK_SECONDS, Interrupted, Signals
+from tune.store.adopt import adopt, extend
 from tune.store.folder import Store
-from tune.store.lock import SweepLock
+from tune.store.lock import LockError, SweepLock, TrialClaim
 
+NOTHING_LEFT = 4
+"""The exit code of `--next` where no trial is left for it."""
 DELIVERY_SECONDS = 60.0
 """How long MLflow is waited for at the end."""
 
@@ -35,6 +39,8 @@ class Work:
     source: TrialSource
     trials: Sequence[Trial]
     """Those that are known before the start; a search suggests more."""
+    adopt: Path | None = None
+    """The folder of another sweep, whose finished trials are copied first."""
 
 
 def run(options: Options, signals: Signals, work: Work) -> int:
@@ -53,9 +59,14 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     retried = (options.retry or "").split(",")
     again = {key: status.state for key, status in statuses.items() if status.state in retried}
     todo = [t for t in trials if t.key in again or statuses[t.key].state not in ENDED]
-    nothing_new = not todo and len(trials) >= work.source.n_trials and plan == work.old
+    nothing_new = (
+        work.adopt is None and not todo and len(trials) >= work.source.n_trials and plan == work.old
+    )
     if not (nothing_new and tracking.in_step(store, settings.uri)):
         _check(options, settings, work, todo)
+        n_at_once = settings.n_at_once(todo) if todo and settings.local else None
+        if n_at_once:
+            preflight.check_processes(n_at_once)
         with SweepLock(store, log) as lock:
             if store.refresh() != work.old:
                 raise UsageError(
@@ -73,9 +84,12 @@ def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Tria
     from tune import tracking
     from tune.engine.cluster import check_cluster
 
+    work.store.check_places(work.trials)
     if not settings.local and (todo or len(work.trials) < work.source.n_trials):
         check_cluster(settings.address)
     preflight.check(todo, settings, work.store, download=options.download)
+    for text in preflight.cautions(todo):
+        log(f"note: {text}")
     plan, data_dir = work.source.plan, settings.data_dir
     if settings.local and not isinstance(data_dir, str):
         check_same_data(settings.out, plan, todo, data_dir)
@@ -91,11 +105,13 @@ def _prepare(work: Work, again: Mapping[str, State]) -> None:
     store.write_plan(plan)
     store.upload_missing(work.trials)
     store.download()
+    if work.adopt is not None:
+        print(f"{adopt(store, work.adopt, work.trials)} trials adopted from {work.adopt}")
     for trial in work.trials:
         # Another driver may have run it since its state was read.
         if trial.key in again and store.status(trial).state == again[trial.key]:
             store.reset(trial, again[trial.key])
-        store.extend(plan, trial)
+        extend(store, plan, trial)
         damaged = store.repair(trial, plan.fingerprint_for(trial.config))
         if damaged:
             log(damaged)
@@ -127,6 +143,76 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) ->
                 "with --sync when it is back"
             )
     return states.trials()
+
+
+def write_new_plan(store: Store, old: Plan | None, plan: Plan) -> bool:
+    """Write a plan, unless another process has written one since `old` was read.
+
+    Processes with `--next` start at once: one of them writes, the others read again.
+    """
+    try:
+        with SweepLock(store, log):
+            if store.refresh() != old:
+                return False
+            store.write_plan(plan)
+            return True
+    except LockError:
+        return False
+
+
+def run_next(options: Options, signals: Signals, work: Work) -> int:
+    """Train one missing trial that no process has, in this process and without Ray (`--next`).
+
+    The exit code: 0 it is done, 3 it is not, 4 nothing is left that nobody trains, 128 + n stopped
+    by signal n, with a checkpoint.
+    """
+    from mpcc.runs.files import BusyError
+
+    store, settings = work.store, common.settings(options, work.store)
+    common.use_inception_weights(options)
+    missing = work.source.ready(store.statuses(work.trials))
+    _check(options, settings, work, missing)
+    for trial in missing:
+        with suppress(BusyError), TrialClaim(store, trial.key) as claim:
+            store.download(trial.key)
+            if store.status(trial).state in ENDED:
+                continue
+            extend(store, work.source.plan, trial)
+            state = _train_here(settings, signals, work, trial, claim)
+            if state is not None:
+                print(f"{state}: {trial.text}: {store.trial_dir(trial.key)}")
+                return report.exit_code([store.status(trial)], signals.number)
+    print(f"nothing is left to do in {store.out}: every trial has ended or is trained now")
+    return NOTHING_LEFT
+
+
+def _train_here(
+    settings: Settings, signals: Signals, work: Work, trial: Trial, claim: TrialClaim
+) -> State | None:
+    """Train a trial to its end, or until a signal; None where another process has it."""
+    from tune.engine.spec import spec_of
+    from tune.engine.worker import TrialWorker
+
+    states = States([trial], work.store.statuses([trial]), 1)
+    worker = TrialWorker(spec_of(trial, settings, work.source.plan))
+    log(f"training {trial.text}")
+    try:
+        with signals.remember(), Display(states) as display:
+            while signals.number is None and not claim.lost:
+                event = worker.step()
+                if event.kind == EventKind.ELSEWHERE:
+                    return None
+                states.apply(event)
+                display.show()
+                if event.ends:
+                    break
+    except Exception as error:  # a disk, a GPU: the trial is as it was at its last checkpoint
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OSError(f"{trial.text}: {text}; the same command goes on") from error
+    finally:
+        worker.release()
+    work.store.download(trial.key)
+    return work.store.status(trial).state
 
 
 def _sync(settings: Settings, store: Store, plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,10 @@ from mpcc.config import preset  # noqa: E402
 from mpcc.evaluation.metrics import METRICS  # noqa: E402
 from mpcc.options import path  # noqa: E402
 from mpcc.shell import script, shown  # noqa: E402
-from tune import command, report, run  # noqa: E402
+from tune import command, preflight, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, number, option  # noqa: E402
+from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import grid, pruning  # noqa: E402
 from tune.plan.plan import Plan  # noqa: E402
@@ -33,7 +35,7 @@ from tune.plan.state import ENDED  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 from tune.store.remote import is_address  # noqa: E402
 from tune.suggest import search as searches  # noqa: E402
-from tune.suggest.points import Point, best, half_width, read_points  # noqa: E402
+from tune.suggest.points import Point, best, read_points  # noqa: E402
 from tune.suggest.search import Search, search_of  # noqa: E402
 from tune.suggest.space import parse_space  # noqa: E402
 
@@ -48,7 +50,7 @@ examples:
   python tune/search.py                                    go on with what is planned
   python tune/search.py --points 40                        the same search, longer
   python tune/search.py --status                           its points, how far it is, its driver
-  python tune/search.py --objective mse,saturation ...     two objectives: a Pareto front
+  python tune/search.py --objective mse,silhouette ...     two objectives: a Pareto front
   python tune/search.py --objective acc_majority ...       by labels, which every table then says
   python tune/ablation.py --out runs/search-digits --confirm --seeds 5   the best, on fresh seeds
 
@@ -120,10 +122,12 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
     store = open_store(options.out or ROOT / "runs" / name, options.storage)
     if options.release:
         return report.release(store)
+    if store.restored:
+        log(store.restored)
     old = store.read_plan()
     plan, search = _planned(options, store, old)
     if options.status:
-        return _print_status(store, search)
+        return _print_status(store, search, common.settings(options, store).uri)
     from tune.suggest.source import SearchSource
     from tune.suggest.study import FILE, write_study
 
@@ -225,21 +229,22 @@ def print_points(search: Search, points: Sequence[Point]) -> None:
 
 
 def objective_text(search: Search, point: Point) -> str:
-    """`mse 0.0972 ± 0.0031`: the mean over seeds and half the width of its 95 % interval."""
+    """`mse 0.0972 ± 0.0031`: mean and standard deviation over the seeds (ddof 1)."""
     parts = []
     for name, value, seeds in zip(search.objectives, point.values, point.seeds, strict=False):
-        width = f" ± {half_width(seeds):.2g}" if len(seeds) > 1 else ""
-        parts.append(f"{name} {value:.4g}{width}")
+        spread = f" ± {statistics.stdev(seeds):.2g}" if len(seeds) > 1 else ""
+        parts.append(f"{name} {value:.4g}{spread}")
     return ", ".join(parts)
 
 
-def _print_status(store: Store, search: Search) -> int:
+def _print_status(store: Store, search: Search, uri: str) -> int:
     """Every point, and how many have ended; the exit code is that of a run that ends like this."""
     owner, statuses = report.current(store, search.trials())
     points = read_points(search, statuses)
     print_points(search, points)
     n_ended = sum(point.state in ENDED for point in points)
     print(f"{n_ended} of {search.n_points} points have ended{report.driver_text(owner)}")
+    report.print_damage(uri)
     return 3 if n_ended < search.n_points else report.exit_code(statuses.values())
 
 
@@ -247,6 +252,7 @@ def _print_dry_run(options: SearchOptions, store: Store, source: SearchSource) -
     """The space, the points that are known, how large it gets and how long it takes."""
     search, plan = source.search, source.plan
     settings = common.settings(options, store)
+    preflight.check_fit(source.trials(), settings)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {store.out}")
     print(f"space {search.space}")
     print_points(search, source.points)

@@ -16,7 +16,7 @@ from analysis.output.export import trial_records
 from analysis.tables.groups import Group
 
 COMPANION = "-provenance.json"
-WHOLE = ("grid", "search", "report", "figures")
+WHOLE = ("grid", "layout", "search", "report", "figures")
 """What rests on every trial there is: a trial more makes it stale, elsewhere one of its cells."""
 
 

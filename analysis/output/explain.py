@@ -10,10 +10,11 @@ from analysis.output.render import text
 from analysis.records.frame import Records
 from analysis.tables.columns import column
 from analysis.tables.compare import find_group
-from analysis.tables.grid import shown_metrics, swept
+from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
+from analysis.tables.shared import shown_metrics
 from mpcc.config import value_text
 from mpcc.runs.run_dir import DONE
 
@@ -56,7 +57,9 @@ def _part(records: Records, group: Group) -> str:
 
 def _value(trial: dict[str, Any], metric: str) -> str:
     value = trial.get(metric, math.nan)
-    return column(metric).shown(value) if not math.isnan(value) else "–"
+    if math.isinf(value) or metric in trial["undefined"]:
+        return "not finite"
+    return column(metric).shown(value) if math.isfinite(value) else "–"
 
 
 def _places(records: Records, trial: dict[str, Any]) -> list[str]:

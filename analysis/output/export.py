@@ -22,13 +22,24 @@ _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run
 
 
 def trials_csv(records: Records, groups: Sequence[Group]) -> str:
-    """One row per trial: keys, swept settings by their full names, seed, state, every metric."""
+    """One row per trial: keys, swept settings by their full names, seed, state, every metric.
+
+    `not_finite` names the metrics that were recorded as infinite or undefined: they are empty.
+    """
     axes = [axis for axis in records.axes if axis != "seed"]
     measured = [name for name in records.trials if name.startswith("baseline/")]
     names = [*records.metrics, *measured]
     header = [*_TRIAL_META, *axes, "seed", "state", "cause", "iteration", *names, *_TRIAL_END]
-    rows = [[_plain(t[name]) for name in header] for group in groups for t in group.trials]
-    return _csv(header, rows)
+    rows = [
+        [*(_plain(t[name]) for name in header), _not_finite(t, names)]
+        for group in groups
+        for t in group.trials
+    ]
+    return _csv([*header, "not_finite"], rows)
+
+
+def _not_finite(trial: dict[str, Any], names: Sequence[str]) -> str:
+    return " ".join(n for n in names if math.isinf(trial[n]) or n in trial["undefined"])
 
 
 def cells_csv(records: Records, groups: Sequence[Group]) -> str:
@@ -50,7 +61,7 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
         for metric in records.metrics:
             s = group.summary(metric)
             least, median, greatest = s.quantiles()
-            values = ";".join(f"{seed}:{value!r}" for seed, value in s.values)
+            values = ";".join(f"{seed}:{float(value)!r}" for seed, value in s.values)
             protocol = protocol_name(metric, group.settings)
             row = [*head, metric, protocol, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
             row += [s.mean.low, s.mean.high, median, least, greatest, len(s.not_finite), values]
@@ -96,7 +107,7 @@ def provenance_json(
     content = {
         "table": name,
         "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
-        "selection": f"last iteration (@last); {records.selection}",
+        "selection": f"{records.moment}; {records.selection}",
         "trials_by_state": tally(groups),
         "sweeps": sweeps,
         "notes": list(records.notes),
@@ -123,9 +134,9 @@ def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """None and not-a-number as an empty field, numbers at full precision."""
+    """What is undefined as an empty field, numbers at full precision."""
     if isinstance(value, float):
-        return "" if math.isnan(value) else repr(value)
+        return repr(float(value)) if math.isfinite(value) else ""
     if value is None:
         return ""
     return value_text(value) if isinstance(value, (bool, tuple)) else value

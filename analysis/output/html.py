@@ -52,12 +52,14 @@ def table(laid_out: Table) -> str:
     paired = any(row.kind == OURS for row in laid_out.rows)
     body = "".join(_row(laid_out, row, paired) for row in laid_out.rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in laid_out.notes)
-    lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in laid_out.lines)
+    told = [laid_out.measured, *laid_out.lines, laid_out.chosen, laid_out.absent]
+    lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in told if line)
+    first = laid_out.notes_above + 1
     caption = f"<caption><span>{escape(laid_out.title)}</span></caption>"
     return (
         f'<div class="scroll"><table class="sort">{caption}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        + (f'<ol class="notes">{notes}</ol>' if notes else "")
+        + (f'<ol class="notes" start="{first}">{notes}</ol>' if notes else "")
         + lines
     )
 

@@ -12,11 +12,11 @@ from analysis.output import summary as words
 from analysis.records.frame import Records, short
 from analysis.tables.assemble import Product
 from analysis.tables.columns import column
-from analysis.tables.grid import shown_metrics, swept
+from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.layout import Table
-from analysis.tables.shared import own_sentence, progress, unfinished, value_cell
+from analysis.tables.layout import Table, on_one_page
+from analysis.tables.shared import own_sentence, progress, shown_metrics, unfinished, value_cell
 from mpcc.config import DEFAULTS, value_text
 from mpcc.runs.run_dir import DONE
 
@@ -46,7 +46,7 @@ def report(
         "Summary": f"<p>{html.prose(words.paragraph(records, groups, result, test))} "
         f"{html.prose(own_sentence(records.selection))}</p>",
         "Search": _search(records, groups, lines) if pictures else "",
-        "Tables": "".join(html.table(t) for t in _distinct_tables(products)),
+        "Tables": _tables(_distinct_tables(products)),
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),
         "Samples": _sheets(records, groups) if pictures else "",
@@ -72,6 +72,14 @@ def _distinct_tables(products: Sequence[Product]) -> list[Table]:
     for table in (table for product in products for table in product.tables):
         found.setdefault(table.title, table)
     return list(found.values())
+
+
+def _tables(tables: Sequence[Table]) -> str:
+    """The tables, each line under the first that has it, and how their numbers were made."""
+    shown = on_one_page(tables)
+    lines = "".join(f'<p class="lines">{escape(line)}</p>' for t in shown for line in t.made)
+    how = f"<details><summary>How these numbers were made</summary>{lines}</details>"
+    return "".join(map(html.table, shown)) + (how if lines else "")
 
 
 def _cell_name(group: Group, axes: Sequence[str]) -> str:
@@ -238,7 +246,7 @@ def _provenance(records: Records, groups: Sequence[Group]) -> str:
         ["code", _distinct(trials, "code")],
         ["images", f"{_distinct(trials, 'n_images')}, content {_distinct(trials, 'fingerprint')}"],
         ["device", _distinct(trials, "device")],
-        ["selection", f"last iteration (@last); {records.selection}"],
+        ["selection", f"{records.moment}; {records.selection}"],
     ]
     rows = [
         [t["trial_key"], _cell_name(g, axes), str(t["seed"]), t["state"], _text(t["run_dir"])]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAP = "cividis"
-LEAST_FOR_CONTOUR = 6
+LEAST_FOR_CONTOUR = 12
 
 
 def pictures(search: Found) -> dict[str, tuple[bytes, str]]:

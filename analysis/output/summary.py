@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from analysis.records.frame import Records, short
@@ -9,11 +10,12 @@ from analysis.statistics import factorial as designs
 from analysis.tables.columns import Column, column
 from analysis.tables.comparable import p_text
 from analysis.tables.compare import TEST_WORDS, Line
-from analysis.tables.grid import GridResult, shown_metrics, swept
+from analysis.tables.grid import GridResult, swept
 from analysis.tables.groups import Group, references, tally
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.ranking import Class, rank
 from analysis.tables.resolution import resolution
+from analysis.tables.shared import shown_metrics
 from mpcc.runs.run_dir import DIVERGED, DONE
 
 MAX_CLASSES = 3
@@ -77,6 +79,8 @@ def _value(group: Group, spec: Column) -> str:
     unit = " %" if spec.heading.endswith("%") else ""
     if summary.n < 2:
         return f"{spec.shown(summary.mean.estimate)}{unit} (one seed)"
+    if not summary.std:
+        return f"{spec.shown(summary.mean.estimate)}{unit} (the same for all {summary.n} seeds)"
     low, high = spec.shown(summary.mean.low), spec.shown(summary.mean.high)
     return (
         f"{spec.shown(summary.mean.estimate)}{unit} (SD {spec.shown(summary.std)}, 95 % interval "
@@ -106,9 +110,16 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
         if len(valued) > 1:
             found.append("Cells that are not measured alike are not ranked.")
         return found + _kmeans(groups, metric)
-    found = [_winner(one, groups, spec, axes, test) for one in ranking.classes[:MAX_CLASSES]]
+    whole = not ranking.failed
+    found = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if len(ranking.classes) > MAX_CLASSES:
         found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
+    if ranking.failed:
+        verb = "is" if ranking.failed == 1 else "are"
+        found.append(
+            f"{_many(ranking.failed, 'cell').capitalize()} with a collapsed or diverged seed "
+            f"{verb} not ranked."
+        )
     if ranking.alone:
         found.append(
             f"{_many(ranking.alone, 'cell').capitalize()} measured like no other "
@@ -120,9 +131,17 @@ def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> 
 
 
 def _winner(
-    one: Class, groups: Sequence[Group], spec: Column, axes: Sequence[str], test: str
+    one: Class,
+    groups: Sequence[Group],
+    spec: Column,
+    axes: Sequence[str],
+    test: str,
+    whole: bool,
 ) -> str:
-    """The best of one kind of cells, and what the test says of the others it compared."""
+    """The best of one kind of cells, and what the test says of the others it compared.
+
+    whole: whether every cell of the kind was ranked.
+    """
     best = groups[one.best]
     verb = "highest" if spec.better == "higher" else "lowest"
     where = f" among the cells with {one.label}" if one.label else ""
@@ -137,9 +156,12 @@ def _winner(
         who = "one other" if len(one.tied) == 1 else f"{count(len(one.tied))} others"
         parts.append(f"{who} cannot be told from it{method}")
     elif one.worse:
-        all_of = "every other configuration" if not one.untested else _many(len(one.worse), "other")
-        verb = "differ" if one.untested and len(one.worse) > 1 else "differs"
+        every = whole and not one.untested
+        all_of = "every other configuration" if every else _many(len(one.worse), "other")
+        verb = "differ" if not every and len(one.worse) > 1 else "differs"
         parts.append(f"{all_of} {verb} from it{method}")
+    if one.same:
+        parts.append(f"{' and '.join(groups[i].label(axes) for i in one.same)} is the same in all")
     if one.untested:
         who = _many(len(one.untested), "other")
         was = "was" if len(one.untested) == 1 else "were"
@@ -180,21 +202,24 @@ def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]
         column(metric),
         max(differing, key=lambda line: abs(line.result.difference.estimate)),
     )
-    d, g = top.result.difference, f"{top.result.g:.1f}".replace("-", "−")
+    d, g = top.result.difference, ""
+    if math.isfinite(top.result.g):
+        g = f"Hedges' g {top.result.g:.1f}, ".replace("-", "−")
+    low = _signed(spec, d.low).removesuffix(" points")
     verb = "differs" if len(differing) == 1 else "differ"
     who = f"{count(len(differing))} of {count(len(tested))} configurations compared {verb}"
     if len(tested) == 1:
         who = "the one configuration compared differs"
     return [
         f"Against the baseline ({base}), {who}; the largest difference, "
-        f"{_signed(spec, d.estimate)} (95 % interval {_signed(spec, d.low)} to "
-        f"{_signed(spec, d.high)}, Hedges' g {g}, adjusted p {_equals(top.holm)}), is that of "
+        f"{_signed(spec, d.estimate)} (95 % interval {low} to "
+        f"{_signed(spec, d.high)}, {g}adjusted p {_equals(top.holm)}), is that of "
         f"{top.group.label(swept(records))}."
     ]
 
 
 def _signed(spec: Column, value: float) -> str:
-    return ("−" if value < 0 else "+") + spec.shown(abs(value))
+    return ("−" if value < 0 else "+") + spec.difference(abs(value))
 
 
 def _equals(p: float) -> str:
@@ -221,11 +246,11 @@ def _resolution(
     spec = column(metric)
     text = (
         f"With {_many(found.n, 'seed')}, {TEST_WORDS[test]} finds a difference of "
-        f"{spec.amount(found.alone * found.unit)} with 80 % power in one comparison"
+        f"{spec.difference(found.alone * found.unit)} with 80 % power in one comparison"
     )
     if found.comparisons > 1:
         text += (
-            f" and of {spec.amount(found.first * found.unit)} at Holm's first step over "
+            f" and of {spec.difference(found.first * found.unit)} at Holm's first step over "
             f"{count(found.comparisons)}"
         )
     return [f"{text}; smaller ones may exist."]

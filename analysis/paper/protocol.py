@@ -22,7 +22,7 @@ from mpcc.config import PRESETS, Config, full_name, parse_value, value_text
 
 PAPER = Path(__file__).resolve().parent / "published"
 
-_PREFIX = {"acc_majority": "acc", "inception_score": "is", "fid": "fid", "mse_squared_mean": "mse"}
+_PREFIX = {"acc_majority": "acc", "inception_score": "is", "fid": "fid", "mse_published": "mse"}
 """Metric -> prefix of its columns in the published tables."""
 
 _NO_MATTER = ("seed", "cpu_threads", "fast", "eval_every", "max_saturation", "min_diversity")
@@ -160,5 +160,5 @@ def within(group: Group, figures: Mapping[str, Published | None]) -> str:
         inside = "within" if abs(difference) <= figure.std else "outside"
         spread = "no published spread" if math.isnan(figure.std) else f"{inside} their spread"
         sign = "+" if difference >= 0 else "−"
-        parts.append(f"{spec.label} {sign}{spec.amount(abs(difference))}, {spread}")
+        parts.append(f"{spec.label} {sign}{spec.difference(abs(difference))}, {spread}")
     return "Same protocol as published; ours minus theirs: " + "; ".join(parts) + "."

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 from analysis.paper.protocol import gap, published, published_rows, table1_settings, within
 from analysis.records.frame import Records, short
-from analysis.tables.columns import TABLE1, column
+from analysis.tables.columns import TABLE1, column, recorded
 from analysis.tables.groups import Group
 from analysis.tables.layout import PAPER, Cell, Heading, Row, Table
 from analysis.tables.shared import (
     counts_differ,
+    explain_numbers,
     kmeans_rows,
+    measured_of,
     progress,
-    provenance_line,
-    record_lines,
     row_notes,
-    spread_lines,
     value_cell,
     with_best,
 )
@@ -55,35 +54,32 @@ def table1_groups(groups: Sequence[Group]) -> list[tuple[Group, dict[str, str]]]
 def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test: str) -> Table:
     """The paper's Table 1, each row with the published one below it."""
     groups = [group for group, _ in pairs]
+    asked = recorded(TABLE1, groups)
     settings = groups[0].settings
     table = Table("table1", f"Table 1 on {settings['dataset']}: {progress(groups)}")
     table.counts = counts_differ(groups)
     table.headings = [Heading(short(axis)) for axis in TABLE1_AXES]
-    table.headings += [Heading(column(metric).heading) for metric in TABLE1]
+    metrics = measured_of(groups, asked)
+    table.headings += [Heading(column(metric).heading) for metric in metrics]
     columns = {
         metric: with_best(
             groups, [value_cell(table, group, metric) for group in groups], metric, test
         )
-        for metric in TABLE1
+        for metric in metrics
     }
     for i, (group, row) in enumerate(pairs):
         label = [Cell(value_text(group.settings[a]), sort=group.settings[a]) for a in TABLE1_AXES]
         label[0] = Cell(label[0].text, row_notes(table, group), sort=label[0].sort)
-        table.rows.append(Row((*label, *(columns[metric][i] for metric in TABLE1))))
+        table.rows.append(Row((*label, *(columns[metric][i] for metric in metrics))))
         if i + 1 == len(pairs) or pairs[i + 1][1] is not row:
-            table.rows.append(_paper_row(table, group, row))
-    table.rows += kmeans_rows(table, groups, len(TABLE1_AXES), TABLE1)
-    table.lines = [
-        *spread_lines(records, groups, TABLE1, test),
-        provenance_line(groups),
-        *record_lines(records),
-    ]
-    return table
+            table.rows.append(_paper_row(table, group, row, metrics))
+    table.rows += kmeans_rows(table, groups, len(TABLE1_AXES), metrics)
+    return explain_numbers(table, records, groups, asked, test)
 
 
-def _paper_row(table: Table, group: Group, row: dict[str, str]) -> Row:
+def _paper_row(table: Table, group: Group, row: dict[str, str], metrics: Sequence[str]) -> Row:
     theirs = table1_settings(row)
-    shown = [metric for metric in TABLE1 if published(row, metric)]
+    shown = [metric for metric in metrics if published(row, metric)]
     what = gap(group, theirs, shown)
     notes: tuple[int, ...] = ()
     if what:
@@ -96,7 +92,7 @@ def _paper_row(table: Table, group: Group, row: dict[str, str]) -> Row:
     elif any(group.summary(m).n for m in shown):
         notes = (table.note(within(group, {m: published(row, m) for m in shown})),)
     cells = [Cell("paper", notes), Cell(value_text(theirs.prior_lr))]
-    for metric in TABLE1:
+    for metric in metrics:
         figure = published(row, metric)
         cells.append(Cell(figure.text if figure else ""))
     return Row(tuple(cells), PAPER, grey=bool(what))

@@ -14,16 +14,15 @@ from analysis.paper.protocol import (
     within,
 )
 from analysis.records.frame import Records
-from analysis.tables.columns import TABLE2, TABLE3, column
+from analysis.tables.columns import TABLE2, TABLE3, column, recorded
 from analysis.tables.groups import Group
 from analysis.tables.layout import OURS, PAPER, Cell, Heading, Row, Table
 from analysis.tables.shared import (
     counts_differ,
+    explain_numbers,
+    measured_of,
     progress,
-    provenance_line,
-    record_lines,
     row_notes,
-    spread_lines,
     value_cell,
 )
 from mpcc.config import Config, from_dict
@@ -132,32 +131,31 @@ def _value_or_empty(table: Table, group: Group, metric: str) -> Cell:
 def finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:
     """The table with how far its trials are in the title and the lines that every table has."""
     table.title += f": {progress(used)}" if used else ": nothing of it was run yet"
-    if used:
-        lines = spread_lines(records, used, metrics, None)
-        table.lines += [*lines, provenance_line(used), *record_lines(records)]
-    return table
+    return explain_numbers(table, records, used, metrics) if used else table
 
 
 def table2(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group]]:
     """Table 2: with and without clusters in the prior and shared layers in the encoder."""
     table = Table("table2", "Table 2")
     table.headings = [Heading("model", numeric=False)]
-    table.headings += [Heading(column(m).heading) for m in TABLE2]
     theirs, models = paper_settings("cifar10"), table2_models()
     chosen = [choose(records, groups, model.is_it, "2") for model in models]
     used = [group for parts, _ in chosen for group in parts]
+    asked = recorded(TABLE2, used)
+    metrics = measured_of(used, asked)
+    table.headings += [Heading(column(m).heading) for m in metrics]
     table.counts = counts_differ(used)
     rows = published_rows("table2")
     for model, (parts, why), row in zip(models, chosen, rows, strict=True):
-        table.rows += _ours(table, model.name, parts, why, TABLE2)
+        table.rows += _ours(table, model.name, parts, why, metrics)
         settings = theirs.override(
             encoder_shares_discriminator=model.shares,
             prior=model.family,
         )
         table.rows.append(
-            _published_row(table, "paper", row, TABLE2, parts[0] if parts else None, settings)
+            _published_row(table, "paper", row, metrics, parts[0] if parts else None, settings)
         )
-    return finish(table, records, used, TABLE2), used
+    return finish(table, records, used, asked), used
 
 
 def table3(
@@ -188,6 +186,6 @@ def table3(
         n = max((len(g.done) for g in parts), default=0)
         table.rows.append(Row((*row_ours.cells, Cell(f"average of {n}" if n else "")), OURS))
     table.lines = [
-        "Published rows on CIFAR-10, as the paper quotes them, each with its own counts."
+        "Published rows: on CIFAR-10, as the paper quotes them, each with its own counts."
     ]
     return finish(table, records, parts, TABLE3), list(parts)

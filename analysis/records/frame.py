@@ -97,6 +97,8 @@ class Records:
     metrics: tuple[str, ...] = ()
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+    moment: str = "the last iteration (@last)"
+    """Which evaluation of each trial the metrics are of."""
     between: tuple[str, ...] = ()
     """Settings that no sweep varies but in which the sweeps differ: columns too."""
 
@@ -179,7 +181,7 @@ def records(
 
     Settings and META keep None and whole numbers as they are: as floats, `None` would read `nan`.
     """
-    extra = sorted({name for row in rows for name in row} - _NAMED)
+    extra = sorted({name for row in rows for name in row} - NAMED)
     metrics = tuple(name for name in extra if not name.startswith(BASELINE))
     columns = {n: pd.Series([r[n] for r in rows], dtype=_kind(n)) for n in (*META, *DEFAULTS)}
     for name in extra:
@@ -191,10 +193,11 @@ def records(
     frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
     check(frame)
     evaluations = pd.DataFrame(list(curves))
-    return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between)
+    return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between=between)
 
 
-_NAMED = {*META, *DEFAULTS}
+NAMED = {*META, *DEFAULTS}
+"""Columns of the frame that are no metric and no reference figure."""
 
 
 def _kind(name: str) -> str:
@@ -252,6 +255,12 @@ def check(frame: pd.DataFrame) -> None:
         raise ValueError("a trial has more than one row")
 
 
+def left_out(records: Records) -> list[str]:
+    """Why each record that is there and enters no table does not, by settings and seed."""
+    frame = records.trials
+    return [str(cause) for cause in frame["cause"][frame["state"].isin((DAMAGED, CONFLICT))]]
+
+
 def number(value: Any) -> float:
     """A recorded number; records hold those that are not finite as strings."""
     if isinstance(value, bool) or value is None:
@@ -298,7 +307,7 @@ def _disagreement(ended: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _outcome(row: Mapping[str, Any]) -> str:
-    values = {k: repr(v) for k, v in row.items() if k not in _NAMED and k != CURVE}
+    values = {k: repr(v) for k, v in row.items() if k not in NAMED and k != CURVE}
     return json.dumps([row["state"], row["iteration"], sorted(values.items())])
 
 

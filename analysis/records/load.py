@@ -7,48 +7,18 @@ say what is missing. Nothing here trains, opens torch or talks to a server.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import hashlib
-import json
-import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.records.folders import SWEEP, LoadError, check_folders
-from analysis.records.frame import (
-    BASELINE,
-    CURVE,
-    DAMAGED,
-    META,
-    PLANNED,
-    RUNNING,
-    STOPPED,
-    Records,
-    Sweep,
-    merge_duplicates,
-    number,
-    records,
-    short,
-)
-from mpcc.config import DEFAULTS, Config, from_dict, trial_key, value_text
-from mpcc.runs.files import read_bytes
-from mpcc.runs.run_dir import (
-    CONFIG,
-    METRICS,
-    PROVENANCE,
-    RESULT,
-    RunDirError,
-    evaluations,
-    read_json,
-    read_provenance,
-    read_sealed,
-)
+from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
+from analysis.records.trial import MLFLOW, blank, read_loose, read_planned
+from mpcc.config import DEFAULTS, from_dict, trial_key, value_text
+from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
 from tune.plan.plan import FULL_MODEL
 from tune.store.lock import sweep_owner
-
-MLFLOW = "mlflow.json"
 
 
 def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
@@ -60,6 +30,9 @@ def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
         sweeps.append(sweep)
         rows += [row | {"source": source} for row in sweep_rows]
         notes += sweep_notes
+    unsealed = sum(not row.pop("sealed", True) for row in rows)
+    if unsealed:
+        notes.append(f"{unsealed} of the results are of an earlier version, without a seal")
     rows, merged = merge_duplicates(rows)
     lines = [{"trial_key": row["trial_key"]} | line for row in rows for line in row.pop(CURVE, ())]
     return records(rows, sweeps, [*notes, *merged], lines)
@@ -77,7 +50,7 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     for row in planned_rows(plan, name):
         if row["trial_key"] in there:
             path = folder / "trials" / row["trial_key"]
-            row |= _read_trial(path, folder, running, curves)
+            row = read_planned(row, path, folder, running, curves)
         rows.append(row)
     known = {row["trial_key"] for row in rows}
     known |= _earlier(plan)
@@ -139,14 +112,14 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
     for cell in plan["cells"]:
         try:
             config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
-            blank = _blank(config, sweep, variant=cell.get("variant"), planned=True)
-            blank["changes"] = _change_text(plan, cell)
+            empty = blank(config, sweep, variant=cell.get("variant"), planned=True)
+            empty["changes"] = _change_text(plan, cell)
             fresh = set(cell.get("confirm_seeds", ())) - set(cell["seeds"])
             for seed in sorted({*cell["seeds"], *fresh}):
                 if seed not in fits:  # to check each of thousands of trials anew takes a second
                     fits.add(dataclasses.replace(config, seed=seed).seed)
-                key = trial_key(blank["cell_key"], seed)
-                yield blank | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
+                key = trial_key(empty["cell_key"], seed)
+                yield empty | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
         except (ValueError, TypeError, KeyError) as error:
             raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
 
@@ -195,9 +168,10 @@ def _unplanned(
         path = folder / "trials" / trial
         if not (path / CONFIG).exists():
             continue
-        row = _read_loose_trial(path, folder, name, running, curves)
+        row = read_loose(path, folder, name, running, curves)
         rows.append(row)
-        notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
+        if row["trial_key"] not in known:
+            notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
     return rows, notes
 
 
@@ -209,7 +183,7 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     paths = [folder] if (folder / CONFIG).exists() else []
     paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
     paths += sorted(p.parent for p in folder.glob(f"trials/*/{CONFIG}"))
-    rows = [_read_loose_trial(path, folder, "", (), curves) for path in paths]
+    rows = [read_loose(path, folder, "", (), curves) for path in paths]
     name = " and ".join(sorted({row["dataset"] for row in rows}))
     for row in rows:
         row["sweep"] = name
@@ -225,99 +199,3 @@ def varying(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(
         name for name in DEFAULTS if name != "seed" and len({repr(row[name]) for row in rows}) > 1
     )
-
-
-def _blank(config: Config, sweep: str, *, variant: str | None, planned: bool) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(META)
-    row |= config.to_dict()
-    row |= {"sweep": sweep, "trial_key": config.trial_key, "cell_key": config.cell_key}
-    row |= {"variant": variant, "planned": planned, "confirm": False}
-    return row | {"state": PLANNED, "iteration": 0}
-
-
-def _read_loose_trial(
-    path: Path, folder: Path, sweep: str, running: Collection[str], curves: bool
-) -> dict[str, Any]:
-    try:
-        config = from_dict(read_json(path / CONFIG) or {})
-    except (ValueError, TypeError) as error:
-        raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
-    row = _blank(config, sweep, variant=None, planned=False)
-    return row | _read_trial(path, folder, running, curves)
-
-
-def _read_trial(path: Path, folder: Path, running: Collection[str], curves: bool) -> dict[str, Any]:
-    """State, metrics and provenance of one run directory."""
-    place = path.as_posix().removeprefix(folder.as_posix()).lstrip("/") or "."
-    row: dict[str, Any] = {"run_dir": place, "digest": digest(path)}
-    try:
-        result, content = read_sealed(path)
-        if curves:
-            row[CURVE] = _curve(path, content)
-        provenance = read_provenance(path)
-        mlflow = read_json(path / MLFLOW) or {}
-        if result is None:
-            made = evaluations(path, content)
-            last = dict(made[-1]) if made else {}
-            state = RUNNING if path.name in running else STOPPED
-            row |= {"state": state, "iteration": last.pop("iteration", 0)}
-            metrics = last
-        else:
-            row |= {name: result.get(name) for name in ("state", "cause", "iteration")}
-            row["seconds_train"] = result.get("seconds", {}).get("train")
-            metrics = result.get("metrics") or {}
-    except (RunDirError, OSError) as error:
-        return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
-    row |= from_provenance(provenance)
-    run_id = mlflow.get("run_id")
-    row["mlflow_run"] = run_id if isinstance(run_id, str) else None
-    row |= measured(metrics)
-    ended = result or {}
-    row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
-    row["failures"] = " ".join(sorted(ended.get("failures") or ()))
-    baseline = ended.get("baseline") or {}
-    return row | {BASELINE + k: number(v) for k, v in baseline.items()}
-
-
-def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation as numbers, and the names of those that are not a number."""
-    values = {k: number(v) for k, v in metrics.items() if k not in ("iteration", "seconds")}
-    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
-    return values | {"undefined": " ".join(sorted(undefined))}
-
-
-def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that say which code, machine and images made a number."""
-    data = provenance.get("data") or {}
-    files = provenance.get("code_files")
-    code = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
-    return {
-        "code": provenance.get("code"),
-        "code_id": code if files else provenance.get("code"),
-        "device": provenance.get("device"),
-        "fingerprint": data.get("fingerprint"),
-        "n_images": data.get("n_images"),
-        "data_notes": "; ".join(data.get("notes") or []) or None,
-    }
-
-
-def digest(path: Path) -> str:
-    """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
-    content = hashlib.sha256()
-    for name in (CONFIG, METRICS, RESULT, PROVENANCE):
-        try:
-            data = read_bytes(f"{path}/{name}") or b""
-        except RunDirError:  # a folder, or a pipe: the row says so
-            data = str(errno.EISDIR).encode()
-        except OSError as error:  # no right to read: the row says so
-            data = str(error.errno).encode()
-        content.update(f"{name} {len(data)}\n".encode() + data)
-    return content.hexdigest()[:12]
-
-
-def _curve(path: Path, content: bytes) -> list[dict[str, Any]]:
-    try:
-        rows = evaluations(path, content)
-    except RunDirError:
-        return []
-    return [{k: number(v) for k, v in row.items()} for row in rows]

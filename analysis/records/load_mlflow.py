@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records.folders import SWEEP, LoadError
-from analysis.records.load import MLFLOW
+from analysis.records.trial import MLFLOW
 from mpcc.config import full_name, parse_value
+from mpcc.runs.files import SEAL
 from mpcc.runs.run_dir import (
     CONFIG,
     ENDED,
@@ -27,6 +28,7 @@ from mpcc.runs.run_dir import (
     read_result_alone,
     write_bytes,
     write_json,
+    write_provenance,
     write_result,
 )
 
@@ -141,7 +143,7 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
         values = {name: _value(name, text) for name, text in run.data.params.items()}
         write_json(path / CONFIG, values)
     if files[PROVENANCE] is None:
-        write_json(path / PROVENANCE, {"code": tags.get("code")})
+        write_provenance(path, {"code": tags.get("code")})
     rows = _rows(client, run) if curves or files[RESULT] is None else []
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_bytes(path / METRICS, text.encode())
@@ -160,10 +162,10 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
 
 
 def _seal_again(path: Path) -> None:
-    """A sound result stands for the rows as MLflow gives them; a damaged one stays as it is."""
+    """A sound result stands for the rows as MLflow gives them; any other one stays as it is."""
     with suppress(RunDirError):
         result = read_result_alone(path)
-        if result is not None:
+        if result is not None and SEAL in result:
             write_result(path, result)
 
 

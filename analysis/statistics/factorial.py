@@ -317,7 +317,7 @@ def _fitted(
         lines = anova_lm(model, typ=2)
     found = [
         Effect(
-            words[t], int(row["df"]), float(row["F"]), float(row["PR(>F)"]), row["sum_sq"] / total
+            words[t], int(row["df"]), *map(float, (row["F"], row["PR(>F)"], row["sum_sq"] / total))
         )
         for t, row in lines.iterrows()
         if t != "Residual"

@@ -8,17 +8,20 @@ from typing import Any
 
 from analysis.output import export
 from analysis.output.check import COMPANION
-from analysis.output.render import latex, markdown
+from analysis.output.latex import latex
+from analysis.output.render import how, markdown
+from analysis.paper.beside import Figure, add
 from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import DATASETS, table4
 from analysis.paper.tables import plan_names, table2, table3
 from analysis.records.frame import Records
-from analysis.tables.columns import TABLE1
+from analysis.tables.columns import TABLE1, metric_name, recorded
 from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_tables
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Table
 from analysis.tables.shared import own_sentence
+from mpcc.config import full_name
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,14 @@ class Choices:
     formats: tuple[str, ...] = ("md", "csv", "tex")
     test: str = "welch"
     baseline: str | None = None
+    metrics: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    """A layout of its own: metrics, and the fields of rows and columns; empty for the tables'."""
+    beside: tuple[Figure, ...] = ()
+    """Other methods' published numbers, for the table of values."""
+    full: bool = False
+    """Whether each table says how its numbers were made, instead of a file beside it."""
     lines: tuple[str, ...] = ()
     """How a search compares with another sweep, for its table."""
 
@@ -62,7 +73,9 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
     }
     if records.searches:
         made["search"] = lambda: _search(records, groups, choices)
-    if choices.table == "all":
+    if choices.metrics or choices.rows or choices.columns:
+        made, names = {"layout": lambda: _layout(records, groups, choices)}, ["layout"]
+    elif choices.table == "all":
         names = [name for name in made if _fits(name, bool(pairs), groups)]
     else:
         default = "search" if records.searches else "1" if pairs else "grid"
@@ -77,15 +90,23 @@ def products(records: Records, groups: Sequence[Group], choices: Choices) -> lis
     found = [made[name]() for name in names]
     for product in found:
         for table in product.tables:
-            _say_who_chose(records, table)
+            table.chosen = own_sentence(records.selection)
             table.lines += records.pruning
+        if choices.beside:
+            _add_published(product, choices)
     return found
 
 
-def _say_who_chose(records: Records, table: Table) -> None:
-    """Whether labels chose what a table shows stands under it, where no line says so yet."""
-    if not any(records.selection.lower() in line.lower() for line in table.lines):
-        table.lines.append(own_sentence(records.selection))
+def _add_published(product: Product, choices: Choices) -> None:
+    """Other methods' rows in a grid's or one's own table, whose cells are on one data set each."""
+    datasets = {group.settings["dataset"] for group in product.groups}
+    if product.name not in ("grid", "layout"):
+        raise ValueError("--beside goes with --table grid, or with --metrics, --rows and --columns")
+    if len(datasets) > 1 and "dataset" not in map(full_name, choices.columns):
+        raise ValueError("--beside needs one data set, or --columns dataset")
+    given = [metric_name(name) for name in choices.metrics if name != "all"]
+    asked = given or list(dict.fromkeys(figure.metric for figure in choices.beside))
+    add(product.tables[0], choices.beside, min(datasets), asked)
 
 
 def _table1(
@@ -95,7 +116,7 @@ def _table1(
     groups = [group for group, _ in pairs]
     tables, fresh = [table1(records, pairs, choices.test)], _fresh(records, groups)
     if fresh and choices.table != "all":
-        metrics = [m for m in TABLE1 if any(g.summary(m).n for g in groups)]
+        metrics = [m for m in recorded(TABLE1, groups) if any(g.summary(m).n for g in groups)]
         tables.append(confirm_table(records, groups, fresh, metrics, "table1-confirm"))
     return Product("table1", tables, groups, fresh=fresh)
 
@@ -118,13 +139,21 @@ def _grid(records: Records, groups: Sequence[Group], choices: Choices) -> Produc
     return Product("grid", result.tables, list(groups), raw, result, _fresh(records, groups))
 
 
+def _layout(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
+    from analysis.tables.pivot import layout_table
+
+    fields = choices.metrics or None, choices.rows or None, choices.columns
+    table = layout_table(records, groups, choices.test, *fields)
+    return Product("layout", [table], list(groups), fresh=_fresh(records, groups))
+
+
 def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
-    from analysis.tables import search
+    from analysis.tables import rival, search
 
     found = search.found(records, groups)
     assert found is not None
     made = search.tables(found)
-    made[0].lines += [*search.against_base(records, groups), *choices.lines]
+    made[0].lines += [*rival.against_base(records, groups), *choices.lines]
     return Product("search", made, list(groups), fresh=_fresh(records, groups))
 
 
@@ -150,14 +179,20 @@ def files(records: Records, product: Product, choices: Choices) -> dict[str, str
     """File name -> content. The companion file goes with every format."""
     made: dict[str, str] = {}
     groups = [*product.groups, *product.fresh]
+    beside = f"{product.name}-how.md"
     if "md" in choices.formats:
-        made |= {f"{table.name}.md": markdown(table) for table in product.tables}
+        made |= {
+            f"{table.name}.md": markdown(table, beside, full=choices.full)
+            for table in product.tables
+        }
+    if {"md", "tex"} & {*choices.formats}:
+        made[beside] = how(product.tables, product.name)
     if "csv" in choices.formats:
         made[f"{product.name}.csv"] = export.cells_csv(records, groups)
         made[f"{product.name}-trials.csv"] = export.trials_csv(records, groups)
         made |= product.raw
     if "tex" in choices.formats:
-        made |= {f"{table.name}.tex": latex(table) for table in product.tables}
+        made |= {f"{table.name}.tex": latex(table, beside) for table in product.tables}
     return made | companion(records, groups, product.name, choices)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpcc.evaluation.metrics import METRICS
+
+if TYPE_CHECKING:
+    from analysis.tables.groups import Group
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Column:
         unit = self.heading.partition(", ")[2]
         return self.shown(value) + (f" {unit}" if unit == "%" else unit)
 
+    def difference(self, value: float) -> str:
+        """A difference of two values with its unit: one of percentages is in points."""
+        return self.amount(value).replace(" %", " points").replace("-", "−")
+
     def shown(self, value: float) -> str:
         """A recorded value as the tables print it."""
         return f"{value * self.scale:,.{self.decimals}f}"
@@ -48,6 +55,7 @@ _SHOWN: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
     "acc_hungarian": (", %", 100, 1, ()),
     "n_clusters_used": ("", 1, 1, ()),
     "mse": ("", 1, 4, ()),
+    "mse_published": (", ×10⁻³", 1e3, 3, ("batch_size",)),
     "mse_squared_mean": (", ×10⁻³", 1e3, 3, ("batch_size",)),
     "inception_score": ("", 1, 2, (*_GENERATED, "n_is_splits")),
     "fid": ("", 1, 2, _GENERATED),
@@ -57,15 +65,31 @@ _SHOWN: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
 }
 """Metric -> unit after the label, scale, decimals, what it depends on."""
 
-_NEITHER = ("n_clusters_used", "prior/std_mean")
-
 _PROPER = ("Fréchet",)
 """First words of a protocol that keep their capital within a sentence."""
 
-TABLE1 = ("acc_majority", "inception_score", "fid", "mse_squared_mean", "mse")
-TABLE2 = ("acc_majority", "inception_score", "fid", "mse_squared_mean", "mse")
+TABLE1 = ("acc_majority", "inception_score", "fid", "mse_published", "mse")
+TABLE2 = TABLE1
 TABLE3 = ("inception_score", "fid")
 GRID = ("acc_majority", "acc_hungarian", "inception_score", "fid", "mse")
+
+
+def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    """These metrics, each beside or, where no cell has it, behind what earlier versions measured
+    in its place: the two never share a column."""
+    shown = []
+    for metric in metrics:
+        had = [n for n, m in METRICS.items() if m.replaced_by == metric]
+        had = [name for name in had if any(group.summary(name).n for group in groups)]
+        if not had or any(group.summary(metric).n for group in groups):
+            shown.append(metric)
+        shown += had
+    return shown
+
+
+def metric_name(text: str) -> str:
+    """The metric that a name or a printed label means; the text itself where neither is known."""
+    return next((name for name, metric in METRICS.items() if metric.label == text), text)
 
 
 @cache
@@ -76,12 +100,10 @@ def column(metric: str) -> Column:
         return Column(metric, metric, "neither", decimals=4)
     unit, scale, decimals, depends_on = _SHOWN.get(metric, ("", 1.0, 3, ()))
     better = "higher" if known.higher_is_better else "lower"
-    if metric in _NEITHER or metric.startswith("loss/"):
-        better = "neither"
     return Column(
         metric,
         known.label + unit,
-        better,
+        better if known.has_better_end else "neither",
         scale,
         decimals,
         f"{known.label}: {_within_sentence(known.protocol).rstrip('.')}",

@@ -45,9 +45,12 @@ class Spread:
                 return "pooled SD refused: fewer than two cells have two seeds"
             if math.isnan(self.p) and math.isfinite(self.ratio):
                 return "pooled SD refused: two seeds are too few to compare spreads"
-            ratio = "a cell has none" if math.isinf(self.ratio) else f"ratio {self.ratio:.1f}"
-            test = "" if math.isnan(self.p) else f"Brown-Forsythe p {p_text(self.p)}, "
-            return f"pooled SD refused: spreads differ ({test}{ratio})"
+            if math.isinf(self.ratio):
+                return "pooled SD refused: a cell has no spread"
+            if self.p >= stats.ALPHA:
+                return f"pooled SD refused: the largest SD is {self.ratio:.1f} times the smallest"
+            test = f"Brown-Forsythe p {p_text(self.p)}, ratio {self.ratio:.1f}"
+            return f"pooled SD refused: spreads differ ({test})"
         return ""
 
 

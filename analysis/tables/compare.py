@@ -12,7 +12,7 @@ from analysis.records.frame import short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.comparable import Spread, apart, collapse, spread_with
-from analysis.tables.groups import Group
+from analysis.tables.groups import Group, identical
 from mpcc.config import from_dict, full_name, parse_value, value_text
 from tune.plan.plan import FULL_MODEL
 
@@ -22,6 +22,10 @@ TEST_WORDS = {
     "pooled": "a t test with the SD pooled over the grid",
     "permutation": "a permutation test",
 }
+
+
+NOT_COMPARED = "not compared"
+IDENTICAL = "identical in every seed"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Line:
     None beyond MAX_SEEDS, and where nothing was tested or the test's power is not known."""
 
     @property
+    def is_compared(self) -> bool:
+        """Whether the two cells may be set against each other at all."""
+        return not self.refused.startswith(NOT_COMPARED)
+
+    @property
     def verdict(self) -> str:
         """In words; never `no effect`."""
         if self.refused:
@@ -50,6 +59,8 @@ class Line:
 def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group:
     """The one cell that `name` means: settings like `esteps=4,eta_p=6e-4`, a variant, or a key.
 
+    Settings may be written as tables print them: `esteps 4, eta_p 6e-4`.
+
     Raises ValueError, in one line, where there is none or more than one.
     """
     by_name = [g for g in groups if name in (g.variant, g.cell_key, g.key)]
@@ -57,12 +68,12 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
         return by_name[0]
     wanted = {}
     for part in name.split(","):
-        field, equals, text = part.strip().partition("=")
-        if not equals:
+        field, _, text = part.strip().replace("=", " ", 1).partition(" ")
+        if not text:
             raise ValueError(
                 f"'{name}' is no cell: give settings like esteps=4,eta_p=6e-4, a variant or a key"
             )
-        wanted[full_name(field)] = parse_value(field, text)
+        wanted[full_name(field)] = parse_value(field, text.strip())
     found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
     cells = {g.cell_key for g in found}
     if len(cells) != 1:
@@ -141,9 +152,7 @@ def lines(
     ]
     for i in np.flatnonzero(stats.holm(least) >= stats.ALPHA):
         refused[i] = "n too small"  # Holm could not reach the level, whatever the values.
-    results = [
-        replace(r, p=math.nan) if why else r for r, why in zip(results, refused, strict=True)
-    ]
+    results = [_told(r, why) for r, why in zip(results, refused, strict=True)]
     adjusted = stats.holm([r.p for r in results])
     family = max(1, sum(not why for why in refused))
     effects = [math.nan if why else r.effect for r, why in zip(results, refused, strict=True)]
@@ -163,6 +172,18 @@ def seeds_needed(
     return designs.seeds_needed(effects, stats.ALPHA / family, test=test, cells=max(2, cells))
 
 
+def _told(result: stats.Comparison, why: str) -> stats.Comparison:
+    """What of a comparison is told where it was refused for this reason: never a p."""
+    if not why:
+        return result
+    told, difference = replace(result, p=math.nan, df=math.nan), result.difference
+    if why == IDENTICAL or why.startswith(NOT_COMPARED):
+        estimate = difference.estimate if why == IDENTICAL else math.nan
+        nothing = stats.Estimate(estimate, math.nan, math.nan, difference.n)
+        told = replace(told, difference=nothing, g=math.nan, effect=math.nan)
+    return told
+
+
 def _refused(
     a: Group,
     b: Group,
@@ -174,7 +195,11 @@ def _refused(
 ) -> str:
     why = apart(a, b, metric, axes)
     if why:
-        return f"not compared: {why}"
+        return f"{NOT_COMPARED}: {why}"
+    if identical(a, b):
+        return IDENTICAL
+    if test == "paired" and len(pairs(a, b, metric)[0]) < 2:
+        return "one common seed" if pairs(a, b, metric)[0] else "no common seed"
     if pool and pool.refusal:
         return pool.refusal
     if smallest_p(a, b, metric, test) > stats.ALPHA:

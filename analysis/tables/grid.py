@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from analysis.records.frame import Records, short
 from analysis.statistics import factorial as designs
-from analysis.statistics import stats
 from analysis.tables.columns import GRID, column
 from analysis.tables.comparable import p_text, spread
 from analysis.tables.compare import (
@@ -26,12 +25,11 @@ from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.resolution import resolution
 from analysis.tables.shared import (
     counts_differ,
+    explain_numbers,
     kmeans_rows,
     progress,
-    provenance_line,
-    record_lines,
     row_notes,
-    spread_lines,
+    shown_metrics,
     value_cell,
     with_best,
 )
@@ -44,11 +42,6 @@ def swept(records: Records) -> list[str]:
     return [axis for axis in records.axes if axis != "seed"]
 
 
-def shown_metrics(groups: Sequence[Group]) -> list[str]:
-    """The metrics of the grid's tables that any finished trial has."""
-    return [m for m in GRID if any(g.summary(m).n for g in groups)] or ["acc_majority"]
-
-
 def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> Group:
     """The named baseline, else the cell with the base settings, else the first with values."""
     if name:
@@ -56,16 +49,21 @@ def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> 
     return default_baseline(groups, dict(records.sweeps[0].base))
 
 
-def labels(table: Table, group: Group, axes: Sequence[str], variants: bool) -> list[Cell]:
-    """The first cells of a row: the variant where there are any, then the swept settings."""
+def labels(
+    table: Table, group: Group, axes: Sequence[str], variants: bool, *, notes: bool = True
+) -> list[Cell]:
+    """The first cells of a row: the variant where there are any, then the swept settings.
+
+    notes: whether the row says which part of a cell it is and how its models failed.
+    """
     cells = [Cell(group.variant or "–"), Cell(group.changes)] if variants else []
     for axis in axes:
         value = group.settings[axis]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         cells.append(Cell(value_text(value), sort=value if number else value_text(value)))
     cells = cells or [Cell("base settings")]
-    notes = row_notes(table, group)
-    return [Cell(cells[0].text, notes, sort=cells[0].sort), *cells[1:]]
+    marks = row_notes(table, group) if notes else ()
+    return [Cell(cells[0].text, marks, sort=cells[0].sort), *cells[1:]]
 
 
 def label_headings(groups: Sequence[Group], axes: Sequence[str], variants: bool) -> list[Heading]:
@@ -103,6 +101,8 @@ def grid_tables(
     effect_table = effects_table(measured)
     if effect_table:
         tables.append(effect_table)
+    else:
+        tables[0].made += dict.fromkeys(remark for _, remark in measured.values() if remark)
     fresh = groups_of(records, confirm=True)
     if fresh:
         tables.append(confirm_table(records, groups, fresh, metrics))
@@ -152,12 +152,7 @@ def values_table(
         label = labels(table, group, axes, variants)
         table.rows.append(Row((*label, *(cells[i] for cells in columns))))
     table.rows += kmeans_rows(table, groups, len(table.headings) - len(metrics), metrics)
-    table.lines = [
-        *spread_lines(records, groups, metrics, test),
-        provenance_line(groups),
-        *record_lines(records),
-    ]
-    return table
+    return explain_numbers(table, records, groups, list(dict.fromkeys([*metrics, *GRID])), test)
 
 
 def differences_table(
@@ -176,15 +171,17 @@ def differences_table(
     table.headings += [Heading("", numeric=False)]
     for metric, compared in found.items():
         for line in compared:
-            label = labels(table, line.group, axes, variants)
+            label = labels(table, line.group, axes, variants, notes=False)
             head = Cell(column(metric).heading)
             table.rows.append(Row((head, *label, *_difference_cells(line))))
     table.lines = [
-        f"Cell minus baseline, tested by {TEST_WORDS[test]}, chosen before looking; Holm over the "
-        f"comparisons of one metric in this table, 5 %. g is Hedges' g. 'Not told apart' is not "
-        f"'no effect'. {_needed_line(test)} For the next sweep, before looking at it: where seeds "
-        "are in truth correlated over cells by more than about 0.2, --test paired finds more than "
-        "Welch.",
+        f"Cell minus baseline, by {TEST_WORDS[test]}; Holm over the comparisons of one metric "
+        "(5 %). 'Not told apart' is not 'no effect'."
+    ]
+    table.made = [
+        f"The test was chosen before looking. {_effect_line(test)} {_needed_line(test)}",
+        "For the next sweep, before looking at it: where seeds are in truth correlated over cells "
+        "by more than about 0.2, --test paired finds more than Welch.",
         *(
             design_line(groups, compared, metric, test)
             for metric, compared in found.items()
@@ -192,6 +189,12 @@ def differences_table(
         ),
     ]
     return table
+
+
+def _effect_line(test: str) -> str:
+    if test != "paired":
+        return "g is Hedges' g."
+    return "g is Hedges' g in the SD of a cell; p and the seeds needed go by the SD of differences."
 
 
 def _difference_cells(line: Line) -> list[Cell]:
@@ -202,13 +205,12 @@ def _difference_cells(line: Line) -> list[Cell]:
         return ("−" if value < 0 else "+") + spec.shown(abs(value))
 
     interval = "–"
-    if not line.refused.startswith("not compared") and math.isfinite(estimate.low):
+    if math.isfinite(estimate.low):
         interval = f"{signed(estimate.low)} to {signed(estimate.high)}"
-    compared = not line.refused.startswith("not compared")
-    difference = signed(estimate.estimate) if compared else "–"
-    g = f"{result.g:.2f}".replace("-", "−") if compared and math.isfinite(result.g) else "–"
-    known = not line.refused and result.test != "permutation"
-    many = f"> {designs.MAX_SEEDS:,}" if known else "–"
+    difference = signed(estimate.estimate) if math.isfinite(estimate.estimate) else "–"
+    g = f"{result.g:.2f}".replace("-", "−") if math.isfinite(result.g) else "–"
+    powered = not line.refused and result.test != "permutation" and math.isfinite(result.effect)
+    many = f"> {designs.MAX_SEEDS:,}" if powered else "–"
     needed = str(line.seeds_needed) if line.seeds_needed else many
     return [
         Cell(difference, sort=estimate.estimate),
@@ -216,7 +218,7 @@ def _difference_cells(line: Line) -> list[Cell]:
         Cell(g, sort=result.g),
         Cell(p_text(result.p), sort=result.p),
         Cell(p_text(line.holm), sort=line.holm),
-        Cell(needed if compared else "–", sort=line.seeds_needed),
+        Cell(needed, sort=line.seeds_needed),
         Cell(line.verdict),
     ]
 
@@ -258,14 +260,14 @@ def _least(groups: Sequence[Group], compared: Sequence[Line], metric: str, test:
         return ""
 
     def size(least: float) -> str:
-        return f"{least:.1f} SD" if found.without else spec.amount(least * found.unit)
+        return f"{least:.1f} SD" if found.without else spec.difference(least * found.unit)
 
     whose = "of the differences" if test == "paired" else "of a cell"
     unit = f"SD {whose}: none for all, {found.without}"
     if not found.without:
-        unit = f"SD {whose} {spec.amount(found.unit)}"
+        unit = f"SD {whose} {spec.difference(found.unit)}"
     text = (
-        f"{found.n} seeds find a difference of {size(found.alone)} with 80 % power by "
+        f"{found.n} seeds{found.fewer} find a difference of {size(found.alone)} with 80 % power by "
         f"{TEST_WORDS[test]}"
     )
     if found.comparisons > 1:
@@ -282,10 +284,9 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
     table.headings = [Heading("metric", numeric=False), Heading("effect", numeric=False)]
     table.headings += [Heading("df"), Heading("F"), Heading("p"), Heading("η²")]
     for metric, (found, remark) in measured.items():
-        notes = (table.note(remark),) if remark else ()
+        notes = (table.note(remark),) if remark and found else ()
         if remark and not found:
-            cells = (Cell(column(metric).heading, notes), *[Cell("–")] * 5)
-            table.rows.append(Row(cells))
+            table.lines.append(f"{column(metric).label}: {remark[0].lower()}{remark[1:]}")
         for effect in found:
             name = "seed (block)" if effect.name == "seed" else effect.name
             table.rows.append(
@@ -302,9 +303,9 @@ def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Tabl
             )
     if not table.rows:
         return None
-    table.lines = [
+    table.lines += [
         "Analysis of variance, type II, with the seed as block; η² is the share of the total sum "
-        f"of squares. p is not adjusted over effects. α = {stats.ALPHA:g}."
+        "of squares. p is not adjusted over effects."
     ]
     return table
 

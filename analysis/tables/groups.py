@@ -16,8 +16,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from analysis.records.frame import BASELINE, PLANNED, STATES, Records, short
+from analysis.records.frame import BASELINE, NAMED, PLANNED, STATES, Records, short
 from analysis.statistics import stats
 from analysis.tables.columns import column
 from mpcc.config import DEFAULTS, value_text
@@ -144,6 +145,14 @@ class Group:
                 recorded = True
         return Summary(self.n_planned, tuple(values), tuple(odd), not recorded)
 
+    @cached_property
+    def outcome(self) -> dict[int, tuple[tuple[str, str], ...]]:
+        """Seed -> everything that was measured of its finished trial."""
+        return {
+            trial["seed"]: tuple((n, repr(v)) for n, v in trial.items() if n not in NAMED)
+            for trial in self.done
+        }
+
     def reference(self, metric: str) -> float | None:
         """What k-means reaches on the images of these trials, where it is known."""
         values = [value for known in references([self], metric).values() for value in known]
@@ -183,8 +192,15 @@ def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) 
     Runs that confirm a choice on fresh seeds are groups apart, given by `confirm`. `pool_code` lets
     trials of different code versions be averaged; a note then says so.
     """
+    return groups_of(records.trials, pool_code=pool_code, confirm=confirm)
+
+
+def groups_of(
+    trials: pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
+) -> list[Group]:
+    """`groups` of a frame of trials, or of a part of its rows."""
     mix = tuple(name for name in MIX if not (pool_code and name == "code_id"))
-    frame = records.trials[records.trials["confirm"] == confirm]
+    frame = trials[trials["confirm"] == confirm]
     rows = [_plain(row) for row in frame.to_dict("records")]
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -240,6 +256,12 @@ def _mix_text(value: Any) -> str:
     if value is None:
         return "unknown"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def identical(a: Group, b: Group) -> bool:
+    """Whether these are the same trials under two names: all that was measured is equal."""
+    common = a.outcome.keys() & b.outcome.keys()
+    return bool(common) and all(a.outcome[seed] == b.outcome[seed] for seed in common)
 
 
 def unlike(a: Group, b: Group, metric: str) -> str | None:

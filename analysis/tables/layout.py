@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,18 @@ class Table:
     headings: list[Heading] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    measured: str = ""
+    """What ± and n are; part of the caption in LaTeX."""
     lines: list[str] = field(default_factory=list)
-    """What every reader needs, unnumbered: what ± is, the test, the family."""
+    """What every reader needs, a sentence or two each: what the marks mean, what is amiss."""
+    chosen: str = ""
+    """Whether labels chose what it shows; no format leaves that out."""
+    absent: str = ""
+    """Which columns are left out since nobody measured them, and how to get them."""
+    made: list[str] = field(default_factory=list)
+    """How these numbers were made: protocols, tests, images, code; beside the table, not in it."""
+    notes_above: int = 0
+    """Notes of the tables above it on a page, by whose numbers its cells may go too."""
     counts: bool = False
     """Whether cells say their number of seeds, because it differs between them."""
 
@@ -58,3 +69,40 @@ class Table:
         if text not in self.notes:
             self.notes.append(text)
         return self.notes.index(text) + 1
+
+
+def on_one_page(tables: Sequence[Table]) -> list[Table]:
+    """The tables for one page: notes numbered through, and nothing said that stands above."""
+    notes: list[str] = []
+    said: set[str] = set()
+    return [_below_others(table, notes, said) for table in tables]
+
+
+def _below_others(table: Table, notes: list[str], said: set[str]) -> Table:
+    above = len(notes)
+    notes += [note for note in table.notes if note not in notes]
+
+    def numbers(own: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(notes.index(table.notes[number - 1]) + 1 for number in own)
+
+    def new(lines: Sequence[str]) -> list[str]:
+        return [line for line in lines if line and line not in said]
+
+    once = {name: "".join(new([getattr(table, name)])) for name in ("measured", "chosen", "absent")}
+    made = replace(
+        table,
+        headings=[replace(h, notes=numbers(h.notes)) for h in table.headings],
+        rows=[
+            replace(row, cells=tuple(replace(c, notes=numbers(c.notes)) for c in row.cells))
+            for row in table.rows
+        ],
+        notes=notes[above:],
+        notes_above=above,
+        lines=new(table.lines),
+        made=new(table.made),
+        measured=once["measured"],
+        chosen=once["chosen"],
+        absent=once["absent"],
+    )
+    said |= {*table.lines, *table.made, table.measured, table.chosen, table.absent}
+    return made

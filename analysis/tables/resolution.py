@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ class Resolution:
     """The smallest differences that one metric's comparisons find with 80 % power."""
 
     n: int
+    """Seeds of most comparisons."""
+    fewest: int
     """Seeds of the comparison that has the fewest."""
     comparisons: int
     alone: float
@@ -29,6 +32,11 @@ class Resolution:
     without: str
     """Why there is no such unit; empty where there is one."""
 
+    @property
+    def fewer(self) -> str:
+        """Words for comparisons that have fewer seeds; empty where all have as many."""
+        return f" (as few as {self.fewest} in a comparison)" if self.fewest < self.n else ""
+
 
 def resolution(
     groups: Sequence[Group], lines: Sequence[Line], metric: str, test: str
@@ -38,9 +46,11 @@ def resolution(
     The power of a permutation test depends on more than n and the spread: none is stated.
     """
     tested = [line for line in lines if not line.refused]
-    if test not in designs.POWERED or not tested:
+    counts = [line.result.difference.n for line in tested]
+    n = statistics.mode(counts) if counts else 0
+    if test not in designs.POWERED or n < 2:
         return None
-    pool, n = _unit(tested, metric, test), min(line.result.difference.n for line in tested)
+    pool = _unit(tested, metric, test)
     without = collapse(groups) or pool.refusal.replace("pooled SD refused: ", "")
     if not without and not pool.std > 0:
         without = "no spread"
@@ -48,7 +58,7 @@ def resolution(
     alone = designs.detectable(n, test=test, cells=cells)
     first = designs.detectable(n, stats.ALPHA / len(tested), test=test, cells=cells)
     unit = math.nan if without else pool.std
-    return Resolution(n, len(tested), alone, first, unit, without)
+    return Resolution(n, min(counts), len(tested), alone, first, unit, without)
 
 
 def _unit(tested: Sequence[Line], metric: str, test: str) -> Spread:

@@ -16,12 +16,12 @@ import numpy as np
 
 from analysis.records.frame import Records, short
 from analysis.statistics import stats
-from analysis.tables.columns import Column, column
-from analysis.tables.comparable import p_text
-from analysis.tables.groups import Group, unlike
-from analysis.tables.groups import groups as groups_of
+from analysis.tables.columns import column
+from analysis.tables.comparable import collapse
+from analysis.tables.groups import Group
 from analysis.tables.layout import Cell, Heading, Row, Table
-from mpcc.config import from_dict, value_text
+from analysis.tables.shared import own_sentence, row_notes
+from mpcc.config import value_text
 from mpcc.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -144,29 +144,39 @@ def best_table(search: Found) -> Table:
     )
     table.headings = [Heading("point"), *(Heading(short(axis)) for axis in search.axes)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
+    failed = {point.number for point in ranked if collapse([point.group])}
     for point in ranked:
+        star = not several and point in front and point.number not in failed
         settings = [Cell(value_text(point.group.settings[axis])) for axis in search.axes]
         values = [
-            Cell(_interval_text(point, name, search.seeds), best=not several and point in front,
-                 sort=value)
+            Cell(_value_text(point, name, search.seeds), best=star, sort=value)
             for name, value in zip(search.objectives, point.values, strict=True)
-        ]  # fmt: skip
-        table.rows.append(Row((Cell(str(point.number), sort=point.number), *settings, *values)))
+        ]
+        notes = row_notes(table, point.group)
+        number = Cell(str(point.number), notes, sort=point.number)
+        table.rows.append(Row((number, *settings, *values)))
     n = len(search.seeds)
-    spread = f"Mean of {n} seeds, and half the width of its 95 % interval. " if n > 1 else ""
-    leans = (
-        "" if several else " The best of many leans to the good side: confirm it on fresh seeds."
-    )
-    table.lines = [f"{spread}{search.selection[0].upper()}{search.selection[1:]}.{leans}"]
+    table.measured = "One seed per point: no spread."
+    if n > 1:
+        table.measured = f"Mean ± standard deviation over n = {n} seeds (ddof 1)."
+    table.chosen = own_sentence(search.selection)
+    if not several:
+        table.lines.append("The best of many leans to the good side: confirm it on fresh seeds.")
+    if failed:
+        table.lines.append("A point with a collapsed seed is not called the best.")
+    if len(search.points) < LEAST_POINTS:
+        table.absent = (
+            f"No importance of the axes: it needs {LEAST_POINTS} complete points, here are "
+            f"{len(search.points)}."
+        )
     return table
 
 
-def _interval_text(point: Point, name: str, seeds: Sequence[int]) -> str:
+def _value_text(point: Point, name: str, seeds: Sequence[int]) -> str:
     spec, known = column(name), dict(point.group.summary(name).values)
-    estimate = stats.mean(np.array([known[seed] for seed in seeds]))
-    text = spec.shown(estimate.estimate)
-    half = (estimate.high - estimate.low) / 2
-    return f"{text} ± {spec.shown(half)}" if math.isfinite(half) else text
+    values = np.array([known[seed] for seed in seeds])
+    text = spec.shown(stats.mean(values).estimate)
+    return f"{text} ± {spec.shown(stats.std(values))}" if len(seeds) > 1 else text
 
 
 def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) -> Table:
@@ -182,10 +192,13 @@ def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) ->
             cells.append(Cell(text, sort=own.mean if own else None))
         table.rows.append(Row(tuple(cells)))
     table.lines = [
-        "Share of the objective's variation over the space that an axis explains by itself, by "
-        f"fANOVA on a random forest; in brackets the middle 90 % of {N_RESAMPLES} resamples of "
-        f"the {len(search.points)} complete points. A sampler that has gone for good points saw "
-        "less of the rest: with few points take it as a hint."
+        "Share of the objective's variation over the space that an axis explains by itself; in "
+        "brackets the middle 90 % of resamples of the points."
+    ]
+    table.made = [
+        f"Importance by fANOVA on a random forest, over {N_RESAMPLES} resamples of the "
+        f"{len(search.points)} complete points. A sampler that has gone for good points saw less "
+        "of the rest: with few points take it as a hint."
     ]
     return table
 
@@ -250,87 +263,3 @@ def _distribution(entry: Any) -> BaseDistribution:
 
 def _category(value: Any) -> Any:
     return value_text(tuple(value)) if isinstance(value, tuple | list) else value
-
-
-# -- against another sweep -------------------------------------------------------------------------
-
-
-def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
-    """A line that says whether the best point beats the base settings, once both are confirmed."""
-    search = found(records, groups)
-    if search is None or not search.points:
-        return []
-    ours = _best_by_first(search)
-    key = from_dict({**records.sweeps[0].base, "seed": 0}).cell_key
-    base = next((g for g in groups if g.cell_key == key), None)
-    if base is None or base is ours:
-        return []
-    a, b = _fresh(records, ours), _fresh(records, base)
-    if a is None or b is None:
-        return []
-    head = f"The best point ({ours.label(search.axes)}) against the base settings, on fresh seeds"
-    return [f"{head}: {_verdicts(a, b, search.objectives[0])}."]
-
-
-def _best_by_first(search: Found) -> Group:
-    """The best point by the first objective."""
-    sign = 1 if METRICS[search.objectives[0]].higher_is_better else -1
-    return max(search.points, key=lambda point: sign * point.values[0]).group
-
-
-def against(records: Records, groups: Sequence[Group], other: Records, name: str) -> list[str]:
-    """Lines that say whether the search's best point beats the best cell of another sweep.
-
-    Each is the best by the search's first objective on the seeds that chose it; what is compared
-    are their fresh seeds, where both have been confirmed.
-    """
-    search = found(records, groups)
-    if search is None or not search.points:
-        return []
-    metric, theirs = search.objectives[0], groups_of(other)
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    known = [g for g in theirs if g.summary(metric).n]
-    if not known:
-        return [f"{name} has no finished trial with {metric}: nothing to compare with."]
-    rival = max(known, key=lambda g: sign * g.summary(metric).mean.estimate)
-    ours = _best_by_first(search)
-    fresh = [_fresh(r, chosen) for r, chosen in ((records, ours), (other, rival))]
-    a, b = (fresh[0] or ours, fresh[1] or rival) if all(fresh) else (ours, rival)
-    where = "on fresh seeds" if all(fresh) else "on the seeds that chose them, which favour both"
-    head = (
-        f"The search's best point ({ours.label(search.axes)}) against the best cell of {name} "
-        f"({rival.label(list(other.axes))}), {where}"
-    )
-    return [f"{head}: {_verdicts(a, b, metric)}."]
-
-
-def _verdicts(a: Group, b: Group, metric: str) -> str:
-    names = dict.fromkeys([metric, "acc_majority"])
-    shown = [name for name in names if a.summary(name).n and b.summary(name).n]
-    return "; ".join(_verdict(a, b, column(name)) for name in shown)
-
-
-def _fresh(records: Records, chosen: Group) -> Group | None:
-    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
-    again = groups_of(records, confirm=True)
-    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
-
-
-def _verdict(a: Group, b: Group, spec: Column) -> str:
-    why = unlike(a, b, spec.metric)
-    label = spec.label
-    if why:
-        return f"{label} not compared: {why}"
-    x, y = a.summary(spec.metric), b.summary(spec.metric)
-    result = stats.welch_many([x.array], y.array)[0]
-    difference = result.difference
-    text = f"{label} {spec.amount(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
-    if not math.isfinite(result.p):
-        return f"{text}, too few seeds for a test"
-    better = (difference.estimate > 0) == (spec.better == "higher")
-    words = ("beats it" if better else "is beaten") if result.p < stats.ALPHA else "not told apart"
-    low, high = spec.shown(difference.low), spec.shown(difference.high)
-    return (
-        f"{text} ({words}; difference {spec.amount(difference.estimate)}, 95 % interval {low} to "
-        f"{high}, Welch's p {p_text(result.p)}, n = {x.n} and {y.n})"
-    )

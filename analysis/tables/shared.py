@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records
 from analysis.statistics import stats
-from analysis.tables.columns import Column, column, protocol_name
+from analysis.tables.columns import GRID, Column, column, protocol_name
+from analysis.tables.comparable import collapse
 from analysis.tables.compare import TEST_WORDS
 from analysis.tables.groups import Group, Summary, references, tally
 from analysis.tables.layout import REFERENCE, Cell, Row, Table
@@ -24,7 +25,8 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     """mean ± std, with (n/planned) wherever a planned trial has no value, and the reason."""
     summary, spec = group.summary(metric), column(metric)
     if summary.absent and group.done:
-        return Cell("n/a", (table.note(absent_reason(group, spec)),))
+        note = sentence(f"{spec.label} n/a: {absent_reason(group, spec)}")
+        return Cell("–", (table.note(note),))
     notes = _gap_notes(table, group, summary, spec)
     if summary.n_pruned:
         return Cell(f"pruned ({summary.n_pruned} of {summary.n_planned} seeds)", notes)
@@ -68,9 +70,8 @@ def _gap_notes(table: Table, group: Group, summary: Summary, spec: Column) -> tu
     notes += [table.note(text) for text in _unrecorded(group, summary, spec)]
     if summary.not_finite:
         seeds = ", ".join(map(str, summary.not_finite))
-        notes.append(
-            table.note(f"Infinite or undefined for seed {seeds}; the mean is over the others.")
-        )
+        rest = "; the mean is over the others" if summary.n else ", so that there is no mean"
+        notes.append(table.note(f"Infinite or undefined for seed {seeds}{rest}."))
     return tuple(notes)
 
 
@@ -93,11 +94,13 @@ def row_notes(table: Table, group: Group) -> tuple[int, ...]:
     notes, planned = [], group.settings["iterations"]
     failures, reached = group.failures(), {t["iteration"] for t in group.done} - {planned}
     if failures:
-        notes.append(
-            "Failed as in the paper's Appendix D, by the thresholds max_saturation "
-            f"{group.settings['max_saturation']:g} and min_diversity "
-            f"{group.settings['min_diversity']:g}: {failures}."
+        notes.append(own_sentence(f"{failures} (as in the paper's Appendix D)"))
+        limits = (
+            "A model is saturated where its excess saturation is above max_saturation "
+            f"{group.settings['max_saturation']:g}, and collapsed where a cluster's diversity is "
+            f"below min_diversity {group.settings['min_diversity']:g}."
         )
+        table.made += [limits] if limits not in table.made else []
     if reached:
         far = " and ".join(f"{n:,}" for n in sorted(reached))
         notes.append(f"Reached {far} of {planned:,} iterations.")
@@ -117,24 +120,42 @@ def own_sentence(clause: str) -> str:
 
 
 def absent_reason(group: Group, spec: Column) -> str:
-    """Why no finished trial of this cell has this metric, and what to do about it."""
-    settings, label = group.settings, spec.label
+    """Why no finished trial of this cell has this metric, and what to do about it; a clause."""
+    settings = group.settings
     reasons = {t["unavailable"][spec.metric] for t in group.done if spec.metric in t["unavailable"]}
-    if "n_generated" in spec.depends_on:
-        if settings["n_generated"] is None:
-            return (
-                "n/a: not computed, since no images were generated for it; "
-                "run with --set n_generated=N (50,000 in the paper)."
-            )
-        why = "; ".join(sorted(reasons)) or "not recorded, nor why (Inception weights missing?)"
-        return sentence(f"n/a: {why}")
+    if "n_generated" in spec.depends_on and settings["n_generated"] is None:
+        return "no images were generated; run with --set n_generated=N (50,000 in the paper)"
     if reasons:
-        return sentence(f"{label} n/a: {'; '.join(sorted(reasons))}")
+        return "; ".join(sorted(reason.rstrip(".") for reason in reasons))
+    if "n_generated" in spec.depends_on:
+        return "not recorded, nor why (Inception weights missing?)"
     if spec.metric in NEED_LABELS:
         if settings["prior"] == "normal" or settings["conditional"]:
-            return f"{label} n/a: this model does not cluster."
-        return f"{label} n/a: no finished trial recorded it; images without labels have none."
-    return f"{label} n/a: no finished trial recorded it."
+            return "this model does not cluster"
+        return "no finished trial recorded it; images without labels have none"
+    return "no finished trial recorded it"
+
+
+def measured_of(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
+    """The metrics that any finished trial has; all of them where none has any."""
+    known = [m for m in metrics if any(not g.summary(m).absent for g in groups)]
+    return known or list(metrics)
+
+
+def shown_metrics(groups: Sequence[Group]) -> list[str]:
+    """The metrics of the grid's tables that any finished trial has; the first where none has."""
+    return [m for m in GRID if any(not g.summary(m).absent for g in groups)] or [GRID[0]]
+
+
+def absent_line(groups: Sequence[Group], left_out: Iterable[str]) -> str:
+    """Which metrics have no column since nobody measured them, and how to get them."""
+    done = [group for group in groups if group.done]
+    reasons: dict[str, list[str]] = {}
+    for spec in map(column, left_out if done else ()):
+        why = "; or: ".join(dict.fromkeys(absent_reason(group, spec) for group in done))
+        reasons.setdefault(why, []).append(spec.label)
+    parts = [f"{' and '.join(labels)}: {why}" for why, labels in reasons.items()]
+    return f"Not measured, and left out: {'; '.join(parts)}." if parts else ""
 
 
 def with_best(groups: Sequence[Group], cells: Sequence[Cell], metric: str, test: str) -> list[Cell]:
@@ -176,30 +197,59 @@ def counts_differ(groups: Sequence[Group]) -> bool:
     return len({group.n_planned for group in groups}) > 1
 
 
-def _counts_line(groups: Sequence[Group]) -> str:
-    gaps = "(n/planned) where a planned trial has no value"
-    if counts_differ(groups):
-        return f"n is the number of seeds of a cell, {gaps}"
+def explain_numbers(
+    table: Table,
+    records: Records,
+    groups: Sequence[Group],
+    metrics: Sequence[str],
+    test: str | None = None,
+) -> Table:
+    """The table with what ± and n are, its marks, who chose, and how its numbers were made.
+
+    metrics: all that the table is for; those without a column are named as not measured.
+    test: by which the best of each column was compared, where it is marked.
+    """
+    shown = measured_of(groups, metrics)
+    table.measured = _measured_line(groups, shown)
+    table.absent = absent_line(groups, [m for m in metrics if m not in shown])
+    table.lines += [*_mark_lines(table, test), *record_lines(records), *_data_lines(groups)]
+    if any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups):
+        table.lines.append("Trials of several code versions are averaged, as was asked.")
+    if test and collapse(groups) and any(g.summary(m).n for g in groups for m in shown):
+        table.lines.append("No cell with a collapsed or diverged seed is called the best.")
+    table.made.append(f"Values are those of {records.moment}.")
+    if "@last" not in records.moment:
+        table.lines.insert(0, table.made[-1])
+    if any(cell.tied for row in table.rows for cell in row.cells):
+        table.made.append(f"~ by {TEST_WORDS[str(test)]}, adjusted: {PROCEDURE}.")
+    protocols = [_protocol(groups, m) for m in shown if any(g.summary(m).n for g in groups)]
+    table.made += [sentence(protocol) for protocol in protocols if protocol]
+    table.made.append(provenance_line(groups))
+    return table
+
+
+def _measured_line(groups: Sequence[Group], metrics: Sequence[str]) -> str:
+    """`Mean ± standard deviation over n = 3 seeds`, and what a cell with fewer shows."""
+    summaries = [group.summary(metric) for group in groups for metric in metrics]
+    gaps = any(s.n < s.n_planned for s in summaries)
+    rest = "; (n/planned) where a planned trial has no value" if gaps else ""
     n = groups[0].n_planned
-    return f"n = {n} seed{'' if n == 1 else 's'} per cell; a cell shows {gaps}"
+    if counts_differ(groups):
+        return f"Mean ± standard deviation over n seeds (ddof 1), each cell with its n{rest}."
+    if n == 1:
+        return f"One seed per cell: no spread{rest}."
+    return f"Mean ± standard deviation over n = {n} seeds (ddof 1){rest}."
 
 
-def spread_lines(
-    records: Records, groups: Sequence[Group], metrics: Sequence[str], test: str | None
-) -> list[str]:
-    """What ± is, which evaluation counts, and what the marks mean."""
-    lines = [
-        f"± is the standard deviation over seeds (ddof 1); {_counts_line(groups)}. "
-        f"Values are those of the last iteration (@last); {records.selection}."
-    ]
-    if test and len(groups) > 1:
-        lines.append(
-            "Best mean of a column in bold (*), among cells measured alike (images, counts, "
-            "iterations, code); ~ marks what is not shown to be worse, "
-            f"by {TEST_WORDS[test]} where there is one: {PROCEDURE}."
-        )
-    protocols = [_protocol(groups, m) for m in metrics if any(g.summary(m).n for g in groups)]
-    return [*lines, "; ".join(p for p in protocols if p) + "."] if protocols else lines
+def _mark_lines(table: Table, test: str | None) -> list[str]:
+    """What the marks mean that the table has."""
+    cells = [cell for row in table.rows for cell in row.cells]
+    parts = []
+    if any(cell.best for cell in cells):
+        parts.append("Bold: best mean among cells measured alike.")
+    if any(cell.tied for cell in cells):
+        parts.append(f"~: tested and not told apart from it ({TEST_WORDS[str(test)]}, adjusted).")
+    return [" ".join(parts)] if parts else []
 
 
 def _protocol(groups: Sequence[Group], metric: str) -> str:
@@ -216,11 +266,16 @@ def provenance_line(groups: Sequence[Group]) -> str:
     iterations = iterations or _distinct(group.settings["iterations"] for group in groups)
     images = _distinct(trial["n_images"] for trial in done)
     prints = _distinct(trial["fingerprint"] for trial in done)
-    notes = "".join(f" {sentence(note)}" for note in _distinct(t["data_notes"] for t in done))
     return (
         f"{' and '.join(iterations)} iterations; {' and '.join(images) or 'unknown'} images "
-        f"(content {' and '.join(prints) or 'unknown'}); code {_codes(groups)}." + notes
+        f"(content {' and '.join(prints) or 'unknown'}); code {_codes(groups)}."
     )
+
+
+def _data_lines(groups: Sequence[Group]) -> list[str]:
+    """What a reader must know of the images, a sentence each."""
+    notes = _distinct(trial["data_notes"] for group in groups for trial in group.done)
+    return [sentence(note) for note in notes]
 
 
 def _codes(groups: Sequence[Group]) -> str:

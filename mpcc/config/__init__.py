@@ -3,6 +3,7 @@
 Standard library only, so that a command answers before torch is imported.
 """
 
+from mpcc.config.alive import ALIVE, cautions, dead, without_dead
 from mpcc.config.checks import unknown
 from mpcc.config.fields import (
     ALIASES,
@@ -21,6 +22,7 @@ from mpcc.config.presets import PRESETS, VARIANTS, preset, variant
 
 __all__ = [
     "ALIASES",
+    "ALIVE",
     "DEFAULTS",
     "IMAGE_SIZES",
     "N_CHANNELS",
@@ -29,6 +31,8 @@ __all__ = [
     "SHORT",
     "VARIANTS",
     "Config",
+    "cautions",
+    "dead",
     "from_dict",
     "full_name",
     "parse_assignment",
@@ -38,4 +42,5 @@ __all__ = [
     "unknown",
     "value_text",
     "variant",
+    "without_dead",
 ]

@@ -62,3 +62,19 @@ def short(value: Any) -> str:
 
 def range_text(low: float, high: float) -> str:
     return f"at least {low:g}" if high >= 10**6 else f"between {low:g} and {high:g}"
+
+
+def check_weights(weights: tuple[float, ...], n_clusters: int) -> None:
+    """ValueError for given cluster weights that are too few, or that float32 cannot hold: there
+    a weight, the sum of all or a share of it would be 0 or infinite."""
+    low, high = 1e-30, 1e30
+    if len(weights) != n_clusters or not low <= min(weights) <= max(weights) <= high:
+        raise ValueError(
+            f"given_cluster_weights must be {n_clusters} positive numbers, {low:g} to {high:g}, "
+            f"got {short(weights)}"
+        )
+    if min(weights) / max(weights) < low:
+        raise ValueError(
+            f"given_cluster_weights must differ by a factor of {high:g} at most, "
+            f"got {short(weights)}"
+        )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mpcc.config.checks import fits, kind_text, range_text, short, unknown
+from mpcc.config.checks import check_weights, fits, kind_text, range_text, short, unknown
 
 Dataset = Literal["digits", "mnist", "fmnist", "omniglot", "cifar10", "cifar20", "folder"]
 
@@ -103,7 +103,7 @@ class Config:
     ema_decay: float = 0.9999
     """Decay of the generator's moving average. 0 keeps the plain weights."""
     ema_start: int = 1000
-    """Iterations before which the moving average is a copy."""
+    """The last iteration after which the moving average is still a copy."""
 
     # -- evaluation ------------------------------------------------------------------------------
     eval_every: int = 5_000
@@ -115,8 +115,8 @@ class Config:
     n_is_splits: int = 10
     """Splits of the inception score."""
     max_saturation: float = 0.15
-    """Excess share of pixel values at the ends of the range over the data's own share beyond which
-    a model counts as saturated (Appendix D)."""
+    """Share of sampled pixel values at the ends of the range beyond the data's own share, relative
+    to what the data leave, above which a model counts as saturated (Appendix D)."""
     min_diversity: float = 0.25
     """Spread of one cluster's samples, relative to that of the images assigned to it, below which
     the cluster counts as collapsed (Appendix D)."""
@@ -149,10 +149,15 @@ class Config:
                 f"latent_size must be a multiple of {self.n_latent_places} in latent_mode 'split' "
                 f"at image_size {self.image_size}, got {self.latent_size}"
             )
-        weights = self.given_cluster_weights
-        if weights is not None and (len(weights) != self.n_clusters or min(weights) <= 0):
+        if self.given_cluster_weights is not None:
+            check_weights(self.given_cluster_weights, self.n_clusters)
+            # Whole numbers too: equal configurations have one key.
+            as_floats = tuple(map(float, self.given_cluster_weights))
+            object.__setattr__(self, "given_cluster_weights", as_floats)
+        if self.n_generated is not None and self.n_generated < self.n_is_splits:
             raise ValueError(
-                f"given_cluster_weights must be {self.n_clusters} positive numbers, got {weights}"
+                f"n_generated must be at least n_is_splits, {self.n_is_splits}, "
+                f"got {self.n_generated}"
             )
         if self.conditional and self.prior == "normal":
             raise ValueError("conditional needs a prior with clusters, got prior 'normal'")
@@ -264,6 +269,16 @@ ALIASES = {
 
 SHORT = {full: short for short, full in ALIASES.items()}
 
+SPELLINGS = {
+    "E_steps": "esteps",
+    "D_steps": "dsteps",
+    "η": "eta",
+    "η_p": "eta_p",
+    "λ_p": "lambda_p",
+    "σ_min": "sigma_min",
+}
+"""The paper's symbols as pages print them, for input: none is refused that a reader has seen."""
+
 HINTS = typing.get_type_hints(Config)
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
 
@@ -284,7 +299,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def full_name(name: str) -> str:
     """The field that a full or short name means; ValueError names the nearest to an unknown."""
-    full = ALIASES.get(name, name)
+    short_name = SPELLINGS.get(name, name)
+    full = ALIASES.get(short_name, short_name)
     if full not in DEFAULTS:
         raise ValueError(unknown("field", name, [*DEFAULTS, *ALIASES]))
     return full

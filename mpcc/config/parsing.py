@@ -49,15 +49,17 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def value_text(value: Any) -> str:
-    """A value as people write it: 0.0006 -> 6e-4, True -> true."""
+    """A value as people write it: 0.0006 -> 6e-4, True -> true. `parse_value` gives it back."""
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "none"
     if isinstance(value, float) and math.isfinite(value):
-        mantissa, _, exponent = f"{value:.6e}".partition("e")
-        mantissa = mantissa.rstrip("0").rstrip(".")
-        plain = f"{value:.6g}"
-        scientific = f"{mantissa}e{int(exponent)}"
-        return scientific if value and (abs(value) < 1e-2 or abs(value) >= 1e5) else plain
+        if not value or 1e-2 <= abs(value) < 1e5:
+            return repr(float(value)).removesuffix(".0")
+        digits = next(n for n in range(17) if float(f"{value:.{n}e}") == value)
+        mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
     if isinstance(value, tuple):
         return "/".join(value_text(v) for v in value)
     return str(value)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-import threading
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpcc.data.image_set import to_uint8
-from mpcc.evaluation import metrics, pictures, plots
+from mpcc.evaluation import failures, metrics
 from mpcc.model.networks import Generator
-from mpcc.runs import run_dir
 from mpcc.training.state import TrainState, as_input, seeded
 
 CHUNK_BATCHES = 10
 """Batches that one pass of an evaluation takes at once."""
+CHUNK_BYTES = 2**25
+"""What one layer of the images taken at once, or their distances to all components, may fill."""
 SAMPLES_PER_CLUSTER = 20
-MANY_CLUSTERS = 10
-"""More clusters than these have a row each, as in figures 11 and 12, not two columns."""
+MIN_SAMPLES = 200
+"""Of all clusters together: what the failures of a model with few of them, or none, rest on."""
 N_POWER_ITERATIONS_OF_AVERAGE = 15
 
-_drawing = threading.Lock()
-"""Matplotlib draws for one thread at a time."""
+INCEPTION_SCORES = ("inception_score", "fid", "kid")
+
+
+class NotFinite(ArithmeticError):
+    """A model whose weights, or what it makes of images, are not finite: it has diverged. The
+    message says which, as the cause of the trial's end."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Evaluation:
     """What an evaluation found, and the arrays that pictures are made of."""
 
     metrics: dict[str, Any]
+    unavailable: dict[str, str] = field(kw_only=True)
+    """Metric that this model or its data do not have -> why."""
     clusters: Tensor | None
     """Cluster of every image, (N,)."""
     z_means: Tensor
     """Mean of q(z|x) of every image, (N, J)."""
     samples: Tensor
-    """uint8 generated images, by cluster, SAMPLES_PER_CLUSTER each."""
+    """uint8 generated images, by cluster."""
     sample_clusters: Tensor
     generator: Generator
     """The averaged generator with standing statistics."""
@@ -47,37 +52,77 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(state: TrainState) -> Evaluation:
-    """Scores of the model as it stands. Neither reads nor moves the training's random stream."""
-    config = state.config
+    """Scores of the model as it stands. Neither reads nor moves the training's random stream.
+
+    Raises NotFinite for a model that has diverged.
+    """
+    config, image_set = state.config, state.image_set
+    check_weights(state)
     rng = torch.Generator(state.device)
     rng.manual_seed(config.seed * 1_000_003 + state.iteration)
     generator = averaged_generator(state, rng)
-    z_means, clusters = encode(state)
+    z_means = encode(state)
     row: dict[str, Any] = {}
-    if clusters is not None:
+    clusters = None
+    if state.prior.has_clusters:
+        clusters, row["cluster_information"] = assign(state, z_means)
         row["n_clusters_used"] = metrics.n_clusters_used(clusters.cpu())
-        row["cluster_information"] = metrics.cluster_information(
-            state.prior.log_memberships(z_means).cpu()
-        )
         row["silhouette"] = metrics.silhouette(z_means.cpu(), clusters.cpu())
+        row["prior/std"] = float(state.prior.marginal_std.mean())
         if state.labels is not None:
             row |= metrics.clustering(state.labels.cpu(), clusters.cpu(), config.n_clusters)
-    row |= metrics.reconstruction(reconstruct(state, generator, z_means, clusters).cpu())
-    samples, sample_clusters = sample_clusters_evenly(state, generator, rng)
-    images = state.image_set.images
-    row["saturation"] = metrics.saturation(samples.cpu(), images)
+    moments = reconstruct(state, generator, z_means, clusters)
+    row |= metrics.reconstruction(moments.cpu(), config.batch_size)
+    samples, of_cluster = sample_clusters_evenly(state, generator, rng)
+    row["saturation_excess"] = failures.saturation_excess(samples.cpu(), image_set.images)
     if clusters is not None:
-        row |= metrics.degeneration(
+        row |= failures.degeneration(
             samples.cpu(),
-            sample_clusters.cpu(),
-            images,
+            of_cluster.cpu(),
+            image_set.images,
             clusters.cpu(),
             config.n_clusters,
             config.min_diversity,
         )
-    if state.prior.has_clusters:
-        row["prior/std_mean"] = float(state.prior.sampling_std.mean())
-    return Evaluation(row, clusters, z_means, samples, sample_clusters, generator)
+    why = reasons(state)
+    row, undefined = finite(row)
+    why = {name: text for name, text in (undefined | why).items() if name not in row}
+    return Evaluation(row, clusters, z_means, samples, of_cluster, generator, unavailable=why)
+
+
+def finite(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The numbers that are finite, and a reason for each of the others."""
+    kept = {name: value for name, value in row.items() if math.isfinite(value)}
+    return kept, {name: f"it came out as {row[name]}" for name in row if name not in kept}
+
+
+def reasons(state: TrainState) -> dict[str, str]:
+    """Why a model may lack each metric that not every model has."""
+    n = state.config.batch_size
+    why = {
+        "silhouette": "all of the images that it looks at are in one cluster",
+        "saturation_excess": "all values of the data are at the ends of their range",
+        "mse_published": f"the {len(state.images)} images are fewer than one batch of {n}",
+    }
+    if state.labels is None:
+        names = set(metrics.NEED_LABELS) & set(metrics.NEED_CLUSTERS)
+        why |= dict.fromkeys(sorted(names), "the images have no labels")
+    if not state.prior.has_clusters:
+        why |= dict.fromkeys(metrics.NEED_CLUSTERS, "the prior is normal, without clusters")
+    return why
+
+
+def check_weights(state: TrainState) -> None:
+    """Raise NotFinite for weights of the networks or the prior, or an average of them, that are
+    not finite: the losses may be so a step longer."""
+    for name, part in state.parts().items():
+        _check_finite(f"a weight of the {name}", *part.raw)
+    _check_finite("a weight of the averaged generator", *state.average)
+
+
+def _check_finite(what: str, *values: Tensor) -> None:
+    if not all(bool(value.isfinite().all()) for value in values):
+        raise NotFinite(f"{what} is not finite")
 
 
 def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
@@ -89,50 +134,85 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     for statistics in generator.statistics():
         statistics.state = "collecting"
     for _ in range(config.n_standing_passes):
-        generator(*state.prior.sample(config.batch_size, rng), n_batches=1)
+        generator(*state.prior.sample(config.batch_size, rng))
     for statistics in generator.statistics():
         statistics.state = "standing"
     return generator
 
 
-def encode(state: TrainState) -> tuple[Tensor, Tensor | None]:
-    """Mean of q(z|x) of every image, (N, J), and the cluster it most likely belongs to, (N,)."""
-    size = state.config.batch_size * CHUNK_BATCHES
-    means = [state.encoder(as_input(state, chunk))[0] for chunk in state.images.split(size)]
-    z_means = torch.cat(means)
-    if not state.prior.has_clusters:
-        return z_means, None
-    memberships = [state.prior.log_memberships(z) for z in z_means.split(size)]
-    return z_means, torch.cat(memberships).argmax(1)
+def encode(state: TrainState) -> Tensor:
+    """Mean of q(z|x) of every image, (N, J)."""
+    chunks = state.images.split(images_at_once(state))
+    z_means = torch.cat([state.encoder(as_input(state, chunk))[0] for chunk in chunks])
+    _check_finite("the encoding of an image", z_means)
+    return z_means
+
+
+def assign(state: TrainState, z_means: Tensor) -> tuple[Tensor, float]:
+    """The cluster that each image most likely belongs to, (N,), and the `cluster_information`."""
+    n_distances = state.config.n_clusters * state.config.latent_size
+    most = max(1, CHUNK_BYTES // (n_distances * z_means.element_size()))
+    clusters = []
+
+    def memberships() -> Iterator[Tensor]:
+        for z in z_means.split(min(most, state.config.batch_size * CHUNK_BATCHES)):
+            log_q = state.prior.log_memberships(z)
+            clusters.append(log_q.argmax(1))
+            yield log_q.cpu()
+
+    information = metrics.cluster_information(memberships())
+    return torch.cat(clusters), information
 
 
 def reconstruct(
     state: TrainState, generator: Generator, z_means: Tensor, clusters: Tensor | None
 ) -> Tensor:
-    """Of x - G(μ̃, most likely cluster), x in [-1, 1], for each batch of `batch_size`: how many
-    values, their mean and their mean square, (batches, 3) in float64, on the device."""
-    n = state.config.batch_size
+    """Of x - G(μ̃, most likely cluster), x in [-1, 1], for each image: its mean and its mean
+    square, (N, 2) in float64, on the device."""
+    size = images_at_once(state)
     moments = []
-    for start in range(0, len(state.images), n * CHUNK_BATCHES):
-        chunk = slice(start, start + n * CHUNK_BATCHES)
+    for start in range(0, len(state.images), size):
+        chunk = slice(start, start + size)
         x = as_input(state, state.images[chunk])
-        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk], 1)
-        for difference in (x.double() - x_hat.double()).split(n):
-            size = torch.full_like(difference[0, 0, 0, 0], difference.numel())
-            moments.append(torch.stack((size, difference.mean(), difference.square().mean())))
-    return torch.stack(moments)
+        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk])
+        difference = (x.double() - x_hat.double()).flatten(1)
+        moments.append(torch.stack((difference.mean(1), difference.square().mean(1)), 1))
+    found = torch.cat(moments)
+    _check_finite("the reconstruction of an image", found)
+    return found
+
+
+def images_at_once(state: TrainState) -> int:
+    """How many images an evaluation hands to the networks together."""
+    config = state.config
+    of_one = 4 * config.width * config.image_size**2 * state.average[0].element_size()
+    return max(1, min(config.batch_size * CHUNK_BATCHES, CHUNK_BYTES // of_one))
+
+
+def draw(state: TrainState, generator: Generator, z: Tensor, y: Tensor | None) -> Tensor:
+    """The images of z (B, J) and y (B,) or None, uint8."""
+    size, drawn = images_at_once(state), []
+    for start in range(0, len(z), size):
+        chunk = slice(start, start + size)
+        images = generator(z[chunk], None if y is None else y[chunk])
+        _check_finite("a generated image", images)
+        drawn.append(to_uint8(images))
+    return torch.cat(drawn)
 
 
 def sample_clusters_evenly(
     state: TrainState, generator: Generator, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """SAMPLES_PER_CLUSTER images of each cluster, uint8, and their clusters (one without y)."""
+    """SAMPLES_PER_CLUSTER images of each cluster, or MIN_SAMPLES in all where that is more, uint8,
+    and their clusters (one without y)."""
     n_clusters = state.config.n_clusters if state.prior.has_clusters else 1
-    every = torch.arange(n_clusters, device=state.device).repeat_interleave(SAMPLES_PER_CLUSTER)
+    n_of_each = max(SAMPLES_PER_CLUSTER, -(-MIN_SAMPLES // n_clusters))
+    every = torch.arange(n_clusters, device=state.device).repeat_interleave(n_of_each)
     samples = []
     for y in every.split(state.config.batch_size * CHUNK_BATCHES):
         given = y if state.prior.has_clusters else None
-        samples.append(to_uint8(generator(state.prior.sample_z(given, len(y), rng), given, 1)))
+        z = state.prior.sample_z(given, len(y), rng)
+        samples.append(draw(state, generator, z, given))
     return torch.cat(samples), every
 
 
@@ -142,88 +222,73 @@ def generation_scores(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """IS, FID and KID of `n_generated` images, and why any of them is not to be had.
 
-    Grey images with labels also get `fid_cnn`, by a small classifier of the same data.
+    Grey images with labels also get `fid_cnn`, by a small classifier of the same data. A score
+    that raises is a reason too: the model is trained, whatever becomes of it here.
     """
-    config, n_samples = state.config, state.config.n_generated
-    names = ("inception_score", "fid", "kid")
-    if n_samples is None:
-        return {}, dict.fromkeys(names, "n_generated is none: no images were drawn for it")
-    from mpcc.evaluation import classifier, inception
-    from mpcc.evaluation import generation as generation_metrics
-
     row: dict[str, float] = {}
     unavailable: dict[str, str] = {}
-    try:
-        weights = inception.find_weights()
-        network = inception.load_inception(weights, state.device)
-        samples = generated_batches(state, evaluation.generator, n_samples)
-        row |= generation_metrics.scores(
-            network, samples, state.image_set, n_is_splits=config.n_is_splits, seed=config.seed
-        )
-    except inception.InceptionMissing as error:
-        unavailable = dict.fromkeys(names, str(error))
-    if config.n_channels == 1 and state.labels is not None:
-        network = classifier.load_classifier(state.image_set)
-        samples = generated_batches(state, evaluation.generator, n_samples)
-        row["fid_cnn"] = generation_metrics.feature_fid(network, samples, state.image_set)
+    for names, scores in ((INCEPTION_SCORES, _inception_scores), (("fid_cnn",), _classifier_fid)):
+        try:
+            found, undefined = finite(scores(state, evaluation.generator))
+            row |= found
+            unavailable |= undefined
+        except NotFinite:
+            raise
+        except Unavailable as reason:
+            unavailable |= dict.fromkeys(names, str(reason))
+        except Exception as error:
+            unavailable |= dict.fromkeys(names, said(error))
     return row, unavailable
 
 
-def generated_batches(state: TrainState, generator: Generator, n: int) -> Iterator[Tensor]:
-    """n images drawn from the prior, uint8, in batches; the same at every call."""
+class Unavailable(ValueError):
+    """Why a score is not to be had here."""
+
+
+def said(error: Exception) -> str:
+    """An error in one line, with its kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+def _inception_scores(state: TrainState, generator: Generator) -> dict[str, float]:
+    from mpcc.evaluation import generation, inception
+
+    samples, config = generated_batches(state, generator), state.config
+    try:
+        network = inception.load_inception(inception.find_weights(), state.device)
+    except inception.InceptionMissing as error:
+        raise Unavailable(str(error)) from None
+    splits = config.n_is_splits
+    return generation.scores(
+        network, samples, state.image_set, n_is_splits=splits, seed=config.seed
+    )
+
+
+def _classifier_fid(state: TrainState, generator: Generator) -> dict[str, float]:
+    from mpcc.evaluation import classifier, generation
+
+    samples = generated_batches(state, generator)
+    if state.config.n_channels != 1:
+        raise Unavailable("fid_cnn is of grey images, and these have colours: FID says more")
+    if state.labels is None:
+        raise Unavailable("the images have no labels")
+    network = classifier.load_classifier(state.image_set)
+    return {"fid_cnn": generation.feature_fid(network, samples, state.image_set)}
+
+
+def generated_batches(state: TrainState, generator: Generator) -> Iterator[Tensor]:
+    """`n_generated` images drawn from the prior, uint8, in batches; the same at every call.
+
+    Raises Unavailable where the configuration asks for none.
+    """
+    if state.config.n_generated is None:
+        raise Unavailable("n_generated is none: no images were drawn for it")
+    return _drawn(state, generator, state.config.n_generated)
+
+
+def _drawn(state: TrainState, generator: Generator, n: int) -> Iterator[Tensor]:
     rng = torch.Generator(state.device)
     rng.manual_seed(state.config.seed * 1_000_003 + state.iteration + 500_009)
     size = state.config.batch_size * CHUNK_BATCHES
     for start in range(0, n, size):
-        z, y = state.prior.sample(min(size, n - start), rng)
-        yield to_uint8(generator(z, y, 1))
-
-
-@torch.no_grad()
-def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> None:
-    """Samples by cluster, reconstructions by label, the latent space and the curves, as PNG.
-
-    A picture only looks on: one that cannot be drawn is logged and left out. Raises OSError.
-    """
-    try:
-        with _drawing:
-            _write_pictures(path, state, evaluation)
-    except OSError:  # A full disk, which what is written next meets too.
-        raise
-    except Exception as error:  # Whatever a drawing library raises.
-        logging.getLogger(__name__).warning("%s: pictures are left out: %s", path, error)
-
-
-def _write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> None:
-    clusters, names = evaluation.clusters, list(state.image_set.label_names)
-    n_clusters = state.config.n_clusters if state.prior.has_clusters else 1
-    samples, of_cluster = evaluation.samples.cpu(), evaluation.sample_clusters.cpu()
-    if n_clusters > MANY_CLUSTERS:
-        pictures.row_sheet(samples, of_cluster, path / "samples.png")
-    else:
-        pictures.sample_sheet(samples, of_cluster, n_clusters, path / "samples.png")
-    labels = None if state.labels is None else state.labels.cpu()
-    chosen = torch.arange(min(100, len(state.images)))
-    if labels is not None:
-        each = max(1, 100 // max(1, int(labels.max()) + 1))
-        chosen = torch.as_tensor(pictures.choose_by_label(labels, each))
-    chosen = chosen.to(state.device)
-    given = None if clusters is None else clusters[chosen]
-    x_hat = to_uint8(evaluation.generator(evaluation.z_means[chosen], given, 1))
-    pictures.reconstruction_sheet(
-        state.images[chosen].cpu(),
-        x_hat.cpu(),
-        path / "reconstructions.png",
-        labels=None if labels is None else labels[chosen.cpu()],
-        label_names=names or None,
-    )
-    prior = state.prior
-    plots.latent_picture(
-        evaluation.z_means.cpu(),
-        torch.zeros(len(state.images), dtype=torch.long) if clusters is None else clusters.cpu(),
-        path / "latent.png",
-        prior_means=prior.mean.cpu() if prior.has_clusters else None,
-        prior_covariances=prior.sampling_std.square().cpu() if prior.has_clusters else None,
-        title="Encodings by cluster, and the prior's components (two standard deviations)",
-    )
-    plots.curve_picture(run_dir.read_metrics(path), path / "curves.png")
+        yield draw(state, generator, *state.prior.sample(min(size, n - start), rng))

@@ -142,7 +142,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     shift = (a.mean - b_mean).square().sum()
     spread = a.root.square().sum() + b_root.square().sum()
     overlap = torch.linalg.svdvals(a.root @ b_root.T).sum()
-    return max(0.0, float(shift + spread - 2 * overlap))
+    return float((shift + spread - 2 * overlap).clamp(min=0))  # which nan stays nan under
 
 
 def kernel_distance(

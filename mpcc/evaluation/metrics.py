@@ -1,15 +1,14 @@
 """Numbers that say how good a model is, from plain arrays, and what each of them means.
 
-METRICS is the one place that knows each number's label, direction and protocol. Importing this
-module is quick: scipy and scikit-learn are imported where they are used, and scikit-learn, slow to
-import, by the baseline alone, so that no trial waits for it.
+METRICS is the one place that knows each number's label, ideal and protocol. scipy is imported where
+it is used.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,120 +22,169 @@ class Metric:
     """What a number is, for headings and footnotes."""
 
     label: str
-    higher_is_better: bool
+    ideal: Literal["high", "low"] | float | None
+    """Where the number is best: at its high or its low end, or at this value, from which it may
+    depart to either side; None: nowhere. Only an end ranks models or can be searched for."""
     unit: str
     """Scale or unit: `fraction`, `nats`, ... ."""
     protocol: str
     """How the number is obtained, in one sentence."""
+    replaced_by: str | None = None
+    """The metric that is measured instead; this one stands in records of earlier versions alone."""
+
+    @property
+    def has_better_end(self) -> bool:
+        """Whether more of it, or less of it, is better."""
+        return self.ideal in ("high", "low")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether its better end is the high one."""
+        return self.ideal == "high"
 
 
 METRICS: dict[str, Metric] = {
     "acc_majority": Metric(
         "Acc",
-        True,
+        "high",
         "fraction",
         "Every cluster takes its most frequent label (eq. 11, also called purity).",
     ),
     "acc_hungarian": Metric(
         "Acc 1:1",
-        True,
+        "high",
         "fraction",
         "Clusters and labels are matched one to one so that most images agree (Hungarian).",
     ),
     "nmi": Metric(
         "NMI",
-        True,
+        "high",
         "fraction",
         "Mutual information of clusters and labels over the mean of their entropies.",
     ),
-    "ari": Metric("ARI", True, "1 at best, about 0 by chance", "Adjusted Rand index."),
+    "ari": Metric("ARI", "high", "1 at best, about 0 by chance", "Adjusted Rand index."),
     "n_clusters_used": Metric(
-        "Clusters used", True, "count", "Clusters that at least one image is assigned to."
+        "Clusters used", None, "count", "Clusters that at least one image is assigned to."
     ),
     "cluster_information": Metric(
         "I(x; y)",
-        True,
+        "high",
         "nats",
         "Entropy of the mean membership less the mean entropy of an image's membership: how surely "
         "and how evenly images are assigned, log K at best; needs no labels.",
     ),
     "silhouette": Metric(
         "Silhouette",
-        True,
+        "high",
         "1 at best, -1 at worst",
         "Of the encoded images by cluster, over 1,000 of them, evenly spread; needs no labels.",
     ),
     "mse": Metric(
         "MSE",
-        False,
+        "low",
         "of values in [-1, 1]",
         "Mean over all images and values of the squared difference to the reconstruction.",
     ),
-    "mse_squared_mean": Metric(
+    "mse_published": Metric(
         "MSE as published",
-        False,
+        "low",
         "of values in [-1, 1]",
-        "Square of the mean difference of each batch, averaged over the batches: what the "
-        "published code computes.",
+        "Square of the mean difference of each batch, averaged over the full batches of a fixed "
+        "random order: what the published code computes.",
+    ),
+    "mse_squared_mean": Metric(
+        "MSE as published (file order)",
+        "low",
+        "of values in [-1, 1]",
+        "Square of the mean difference of each batch in the order of the files, averaged, as "
+        "earlier versions did: far too large where that order is by label.",
+        replaced_by="mse_published",
     ),
     "inception_score": Metric(
         "IS",
-        True,
+        "high",
         "1 at worst",
         "Mean over splits of shuffled samples, with the Inception network of 2015.",
     ),
     "fid": Metric(
         "FID",
-        False,
+        "low",
         "squared feature distance",
-        "Fréchet distance to the training images in the features of the Inception network of 2015.",
+        "Fréchet distance to the images that the model was trained on (`split`), in the features "
+        "of the Inception network of 2015.",
     ),
     "kid": Metric(
         "KID",
-        False,
+        "low",
         "squared feature distance",
-        "Unbiased squared MMD with a cubic kernel, in the features of the Inception network of "
-        "2015.",
+        "Unbiased squared MMD with a cubic kernel to the images that the model was trained on, in "
+        "the features of the Inception network of 2015.",
     ),
     "fid_cnn": Metric(
         "FID-CNN",
-        False,
+        "low",
         "squared feature distance",
         "Fréchet distance in the features of a small classifier trained on this data set; not "
         "comparable with FID.",
     ),
-    "saturation": Metric(
+    "saturation_excess": Metric(
         "Saturation",
-        False,
+        0.0,
+        "share of what the data leave",
+        f"Share of sampled pixel values within {END_TOLERANCE} levels of 0 or 255 beyond that of "
+        "the data, over the share that the data leave: 0 as in the data, 1 where all are there.",
+    ),
+    "saturation": Metric(
+        "Saturation (difference)",
+        0.0,
         "share of values",
         f"Share of sampled pixel values within {END_TOLERANCE} levels of 0 or 255, less the data's "
-        "own share.",
+        "own share, of 20 samples a cluster, as earlier versions had it.",
+        replaced_by="saturation_excess",
     ),
     "diversity_min": Metric(
         "Least diversity",
-        True,
+        1.0,
         "relative spread",
         "Spread of a cluster's samples over that of the images assigned to it; the least cluster.",
     ),
     "n_clusters_collapsed": Metric(
         "Collapsed clusters",
-        False,
+        "low",
         "count",
         "Clusters whose diversity is below min_diversity or that no image is assigned to.",
     ),
-    "loss/discriminator": Metric("Loss of D", False, "hinge", "Last iteration."),
-    "loss/generator": Metric("Loss of G", False, "hinge", "Last iteration."),
-    "loss/encoder": Metric("Loss of E (eq. 7)", False, "nats per value", "Last iteration."),
-    "loss/membership": Metric("Loss of membership (eq. 8)", False, "nats", "Last iteration."),
-    "loss/entropy": Metric("Loss III (eq. 10)", False, "nats", "Last iteration."),
+    "loss/discriminator": Metric("Loss of D", None, "hinge", "Last iteration."),
+    "loss/generator": Metric("Loss of G", None, "hinge", "Last iteration."),
+    "loss/encoder": Metric("Loss of E (eq. 7)", None, "nats per value", "Last iteration."),
+    "loss/membership": Metric("Loss of membership (eq. 8)", None, "nats", "Last iteration."),
+    "loss/entropy": Metric("Loss III (eq. 10)", None, "nats", "Last iteration."),
+    "prior/std": Metric(
+        "Std of p(z|y)",
+        None,
+        "of z",
+        "Mean over clusters and dimensions, shared directions included.",
+    ),
     "prior/std_mean": Metric(
-        "Mean std of p(z|y)", True, "of z", "Mean over clusters and dimensions."
+        "Mean std of p(z|y)",
+        None,
+        "of z",
+        "Mean over clusters and dimensions, without the directions that low-rank components "
+        "share, as earlier versions had it.",
+        replaced_by="prior/std",
     ),
 }
 
 
 NEED_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari", "fid_cnn")
 """Metrics that look at labels: what is chosen by them is chosen by labels."""
+
+NEED_CLUSTERS = (
+    *("acc_majority", "acc_hungarian", "nmi", "ari", "n_clusters_used", "cluster_information"),
+    *("silhouette", "diversity_min", "n_clusters_collapsed", "prior/std"),
+    *("loss/membership", "loss/entropy"),
+)
+"""Metrics that a model without clusters does not have."""
 
 
 def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.int64]:
@@ -169,10 +217,8 @@ def acc_hungarian(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> fl
 
 
 def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
-    """Mutual information of clusters and labels over the mean of their entropies, 0..1.
-
-    1 where both are a single group, as scikit-learn has it.
-    """
+    """Mutual information of clusters and labels over the mean of their entropies, 0..1 (1 where
+    both are a single group, as scikit-learn has it)."""
     joint = contingency(labels, clusters, n_clusters).astype(np.float64)
     joint /= joint.sum()
     h_joint, h_clusters, h_labels = (_entropy(p) for p in (joint, joint.sum(1), joint.sum(0)))
@@ -201,7 +247,6 @@ def clustering(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> dict[
         "acc_hungarian": acc_hungarian(labels, clusters, n_clusters),
         "nmi": nmi(labels, clusters, n_clusters),
         "ari": ari(labels, clusters, n_clusters),
-        "n_clusters_used": n_clusters_used(clusters),
     }
 
 
@@ -210,17 +255,22 @@ def n_clusters_used(clusters: ArrayLike) -> int:
     return len(np.unique(np.asarray(clusters)))
 
 
-def cluster_information(log_memberships: ArrayLike) -> float:
-    """Mutual information of images and clusters in nats, from log q(y|x) as (N, K); 0..log K.
+def cluster_information(log_memberships: Iterable[ArrayLike]) -> float:
+    """Mutual information of images and clusters in nats, 0..log K, from log q(y|x) in blocks
+    (B, K) or rows (K,); nan where one is.
 
     The entropy of the mean membership less the mean entropy, as in regularised information
     maximisation (Gomes, Krause and Perona 2010): high where each image belongs to one cluster for
     sure and no cluster is left empty.
     """
-    log_q = np.asarray(log_memberships, np.float64)
-    q = np.exp(log_q)
-    of_images = -np.where(q > 0, q * log_q, 0.0).sum(1).mean()
-    return _entropy(q.mean(0)) - float(of_images)
+    n, of_images, mean = 0, 0.0, np.zeros(1)
+    for block in log_memberships:
+        log_q = np.atleast_2d(np.asarray(block, np.float64))
+        q = np.exp(log_q)
+        of_images -= float(np.where(q == 0, 0.0, q * log_q).sum())
+        mean = mean + q.sum(0)
+        n += len(q)
+    return _entropy(mean / n) - of_images / n
 
 
 def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> float:
@@ -247,126 +297,24 @@ def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> 
     return float((values / widest).mean())
 
 
-def kmeans_acc_majority(images: ArrayLike, labels: ArrayLike, n_clusters: int, seed: int) -> float:
-    """Majority accuracy of k-means on raw pixels, the best of ten starts: the baseline."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
+def reconstruction(moments: ArrayLike, batch_size: int) -> dict[str, float]:
+    """`mse` and `mse_published` from each image's mean difference to its reconstruction and mean
+    square of it, (N, 2), values in [-1, 1].
 
-    images = np.asarray(images)
-    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    model = KMeans(n_clusters=n_clusters, n_init=10, random_state=seed)
-    with warnings.catch_warnings():
-        # Fewer different images than clusters leave clusters empty, which the score allows.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return acc_majority(labels, model.fit_predict(pixels), n_clusters)
-
-
-def mse(images: ArrayLike, reconstructions: ArrayLike) -> float:
-    """Mean of the squared differences of values in [-1, 1]."""
-    return float(np.mean(np.square(_differences(images, reconstructions))))
-
-
-def mse_squared_mean(images: ArrayLike, reconstructions: ArrayLike, batch_size: int) -> float:
-    """Square of the mean difference of each batch of images, averaged over the batches.
-
-    The published code computes this as its MSE. Differences of opposite sign cancel, so it is far
-    below `mse` and depends on the batches; a last batch that is not full counts like the others.
+    The published code squares the mean difference of a batch, in which opposite signs cancel: far
+    below `mse`, the less the more alike the batch's images are. Its loader shuffles and drops a
+    last batch that is not full; here one order serves all models.
     """
-    differences = _differences(images, reconstructions)
-    starts = range(0, len(differences), batch_size)
-    return float(np.mean([np.mean(differences[i : i + batch_size]) ** 2 for i in starts]))
-
-
-def reconstruction(moments: ArrayLike) -> dict[str, float]:
-    """`mse` and `mse_squared_mean` of images given batch by batch: of each batch's differences
-    their number, their mean and their mean square, (batches, 3)."""
-    n, mean, square = np.asarray(moments, dtype=np.float64).T
-    mse = float(np.average(square, weights=n))
-    return {"mse": mse, "mse_squared_mean": float(np.square(mean).mean())}
-
-
-def end_share(images: ArrayLike, tolerance: int = END_TOLERANCE) -> float:
-    """Share of pixel values 0..255 within `tolerance` levels of either end."""
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8, got {images.dtype}")
-    return float(np.mean((images <= tolerance) | (images >= 255 - tolerance)))
-
-
-def saturation(samples: ArrayLike, images: ArrayLike) -> float:
-    """Share of samples' values at the ends of the range, less that of the data's own; both uint8.
-
-    0 for samples like the data, whose black background is no fault; towards 1 where a generator's
-    tanh is driven to its ends (Appendix D).
-    """
-    return end_share(samples) - end_share(images)
-
-
-def diversity(
-    samples: ArrayLike,
-    sample_clusters: ArrayLike,
-    images: ArrayLike,
-    image_clusters: ArrayLike,
-    n_clusters: int,
-) -> NDArray[np.float64]:
-    """Spread of each cluster's samples relative to that of the images assigned to it, (K,).
-
-    Spread is the root of the mean variance of a pixel. Clusters with fewer than two images are
-    measured against the mean spread of the others, or of all images where no cluster has two.
-    """
-    ours = _spreads(samples, sample_clusters, n_clusters)
-    theirs = _spreads(images, image_clusters, n_clusters)
-    if np.isnan(theirs).all():
-        theirs[:] = _spreads(images, np.zeros(len(np.asarray(images)), np.int64), 1)
-    reference = np.where(np.isnan(theirs), np.nanmean(theirs), theirs)
-    reference = np.maximum(reference, 0.5)  # half a level: images all alike are no reference
-    return np.nan_to_num(ours / reference, nan=0.0)
-
-
-def degeneration(
-    samples: ArrayLike,
-    sample_clusters: ArrayLike,
-    images: ArrayLike,
-    image_clusters: ArrayLike,
-    n_clusters: int,
-    min_diversity: float,
-) -> dict[str, float]:
-    """The failures of Appendix D: `saturation`, `diversity_min`, `n_clusters_collapsed`."""
-    by_cluster = diversity(samples, sample_clusters, images, image_clusters, n_clusters)
-    empty = np.bincount(np.asarray(image_clusters, np.int64), minlength=n_clusters) == 0
-    return {
-        "saturation": saturation(samples, images),
-        "diversity_min": float(by_cluster.min()),
-        "n_clusters_collapsed": int(((by_cluster < min_diversity) | empty).sum()),
-    }
-
-
-def failures(metrics: dict[str, Any], max_saturation: float) -> tuple[str, ...]:
-    """Names of what is wrong with a model that did not diverge: `saturated`, `collapsed`."""
-    names = []
-    if metrics.get("saturation", 0) > max_saturation:
-        names.append("saturated")
-    if metrics.get("n_clusters_collapsed", 0) > 0:
-        names.append("collapsed")
-    return tuple(names)
+    mean, square = np.asarray(moments, dtype=np.float64).T
+    order = np.random.default_rng(0).permutation(len(mean))
+    batches = mean[order[: len(mean) // batch_size * batch_size]].reshape(-1, batch_size)
+    row = {"mse": float(square.mean())}
+    if len(batches):
+        row["mse_published"] = float(np.square(batches.mean(1)).mean())
+    return row
 
 
 def _entropy(p: NDArray[np.float64]) -> float:
     """In nats."""
-    p = p[p > 0]
+    p = p[p != 0]
     return float(-(p * np.log(p)).sum())
-
-
-def _differences(images: ArrayLike, reconstructions: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(images, np.float64) - np.asarray(reconstructions, np.float64)
-
-
-def _spreads(images: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
-    """Root of a pixel's mean variance by cluster; nan where there are fewer than two images."""
-    images, clusters = np.asarray(images), np.asarray(clusters)
-    spreads = np.full(n_clusters, np.nan)
-    for k in range(n_clusters):
-        chosen = images[clusters == k]
-        if len(chosen) > 1:
-            spreads[k] = np.sqrt(chosen.reshape(len(chosen), -1).astype(np.float32).var(0).mean())
-    return spreads

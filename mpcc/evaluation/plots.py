@@ -24,17 +24,18 @@ from mpcc.runs.run_dir import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 CURVE_PANELS = (
     ("acc_majority", "acc_hungarian", "nmi", "ari"),
     ("loss/discriminator", "loss/generator"),
     ("loss/encoder", "loss/membership", "loss/entropy"),
     ("mse",),
-    ("mse_squared_mean",),
+    ("mse_published", "mse_squared_mean"),
     ("fid", "fid_cnn", "kid"),
     ("inception_score",),
-    ("saturation", "diversity_min"),
+    ("saturation_excess", "saturation", "diversity_min"),
     ("n_clusters_used", "n_clusters_collapsed"),
-    ("prior/std_mean",),
+    ("prior/std", "prior/std_mean"),
 )
 """Metrics that share an axis in the picture of curves."""
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from mpcc.training.algorithm import train_step, update_all
+from mpcc.training.algorithm import update_all
 from mpcc.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -29,13 +28,6 @@ Recorder = Callable[[TrainState], tuple[Callable[[], None], list[str], Tensor]]
 one tensor that every replay fills."""
 
 _recording = threading.Lock()
-
-
-def stepper(state: TrainState) -> Callable[[], Losses]:
-    """What makes one iteration of this trial and returns its losses: recorded on a GPU."""
-    if state.device.type != "cuda" or not state.config.fast:
-        return partial(train_step, state)
-    return partial(train_step, state, Recorded(record))
 
 
 class Recorded:

@@ -1,4 +1,4 @@
-"""Up-sampling by 2, and a 3×3 convolution after it in a quarter of the products.
+"""A 3×3 convolution after up-sampling by 2, in a quarter of the products.
 
 A tap of the kernel mixes channels, up-sampling moves pixels; so they commute. Each of the nine taps
 is taken on the small image, 9 products for its pixel instead of 36, and what they give is moved to
@@ -15,27 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpcc.model.layers import doubling, for_each
+
 TAP_BYTES = 2**22
 """What the taps of the images taken together may fill: about what a cache holds."""
-
-
-def double(x: Tensor, upsampling: str) -> Tensor:
-    """x (B, C, H, W) up-sampled by 2: `nearest`, or `bilinear` (not aligned at the corners)."""
-    if upsampling == "bilinear" and x.device.type == "cuda":
-        return bilinear_double(x)
-    align = None if upsampling == "nearest" else False
-    return F.interpolate(x, scale_factor=2, mode=upsampling, align_corners=align)
-
-
-def bilinear_double(x: Tensor) -> Tensor:
-    """F.interpolate(x, scale_factor=2, mode="bilinear") as a product of matrices in each direction,
-    channels last: on a GPU the gradient of torch's own adds in no fixed order."""
-    n_images, n_channels, height, width = x.shape
-    across, down = (doubling(n, "bilinear", x.dtype, x.device) for n in (width, height))
-    x = x.permute(0, 2, 3, 1).reshape(n_images, height, width * n_channels)
-    x = _for_each(down, x).view(n_images * 2 * height, width, n_channels)
-    x = _for_each(across, x)
-    return x.view(n_images, 2 * height, 2 * width, n_channels).permute(0, 3, 1, 2)
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor, upsampling: str) -> Tensor:
@@ -62,9 +45,9 @@ class _ConvolveDoubled(torch.autograd.Function):
         for part in images.split(_n_at_once(x, weight)):
             n, height, width, n_in = part.shape
             taps = torch.addmm(by_tap_bias, part.reshape(-1, n_in), by_tap)
-            taps = _for_each(across, taps.view(n * height, 3 * width, -1))
+            taps = for_each(across, taps.view(n * height, 3 * width, -1))
             taps = taps.view(n, height, 2 * width, 3, -1).transpose(2, 3)
-            found.append(_for_each(down, taps.reshape(n, 3 * height, -1)))
+            found.append(for_each(down, taps.reshape(n, 3 * height, -1)))
         return _joined(found).view(len(x), 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -81,9 +64,9 @@ class _ConvolveDoubled(torch.autograd.Function):
             strict=True,
         ):
             n, height, width, n_in = part.shape
-            taps = _for_each(down, of_part.reshape(n, 2 * height, -1))
+            taps = for_each(down, of_part.reshape(n, 2 * height, -1))
             taps = taps.view(n, height, 3, 2 * width, n_out).transpose(2, 3)
-            taps = _for_each(across, taps.reshape(n * height, 2 * width, -1)).view(-1, len(by_tap))
+            taps = for_each(across, taps.reshape(n * height, 2 * width, -1)).view(-1, len(by_tap))
             weight_gradient.addmm_(taps.T, part.reshape(-1, n_in))
             bias_gradient += taps[:, 4 * n_out : 5 * n_out].sum(0)
             found.append(taps @ by_tap)
@@ -100,11 +83,6 @@ def _by_tap(weight: Tensor) -> Tensor:
     return weight.permute(3, 2, 0, 1).reshape(-1, weight.shape[1])
 
 
-def _for_each(matrix: Tensor, x: Tensor) -> Tensor:
-    """matrix (M, K) @ x (B, K, N), for each of B."""
-    return torch.bmm(matrix.expand(len(x), -1, -1), x)
-
-
 def _joined(parts: list[Tensor]) -> Tensor:
     """The parts one after the other; a single one as it is, without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -114,20 +92,6 @@ def _n_at_once(x: Tensor, weight: Tensor) -> int:
     """Images to be taken together."""
     of_one = 9 * len(weight) * x.shape[2] * x.shape[3] * x.element_size()
     return max(1, TAP_BYTES // of_one)
-
-
-@cache
-def doubling(
-    n: int, upsampling: str, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Tensor:
-    """(2n, n): n values in a row to twice as many. Nearest, each twice; bilinear, 3/4 of the near
-    one and 1/4 of its neighbour."""
-    near = torch.eye(n, dtype=dtype).repeat_interleave(2, 0)
-    if upsampling == "nearest":
-        return near.to(device)
-    beside = torch.arange(2 * n) // 2 + torch.tensor([-1, 1]).repeat(n)
-    far = torch.eye(n, dtype=dtype)[beside.clamp(0, n - 1)]
-    return (0.75 * near + 0.25 * far).to(device)
 
 
 @cache

@@ -19,7 +19,8 @@ import torch
 
 from mpcc.config import Config
 from mpcc.data.image_set import ImageSet
-from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS, stepper
+from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
+from mpcc.training.algorithm import train_step
 from mpcc.training.device import prepare_process
 from mpcc.training.state import build_state
 from mpcc.training.trainer import Progress, train
@@ -168,12 +169,11 @@ class Trial:
         prepare_process(config, device)
         self.device = device
         self.state = build_state(config, image_set, device)
-        self.step = stepper(self.state)
 
     def iterate(self, n: int) -> None:
         """Make n iterations and wait for them."""
         for _ in range(n):
-            self.step()
+            train_step(self.state)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 

@@ -1,79 +1,19 @@
-"""Parameters as the update functions see them: what an optimiser moves, and how.
+"""Raw weights, normalised weights and Adam's state of many layers in one buffer each.
 
-A Part is a set of parameters that one optimiser moves. Two kinds do the same arithmetic:
-
-`FlatPart`   raw weights, normalised weights and Adam's state of many layers in one buffer each.
-             Layers of one shape are normalised together, after an update and never between.
-`ModulePart` torch's own Adam on a module's parameters, each weight normalised where it is used:
-             the plain path, which the tests hold the other against.
-
-Adam has β1 = 0, β2 = 0.999 and ε = 1e-8 throughout (Appendix C), so it keeps no first moment.
+Layers of one shape are normalised together, after an update and never between. The plain twin of a
+`FlatPart` is `mpcc.training.optimiser.ModulePart`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from mpcc.model.layers import Spectral
-
-BETA2 = 0.999
-EPS = 1e-8
-
-
-class Part:
-    """Parameters that one optimiser moves; `leaves` are the tensors a loss is differentiated by."""
-
-    leaves: list[Tensor]
-    raw: list[Tensor]
-    """What the optimiser moves, the moving average follows."""
-    lr: float
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters by one Adam step; gradients in the order of `leaves`."""
-        raise NotImplementedError
-
-    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
-        """Set a module of this part's layout to these raw weights, normalised afresh."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Tensor]:
-        """All tensors that training goes on from."""
-        raise NotImplementedError
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, to the bit."""
-        raise NotImplementedError
-
-
-@contextmanager
-def only_trainable(*parts: Part) -> Iterator[None]:
-    """Within, gradients flow into exactly these parts; outside they are off."""
-    leaves = [leaf for part in parts for leaf in part.leaves]
-    for leaf in leaves:
-        leaf.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for leaf in leaves:
-            leaf.requires_grad_(False)
-
-
-def minimise(loss: Tensor, *parts: Part) -> None:
-    """One optimiser step of each part on this loss."""
-    leaves = [leaf for part in parts for leaf in part.leaves]
-    # Learnt cluster weights have no share in G's loss: their gradient there is zero.
-    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
-    with torch.no_grad():
-        start = 0
-        for part in parts:
-            part.step(gradients[start : start + len(part.leaves)])
-            start += len(part.leaves)
+from mpcc.fast.layers import Spectral, quicken
+from mpcc.training.optimiser import BETA2, EPS, Part
 
 
 @dataclass
@@ -222,6 +162,7 @@ class FlatPart(Part):
             group.normalise(n_power_iterations)
 
     def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        quicken(module)
         part = Pool([[module]]).part(0, 0, 0.0)
         part.load_weights(raw[0], self.vectors(), n_power_iterations)
 
@@ -253,52 +194,6 @@ class FlatPart(Part):
         self.load_weights(state["raw"], state["vectors"])
         self.adam.square_average.copy_(state["square_average"])
         self.adam.n_steps.copy_(state["n_steps"])
-
-
-class ModulePart(Part):
-    """A module's parameters under torch's own Adam."""
-
-    def __init__(self, modules: Sequence[nn.Module], lr: float) -> None:
-        self.modules = nn.ModuleList(modules)
-        self.leaves = self.raw = list(self.modules.parameters())
-        self.layers = [m for m in self.modules.modules() if isinstance(m, Spectral)]
-        for leaf in self.leaves:
-            leaf.requires_grad_(False)
-        self.lr = lr
-        self.adam = torch.optim.Adam(self.leaves, lr=lr, betas=(0.0, BETA2), eps=EPS)
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        for leaf, gradient in zip(self.leaves, gradients, strict=True):
-            leaf.grad = gradient
-        self.adam.param_groups[0]["lr"] = self.lr
-        self.adam.step()
-        self.adam.zero_grad()
-        for layer in self.layers:
-            layer.power_iterate()
-
-    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
-        module.load_state_dict(self.modules[0].state_dict())
-        for parameter, value in zip(module.parameters(), raw, strict=True):
-            parameter.copy_(value)
-        for layer in module.modules():
-            if isinstance(layer, Spectral):
-                layer.power_iterate(n_power_iterations)
-
-    def state(self) -> dict[str, Tensor]:
-        tensors = {f"module/{k}": v for k, v in self.modules.state_dict().items()}
-        for i, leaf in enumerate(self.leaves):
-            for name, value in self.adam.state.get(leaf, {}).items():
-                tensors[f"adam/{i}/{name}"] = value
-        return tensors
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        module = {k[7:]: v for k, v in state.items() if k.startswith("module/")}
-        self.modules.load_state_dict(module)
-        for i, leaf in enumerate(self.leaves):
-            prefix = f"adam/{i}/"
-            self.adam.state[leaf] = {
-                k[len(prefix) :]: v.clone() for k, v in state.items() if k.startswith(prefix)
-            }
 
 
 def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral | None]]:

@@ -1,21 +1,18 @@
 """Layers of the three networks: spectrally normalised weights, conditional batch norm, up-sampling.
 
 A spectral layer keeps the raw weight that the optimiser moves; the forward pass sees it divided by
-its largest singular value, estimated by one power iteration for each change of the weight
-(`mpcc.fast.weights` does that for all layers at once).
+its largest singular value, estimated by one power iteration for each change of the weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from mpcc.fast.doubled_conv import convolve_doubled, double
 
 N_POWER_ITERATIONS_AT_START = 15
 BATCH_NORM_EPS = 1e-5
@@ -46,8 +43,6 @@ class Spectral(nn.Module):
         self.v: Tensor
         self.register_buffer("u", F.normalize(torch.randn(shape[0]), dim=0))
         self.register_buffer("v", torch.zeros(self.weight[0].numel()))
-        self.normalised: Tensor | None = None
-        """Set while `mpcc.fast.weights` keeps the normalised weight; None: computed at each use."""
         self.power_iterate(N_POWER_ITERATIONS_AT_START)
 
     @torch.no_grad()
@@ -60,8 +55,6 @@ class Spectral(nn.Module):
 
     def used_weight(self) -> Tensor:
         """The weight that the forward pass sees; u and v count as constants in its gradient."""
-        if self.normalised is not None:
-            return self.normalised
         return self.weight / (self.u @ (self.weight.flatten(1) @ self.v))
 
 
@@ -82,48 +75,15 @@ class Conv(Spectral):
         super().__init__((n_out, n_in, kernel_size, kernel_size), bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.used_weight()
-        if self.normalised is not None and weight.shape[2] == 1:
-            # Channels last, a 1×1 convolution is a product of two matrices, at a third of the cost
-            # on small images.
-            by_pixel = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), self.bias)
-            return by_pixel.permute(0, 3, 1, 2)
-        return F.conv2d(x, weight, self.bias, padding=weight.shape[2] // 2)
-
-    def to_few_channels(self, x: Tensor) -> Tensor:
-        """This 3×3 convolution where it leaves few channels: one product of matrices for its nine
-        taps, whose results are then added, each in its place. On a CPU a fifth of the cost."""
-        assert self.bias is not None
-        weight = self.used_weight()
-        n_out, n_in = weight.shape[:2]
-        n, _, height, width = x.shape
-        by_tap = weight.permute(2, 3, 0, 1).reshape(9 * n_out, n_in)
-        taps = by_tap @ x.permute(0, 2, 3, 1).reshape(-1, n_in).T
-        taps = taps.view(3, 3, n_out, n, height, width)
-        out = taps.new_zeros(n_out, n, height + 2, width + 2)
-        for i in range(3):
-            for j in range(3):
-                out[:, :, 2 - i : 2 - i + height, 2 - j : 2 - j + width] += taps[i, j]
-        out = out[:, :, 1:-1, 1:-1] + self.bias.view(-1, 1, 1, 1)
-        return out.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, self.used_weight(), self.bias, padding=self.weight.shape[2] // 2)
 
     def on_doubled(self, x: Tensor, upsampling: str) -> Tensor:
         """This 3×3 convolution of x up-sampled by 2."""
-        fast = self.normalised is not None and x.device.type == "cpu"
-        if not fast or torch.is_autocast_enabled("cpu"):
-            return self(double(x, upsampling))
-        assert self.bias is not None
-        return convolve_doubled(x, self.used_weight(), self.bias, upsampling)
+        return self(double(x, upsampling))
 
     def then_pool(self, x: Tensor) -> Tensor:
-        """This convolution, then a mean over 2×2 pixels.
-
-        With weights kept by `mpcc.fast.weights` the mean comes first, at every place, and the
-        convolution has only every second one left: 9 products for an output pixel instead of 36.
-        """
-        if self.normalised is None:
-            return F.avg_pool2d(self(x), 2)
-        return F.conv2d(F.avg_pool2d(x, 2, 1, 1), self.normalised, self.bias, stride=2)
+        """This convolution, then a mean over 2×2 pixels."""
+        return F.avg_pool2d(self(x), 2)
 
 
 class SpectralEmbedding(Spectral):
@@ -134,6 +94,44 @@ class SpectralEmbedding(Spectral):
 
     def forward(self, y: Tensor) -> Tensor:
         return F.embedding(y, self.used_weight())
+
+
+def double(x: Tensor, upsampling: str) -> Tensor:
+    """x (B, C, H, W) up-sampled by 2: `nearest`, or `bilinear` (not aligned at the corners)."""
+    if upsampling == "bilinear" and x.device.type == "cuda":
+        return bilinear_double(x)
+    align = None if upsampling == "nearest" else False
+    return F.interpolate(x, scale_factor=2, mode=upsampling, align_corners=align)
+
+
+def bilinear_double(x: Tensor) -> Tensor:
+    """F.interpolate(x, scale_factor=2, mode="bilinear") as a product of matrices in each direction,
+    channels last: on a GPU the gradient of torch's own adds in no fixed order."""
+    n_images, n_channels, height, width = x.shape
+    across, down = (doubling(n, "bilinear", x.dtype, x.device) for n in (width, height))
+    x = x.permute(0, 2, 3, 1).reshape(n_images, height, width * n_channels)
+    x = for_each(down, x).view(n_images * 2 * height, width, n_channels)
+    x = for_each(across, x)
+    return x.view(n_images, 2 * height, 2 * width, n_channels).permute(0, 3, 1, 2)
+
+
+@cache
+def doubling(
+    n: int, upsampling: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(2n, n): n values in a row to twice as many. Nearest, each twice; bilinear, 3/4 of the near
+    one and 1/4 of its neighbour."""
+    near = torch.eye(n, dtype=dtype).repeat_interleave(2, 0)
+    if upsampling == "nearest":
+        return near.to(device)
+    beside = torch.arange(2 * n) // 2 + torch.tensor([-1, 1]).repeat(n)
+    far = torch.eye(n, dtype=dtype)[beside.clamp(0, n - 1)]
+    return (0.75 * near + 0.25 * far).to(device)
+
+
+def for_each(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix (M, K) @ x (B, K, N), for each of B."""
+    return torch.bmm(matrix.expand(len(x), -1, -1), x)
 
 
 def embedding(n: int, size: int) -> nn.Embedding:
@@ -167,26 +165,15 @@ class ConditionalBatchNorm(nn.Module):
             self.bias = nn.Parameter(torch.zeros(n_channels))
         self.statistics = StandingStatistics()
 
-    def forward(
-        self, x: Tensor, condition: Tensor | None = None, n_batches: int | None = None
-    ) -> Tensor:
-        """x normalised; with `n_batches`, each of so many equal batches by itself."""
-        gain, shift = self._affine(condition)
-        if n_batches is None:
-            if condition is None:
-                return self.statistics.normalise(x, gain, shift)
-            x = self.statistics.normalise(x)
-            return torch.addcmul(shift[:, :, None, None], x, gain[:, :, None, None])
-        # Statistics and condition as one factor and one summand: the images are read twice, not
-        # four times. One of both for each image, so that batches may differ.
-        mean, var = self.statistics.of(x, n_batches)
-        rows = (n_batches, -1, x.shape[1])
-        factor = gain.expand(x.shape[:2]).view(rows) * (var + BATCH_NORM_EPS).rsqrt()[:, None]
-        summand = shift.expand(x.shape[:2]).view(rows) - mean[:, None] * factor
-        size = (*x.shape[:2], 1, 1)
-        return torch.addcmul(summand.view(size), x, factor.view(size))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) normalised, then scaled and shifted as the condition says."""
+        gain, shift = self.affine(condition)
+        if condition is None:
+            return self.statistics.normalise(x, gain, shift)
+        x = self.statistics.normalise(x)
+        return torch.addcmul(shift[:, :, None, None], x, gain[:, :, None, None])
 
-    def _affine(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def affine(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """What normalised values are multiplied by and raised by, (C,) or (B, C)."""
         if condition is None:
             return self.weight, self.bias
@@ -209,22 +196,14 @@ class StandingStatistics:
         if self.state == "standing":
             return F.batch_norm(x, self.mean, self.var, weight, bias, False, 0.0, BATCH_NORM_EPS)
         if self.state == "collecting":
-            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-            self._collect(mean, var)
+            # Of half as many digits too: what is averaged and kept has those of float32 at least.
+            whole = x.to(torch.promote_types(x.dtype, torch.float32))
+            var, mean = torch.var_mean(whole, (0, 2, 3), correction=0)
+            self.collect(mean, var)
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, BATCH_NORM_EPS)
 
-    def of(self, x: Tensor, n_batches: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance to normalise each of so many equal batches by, (n_batches, C) each."""
-        if self.mean is not None and self.var is not None and self.state == "standing":
-            return self.mean.expand(n_batches, -1), self.var.expand(n_batches, -1)
-        found = [torch.batch_norm_update_stats(b, None, None, 0.0) for b in x.chunk(n_batches)]
-        mean, var = (torch.stack(both) for both in zip(*found, strict=True))
-        if self.state == "collecting":
-            for pair in zip(mean, var, strict=True):
-                self._collect(*pair)
-        return mean, var
-
-    def _collect(self, mean: Tensor, var: Tensor) -> None:
+    def collect(self, mean: Tensor, var: Tensor) -> None:
+        """Average over one more pass; mean and variance (C,)."""
         self.n_passes += 1
         if self.mean is None or self.var is None:
             self.mean, self.var = mean, var

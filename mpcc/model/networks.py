@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpcc.config import Config
-from mpcc.fast.doubled_conv import double
 from mpcc.model.layers import (
     ConditionalBatchNorm,
     Conv,
     Linear,
     SpectralEmbedding,
     StandingStatistics,
+    double,
     embedding,
     in_its_precision,
 )
@@ -34,10 +34,10 @@ class GeneratorBlock(nn.Module):
         self.conv2 = Conv(n_channels, n_channels, 3)
         self.shortcut = Conv(n_channels, n_channels, 1)
 
-    def forward(self, x: Tensor, condition: Tensor | None, n_batches: int | None) -> Tensor:
-        h = self.norm1(x, condition, n_batches).relu_()
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        h = self.norm1(x, condition).relu_()
         h = self.conv1.on_doubled(h, self.upsampling)
-        h = self.conv2(self.norm2(h, condition, n_batches).relu_())
+        h = self.conv2(self.norm2(h, condition).relu_())
         # A 1×1 convolution and an up-sampling whose weights sum to 1 commute; this order is 4×
         # cheaper than figure 4's and gives the same numbers.
         return h + double(self.shortcut(x), self.upsampling)
@@ -72,19 +72,19 @@ class Generator(nn.Module):
         self.last = Conv(n_channels, config.n_channels, 3)
 
     @in_its_precision
-    def forward(self, z: Tensor, y: Tensor | None, n_batches: int | None = None) -> Tensor:
-        """The images; with `n_batches`, of so many equal batches, each by its own statistics.
-
-        A number of batches, one too, takes the way that is fast where no gradient is wanted.
-        """
+    def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
         entry, conditions = self._deliver(z, y)
         # The linear layer's outputs are read as 4×4 pixels of channels, in memory order.
         h = self.first(entry).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
         for block, condition in zip(self.blocks, conditions, strict=True):
-            h = block(h, condition, n_batches)
-        h = self.norm(h, None, n_batches).relu_()
-        few = n_batches is not None and h.device.type == "cpu" and not self.in_bfloat16
-        return torch.tanh(self.last.to_few_channels(h) if few else self.last(h))
+            h = block(h, condition)
+        return torch.tanh(self.last(self.norm(h).relu_()))
+
+    def batches(self, z: Tensor, y: Tensor | None, batch_size: int) -> Tensor:
+        """The images of one or more batches of z and y, each normalised by its own statistics."""
+        parts = z.split(batch_size)
+        labels = [None] * len(parts) if y is None else y.split(batch_size)
+        return torch.cat([self(*part) for part in zip(parts, labels, strict=True)])
 
     def _deliver(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
         """What the first layer and each block get of z and y (`latent_mode`)."""

@@ -79,10 +79,26 @@ class Prior(nn.Module):
 
     @property
     def sampling_std(self) -> Tensor:
-        """Standard deviation that samples have, (K, J)."""
+        """Standard deviation that samples have apart from shared directions, (K, J)."""
         if self.published_floor:
             return (self.log_var / 2).exp() + self.min_std
         return self.var.sqrt()
+
+    @property
+    def marginal_std(self) -> Tensor:
+        """Standard deviation of z in each component and dimension, shared directions included,
+        (K, J)."""
+        if self.family != "low_rank_mixture":
+            return self.sampling_std
+        return (self.sampling_std.square() + self.directions.square().sum(2)).sqrt()
+
+    @property
+    def covariances(self) -> Tensor:
+        """Covariance of z in each component, (K, J, J); variances, (K, J), where it is diagonal."""
+        var = self.sampling_std.square()
+        if self.family != "low_rank_mixture":
+            return var
+        return torch.diag_embed(var) + self.directions @ self.directions.mT
 
     def sample_y(self, n: int, rng: torch.Generator) -> Tensor | None:
         """n clusters from p(y), (n,) int64; None without clusters."""

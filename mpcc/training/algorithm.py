@@ -6,26 +6,21 @@ images of a phase, during which G stands still, can be generated together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from mpcc.fast.weights import minimise, only_trainable
 from mpcc.model import losses
+from mpcc.training.optimiser import minimise, only_trainable
 from mpcc.training.state import TrainState, as_input
-
-CPU_GENERATED_BYTES = 8 * 2**20
-"""Largest layer of the images generated together on a CPU: what its cache holds."""
 
 
 @torch.no_grad()
-def train_step(
-    state: TrainState, updates: Callable[[TrainState], dict[str, Tensor]] | None = None
-) -> dict[str, Tensor]:
+def train_step(state: TrainState) -> dict[str, Tensor]:
     """One iteration of Algorithm 1. Returns losses, 0-d on the device; the caller decides when to
-    look at them. `updates` is how its updates are made; None: by `update_all`."""
-    terms = (updates or update_all)(state)
+    look at them."""
+    terms = (state.updates or update_all)(state)
     state.iteration += 1
     update_average(state)
     return terms
@@ -110,7 +105,7 @@ def encoder_loss(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
 
 
 def update_average(state: TrainState) -> None:
-    """Moving average of G's parameters; a copy up to `ema_start`."""
+    """Moving average of G's parameters; a copy up to and including iteration `ema_start`."""
     early = state.iteration <= state.config.ema_start
     decay = 0.0 if early else state.config.ema_decay
     torch._foreach_lerp_(state.average, state.generator_part.raw, 1 - decay)
@@ -143,14 +138,4 @@ def encoder_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor]]:
 
 def generate(state: TrainState, z: Tensor, y: Tensor | None) -> Tensor:
     """Images of one or more batches, each normalised by its own statistics; no gradient into G."""
-    config, n = state.config, state.config.batch_size
-    at_once = len(z) // n if config.fast else 1
-    if state.device.type == "cpu":
-        largest = n * 4 * config.width * config.image_size**2 * z.element_size()
-        at_once = max(1, min(at_once, CPU_GENERATED_BYTES // largest))
-    chunks = z.split(n * at_once)
-    of_each = [None] * len(chunks) if y is None else y.split(n * at_once)
-    return torch.cat([
-        state.generator(z, y, len(z) // n if config.fast else None)
-        for z, y in zip(chunks, of_each, strict=True)
-    ])  # fmt: skip
+    return state.generator.batches(z, y, state.config.batch_size)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
 
 from mpcc.config import Config
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""glibc's numbers for what mallopt sets."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -34,7 +28,6 @@ def prepare_process(config: Config, device: torch.device) -> None:
     """Set what the process has only once, as this trial needs it (`Config.of_the_process`)."""
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
-        keep_freed_memory()
         return
     # Sums in a fixed order, so that a trial repeats itself; cuDNN takes TF32 unless told not to.
     torch.backends.cudnn.deterministic = True
@@ -59,17 +52,3 @@ def whole_float32() -> Iterator[None]:
 def _float32_products() -> tuple[Any, Any]:
     """torch's settings of what a GPU multiplies float32 in: matrices, convolutions."""
     return torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next iteration, instead of giving it back.
-
-    At 32×32 pixels the layers of an iteration are megabytes each; fetching their pages anew every
-    time took up to a twentieth of it. Does nothing where the C library is not glibc.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 2**30)
-            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -79,8 +79,9 @@ def main() -> None:
     """Print the fields of `Pace`."""
     from mpcc.data.image_set import load
     from mpcc.evaluation.evaluate import evaluate
-    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS, stepper
+    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
     from mpcc.fast.together import iterations_per_second, n_trials_for
+    from mpcc.training.algorithm import train_step
     from mpcc.training.device import prepare_process, resolve_device
     from mpcc.training.state import build_state
 
@@ -88,12 +89,11 @@ def main() -> None:
     images = load(config, Path(sys.argv[4]) if sys.argv[4] else None)
     prepare_process(config, device)
     state = build_state(config, images, device)
-    step = stepper(state)
     for _ in range(N_PLAIN_ITERATIONS + 1):
-        step()
+        train_step(state)
     n, begun = 0, _now(device)
     while n < 2 or _now(device) - begun < SECONDS:
-        step()
+        train_step(state)
         n += 1
     iteration = (_now(device) - begun) / n
     begun = _now(device)
@@ -120,11 +120,12 @@ def seconds_of_scores(state: TrainState, evaluation: Evaluation) -> float:
     n = state.config.n_generated
     if n is None:
         return 0.0
-    state.config = state.config.override(n_generated=min(n, N_SCORED))
+    n_scored = min(n, max(N_SCORED, state.config.n_is_splits))
+    state.config = state.config.override(n_generated=n_scored)
     generation_scores(state, evaluation)
     begun = _now(state.device)
     generation_scores(state, evaluation)
-    return (_now(state.device) - begun) * n / min(n, N_SCORED)
+    return (_now(state.device) - begun) * n / n_scored
 
 
 def _now(device: torch.device) -> float:

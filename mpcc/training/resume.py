@@ -36,15 +36,20 @@ def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | Non
 
 
 def restore(state: TrainState, path: Path) -> None:
-    """Go on from the newest intact checkpoint; from the start, loudly, where none is intact."""
+    """Go on from the newest intact checkpoint; from the start, loudly, where none is intact.
+
+    Of a run that has ended, the model as it ended; RunDirError where there is none to be had.
+    """
     problems = list(settle(path).values())
+    result = run_dir.read_result(path)
+    ended = result is not None and result["state"] in (run_dir.DONE, run_dir.DIVERGED)
     shorter = [state.config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
     keys = {config.trial_key for config in (state.config, *shorter)}
     for checkpoint in run_dir.read_checkpoints(path)[0]:
         try:
             file = io.BytesIO(checkpoint.payload)
             content = torch.load(file, map_location=state.device, weights_only=True)
-            problem = unfit(content, state, keys)
+            problem = unfit(content, state, keys, ended)
             rows = None if problem else evaluations(checkpoint, content["iteration"], state, path)
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
             problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
@@ -60,6 +65,10 @@ def restore(state: TrainState, path: Path) -> None:
         state.seconds = content["seconds"]
         state.rows = rows
         break
+    else:
+        if ended:
+            why = "; ".join(problems) or f"{path} holds no checkpoint"
+            raise run_dir.RunDirError(f"{path} has ended, and its model cannot be loaded: {why}")
     if problems:
         start = f"going on at iteration {state.iteration}" if state.iteration else "starting over"
         log.warning("%s; %s", "; ".join(problems), start)
@@ -80,15 +89,17 @@ def evaluations(
     return rows if wanted <= {row["iteration"] for row in rows} else None
 
 
-def unfit(content: dict[str, Any], state: TrainState, keys: Collection[str]) -> str | None:
+def unfit(
+    content: dict[str, Any], state: TrainState, keys: Collection[str], ended: bool
+) -> str | None:
     """Why training cannot go on from a checkpoint, such as one of another version's networks.
 
-    `keys` are those of this trial and of its shorter self.
+    `keys` are those of this trial and of its shorter self; `ended`: its result is there.
     Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
     """
     if content["trial_key"] not in keys:
         return "belongs to another trial"
-    if not 0 <= content["iteration"] < state.config.iterations:
+    if not 0 <= content["iteration"] < state.config.iterations + ended:
         # A checkpoint of the end has its result beside it, unless that was damaged or deleted: the
         # last evaluation is then made again, from the checkpoint before.
         return f"is of iteration {content['iteration']}, and the result is missing"

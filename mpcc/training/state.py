@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mpcc.config import Config
 from mpcc.data.image_set import ImageSet, to_float
-from mpcc.fast.weights import ModulePart, Part, Pool
 from mpcc.model.networks import Discriminator, Encoder, Generator, build_networks
 from mpcc.model.prior import Prior
+from mpcc.training.optimiser import ModulePart, Part
 
 _global_random, _copying = threading.Lock(), threading.Lock()
 _copies: WeakValueDictionary[tuple[str, str], DeviceImages] = WeakValueDictionary()
@@ -50,6 +50,8 @@ class TrainState:
     rng: torch.Generator
     average: list[Tensor]
     """Moving average of G's raw parameters, in the order of its part's `raw`."""
+    updates: Callable[[TrainState], dict[str, Tensor]] | None = None
+    """What makes the updates of an iteration; None: `algorithm.update_all`."""
     iteration: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -92,12 +94,11 @@ def build_state(
         generator, discriminator, encoder = build_networks(config)
     for network in (generator, discriminator, encoder):
         network.to(device, dtype)
-    build = build_parts if config.fast else build_plain_parts
-    parts = build(config, generator, discriminator, encoder)
     has_prior_parameters = any(True for _ in prior.parameters())
     rng = torch.Generator(device)
     rng.manual_seed(config.seed)
-    return TrainState(
+    lr = config.network_lr
+    state = TrainState(
         config=config,
         image_set=image_set,
         data=on_device(image_set, device),
@@ -105,13 +106,19 @@ def build_state(
         discriminator=discriminator,
         encoder=encoder,
         prior=prior,
-        generator_part=parts[0],
-        discriminator_part=parts[1],
-        encoder_part=parts[2],
-        prior_part=Pool([[prior]]).part(0, 0, config.prior_lr) if has_prior_parameters else None,
+        generator_part=ModulePart([generator], lr),
+        discriminator_part=ModulePart([discriminator], lr),
+        encoder_part=ModulePart([encoder], lr),
+        prior_part=ModulePart([prior], config.prior_lr) if has_prior_parameters else None,
         rng=rng,
-        average=[t.detach().clone() for t in parts[0].raw],
+        average=[],
     )
+    if config.fast:
+        from mpcc.fast.build import speed_up  # which imports the algorithm, and that this module
+
+        speed_up(state)
+    state.average = [t.detach().clone() for t in state.generator_part.raw]
+    return state
 
 
 @contextmanager
@@ -149,33 +156,6 @@ def build_prior(config: Config) -> Prior:
         rank=config.prior_rank,
         weights=config.given_cluster_weights,
         learn_weights=config.cluster_weights == "learnt",
-    )
-
-
-def build_parts(
-    config: Config, generator: Generator, discriminator: Discriminator, encoder: Encoder
-) -> tuple[Part, Part, Part]:
-    """Parts of G, D and E. D and E share the trunk's weights, each with its own Adam state."""
-    own_d = [m for name, m in discriminator.named_children() if name != "trunk"]
-    own_e = [m for name, m in encoder.named_children() if name != "trunk"]
-    lr = config.network_lr
-    generator_part = Pool([[generator]]).part(0, 0, lr)
-    if encoder.trunk is discriminator.trunk:
-        pool = Pool([own_d, [discriminator.trunk], own_e])
-        return generator_part, pool.part(0, 1, lr), pool.part(1, 2, lr)
-    d_part = Pool([own_d, [discriminator.trunk]]).part(0, 1, lr)
-    return generator_part, d_part, Pool([[encoder.trunk], own_e]).part(0, 1, lr)
-
-
-def build_plain_parts(
-    config: Config, generator: Generator, discriminator: Discriminator, encoder: Encoder
-) -> tuple[Part, Part, Part]:
-    """The same by torch's own means (`fast` false)."""
-    lr = config.network_lr
-    return (
-        ModulePart([generator], lr),
-        ModulePart([discriminator], lr),
-        ModulePart([encoder], lr),
     )
 
 

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from mpcc.config import Config
 from mpcc.data.image_set import DataError, ImageSet, load
-from mpcc.evaluation import baseline, metrics
-from mpcc.evaluation.evaluate import evaluate, generation_scores, write_pictures
-from mpcc.fast.cuda_graph import stepper
+from mpcc.evaluation import baseline
+from mpcc.evaluation.evaluate import NotFinite, evaluate, generation_scores, said
+from mpcc.evaluation.failures import failures
+from mpcc.evaluation.trial_pictures import write_pictures
 from mpcc.model.networks import n_parameters
 from mpcc.runs import run_dir
 from mpcc.runs.code_version import code_fingerprints, code_version
+from mpcc.training.algorithm import train_step
+from mpcc.training.checks import check_images
 from mpcc.training.device import prepare_process, resolve_device
 from mpcc.training.resume import restore, write_checkpoint
 from mpcc.training.state import TrainState, build_state
@@ -78,18 +81,18 @@ def train(
     prepare_process(config, where)
     # Before anything is written: images that are refused leave nothing behind.
     image_set = load(config, data_dir) if image_set is None else image_set
-    if config.conditional and image_set.labels is None:
-        raise DataError(
-            f"conditional=true needs labels, and the images of {config.dataset} have none: "
-            "set conditional=false or choose a data set with labels"
-        )
-    check_images(path, config, image_set, fingerprint)
+    labels = image_set.labels
+    n_labels = None if labels is None else int(labels.max()) + 1
+    check_images(config, image_set.images.shape, n_labels)
+    check_same_images(path, config, image_set, fingerprint)
     run_dir.open_run(path, config)
     state = build_state(config, image_set, where)
     restore(state, path)
     run_dir.write_metrics(path, state.rows)
     write_provenance(path, state)
-    yield from _Run(state, path, checkpoint_seconds, checkpoint_iterations).iterate()
+    run = _Run(state, path, checkpoint_seconds, checkpoint_iterations)
+    run.baseline = kmeans_baseline(state)
+    yield from run.iterate()
 
 
 class _Run:
@@ -103,16 +106,17 @@ class _Run:
         self.between_checkpoints = seconds
         self.saved_iteration = state.iteration
         self.saved = self.spoke = self.clock = time.monotonic()
+        self.baseline: dict[str, float | str] = {}
 
     def iterate(self) -> Generator[Progress]:
         """Train to the end; see `train`."""
         state, config = self.state, self.state.config
-        step = stepper(state)
+        self.saved = self.spoke = self.clock = time.monotonic()
         waiting: list[dict[str, Tensor]] = []
         flush_every = 1 if state.device.type == "cpu" else FLUSH_EVERY_ON_GPU
         try:
             while state.iteration < config.iterations:
-                waiting.append(step())
+                waiting.append(train_step(state))
                 last = state.iteration == config.iterations
                 evaluating = last or state.iteration % config.eval_every == 0
                 if not evaluating and len(waiting) < flush_every:
@@ -120,12 +124,14 @@ class _Run:
                 cause = first_not_finite(waiting, state.iteration)
                 self._count("train")
                 if cause is not None:
-                    write_result(self.path, state, run_dir.DIVERGED, cause, {})
-                    self.saved_iteration = state.iteration
-                    yield self._progress(state="diverged", cause=cause)
+                    yield self._diverged(cause)
                     return
                 if evaluating:
-                    row = self._evaluate(waiting[-1], last)
+                    try:
+                        row = self._evaluate(waiting[-1], last)
+                    except NotFinite as error:
+                        yield self._diverged(f"{error} at iteration {state.iteration}")
+                        return
                     yield self._progress(state="done" if last else "running", metrics=row)
                 waiting = []
                 if not last and self._checkpoint_due():
@@ -145,20 +151,30 @@ class _Run:
         evaluation = evaluate(state)
         values = {name: float(value) for name, value in terms.items()}
         row = {"iteration": state.iteration} | evaluation.metrics | values
-        unavailable: dict[str, str] = {}
+        unavailable = evaluation.unavailable
         if last:
-            generated, unavailable = generation_scores(state, evaluation)
+            generated, missing = generation_scores(state, evaluation)
             row |= generated
+            unavailable |= missing
         self._count("evaluate")
         row["seconds"] = round(state.seconds["train"], 3)
         run_dir.append_metrics(self.path, row)
         state.rows.append(row)
         if last:
-            write_pictures(self.path, state, evaluation)
+            unavailable |= write_pictures(self.path, state, evaluation)
             # In this order: a checkpoint at the end always has its result beside it.
-            result = write_result(self.path, state, run_dir.DONE, None, row, unavailable)
+            result = write_result(
+                self.path, state, run_dir.DONE, None, row, unavailable, self.baseline
+            )
             self._save(result)
         return row
+
+    def _diverged(self, cause: str) -> Progress:
+        """Record that training cannot go on."""
+        self._count("train")
+        write_result(self.path, self.state, run_dir.DIVERGED, cause, {}, {}, self.baseline)
+        self.saved_iteration = self.state.iteration
+        return self._progress(state="diverged", cause=cause)
 
     def _count(self, what: str) -> None:
         """Add the time since the last look to that of training or evaluation."""
@@ -203,9 +219,14 @@ def write_result(
     outcome: str,
     cause: str | None,
     row: dict[str, Any],
-    unavailable: dict[str, str] | None = None,
+    unavailable: dict[str, str],
+    baseline: dict[str, float | str],
 ) -> dict[str, Any]:
-    """Record how the trial ended; returns the record."""
+    """Record how the trial ended; returns the record.
+
+    `unavailable`: metric or picture -> why it is missing; of the baseline a number or a reason.
+    """
+    unavailable = unavailable | {n: v for n, v in baseline.items() if isinstance(v, str)}
     last = {k: v for k, v in row.items() if k not in ("iteration", "seconds")}
     digest = hashlib.sha256()
     for part in state.parts().values():
@@ -220,9 +241,9 @@ def write_result(
             "iteration": state.iteration,
             "trial_key": state.config.trial_key,
             "metrics": last,
-            "failures": list(metrics.failures(last, state.config.max_saturation)),
-            "unavailable": unavailable or {},
-            "baseline": kmeans_baseline(state),
+            "failures": list(failures(last, state.config.max_saturation)),
+            "unavailable": unavailable,
+            "baseline": {n: v for n, v in baseline.items() if not isinstance(v, str)},
             "weights_sha256": digest.hexdigest(),
             "n_parameters": {
                 "generator": n_parameters(state.generator),
@@ -235,7 +256,7 @@ def write_result(
     )
 
 
-def check_images(
+def check_same_images(
     path: Path, config: Config, image_set: ImageSet, fingerprint: str | None = None
 ) -> None:
     """Refuse other images than the trial was begun on, or than the rest of its sweep has."""
@@ -280,9 +301,13 @@ def write_provenance(path: Path, state: TrainState) -> None:
     )
 
 
-def kmeans_baseline(state: TrainState) -> dict[str, float]:
-    """Majority accuracy of k-means on the same pixels; empty without labels or clusters."""
+def kmeans_baseline(state: TrainState) -> dict[str, float | str]:
+    """Majority accuracy of k-means on the same pixels, or why there is none; empty for a model
+    without labels or clusters, beside which it would say nothing."""
     if state.labels is None or not state.prior.has_clusters:
         return {}
-    accuracy = baseline.kmeans_acc_majority(state.image_set, state.config.n_clusters)
-    return {"kmeans_acc_majority": accuracy}
+    name = "kmeans_acc_majority"
+    try:
+        return {name: baseline.kmeans_acc_majority(state.image_set, state.config.n_clusters)}
+    except Exception as error:
+        return {name: said(error)}

@@ -118,6 +118,10 @@ class Engine:
             self.submit(self._submitted[event.key])
         return event
 
+    def wait(self) -> None:
+        """Note that no trial of ours is to report now: other processes train what is left."""
+        self._heard = time.monotonic()
+
     def stop(self) -> bool:
         """Ask every trial to write a checkpoint and stop; `finished` says when they have.
 

@@ -9,26 +9,29 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
 
 from tune.display import Display
 from tune.engine.engine import Engine
 from tune.engine.head import EngineError
-from tune.engine.spec import Settings, TrialSpec
+from tune.engine.spec import Settings, TrialSpec, spec_of
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan, images_name
 from tune.plan.source import TrialSource
-from tune.plan.state import ENDED, Event, EventKind, State
+from tune.plan.state import ENDED, Event, EventKind, State, Status
 from tune.plan.states import States
 from tune.signals import Signals
 from tune.store.folder import Store
-from tune.store.lock import SweepLock
+from tune.store.lock import SweepLock, trained_elsewhere
 from tune.store.transfer import Downloads
 from tune.tracking.tracker import Tracker
 
 DOWNLOAD_SECONDS = 60.0
 """How long the end of a sweep waits for records from the remote, or from a slow shared disk."""
+ELSEWHERE_SECONDS = 2.0
+"""Between two looks at a trial that another process trains."""
 EVENT_SECONDS = 0.2
 """How long the loop waits for an event before it looks at signals, the display and the lock."""
 
@@ -63,6 +66,11 @@ class _Loop:
         self._signals = services.signals
         self._in_flight: set[str] = set()
         self._exclusive: deque[str] = deque()
+        self._elsewhere: dict[str, float] = {}
+        """Key of a trial that another process trains -> when that was last looked at."""
+        self._looked: SimpleQueue[tuple[str, Status | None]] = SimpleQueue()
+        """What became of such trials; None where no process has them any more."""
+        self._told: set[str] = set()
         self._awaited: dict[str, tuple[Event, float]] = {}
         """Key of a trial whose record is not here yet -> the event of its end, and when it came."""
         self._arrived: SimpleQueue[str] = SimpleQueue()
@@ -92,7 +100,7 @@ class _Loop:
         return whole
 
     def _loop(self, engine: Engine) -> bool:
-        while self._in_flight or self._exclusive or not self._source.finished:
+        while self._in_flight or self._exclusive or self._elsewhere or not self._source.finished:
             self._receive_all(engine, EVENT_SECONDS)
             self._report()
             problem = self._problem(engine)
@@ -103,7 +111,8 @@ class _Loop:
             if self._signals.number is not None:
                 return self._stop(engine)
             self._submit_ready(engine)
-            if not self._in_flight:
+            self._follow_elsewhere(engine)
+            if not self._in_flight and not self._elsewhere:
                 break  # The search needs results of trials that were stopped.
         return True
 
@@ -147,20 +156,35 @@ class _Loop:
         engine.submit(*(self._spec(trial, exclusive) for trial in trials))
 
     def _spec(self, trial: Trial, exclusive: bool) -> TrialSpec:
-        settings = self._settings
-        return TrialSpec(
-            key=trial.key,
-            config=trial.config,
-            run_dir=str(self._store.trial_dir(trial.key)),
-            remote=settings.remote,
-            data_dir=str(settings.data_dir) if settings.data_dir else None,
-            device="auto",
-            checkpoint_seconds=settings.checkpoint_seconds,
-            checkpoint_iterations=settings.checkpoint_iterations,
-            fingerprint=self._plan.fingerprint_for(trial.config),
-            prune=self._source.prune_rule(trial),
-            exclusive=exclusive,
-        )
+        spec = spec_of(trial, self._settings, self._plan)
+        return replace(spec, prune=self._source.prune_rule(trial), exclusive=exclusive)
+
+    def _follow_elsewhere(self, engine: Engine) -> None:
+        """Look at the trials that other processes train; run those that these have left."""
+        while not self._looked.empty():
+            key, status = self._looked.get()
+            if self._elsewhere.pop(key, None) is None:
+                continue
+            if status is None:
+                self._submit(engine, [self._states.trial(key)])
+            else:
+                end = Event(key, EventKind.ENDED, status.state, status.iteration, status.metrics)
+                self._apply(replace(end, cause=status.cause))
+        now = time.monotonic()
+        for key, looked in self._elsewhere.items():
+            if now - looked > ELSEWHERE_SECONDS:
+                self._elsewhere[key] = now
+                self._downloads.submit(f"elsewhere {key}", partial(self._look, key))
+        if self._elsewhere and not self._in_flight:
+            engine.wait()
+
+    def _look(self, key: str) -> None:
+        self._store.download(key)
+        status = self._store.status(self._states.trial(key))
+        if status.state in ENDED:
+            self._looked.put((key, status))
+        elif trained_elsewhere(self._store.out, self._settings.remote, key) is None:
+            self._looked.put((key, None))
 
     def _receive_all(self, engine: Engine, seconds: float) -> None:
         """Take all events that are there; wait so long for the first of them."""
@@ -199,7 +223,12 @@ class _Loop:
         if event.kind == EventKind.EXCLUSIVE:
             self._exclusive.append(event.key)
             self._display.log(f"{trial.text} could not run beside others; it runs again alone")
-        if event.kind in (EventKind.ENDED, EventKind.STOPPED, EventKind.EXCLUSIVE):
+        if event.kind == EventKind.ELSEWHERE:
+            self._elsewhere[event.key] = time.monotonic()
+            if event.key not in self._told:
+                self._display.log(f"{trial.text} is trained by {event.cause}; waiting for it")
+            self._told.add(event.key)
+        if event.ends and event.kind != EventKind.HANDED_BACK:
             self._in_flight.discard(event.key)
         if event.kind == EventKind.STOPPED and event.cause:
             self._display.log(f"stopped: {trial.text} ({event.cause})")

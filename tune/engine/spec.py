@@ -10,6 +10,7 @@ from typing import Literal
 from mpcc.config import Config
 from mpcc.machine import gpus_here, usable_cores
 from tune.plan.cells import Trial
+from tune.plan.plan import TRIALS, Plan
 from tune.plan.pruning import PruneRule
 
 LOCAL = "local"
@@ -112,3 +113,18 @@ class TrialSpec:
     """The trial runs with nothing beside it, after it ran out of memory beside others."""
     co_located: bool = False
     """The trial shares its process and its GPU with others."""
+
+
+def spec_of(trial: Trial, settings: Settings, plan: Plan) -> TrialSpec:
+    """What a worker needs to know of a trial of this plan."""
+    return TrialSpec(
+        key=trial.key,
+        config=trial.config,
+        run_dir=str(settings.out / TRIALS / trial.key),
+        remote=settings.remote,
+        data_dir=str(settings.data_dir) if settings.data_dir else None,
+        device="auto",
+        checkpoint_seconds=settings.checkpoint_seconds,
+        checkpoint_iterations=settings.checkpoint_iterations,
+        fingerprint=plan.fingerprint_for(trial.config),
+    )

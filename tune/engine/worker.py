@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpcc.runs import run_dir
-from mpcc.runs.files import exclusive
+from mpcc.runs.files import BusyError, exclusive
 from mpcc.runs.repair import repair
 from tune.engine import faults
 from tune.engine.cluster import not_ready
@@ -23,6 +23,7 @@ from tune.plan.plan import TRIALS
 from tune.plan.state import Event, EventKind, Row, State
 from tune.store.datasets import folder_on_node
 from tune.store.folder import record_end
+from tune.store.lock import trained_elsewhere
 from tune.store.remote import Remote
 from tune.store.transfer import Upload, scratch_dir
 
@@ -91,6 +92,9 @@ class TrialWorker:
             problem = not_ready(spec.needs, spec.config.dataset)
             if problem is not None:
                 return self._handed_back(problem)
+        keeper = trained_elsewhere(Path(spec.run_dir).parents[1], spec.remote, spec.key)
+        if keeper is not None:
+            return self._news(EventKind.ELSEWHERE, State.RUNNING, cause=keeper)
         if spec.remote is not None:
             if self._upload is None:
                 self._scratch = scratch_dir()
@@ -98,7 +102,10 @@ class TrialWorker:
                 self._upload = Upload(self._scratch, Remote(spec.remote), spec.key)
             self._upload.download()
         else:
-            self._lock.enter_context(exclusive(self._path, BUSY_SECONDS))
+            try:
+                self._lock.enter_context(exclusive(self._path, BUSY_SECONDS))
+            except BusyError:
+                return self._news(EventKind.ELSEWHERE, State.RUNNING, cause="another process")
         if self._path.is_dir():  # A process that was killed may have left anything.
             repair(self._path, spec.config, spec.fingerprint)
         run_dir.open_run(self._path, spec.config)

@@ -5,11 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mpcc.config import PRESETS, SHORT, Config, from_dict, full_name, parse_value, value_text
+from mpcc.config import (
+    DEFAULTS,
+    PRESETS,
+    SHORT,
+    Config,
+    dead,
+    from_dict,
+    full_name,
+    parse_value,
+    value_text,
+    without_dead,
+)
 from tune.plan.cells import Cell
 from tune.plan.plan import MAX_TRIALS, PlanError
 
@@ -75,15 +86,39 @@ def parse_grid(words: Sequence[str], preset: str) -> Grid:
     return Grid(_canonical(typed), _axes(typed, preset), seeds)
 
 
-def cells(base: Config, grid: Grid) -> list[Cell]:
-    """The product of the grid's axes, in their order. ValueError for a value out of range."""
+def cells(base: Config, grid: Grid, planned: Collection[str] = ()) -> list[Cell]:
+    """The product of the grid's axes, in their order. ValueError for a value out of range.
+
+    Of cells that differ only in settings that do nothing, as K under a normal prior, the first
+    stands for all; with those that are `planned` already, by key, nothing changes.
+    """
     count = math.prod(map(len, grid.axes))
     if count > MAX_TRIALS:
         raise PlanError(f"the grid has {count:,} cells; at most {MAX_TRIALS:,} are allowed")
-    return [
-        Cell.of(base, {name: value for level in levels for name, value in level.items()})
-        for levels in itertools.product(*grid.axes)
+    made, alike = [], set()
+    for levels in itertools.product(*grid.axes):
+        cell = Cell.of(base, {name: value for level in levels for name, value in level.items()})
+        trained = without_dead(cell.config)
+        if cell.key in planned or trained not in alike:
+            made.append(cell)
+        alike.add(trained)
+    return made
+
+
+def falling_together(grid: Grid, cells: Sequence[Cell]) -> str | None:
+    """How many of a grid's cells fall together in these, and why; None where each is its own."""
+    count = math.prod(map(len, grid.axes))
+    if len(cells) == count:
+        return None
+    fields = {name for levels in grid.axes for level in levels for name in level}
+    idle = [
+        name for name in DEFAULTS if name in fields & {n for c in cells for n in dead(c.config)}
     ]
+    names = " and ".join(SHORT.get(name, name) for name in idle)
+    return (
+        f"{count} cells of the grid are {len(cells)}: {names} does nothing in some of them, and "
+        "those that differ in it alone are trained once"
+    )
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

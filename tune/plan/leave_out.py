@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mpcc.config import VARIANTS, Config, unknown
+from mpcc.config import VARIANTS, Config, unknown, without_dead
 from tune.plan.cells import Cell, chosen, trials
 from tune.plan.plan import FULL_MODEL, Plan, PlanError
 from tune.plan.state import Status
@@ -48,7 +48,8 @@ def cells(base: Config, start: Mapping[str, object], names: Sequence[str]) -> li
             if names:
                 raise
             continue  # Settings that exclude it: not a part of this model.
-        if all(cell.key != other.key for other in made):
+        alike = without_dead(cell.config)
+        if all(alike != without_dead(other.config) for other in made):
             made.append(cell)
         elif names:
             raise PlanError(f"--ablate {name} leaves nothing out that is still there")

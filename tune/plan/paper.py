@@ -83,7 +83,7 @@ def cells(table: str, scale: str, changes: Mapping[str, object]) -> list[Cell]:
     priors = (("normal", False), ("normal", True), ("gaussian_mixture", True))
     rows: dict[str, list[dict[str, object]]] = {
         "1": [
-            {"n_encoder_steps": n, "prior_lr": rate * factor}
+            {"n_encoder_steps": n, "prior_lr": _scaled_rate(rate, factor)}
             for n, rate in table1_rows(BASE_PRESET)
         ],
         "2": [dict(zip(names, row, strict=True)) for row in priors],
@@ -102,8 +102,14 @@ def _scaled(preset: str, scale: str) -> Config:
     if scale not in SCALES:
         raise ValueError(unknown("scale", scale, SCALES))
     settings, factor = PRESETS[preset], SCALES[scale].rate_factor
-    rates = {name: getattr(settings, name) * factor for name in ("network_lr", "prior_lr")}
+    names = ("network_lr", "prior_lr")
+    rates = {name: _scaled_rate(getattr(settings, name), factor) for name in names}
     return settings.override(**SCALES[scale].changes, **rates)
+
+
+def _scaled_rate(rate: float, factor: float) -> float:
+    """The product as people type it: 6e-4 * 5 is 0.0029999999999999996, and another key."""
+    return float(f"{rate * factor:.6g}")
 
 
 def _differences(start: Config, config: Config) -> dict[str, object]:

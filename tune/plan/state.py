@@ -61,6 +61,8 @@ class EventKind(StrEnum):
     """It failed beside others and is to be run again with nothing beside it."""
     HANDED_BACK = "handed back"
     """Its node is not ready for it (`cause`); it is to be run on another one."""
+    ELSEWHERE = "elsewhere"
+    """A process that is not this driver's trains it (`cause`)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A sweep's folder: its plan, and a run directory for each trial.
 
-    sweep.json           the plan (`tune.plan.plan`)
+    sweep.json           the plan (`tune.plan.plan`), and its copy (`tune.store.plan_file`)
     trials/TRIAL_KEY/    the run directory of a trial (`mpcc.runs.run_dir`): the truth about it
     earlier/             run directories that trials of more iterations were extended from
     storage.json         the address of the sweep's remote, where it has one
@@ -13,27 +13,28 @@ checkpoints: what changes is written to the remote first.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from mpcc.config import Config
 from mpcc.runs import run_dir
-from mpcc.runs.files import dumps, read_bytes, remove_scraps, set_aside
+from mpcc.runs.files import dumps, remove_scraps, set_aside
 from mpcc.runs.repair import repair
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
 from tune.plan.state import Row, State, Status
 from tune.store.lock import CLAIM, LOCK, sweep_owner
+from tune.store.plan_file import COPY, parse_plan, read_plan, write_plan
 from tune.store.remote import Remote, checked_address
 from tune.store.transfer import copy, trial_files
 
-REMEMBERED, EARLIER = "storage.json", "earlier"
-OURS = (LOCK, CLAIM, REMEMBERED, "drivers", "claims")
+REMEMBERED = "storage.json"
+OURS = (LOCK, CLAIM, REMEMBERED, COPY, "drivers", "claims")
 """What a folder without a plan may hold; earlier code wrote the last two."""
+FOLDER = "folder"
+"""In storage.json: the identity of the folder that wrote it."""
 FIRST_SECONDS = 8.0
 """How long a remote may keep a command waiting."""
 
@@ -43,13 +44,26 @@ class Store:
 
     def __init__(self, out: Path, remote: Remote | None = None) -> None:
         self.out, self.remote = Path(out), remote
+        self.restored: str | None = None
+        """What was wrong with sweep.json when it was read, in one line; it is restored."""
+
+    def files(self, retry_seconds: float) -> Remote:
+        """Where the files of trials are: the remote, or the folder itself."""
+        return Remote(str(self.out) if self.remote is None else self.remote.address, retry_seconds)
 
     # -- the plan ----------------------------------------------------------------------------------
 
     def read_plan(self) -> Plan | None:
-        """The plan of the folder, None where there is none. PlanError where it is damaged."""
-        path = self.out / PLAN
-        return _plan(read_bytes(path), str(path), "--out")
+        """The plan of the folder, None where there is none; one that was damaged is restored.
+
+        PlanError where it can be restored from nothing.
+        """
+        plan, problem = read_plan(self.out)
+        if plan is not None and problem is not None:
+            self.restored = problem
+            with suppress(OSError):  # A folder that may only be read.
+                write_plan(self.out, plan.to_dict())
+        return plan
 
     def refresh(self) -> Plan | None:
         """The plan as it is now; that of the remote, if it has one, replaces the folder's.
@@ -61,7 +75,7 @@ class Store:
         if self.remote is None:
             return mine
         where = self.remote.address
-        theirs = _plan(self.remote.read(PLAN), f"{where}/{PLAN}", "--storage")
+        theirs = parse_plan(self.remote.read(PLAN), f"{where}/{PLAN}", "--storage")
         if theirs is None:
             return mine
         if mine is not None and mine.id != theirs.id:
@@ -95,10 +109,8 @@ class Store:
     def _write(self, values: Mapping[str, object]) -> None:
         """Write the plan here; before it the remote's address, so that no command misses that."""
         self.out.mkdir(parents=True, exist_ok=True)
-        if self.remote is not None and not (self.out / REMEMBERED).exists():
-            run_dir.write_json(self.out / REMEMBERED, {"storage": self.remote.address})
-        if run_dir.read_json(self.out / PLAN) != json.loads(json.dumps(values)):
-            run_dir.write_json(self.out / PLAN, values)
+        self._remember()
+        write_plan(self.out, values)
 
     # -- trials ------------------------------------------------------------------------------------
 
@@ -118,6 +130,9 @@ class Store:
         try:
             result, last = run_dir.read_end(path)
             reached = int(last.get("iteration", 0))
+            other = self._other_trial(trial, result)
+            if other is not None:
+                return Status(begun, f"{path} holds the record of trial {other}")
             if result and result["state"] == State.DONE and result.get("iteration") != reached:
                 raise run_dir.RunDirError(f"{path / run_dir.METRICS} misses the last evaluation")
         except (run_dir.RunDirError, OSError) as error:
@@ -126,6 +141,25 @@ class Store:
             return Status(begun, None, reached, last)
         iteration, metrics = int(result.get("iteration") or 0), result.get("metrics") or last
         return Status(State(result["state"]), result.get("cause"), iteration, metrics)
+
+    def _other_trial(self, trial: Trial, result: Row | None) -> object:
+        """The key of the trial whose record lies in this one's folder; None where it is its own."""
+        key = (result or {}).get("trial_key")
+        if key is None:
+            config = run_dir.read_config(self.trial_dir(trial.key))
+            key = None if config is None else config.trial_key
+        return key if key not in (None, trial.key) else None
+
+    def check_places(self, trials: Iterable[Trial]) -> None:
+        """PlanError where a trial's folder holds the record of another trial."""
+        for trial in trials:
+            with suppress(run_dir.RunDirError, OSError):
+                config = run_dir.read_config(self.trial_dir(trial.key))
+                if config is not None and config.trial_key != trial.key:
+                    raise PlanError(
+                        f"{self.trial_dir(trial.key)} holds the record of trial "
+                        f"{config.trial_key}: rename the folder to that key, or remove it"
+                    )
 
     def statuses(self, trials: Iterable[Trial], running: Collection[str] = ()) -> dict[str, Status]:
         """What has become of each trial, by key."""
@@ -206,48 +240,18 @@ class Store:
             )
             if result not in there and here.keys() & {result, checkpoint} - there.keys():
                 self.upload(key)
-        written = {"storage": self.remote.address, "uploaded": True}
-        run_dir.write_json(self.out / REMEMBERED, written)
+        self._remember(uploaded=True)
+
+    def _remember(self, **more: object) -> None:
+        """Write down where the trials' files are, and that this folder is theirs."""
+        if self.remote is not None:
+            before = run_dir.read_json(self.out / REMEMBERED) or {}
+            known = {"storage": self.remote.address, FOLDER: _identity(self.out)}
+            if before | known | more != before:
+                run_dir.write_json(self.out / REMEMBERED, before | known | more)
 
     def _is_uploaded(self) -> bool:
         return (run_dir.read_json(self.out / REMEMBERED) or {}).get("uploaded") is True
-
-    # -- more iterations ---------------------------------------------------------------------------
-
-    def extends_from(self, plan: Plan, trial: Trial) -> int | None:
-        """The iterations of the run directory that this trial starts from, if there is one."""
-        shorter = [n for n in plan.earlier_iterations if n < trial.config.iterations]
-        existing = (n for n in sorted(shorter, reverse=True) if self._earlier(trial, n).is_dir())
-        return next(existing, None)
-
-    def extend(self, plan: Plan, trial: Trial) -> None:
-        """Start this trial's run directory from that of fewer iterations, where there is one.
-
-        The earlier one moves to `earlier/`, without its checkpoints. After a kill at any moment the
-        next call repeats all of it, or only the move.
-        """
-        n = self.extends_from(plan, trial)
-        if n is None:
-            return
-        path, earlier = self.trial_dir(trial.key), self._earlier(trial, n)
-        if not path.exists():
-            _start_from(earlier, path, trial.config, n)
-        if self.remote is not None:
-            self.upload(trial.key)
-            checkpoint = self.remote.read(f"{TRIALS}/{earlier.name}/{run_dir.CHECKPOINT}")
-            if checkpoint is not None:
-                self.remote.write(f"{TRIALS}/{trial.key}/{run_dir.CHECKPOINT}", checkpoint)
-            for name in self.remote.list(f"{TRIALS}/{earlier.name}"):
-                self.remote.delete(name)
-        kept = self.out / EARLIER / f"{n}-iterations" / earlier.name
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(earlier, kept)
-        for name in run_dir.CHECKPOINTS:
-            (kept / name).unlink(missing_ok=True)
-
-    def _earlier(self, trial: Trial, n: int) -> Path:
-        """The run directory of the same trial with n iterations."""
-        return self.trial_dir(trial.config.override(iterations=n).trial_key)
 
 
 def open_store(given: Path, storage: str | None = None) -> Store:
@@ -260,22 +264,33 @@ def open_store(given: Path, storage: str | None = None) -> Store:
     out = given.expanduser().resolve()
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; choose another --out")
-    plan = Store(out).read_plan()
+    store = Store(out)
+    plan = store.read_plan()
     remove_scraps(out)
     if plan is None and out.is_dir() and any(file.name not in OURS for file in out.iterdir()):
         raise ValueError(f"--out {out} holds other files and no {PLAN}; choose another --out")
-    known = (run_dir.read_json(out / REMEMBERED) or {}).get("storage")
+    remembered = run_dir.read_json(out / REMEMBERED) or {}
+    known = remembered.get("storage")
     address = known if storage is None else checked_address(storage)
     if known not in (None, address):
         raise ValueError(f"{out} belongs to --storage {known}, now {address}; choose another --out")
     if address is None:
-        return Store(out)
-    remote = Remote(str(address), FIRST_SECONDS)
-    store = Store(out, remote)
+        return store
+    if storage is None and remembered.get(FOLDER, _identity(out)) != _identity(out):
+        raise ValueError(
+            f"{out} is a copy of the folder whose trials are in {known}, or was moved to another "
+            f"disk: give --storage {known} to go on here with the same trials"
+        )
+    store.remote = remote = Remote(str(address), FIRST_SECONDS)
     to_be_made = known is None and remote.missing
     if not to_be_made and sweep_owner(out) is None and store.refresh() is not None:
         store.download()
     return store
+
+
+def _identity(out: Path) -> int:
+    """A number that a folder keeps when it is renamed, and that its copy does not have."""
+    return out.stat().st_ino
 
 
 def record_end(path: Path, config: Config, state: State, cause: str) -> None:
@@ -295,26 +310,3 @@ def record_end(path: Path, config: Config, state: State, cause: str) -> None:
         "weights_sha256": None,
     }
     run_dir.write_result(path, result)
-
-
-def _start_from(earlier: Path, path: Path, config: Config, n: int) -> None:
-    """Make a run directory that begins with the state and the evaluations of n iterations."""
-    staged = path.with_name(f".{path.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    for name in (*run_dir.CHECKPOINTS, run_dir.METRICS, run_dir.PROVENANCE):
-        if (earlier / name).exists():
-            shutil.copyfile(earlier / name, staged / name)
-    iterations = sorted({*run_dir.earlier_iterations(earlier), n})
-    run_dir.write_json(staged / run_dir.CONTINUES, {"iterations": iterations})
-    run_dir.write_json(staged / run_dir.CONFIG, config.to_dict())
-    os.replace(staged, path)
-
-
-def _plan(data: bytes | None, where: str, option: str) -> Plan | None:
-    """Parse a plan, or return None for no data. `where`, `option` go into PlanError's message."""
-    try:
-        return None if data is None else Plan.from_dict(json.loads(data))
-    except (ValueError, AttributeError, RecursionError) as error:
-        reason = error if isinstance(error, PlanError) else "is damaged (no JSON object)"
-        raise PlanError(f"{where} {reason}; choose another {option}") from None

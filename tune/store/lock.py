@@ -1,7 +1,8 @@
-"""Who works on a sweep, and on a trial in a remote: seen from any process.
+"""Who works on a sweep, and on one of its trials: seen from any process.
 
-    driver.lock   the kernel holds a lock on it while the driver lives; it has no content
-    driver.json   the driver's claim, in the folder and in its remote
+    driver.lock       the kernel holds a lock on it while the driver lives; it has no content
+    driver.json       the driver's claim, in the folder and in its remote
+    claims/KEY.json   the claim of a process that trains one trial without a driver (`--next`)
 
 The kernel's lock decides on one machine, and ends with its process. Where it decides nothing (a
 driver of another machine, a file system without locks, a remote) the claims do. A claim is a file
@@ -25,13 +26,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc.runs.files import RunDirError, read_bytes
+from mpcc.runs.files import BusyError, RunDirError, read_bytes
 from tune.store.remote import Remote
 
 if TYPE_CHECKING:
     from tune.store.folder import Store
 
-LOCK, CLAIM = "driver.lock", "driver.json"
+LOCK, CLAIM, CLAIMS = "driver.lock", "driver.json", "claims"
 BEAT_SECONDS = 2.0
 """Between two writings of a claim."""
 CHANGE_SECONDS = 0.5
@@ -106,6 +107,18 @@ class Claim:
         if self.held():
             self._files.delete(self._file)
 
+    def owner(self, look_seconds: float = LOOK_SECONDS) -> Owner | None:
+        """The process that the claim names, if it lives; a claim of another machine is watched.
+
+        That takes half a minute at most; a living process writes its claim within seconds.
+        """
+        before, end = self.found(), time.monotonic() + WATCH_SECONDS
+        if before is None or before.gone:
+            return None
+        while (now := self.found()) == before and time.monotonic() < end:
+            time.sleep(look_seconds)
+        return None if now == before else now
+
 
 class SweepLock:
     """The right to run a sweep, until the context ends or its process does.
@@ -162,10 +175,8 @@ class SweepLock:
         before = claim.found()
         if before is not None and not before.gone:
             self._log(f"{address} may be in use by {before.text}; watching it for 30 s ...")
-            end = time.monotonic() + WATCH_SECONDS
-            while (now := claim.found()) == before and time.monotonic() < end:
-                time.sleep(look_seconds)
-            if now not in (None, before):
+            now = claim.owner(look_seconds)
+            if now is not None:
                 raise LockError(address, option, now)
         claim.write()
         self._claims.append(claim)
@@ -187,6 +198,73 @@ class SweepLock:
         for claim in self._claims:
             with suppress(OSError):
                 claim.withdraw()
+
+
+class TrialClaim:
+    """The right to train one trial without a driver, until the context ends or its process does.
+
+    Entering raises BusyError where a living process, or the sweep's driver, has the trial.
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._claim = trial_claim(store.files(PATIENCE_SECONDS), key)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
+        self.lost = False
+        """Whether another process has taken the trial."""
+
+    def __enter__(self) -> TrialClaim:
+        owner = self._claim.owner()
+        if owner is None:
+            self._claim.write()
+            time.sleep(CHANGE_SECONDS + LOOK_SECONDS)  # A driver names its trials within that.
+            owner = sweep_owner(self._store.out, self._store.remote)
+            if owner is None or self._key not in owner.running:
+                owner = None if self._claim.held() else self._claim.found()
+            if owner is None and self._claim.held():
+                self._thread.start()
+                return self
+            self._claim.withdraw()
+        who = "another process" if owner is None else owner.text
+        raise BusyError(f"trial {self._key} is trained by {who}")
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(PATIENCE_SECONDS)
+
+    def _keep(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                self.lost = self.lost or not self._claim.held()
+                if not self.lost:
+                    self._claim.write()
+        with suppress(OSError):
+            self._claim.withdraw()
+
+
+def trial_claim(files: Remote, key: str) -> Claim:
+    """The claim on one trial, in the sweep's folder or its remote."""
+    return Claim(files, f"{CLAIMS}/{key}.json")
+
+
+def trained_elsewhere(out: Path, remote: str | None, key: str) -> str | None:
+    """The living process that trains a trial without a driver; None for none, or this one."""
+    if remote is None and not (out / CLAIMS).is_dir():
+        return None
+    owner = trial_claim(Remote(remote or str(out), PATIENCE_SECONDS), key).owner()
+    ours = owner is not None and (owner.machine, owner.pid) == (this_machine(), os.getpid())
+    return None if owner is None or ours else owner.text
+
+
+def claimed(store: Store) -> set[str]:
+    """The keys of the trials that processes without a driver train now, as far as is known."""
+    if store.remote is None and not (store.out / CLAIMS).is_dir():
+        return set()
+    files = store.files(PATIENCE_SECONDS)
+    keys = {name.rpartition("/")[2].removesuffix(".json") for name in files.list(CLAIMS)}
+    owners = {key: trial_claim(files, key).found() for key in keys}
+    return {key for key, owner in owners.items() if owner is not None and not owner.gone}
 
 
 def sweep_owner(out: Path, remote: Remote | None = None) -> Owner | None:

@@ -97,14 +97,6 @@ def best(search: Search, points: Sequence[Point]) -> list[Point]:
     return front if len(search.objectives) > 1 else front[:1]
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean of two values or more, by Student's t."""
-    from scipy.special import stdtrit
-
-    n = len(values)
-    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
-
-
 def next_cell(search: Search, base: Config, points: Sequence[Point]) -> Cell | None:
     """The cell of the next point; None where the space has no other.
 

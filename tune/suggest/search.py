@@ -14,7 +14,7 @@ from pathlib import Path
 from mpcc.config import Config, unknown
 from mpcc.data import files as data_files
 from mpcc.evaluation import inception
-from mpcc.evaluation.metrics import METRICS, NEED_LABELS
+from mpcc.evaluation.metrics import METRICS, NEED_CLUSTERS, NEED_LABELS
 from tune.plan.cells import Cell, Trial, trials
 from tune.plan.plan import PLAN, Plan, PlanError
 from tune.suggest.space import Space, space_of_dict
@@ -28,10 +28,7 @@ that of the reconstruction error 0.28 the wrong way round. The silhouette does n
 clusters; the losses' own values can be lowered by their weights or by spreading the prior."""
 
 NEEDS = {
-    "clusters": (
-        *("acc_majority", "acc_hungarian", "nmi", "ari", "cluster_information", "silhouette"),
-        *("diversity_min", "n_clusters_collapsed"),
-    ),
+    "clusters": tuple(name for name in NEED_CLUSTERS if METRICS[name].has_better_end),
     "generated images": ("inception_score", "fid", "kid", "fid_cnn"),
     "Inception": ("inception_score", "fid", "kid"),
     "grey images": ("fid_cnn",),
@@ -123,7 +120,7 @@ def search_of(plan: Plan) -> Search:
             }:
                 return Search(
                     space_of_dict(axes, plan.base),
-                    check_objectives([*map(str, names)]),
+                    known_metrics([*map(str, names)]),
                     plan.search_seeds,
                     *(sampler, sampler_seed, startup, ahead, prune, n_points),
                     tuple(cells[key] for key in plan.search_points),
@@ -146,13 +143,27 @@ def check_same(out: Path, was: Search, now: Search) -> None:
         raise PlanError(f"{out} has {len(was.points)} points already; --points cannot be fewer")
 
 
-def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
-    """These metrics as objectives; ValueError for one that is unknown, repeated or has no end."""
+def known_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """These names; ValueError for one that no version measures."""
     for name in names:
         if name not in METRICS:
-            raise ValueError(unknown("objective", name, METRICS))
-        if name.startswith(("loss/", "prior/")) or name == "n_clusters_used":
-            raise ValueError(f"{name} is no objective: neither more nor less of it is better")
+            measured = [n for n, metric in METRICS.items() if metric.replaced_by is None]
+            raise ValueError(unknown("objective", name, measured))
+    return tuple(names)
+
+
+def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
+    """These metrics as objectives; ValueError for one that is unknown or repeated, that has no
+    better end, or that earlier versions measured."""
+    for name in known_metrics(names):
+        metric = METRICS[name]
+        if metric.replaced_by is not None:
+            raise ValueError(
+                f"{name} is no objective: trials measure {metric.replaced_by} in its place"
+            )
+        if not metric.has_better_end:
+            best = "" if metric.ideal is None else f"; {metric.ideal:g} is best"
+            raise ValueError(f"{name} is no objective: neither more nor less of it is better{best}")
     if len(set(names)) < len(names):
         raise ValueError(f"an objective is given twice: {', '.join(names)}")
     if not names:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from mpcc.runs.files import set_aside
 from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, one_line
@@ -35,6 +36,10 @@ KIND = ("mlflow.experimentKind", "custom_model_development")
 """Opens an experiment in MLflow's pages for trained models, not those for language models."""
 NEW = ".mlflow.db."
 """Begins the name of a folder in which a new file is made."""
+
+
+class DamagedDatabase(OSError):
+    """The sweep's own database was damaged; it is quarantined, and the next delivery fills anew."""
 
 
 def check_reachable(uri: str, out: Path, preset: str, *, begun: bool) -> str | None:
@@ -62,8 +67,8 @@ def check_reachable(uri: str, out: Path, preset: str, *, begun: bool) -> str | N
 def open_experiment(uri: str, out: Path, preset: str) -> tuple[MlflowClient, str]:
     """A client, and the id of the preset's experiment, made where missing.
 
-    Raises what MLflow raises, and OSError where the sweep's own file was damaged and is now
-    out of the way.
+    Raises what MLflow raises, and DamagedDatabase where the sweep's own file was damaged and is
+    now out of the way.
     """
     file, name = file_of(uri), f"mpcc-{preset}"
     if file is not None and not file.exists():
@@ -76,7 +81,14 @@ def open_experiment(uri: str, out: Path, preset: str) -> tuple[MlflowClient, str
             raise
         for part in (file, *file.parent.glob(f"{file.name}-*")):  # with SQLite's journal
             set_aside(part)
-        raise OSError(f"{file} was damaged; it is quarantined, and a new one filled") from None
+        raise DamagedDatabase(f"{file} was damaged; it is quarantined, a new one filled") from None
+    if experiment is not None and uri == default_uri(out):
+        if not _is_here(str(experiment.artifact_location), out):
+            # The folder was moved or is a copy: pictures would go to the place of the other.
+            old = experiment.experiment_id
+            client.rename_experiment(old, f"{name}, moved ({old})")
+            client.delete_experiment(old)
+            experiment = None
     if experiment is None:
         # A server keeps artifacts where it is told to; a database alone has no place for them.
         local = not uri.startswith("http")
@@ -85,6 +97,15 @@ def open_experiment(uri: str, out: Path, preset: str) -> tuple[MlflowClient, str
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return client, str(experiment.experiment_id)
+
+
+def _is_here(location: str, out: Path) -> bool:
+    """Whether artifacts at this URI lie in this folder, also by another path to it."""
+    folder = Path(unquote(urlsplit(location).path)).parent.parent
+    try:
+        return folder == out or folder.samefile(out)
+    except OSError:
+        return False
 
 
 def connect(uri: str) -> MlflowClient:

@@ -22,8 +22,8 @@ from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan
 from tune.plan.state import ENDED, FULFILLED, Row, State, Status
 from tune.store.folder import Store
-from tune.tracking.connection import open_experiment
-from tune.tracking.uri import RECORD, file_of, read_lenient, read_record
+from tune.tracking.connection import DamagedDatabase, open_experiment
+from tune.tracking.uri import RECORD, file_of, read_lenient, read_record, recorded_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,18 +39,30 @@ SWEEP = ""
 
 def sync(store: Store, uri: str, plan: Plan) -> int:
     """Deliver what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
+    with suppress(DamagedDatabase):
+        return Delivery(store, uri, plan).deliver()
     return Delivery(store, uri, plan).deliver()
 
 
 def in_step(store: Store, uri: str) -> bool:
-    """Whether a sweep without a driver was delivered, by `mlflow.json`: MLflow is not imported."""
-    return read_record(store.out, uri).get("delivered") == _fingerprint(store, uri)
+    """Whether a sweep's own database holds it, by the marker in `mlflow.json`.
+
+    MLflow is not imported for that. Of a server nothing is known without asking it.
+    """
+    file = file_of(uri)
+    return file is not None and read_record(store.out, uri).get("delivered") == _fingerprint(
+        store, uri
+    )
 
 
 def _fingerprint(store: Store, uri: str) -> str:
-    """Of the plan, of all results, and of the head of MLflow's file, which counts its changes."""
+    """Of the folder's place, the plan, all results, and the head of MLflow's file.
+
+    That head counts the changes of the file.
+    """
     results = sorted((store.out / TRIALS).glob(f"*/{run_dir.RESULT}"))
-    content = [read_bytes(file) or b"" for file in (store.out / PLAN, *results)]
+    content = [str(store.out).encode()]
+    content += [read_bytes(file) or b"" for file in (store.out / PLAN, *results)]
     file = file_of(uri)
     if file is not None and file.is_file():
         with file.open("rb") as head:
@@ -99,7 +111,11 @@ class Delivery:
             if wanted.tags["state"] in ENDED and key != SWEEP:
                 self.complete[key] = wanted.tags
         ids = {key: run.info.run_id for key, run in self.runs.items()}
-        known: dict[str, object] = {"tracking_uri": self.uri, "experiment": experiment}
+        known: dict[str, object] = {
+            "tracking_uri": recorded_uri(self.uri, self.store.out),
+            "experiment": experiment,
+            "sweep": self.plan.id,
+        }
         known |= {"run_id": ids.pop(SWEEP), "runs": ids}
         if self.running is None:
             known["delivered"] = _fingerprint(self.store, self.uri)

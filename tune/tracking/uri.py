@@ -14,11 +14,33 @@ DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 RECORD = "mlflow.json"
 """Where a sweep's runs are: tracking URI, experiment, parent run, trial key -> run."""
 SQLITE = "sqlite:///"
+HEAD = b"SQLite format 3\0"
 
 
 def default_uri(out: Path) -> str:
     """A SQLite database under the output folder, by its absolute path."""
     return f"{SQLITE}{Path(out).resolve() / DATABASE}"
+
+
+def recorded_uri(uri: str, out: Path) -> str:
+    """The URI as `RECORD` holds it: that of the sweep's own database names no folder."""
+    return f"{SQLITE}{DATABASE}" if uri == default_uri(out) else uri
+
+
+def damage_of(uri: str) -> str | None:
+    """What is wrong with the database of a SQLite URI, by its first bytes; None where nothing is.
+
+    An empty file counts as sound: SQLite takes it for a new database.
+    """
+    file = file_of(uri)
+    if file is None or not file.exists():
+        return None
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(HEAD))
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror})"
+    return None if head in (b"", HEAD) else f"{file} is no database; --sync makes a new one"
 
 
 def file_of(uri: str) -> Path | None:
@@ -46,6 +68,9 @@ def checked_uri(uri: str) -> str:
 
 def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
     """How to look at a sweep's runs in a browser: a server where there is none, and their page."""
+    damage = damage_of(uri)
+    if damage is not None:
+        return [damage]
     experiment = str(read_record(out, uri).get("experiment", ""))
     known = experiment.isdigit()
     page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if known else ""
@@ -62,7 +87,7 @@ def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
 def read_record(out: Path, uri: str) -> Mapping[str, object]:
     """Where MLflow at this URI keeps the sweep's runs, as far as `RECORD` says."""
     record = read_lenient(out / RECORD)
-    return record if record.get("tracking_uri") == uri else {}
+    return record if record.get("tracking_uri") in (uri, recorded_uri(uri, out)) else {}
 
 
 def read_lenient(file: Path) -> Mapping[str, object]:

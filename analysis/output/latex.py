@@ -1,0 +1,343 @@
+r"""A laid-out table as LaTeX: the paper's symbols, booktabs alone, at most three lines of notes.
+
+The file compiles by `\input` and as it stands. It floats in one column; for a page of two,
+`\def\mpccfloat{table*}` before the `\input` makes it as wide as both. A table of more columns than
+fit in the smallest type is scaled where graphicx is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from analysis.tables.layout import REFERENCE, Cell, Heading, Table
+
+SYMBOLS = {
+    "esteps": r"E_{\mathrm{steps}}",
+    "dsteps": r"D_{\mathrm{steps}}",
+    "eta": r"\eta",
+    "eta_p": r"\eta_p",
+    "lambda_p": r"\lambda_p",
+    "sigma_min": r"\sigma_{\min}",
+    "K": "K",
+    "J": "J",
+    "C": "C",
+}
+"""Short name of a setting -> how the paper writes it, in math."""
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"$\sim$",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "⁻": r"$^{-}$",
+    "³": r"$^{3}$",
+    "²": r"$^{2}$",
+    "–": "--",
+    "−": "$-$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "≈": r"$\approx$",
+    "<": "$<$",
+    "|": "$|$",
+    ">": "$>$",
+    "η": r"$\eta$",
+    "σ": r"$\sigma$",
+    "λ": r"$\lambda$",
+    "φ": r"$\varphi$",
+    "α": r"$\alpha$",
+    "·": r"$\cdot$",
+    "Δ": r"$\Delta$",
+    "é": r"\'e",
+    "…": r"\ldots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "→": r"$\rightarrow$",
+}
+
+
+_MATH = re.compile(
+    r"(?<![\w.])(?:(?P<name>esteps|dsteps|eta_p|eta|lambda_p|sigma_min|[KJC](?=[ =]\d))"
+    r"(?:[ =](?P<value>\d+(?:\.\d+)?(?:e-?\d{1,2})?))?"
+    r"|(?P<power>\d(?:\.\d{1,6})?e-?\d{1,2}))(?![\w.])"
+)
+"""What of a text is set in math: a setting with its value, a number with an exponent."""
+
+_NUMBER = re.compile(r"([−-]?)([\d,]+)(\.\d+)?(?: ± ([\d,]+)(\.\d+)?)?( \([^)]*\))?")
+"""A value of a table: sign, mean, spread, and how many seeds have one."""
+
+_FLAG = re.compile(r"(?:^|\s)--\w")
+_DONE = re.compile(r": (\d+) of \1 trials done$")
+
+MAX_LINES = 3
+LINE = 120
+"""Lines of notes under a table, and the characters that one holds."""
+
+MAX_FLOAT_ROWS = 45
+"""Longer tables do not fit a page and break over several."""
+
+FLOATS_IN_A_ROW = 8
+"""Floats that LaTeX is given before it must place them: it holds but a few."""
+
+_HEAD = r"""% \input this file (with booktabs) or compile it as it is.
+\makeatletter
+\ifx\@nodocument\relax
+  \let\mpccend\relax
+\else
+  \documentclass{article}
+  \usepackage{booktabs}
+  \setlength{\textwidth}{17cm}\setlength{\oddsidemargin}{-5mm}
+  \setlength{\textheight}{24cm}\setlength{\topmargin}{-15mm}
+  \def\mpccend{\end{document}}
+  \begin{document}
+\fi
+\makeatother
+\providecommand{\mpccfloat}{table}
+\providecommand{\mpccfit}[1]{\leavevmode{\setbox1\hbox{#1}%
+  \ifdim\wd1>\linewidth\tabcolsep3pt\footnotesize\setbox1\hbox{#1}\fi
+  \ifdim\wd1>\linewidth\tabcolsep2pt\scriptsize\setbox1\hbox{#1}\fi
+  \ifdim\wd1>\linewidth\tabcolsep1pt\tiny\setbox1\hbox{#1}\fi
+  \ifdim\wd1>\linewidth\ifx\resizebox\undefined\else
+    \setbox1\hbox{\resizebox{\linewidth}{!}{\copy1}}\fi\fi\box1}}"""
+"""`\\@nodocument` is `\\relax` within a document only: so the file knows whether it is alone."""
+
+
+def latex(table: Table, how: str = "") -> str:
+    r"""A booktabs table that compiles both by `\input` and as it stands.
+
+    how: the name of the file that says how its numbers were made, which the notes cite.
+    """
+    columns = "".join("r" if heading.numeric else "l" for heading in table.headings)
+    head = " & ".join(_heading(heading) for heading in table.headings) + r" \\"
+    notes = [rf"\par {line}" for line in _notes(table, how)]
+    parts = _long if len(table.rows) > MAX_FLOAT_ROWS else _float
+    lines = parts(table, columns, head, _body(table), notes)
+    return "\n".join([_HEAD, *lines, r"\mpccend", ""])
+
+
+def tex(value: str) -> str:
+    """Any text for LaTeX with its default fonts; a character it has no way to set becomes `?`.
+
+    Settings become the paper's symbols, and 8e-4 becomes 8×10⁻⁴.
+    """
+    parts, end = [], 0
+    for found in _MATH.finditer(value):
+        parts += [_escaped(value[end : found.start()]), f"${_math(found)}$"]
+        end = found.end()
+    return "".join([*parts, _escaped(value[end:])])
+
+
+def _escaped(value: str) -> str:
+    value = value.replace("×10⁻³", "\x00").replace("⁻³", "\x01")
+    body = "".join(_TEX.get(c, c if ord(c) < 128 else "?") for c in value)
+    body = body.replace("\x00", r"$\times10^{-3}$").replace("\x01", "$^{-3}$")
+    return body.replace(" --", " -{}-")
+
+
+def _math(found: re.Match[str]) -> str:
+    if not found["name"]:
+        return _power(found["power"])
+    return SYMBOLS[found["name"]] + (f"={_power(found['value'])}" if found["value"] else "")
+
+
+def _power(number: str) -> str:
+    mantissa, _, exponent = number.partition("e")
+    if not exponent:
+        return number
+    return ("" if mantissa == "1" else rf"{mantissa}\times") + f"10^{{{int(exponent)}}}"
+
+
+def _notes(table: Table, how: str) -> list[str]:
+    """At most MAX_LINES lines under the table; the file on how it was made has the rest."""
+    cite = f"How these numbers were made: {how}." if how else ""
+    lines = [line for line in table.lines if not _FLAG.search(line)]
+    chosen = [table.chosen] if table.chosen else []
+    numbered = [f"{number} {note}" for number, note in enumerate(table.notes, 1)]
+    if _height([*numbered, " ".join([*lines, *chosen]), cite]) <= MAX_LINES and not any(
+        map(_FLAG.search, numbered)
+    ):
+        marked = [rf"$^{{{i}}}$ {tex(note)}" for i, note in enumerate(table.notes, 1)]
+        return _joined(marked, [*lines, *chosen], cite)
+    if numbered and how:
+        which = "Note 1" if len(numbered) == 1 else f"Notes 1–{len(numbered)}"
+        cite = f"{which}, and how these numbers were made: {how}."
+    while lines and _height([" ".join([*lines, *chosen]), cite]) > MAX_LINES:
+        lines.pop()
+    return _joined([], [*lines, *chosen], cite)
+
+
+def _joined(marked: list[str], lines: Sequence[str], cite: str) -> list[str]:
+    return [*marked, *(tex(part) for part in (" ".join(lines), cite) if part)]
+
+
+def _height(lines: Sequence[str]) -> int:
+    return sum(-(-len(line) // LINE) for line in lines)
+
+
+def _heading(heading: Heading) -> str:
+    text, marks = heading.text, _marks(heading.notes)
+    if text in SYMBOLS:
+        return f"${SYMBOLS[text]}${marks}"
+    label, comma, unit = text.partition(", ")
+    return (f"{tex(label)} ({tex(unit)})" if comma and unit[0] in "%×" else tex(text)) + marks
+
+
+def _body(table: Table) -> list[str]:
+    columns = [_column([row.cells[i] for row in table.rows]) for i in range(len(table.headings))]
+    body, previous = [], None
+    for i, row in enumerate(table.rows):
+        if previous is not None and row.kind == REFERENCE != previous:
+            body.append(r"\midrule")
+        previous = row.kind
+        cells = [column[i] for column in columns]
+        if row.grey and row.cells[0].text:
+            cells[0] = rf"\textit{{{cells[0]}}}"
+        body.append(" & ".join(cells) + r" \\")
+    return body
+
+
+def _column(cells: Sequence[Cell]) -> list[str]:
+    """The cells of a column, means and spreads one below the other at the decimal point."""
+    found = [_NUMBER.fullmatch(cell.text) for cell in cells]
+    spread = [f for f in found if f and f[4]]
+    widths = [
+        max((len(f[3] or "") for f in found if f), default=0),
+        max((len(f[4]) for f in spread), default=0),
+        max((len(f[5] or "") for f in spread), default=0),
+    ]
+    counts = max((f[6] or "" for f in found if f), key=len, default="")
+    return [
+        _number(cell, one, widths, counts) if one and spread else _cell(cell)
+        for cell, one in zip(cells, found, strict=True)
+    ]
+
+
+def _number(cell: Cell, found: re.Match[str], widths: Sequence[int], counts: str) -> str:
+    mean_width, whole, fraction = widths
+    bold = r"\mathbf{%s}" if cell.best else "%s"
+
+    def shown(text: str) -> str:
+        return bold % text.replace(",", "{,}").replace("−", "-")
+
+    text = shown(found[1] + found[2] + (found[3] or ""))
+    room = _room(found[3], mean_width)
+    if found[4]:
+        left = _phantom("0" * (whole - len(found[4])))
+        text += rf"{room} \pm {left}{shown(found[4] + (found[5] or ''))}"
+        room = _room(found[5], fraction)
+    else:
+        room += _phantom(r"{}\pm " + "0" * whole + _zeros(fraction))
+    marks = ",".join(map(str, cell.notes))
+    if cell.tied:
+        marks = r"\sim" + ("," + marks if marks else "")
+    marked = rf"\rlap{{$^{{{marks}}}$}}" if marks else ""
+    if found[6]:
+        return f"${text}{room}${tex(found[6])}{marked}"
+    return f"${text}${marked}" + (f"${room}$" if room else "") + _phantom(tex(counts))
+
+
+def _zeros(width: int) -> str:
+    """`.00` for a width of three characters."""
+    return "." + "0" * (width - 1) if width else ""
+
+
+def _room(decimals: str | None, width: int) -> str:
+    """The room that these decimals leave in a column whose longest ones have this width."""
+    return _phantom(_zeros(width)[len(decimals or "") :])
+
+
+def _phantom(text: str) -> str:
+    return rf"\phantom{{{text}}}" if text else ""
+
+
+def _cell(cell: Cell) -> str:
+    body = tex(cell.text)
+    if cell.best:
+        body = rf"\textbf{{{body}}}"
+    elif cell.tied:
+        body += r"$^{\sim}$"
+    return body + _marks(cell.notes)
+
+
+def _marks(notes: tuple[int, ...]) -> str:
+    return f"$^{{{','.join(map(str, notes))}}}$" if notes else ""
+
+
+def _caption(table: Table) -> str:
+    """Data, n and ±. LaTeX numbers its tables itself, so the paper's number is named as such."""
+    title = _DONE.sub("", table.title)
+    title = f"The paper’s {title}" if title.startswith("Table ") else title
+    parts = [f"{tex(title)}.", tex(table.measured).replace("n = ", "$n$~=~")]
+    return " ".join(part for part in parts if part)
+
+
+def _float(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
+    """One page: a table that floats."""
+    return [
+        r"\expandafter\begin\expandafter{\mpccfloat}[tbp]",
+        r"\centering",
+        rf"\caption{{{_caption(table)}}}\smallskip",
+        rf"\label{{tab:{table.name}}}",
+        *_fitted(columns, head, body),
+        *(_minipage(notes) if notes else []),
+        r"\expandafter\end\expandafter{\mpccfloat}",
+    ]
+
+
+def _minipage(notes: list[str]) -> list[str]:
+    head = r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize"
+    return [head, *notes, r"\end{minipage}"]
+
+
+def _fitted(columns: str, head: str, body: list[str]) -> list[str]:
+    """A tabular, in smaller type where it is wider than the text."""
+    return [
+        r"\mpccfit{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+    ]
+
+
+def _long(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
+    """Several pages, each with the headings and as wide as the widest: a longtable cannot shrink.
+
+    An invisible line of each column's widest cell gives all pages the same columns.
+    """
+    rows = [head, *(line for line in body if line != r"\midrule")]
+    widest = _widest([row.removesuffix(r" \\") for row in rows])
+    lines = []
+    for number, start in enumerate(range(0, len(body), MAX_FLOAT_ROWS)):
+        caption = rf"\caption{{{_caption(table)}}}\label{{tab:{table.name}}}"
+        if number:
+            caption = r"\addtocounter{table}{-1}\caption{(continued)}"
+        part = [*body[start : start + MAX_FLOAT_ROWS], widest]
+        lines += [r"\begin{table}[p]", r"\centering\footnotesize", caption]
+        lines += [*_fitted(columns, head, part), r"\end{table}"]
+        lines += [r"\clearpage"] if number % FLOATS_IN_A_ROW == FLOATS_IN_A_ROW - 1 else []
+    return [*lines, r"\clearpage", r"{\footnotesize", *notes, r"\par}"]
+
+
+def _widest(lines: list[str]) -> str:
+    """A line that takes no height and shows nothing, with the longest cell of every column."""
+    cells = zip(*(line.split(" & ") for line in lines), strict=True)
+    longest = [max(column, key=lambda cell: len(_COMMAND.sub("", cell))) for column in cells]
+    hidden = " & ".join(rf"\hphantom{{{cell}}}" for cell in longest)
+    return hidden + r" \\[-\normalbaselineskip]"
+
+
+_COMMAND = re.compile(r"\\[a-z]+|[{}$^\\]")
+"""What of a cell takes no room on the page, about."""

@@ -1,0 +1,87 @@
+"""Records as they stood at another moment than the last evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from analysis.records.frame import STOPPED, Records, records
+from mpcc.evaluation.metrics import METRICS, NEED_LABELS
+from mpcc.runs.run_dir import DONE
+
+BEST = "best:"
+
+
+def at(found: Records, moment: str) -> Records:
+    """The records with the metrics of iteration `moment`, or of `best:METRIC` for each trial.
+
+    found: loaded with `curves`. A trial that was evaluated there counts as done, be it under way or
+    not; one that was not has no value. `best:` takes a metric that needs no labels. Raises
+    ValueError, in one line, where no trial was evaluated there.
+    """
+    by_trial = {key: rows for key, rows in found.evaluations.groupby("trial_key", sort=False)}
+    rows = [
+        _moved(row, _chosen(by_trial.get(row["trial_key"]), moment), found, moment)
+        for row in found.trials.to_dict("records")
+    ]
+    if not any(row["state"] == DONE for row in rows):
+        known = sorted({int(i) for i in found.evaluations["iteration"]})
+        shown = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
+        raise ValueError(f"no trial was evaluated at {moment}; there are iterations {shown}")
+    moved = records(rows, found.sweeps, found.notes)
+    return replace(moved, evaluations=found.evaluations, moment=_named(moment))
+
+
+def checked(text: str) -> str:
+    """`--at` as it is meant: an iteration, or `best:METRIC`; ValueError says what is allowed."""
+    metric = text.removeprefix(BEST)
+    if metric != text:
+        known = METRICS.get(metric)
+        if known is None or metric in NEED_LABELS:
+            raise ValueError(
+                f"--at {text}: an iteration is chosen without labels, by one of "
+                f"{', '.join(n for n in METRICS if n not in NEED_LABELS and '/' not in n)}"
+            )
+        return text
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"--at must be an iteration or best:METRIC, got '{text}'")
+    return str(int(text))
+
+
+def _named(moment: str) -> str:
+    if moment.startswith(BEST):
+        return f"the iteration that {moment.removeprefix(BEST)} chose (@best)"
+    return f"iteration {int(moment):,} (@{moment})"
+
+
+def _chosen(rows: pd.DataFrame | None, moment: str) -> dict[str, Any] | None:
+    """The evaluation of a trial at this moment; None where it has none."""
+    if rows is None:
+        return None
+    if not moment.startswith(BEST):
+        found = rows[rows["iteration"] == int(moment)].to_dict("records")
+        return found[-1] if found else None
+    metric = moment.removeprefix(BEST)
+    if metric not in rows or rows[metric].isna().all():
+        return None
+    values = rows[metric]
+    best = values.idxmax() if METRICS[metric].higher_is_better else values.idxmin()
+    return dict(rows.loc[best])
+
+
+def _moved(
+    row: Mapping[str, Any], chosen: Mapping[str, Any] | None, found: Records, moment: str
+) -> dict[str, Any]:
+    kept = {k: v for k, v in row.items() if k not in found.metrics}
+    kept |= {"undefined": "", "unavailable": "{}", "failures": ""}
+    if chosen is None:
+        missing = f"no evaluation at {moment}"
+        return kept if row["state"] != DONE else kept | {"state": STOPPED, "cause": missing}
+    values = {k: v for k, v in chosen.items() if k in found.metrics}
+    values = {k: v for k, v in values.items() if not math.isnan(v)}
+    reached = row["iteration"] if moment.startswith(BEST) else int(chosen["iteration"])
+    return kept | values | {"state": DONE, "cause": None, "iteration": reached}

@@ -1,0 +1,187 @@
+"""One run directory as a row of the frame: what it says of itself, how it ended, its metrics.
+
+A record belongs to the trial that it names, by the key of its configuration and the key in its
+sealed result. Where those, or the folder that a plan gave to a trial, contradict each other the
+record is left out: its row is `damaged` and says why.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis.records.folders import LoadError
+from analysis.records.frame import (
+    BASELINE,
+    CURVE,
+    DAMAGED,
+    META,
+    PLANNED,
+    RUNNING,
+    STOPPED,
+    number,
+)
+from mpcc.config import Config, from_dict
+from mpcc.runs.files import SEAL, read_bytes
+from mpcc.runs.run_dir import (
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    RESULT,
+    RunDirError,
+    evaluations,
+    read_config,
+    read_json,
+    read_provenance,
+    read_sealed,
+)
+
+MLFLOW = "mlflow.json"
+
+
+def blank(config: Config, sweep: str, *, variant: str | None, planned: bool) -> dict[str, Any]:
+    """The row of a trial that left no record."""
+    row: dict[str, Any] = dict.fromkeys(META)
+    row |= config.to_dict()
+    row |= {"sweep": sweep, "trial_key": config.trial_key, "cell_key": config.cell_key}
+    row |= {"variant": variant, "planned": planned, "confirm": False}
+    return row | {"state": PLANNED, "iteration": 0}
+
+
+def read_loose(
+    path: Path, folder: Path, sweep: str, running: Collection[str], curves: bool
+) -> dict[str, Any]:
+    """The row of a run directory that no plan gave to a trial: its configuration says which it is.
+
+    Raises LoadError, in one line, where the configuration does not fit this version.
+    """
+    try:
+        config = from_dict(read_json(path / CONFIG) or {})
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
+    row = blank(config, sweep, variant=None, planned=False)
+    return row | _read(path, folder, config.trial_key, running, curves)
+
+
+def read_planned(
+    row: Mapping[str, Any], path: Path, folder: Path, running: Collection[str], curves: bool
+) -> dict[str, Any]:
+    """The row of a planned trial with what lies in the folder that the plan gave to it."""
+    return {**row} | _read(path, folder, str(row["trial_key"]), running, curves)
+
+
+def _read(
+    path: Path, folder: Path, key: str, running: Collection[str], curves: bool
+) -> dict[str, Any]:
+    """State, metrics and provenance of one run directory, if its record is that of this trial."""
+    place = path.as_posix().removeprefix(folder.as_posix()).lstrip("/") or "."
+    row: dict[str, Any] = {"run_dir": place, "digest": digest(path)}
+    try:
+        result, content = read_sealed(path)
+        provenance = read_provenance(path)
+        mlflow = read_json(path / MLFLOW) or {}
+        ended = result or {}
+        made = evaluations(path, content) if result is None or SEAL not in result else []
+        check_identity(path, key, ended, provenance, made)
+        if curves:
+            row[CURVE] = _curve(path, content)
+    except (RunDirError, OSError) as error:
+        return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
+    if result is None:
+        metrics = dict(made[-1]) if made else {}
+        state = RUNNING if path.name in running else STOPPED
+        row |= {"state": state, "iteration": metrics.pop("iteration", 0)}
+    else:
+        row |= {name: result.get(name) for name in ("state", "cause", "iteration")}
+        row["seconds_train"] = result.get("seconds", {}).get("train")
+        row["sealed"] = SEAL in result
+        metrics = result.get("metrics") or {}
+    row |= from_provenance(provenance)
+    run_id = mlflow.get("run_id")
+    row["mlflow_run"] = run_id if isinstance(run_id, str) else None
+    row |= measured(metrics)
+    row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
+    row["failures"] = " ".join(sorted(ended.get("failures") or ()))
+    baseline = ended.get("baseline") or {}
+    return row | {BASELINE + k: number(v) for k, v in baseline.items()}
+
+
+def check_identity(
+    path: Path,
+    key: str,
+    result: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+) -> None:
+    """Raise RunDirError where a record is not that of trial `key`, or its seal was taken off.
+
+    result, provenance: as read, empty where there is none. rows: the evaluations, of a result
+    without a seal. Records of the versions before seals have none in either file.
+    """
+    config = read_config(path)
+    if config is not None and config.trial_key != key:
+        raise RunDirError(f"{path / CONFIG} is of trial {config.trial_key}, not {key}: left out")
+    if result.get("trial_key", key) != key:
+        raise RunDirError(f"{path / RESULT} is of trial {result['trial_key']}, not {key}: left out")
+    if not result or SEAL in result:
+        return
+    if SEAL in provenance:
+        raise RunDirError(f"{path / RESULT} has lost its seal: left out")
+    last, told = (rows[-1] if rows else {}), result.get("metrics") or {}
+    differing = [n for n in told if n in last and last[n] != told[n] and n not in _NO_METRICS]
+    if differing:
+        raise RunDirError(
+            f"{path / RESULT} and the last row of {METRICS} differ in {differing[0]}: left out"
+        )
+
+
+_NO_METRICS = ("iteration", "seconds")
+
+
+def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation as numbers, and the names of those that are not a number."""
+    values = {k: number(v) for k, v in metrics.items() if k not in _NO_METRICS}
+    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
+    return values | {"undefined": " ".join(sorted(undefined))}
+
+
+def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that say which code, machine and images made a number."""
+    data = provenance.get("data") or {}
+    files = provenance.get("code_files")
+    code = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+    return {
+        "code": provenance.get("code"),
+        "code_id": code if files else provenance.get("code"),
+        "device": provenance.get("device"),
+        "fingerprint": data.get("fingerprint"),
+        "n_images": data.get("n_images"),
+        "data_notes": "; ".join(data.get("notes") or []) or None,
+    }
+
+
+def digest(path: Path) -> str:
+    """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
+    content = hashlib.sha256()
+    for name in (CONFIG, METRICS, RESULT, PROVENANCE):
+        try:
+            data = read_bytes(f"{path}/{name}") or b""
+        except RunDirError:  # a folder, or a pipe: the row says so
+            data = str(errno.EISDIR).encode()
+        except OSError as error:  # no right to read: the row says so
+            data = str(error.errno).encode()
+        content.update(f"{name} {len(data)}\n".encode() + data)
+    return content.hexdigest()[:12]
+
+
+def _curve(path: Path, content: bytes) -> list[dict[str, Any]]:
+    try:
+        rows = evaluations(path, content)
+    except RunDirError:
+        return []
+    return [{k: number(v) for k, v in row.items()} for row in rows]

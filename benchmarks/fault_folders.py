@@ -1,0 +1,322 @@
+"""The sweep's own folder and the world around it, for `benchmarks/faults.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.fault_files import stopped_half_way
+from benchmarks.fault_lab import SETTINGS, Lab, Outcome
+from benchmarks.fault_tools import ROOT, finish, must_come, wait_for
+
+N_NEXT = 10
+NEXT = ("--next",)
+END_SECONDS = 60.0
+"""How long a driver may take to end where its folder cannot be written."""
+NAMESAKES = ("tune/__init__.py", "mpcc/__init__.py", "types.py", "random.py", "torch.py", "ray.py")
+
+
+def two_on_one_trial(lab: Lab, outcome: Outcome) -> None:
+    """`python -m mpcc` in the folder of a trial that a sweep trains is refused in one line."""
+    sweep, process, before = lab.at_random_moment()
+    if wait_for(process, sweep.checkpointed):
+        path = sweep.checkpointed()[0]
+        words = [sys.executable, "-m", "mpcc", *SETTINGS, "--out", str(path)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 2 or done.stderr.count("\n") != 1:
+            outcome.notes.append(f"the second: {done.returncode}, {done.stderr[-300:]}")
+    finish(process)
+    lab.resume(sweep, outcome, before=before)
+
+
+def next_beside_a_driver(lab: Lab, outcome: Outcome) -> None:
+    """Ten processes with `--next` beside a driver, as a queue starts them; one is killed."""
+    sweep = lab.sweep()
+    ones = replace(sweep, argv=(*sweep.argv, *NEXT))
+    processes = [ones.start() for _ in range(N_NEXT)]
+    must_come(processes[0], lambda: any(sweep.out.glob("claims/*.json")))  # It is planned then.
+    driver = sweep.start()
+    must_come(driver, sweep.checkpointed)
+    killed = lab.random.choice(processes)
+    killed.kill()
+    for process in processes:
+        finish(process, None)
+        if process is not killed and process.returncode not in (0, 4):
+            outcome.notes.append(f"--next ended with {process.returncode}")
+    before = sweep.progress()
+    finish(driver)
+    lab.count_repeats(sweep, before, outcome)
+    lab.resume(sweep, outcome)
+
+
+@contextmanager
+def small_disk(lab: Lab, outcome: Outcome, megabytes: int = 64) -> Iterator[Path | None]:
+    """A file system of its own; None, and said, where it cannot be mounted."""
+    lab.count += 1
+    disk = lab.folder / f"disk-{lab.count}"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        outcome.not_tried = "mounting a small file system needs root"
+        yield None
+        return
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def filled(disk: Path) -> Path:
+    """Leave no room on a disk; returns the file to remove."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        try:
+            while True:
+                file.write(b"\0" * 65536)
+                file.flush()
+        except OSError:
+            return ballast
+
+
+def ended_in_time(lab: Lab, outcome: Outcome, process: subprocess.Popen[str], since: float) -> None:
+    """A driver that cannot write ends soon, says why and does not end with 0."""
+    printed = finish(process, None)
+    seconds = time.monotonic() - since
+    if process.returncode == 0:
+        outcome.notes.append("exit code 0")
+    if not any(word in printed for word in ("no room", "No space", "Read-only", "need about")):
+        outcome.notes.append(f"the reason was not told: {printed[-300:]}")
+    if seconds > END_SECONDS:
+        outcome.notes.append(f"the driver needed {seconds:.0f} s to end")
+
+
+def full_at_the_start(lab: Lab, outcome: Outcome) -> None:
+    """The disk of the sweep's folder is full before the driver starts."""
+    with small_disk(lab, outcome) as disk:
+        if disk is not None:
+            sweep, ballast = lab.sweep(parent=disk), filled(disk)
+            process = subprocess.Popen(
+                sweep.command(),
+                cwd=lab.folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            ended_in_time(lab, outcome, process, time.monotonic())
+            ballast.unlink()
+            lab.resume(sweep, outcome)
+
+
+def full_in_the_middle(lab: Lab, outcome: Outcome) -> None:
+    """The disk of the sweep's folder is full from some moment on, for all that is written."""
+    with small_disk(lab, outcome) as disk:
+        if disk is not None:
+            sweep = lab.sweep(parent=disk)
+            process = sweep.start()
+            must_come(process, lambda: sweep.has_come_to(1))
+            ballast, since = filled(disk), time.monotonic()
+            ended_in_time(lab, outcome, process, since)
+            ballast.unlink()
+            lab.resume(sweep, outcome)
+
+
+def read_only_in_the_middle(lab: Lab, outcome: Outcome) -> None:
+    """The file system of the sweep's folder meets an error and turns read-only under open files."""
+    lab.count += 1
+    image, disk = lab.folder / f"image-{lab.count}", lab.folder / f"disk-{lab.count}"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(128 * 2**20)
+    mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(disk)]
+    for words in (["mkfs.ext4", "-q", str(image)], mount):
+        if not shutil.which(words[0]) or subprocess.run(words, capture_output=True).returncode:
+            outcome.not_tried = "a file system that turns read-only needs root and ext4"
+            return
+    device = subprocess.run(
+        ["findmnt", "-n", "-o", "SOURCE", str(disk)], capture_output=True, text=True, check=True
+    )
+    try:
+        sweep = lab.sweep(parent=disk)
+        process = sweep.start()
+        must_come(process, lambda: sweep.has_come_to(1))
+        name = Path(device.stdout.strip()).name
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("x")
+        ended_in_time(lab, outcome, process, time.monotonic())
+        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True)
+        subprocess.run(mount, check=True)
+        lab.resume(sweep, outcome)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)])
+
+
+def node_full_for_a_while(lab: Lab, outcome: Outcome) -> None:
+    """The disk on which a node trains is full: tried three times, then left to the next start."""
+    with small_disk(lab, outcome) as disk:
+        if disk is not None:
+            remote = lab.folder / f"remote-{lab.count}"
+            sweep = lab.sweep("--storage", str(remote))
+            ballast = filled(disk)
+            scratch = {"MPCC_SCRATCH_DIR": str(disk)}
+            printed = sweep.run(3, scratch)
+            if "no room" not in printed and "No space" not in printed:
+                outcome.notes.append(f"the reason was not told: {printed[-300:]}")
+            ballast.unlink()
+            lab.resume(sweep, outcome)
+
+
+def plan_damaged(lab: Lab, outcome: Outcome, damage: Callable[[Path], object]) -> None:
+    """sweep.json of a sweep half done is cut, emptied or deleted: restored from its copy, said."""
+    sweep = stopped_half_way(lab)
+    file = sweep.out / "sweep.json"
+    whole = file.read_bytes()
+    damage(file)
+    done = subprocess.run(sweep.command("--status"), capture_output=True, text=True)
+    if done.returncode != 3 or "sweep-copy.json" not in done.stderr or file.read_bytes() != whole:
+        outcome.notes.append(f"--status: {done.returncode}, {done.stderr[-300:]}")
+    lab.resume(sweep, outcome)
+
+
+def plan_and_copy_deleted(lab: Lab, outcome: Outcome) -> None:
+    """Neither sweep.json nor its copy is there: the grid is planned again from its trials."""
+    sweep = stopped_half_way(lab)
+    for name in ("sweep.json", "sweep-copy.json"):
+        (sweep.out / name).unlink()
+    lab.resume(sweep, outcome)
+
+
+def cut(file: Path) -> None:
+    """Leave the first half."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def emptied(file: Path) -> None:
+    """Leave nothing."""
+    file.write_bytes(b"")
+
+
+def database_damaged(lab: Lab, outcome: Outcome, content: bytes) -> None:
+    """mlflow.db of a finished sweep is emptied, or is no database: `--sync` fills a new one."""
+    sweep = lab.sweep()
+    sweep.run()
+    before = sweep.progress()
+    (sweep.out / "mlflow.db").write_bytes(content)
+    if content:
+        done = subprocess.run(sweep.command("--status"), capture_output=True, text=True)
+        if done.returncode != 0 or "is no database" not in done.stdout:
+            outcome.notes.append(f"--status: {done.returncode}, {done.stdout[-300:]}")
+    done = subprocess.run(sweep.command("--sync"), capture_output=True, text=True)
+    if done.returncode != 0 or f"{len(lab.keys)} trials delivered" not in done.stdout:
+        outcome.notes.append(f"--sync: {done.returncode}, {(done.stdout + done.stderr)[-300:]}")
+    lab.count_repeats(sweep, before, outcome)
+    lab.compare(sweep, outcome)
+
+
+def moved(lab: Lab, outcome: Outcome) -> None:
+    """The folder is renamed half way; MLflow's pictures lie in it afterwards."""
+    sweep = stopped_half_way(lab)
+    there = replace(sweep, out=sweep.out.with_name(f"{sweep.out.name}-moved"))
+    os.rename(sweep.out, there.out)
+    lab.resume(there, outcome)
+    if sweep.out.exists():
+        outcome.notes.append("the folder's old place is there again")
+    if not any(there.out.glob("mlflow-artifacts/**/*.png")):
+        outcome.notes.append("MLflow has no pictures in the folder")
+
+
+def copied(lab: Lab, outcome: Outcome) -> None:
+    """A copy goes on and is whole; not a byte of the original changes."""
+    sweep = stopped_half_way(lab)
+    there = replace(sweep, out=sweep.out.with_name(f"{sweep.out.name}-copy"))
+    shutil.copytree(sweep.out, there.out, symlinks=True)
+    before = content_of(sweep.out)
+    lab.resume(there, outcome)
+    if content_of(sweep.out) != before:
+        outcome.notes.append("the original has changed")
+    lab.resume(sweep, outcome)
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """Every file below a folder -> a hash of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def swapped(lab: Lab, outcome: Outcome) -> None:
+    """Two trials' folders are exchanged: said, and neither is trained into the other."""
+    sweep = stopped_half_way(lab)
+    trials = sorted((sweep.out / "trials").iterdir())
+    one, two = lab.random.sample(trials, 2)
+    exchange(one, two)
+    before = content_of(sweep.out / "trials")
+    printed = sweep.run(2)
+    if "holds the record of trial" not in printed:
+        outcome.notes.append(f"it was not said: {printed[-300:]}")
+    if content_of(sweep.out / "trials") != before:
+        outcome.notes.append("a record has changed")
+    exchange(one, two)
+    lab.resume(sweep, outcome)
+
+
+def exchange(one: Path, two: Path) -> None:
+    """Give each folder the other's name."""
+    between = one.with_name("between")
+    one.rename(between)
+    two.rename(one)
+    between.rename(two)
+
+
+def beside_namesakes(lab: Lab, outcome: Outcome) -> None:
+    """The directory of the start has a `tune/`, a `types.py` and others that must not be taken."""
+    sweep = lab.sweep(parent=lab.folder / f"namesakes-{lab.count}")
+    for name in NAMESAKES:
+        file = sweep.out.parent / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("raise ImportError('a namesake was imported')\n")
+    sweep.run()
+    lab.resume(sweep, outcome)
+
+
+def in_environment(lab: Lab, outcome: Outcome, variables: Mapping[str, str]) -> None:
+    """Variables that others left in the environment change nothing."""
+    sweep = lab.sweep()
+    sweep.run(environment=variables)
+    lab.resume(sweep, outcome)
+
+
+def with_home(lab: Lab, outcome: Outcome, kind: str) -> None:
+    """HOME is read-only, missing, or `/`."""
+    home = lab.folder / f"home-{kind}"
+    if kind == "read-only":
+        home.mkdir(exist_ok=True)
+        home.chmod(0o500)
+    in_environment(lab, outcome, {"HOME": "/" if kind == "slash" else str(home)})
+
+
+def interrupted_with_next(lab: Lab, outcome: Outcome) -> None:
+    """SIGTERM to a `--next`, as a queue sends it: a checkpoint, 143, and the next one goes on."""
+    sweep = lab.sweep()
+    one = replace(sweep, argv=(*sweep.argv, *NEXT))
+    process = one.start()
+    must_come(process, sweep.checkpointed)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    before = sweep.progress()
+    for _ in lab.keys:
+        one.run(0)
+    one.run(4)
+    lab.count_repeats(sweep, before, outcome)
+    lab.resume(sweep, outcome)

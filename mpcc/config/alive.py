@@ -1,0 +1,74 @@
+"""When a setting does something: a rule for each one that does not always.
+
+A setting that is dead changes no number of a trial: two configurations that differ in dead settings
+alone train the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mpcc.config.fields import DEFAULTS, Config
+
+
+def _has_clusters(config: Config) -> bool:
+    return config.prior != "normal"
+
+
+def _decay_matters(config: Config) -> bool:
+    # Without decay the start is dead too and takes its default, from which a default decay would
+    # average.
+    start = config.ema_start if config.ema_decay > 0 else DEFAULTS["ema_start"]
+    return start < config.iterations
+
+
+def _start_matters(config: Config) -> bool:
+    # At its default, too, it must be beyond the end.
+    return config.ema_decay > 0 and min(config.ema_start, DEFAULTS["ema_start"]) < config.iterations
+
+
+ALIVE: dict[str, Callable[[Config], bool]] = {
+    "n_clusters": _has_clusters,
+    "prior_init_log_var": _has_clusters,
+    "prior_min_std": _has_clusters,
+    "prior_floor": _has_clusters,
+    "prior_entropy": lambda c: _has_clusters(c) and c.prior_entropy_weight > 0,
+    "prior_entropy_weight": _has_clusters,
+    "prior_rank": lambda c: c.prior == "low_rank_mixture",
+    "cluster_weights": _has_clusters,
+    "given_cluster_weights": _has_clusters,
+    "prior_lr": _has_clusters,
+    "prior_adversarial_lr": _has_clusters,
+    "prior_learns_from_encoder_loss": _has_clusters,
+    "ema_decay": _decay_matters,
+    "ema_start": _start_matters,
+    "n_is_splits": lambda c: c.n_generated is not None,
+    "min_diversity": _has_clusters,
+}
+"""Field -> whether it does anything in this configuration; the others always do."""
+
+
+def dead(config: Config) -> tuple[str, ...]:
+    """The fields that do nothing in this configuration, in the order of `Config`."""
+    return tuple(name for name in DEFAULTS if name in ALIVE and not ALIVE[name](config))
+
+
+def without_dead(config: Config) -> Config:
+    """The configuration with each dead field at its default: equal for two that train alike."""
+    names = dead(config)
+    # Together: given weights of another number of clusters would be refused on the way.
+    return config.override(**{name: DEFAULTS[name] for name in names}) if names else config
+
+
+def cautions(config: Config) -> list[str]:
+    """What of a configuration is allowed and is likely not meant, a line each."""
+    updates = config.iterations - config.ema_start
+    if updates <= 0 or config.ema_decay**updates <= 0.5:
+        return []
+    share = config.ema_decay**updates
+    better = 1 - float(f"{5 / max(updates, 10):.2g}")  # exp(-5) is below 1 %
+    return [
+        f"the averaged generator, which is evaluated, will be to {share:.0%} that of iteration "
+        f"{config.ema_start:,}: ema_decay={config.ema_decay:g} is slow for {updates:,} updates; "
+        f"--set ema_decay={better:g} would leave 1 %"
+    ]

@@ -1,0 +1,80 @@
+"""Whether a configuration can be trained on these images: what would fail later is refused before.
+
+No torch, so that a command that only plans can ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mpcc.config import N_CHANNELS, Config
+from mpcc.data import prepared
+from mpcc.data.files import DataError
+
+FEW = 1000
+"""Images that every named data set has; more clusters than these may be too many."""
+
+ASKED = ("dataset", "split", "image_size", "prior", "n_clusters", "conditional")
+"""The fields that `check_data` goes by."""
+
+
+def check_images(config: Config, shape: Sequence[int], n_labels: int | None) -> None:
+    """Raise DataError, one line, for images (N, C, H, W) that this configuration cannot train on.
+
+    n_labels: how many labels they have, None without labels.
+    """
+    n_images, *size = shape
+    wanted = [config.n_channels, config.image_size, config.image_size]
+    if size != wanted:
+        was, now = ("×".join(map(str, numbers)) for numbers in (wanted, size))
+        raise DataError(
+            f"the configuration is of images of {was} (channels, height, width), these are {now}: "
+            f"set image_size and dataset ({', '.join(f'{k} {n}' for k, n in N_CHANNELS.items())} "
+            "channels) to theirs"
+        )
+    if n_images < 2:
+        raise DataError(f"training needs at least 2 images of {config.dataset}, got {n_images}")
+    if config.prior != "normal" and config.n_clusters > n_images:
+        raise DataError(
+            f"n_clusters={config.n_clusters} is more than the {n_images} images of "
+            f"{config.dataset}: set fewer clusters"
+        )
+    if not config.conditional:
+        return
+    if n_labels is None:
+        raise DataError(
+            f"conditional=true needs labels, and the images of {config.dataset} have none: "
+            "set conditional=false or choose a data set with labels"
+        )
+    if n_labels != config.n_clusters:
+        raise DataError(
+            f"conditional=true takes each label for a cluster, and the images of {config.dataset} "
+            f"have {n_labels} labels: set n_clusters={n_labels}, not {config.n_clusters}"
+        )
+
+
+def check_data(config: Config, data_dir: Path | None) -> None:
+    """`check_images` of the data set that the configuration names, if its files are here.
+
+    Images that were never prepared here are read only where it may be in doubt whether they fit.
+    """
+    try:
+        place = prepared.place_of(config, data_dir)
+    except DataError:
+        return  # It is said where they are needed.
+    about = prepared.read_about(place)
+    if about is not None:
+        labels = None
+        if about["n_labels"] is not None:
+            labels = int(np.fromfile(place / "labels.bin", np.int64).max()) + 1
+        check_images(config, about["shape"], labels)
+    elif config.conditional or config.dataset == "folder" or config.n_clusters > FEW:
+        from mpcc.data.image_set import load
+
+        image_set = load(config, data_dir)
+        found = image_set.labels
+        labels = None if found is None else int(found.max()) + 1
+        check_images(config, image_set.images.shape, labels)

@@ -1,0 +1,251 @@
+"""One trial without a driver (`--next`), sweeps that are joined (`--adopt`), and a lost plan."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from mpcc.runs.files import BusyError, exclusive
+from tests.stand_ins import end_record, planned
+from tests.test_promises import call, said
+from tests.test_promises_sweep import results, start, weights, written
+from tune.plan.plan import Plan, PlanError
+from tune.plan.state import State
+from tune.store import lock
+from tune.store.adopt import adopt
+from tune.store.folder import Store, open_store
+from tune.store.lock import Owner, TrialClaim, claimed, this_machine
+from tune.store.plan_file import COPY
+
+GRID = ["--preset", "tiny", "--iterations", "12", "--grid", "esteps=1,2"]
+
+
+def store_of(out: Path, plan: Plan) -> Store:
+    store = Store(out)
+    store.write_plan(plan)
+    return store
+
+
+def other_owner(pid: int, machine: str = "") -> bytes:
+    owner = Owner("another", f"process {pid} on {socket.gethostname()}", machine, pid)
+    return (json.dumps(asdict(owner)) + "\n").encode()
+
+
+# -- one trial without a driver --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_processes_with_next_share_a_grid_and_give_the_numbers_of_a_sweep(tmp_path: Path) -> None:
+    argv = [*GRID, "--seeds", "1", "--out", tmp_path / "x", "--next"]
+    at_once = [start("ablation", *argv, cwd=tmp_path) for _ in range(3)]
+    ends = [process.communicate(timeout=300) and process.returncode for process in at_once]
+    assert sorted(ends) == [0, 0, 4]
+    before = written(tmp_path / "x")
+    done = call("ablation", *argv, cwd=tmp_path)
+    assert done.returncode == 4 and "nothing is left to do" in done.stdout
+    said("ablation", *argv[:-3], "--out", tmp_path / "sweep", cwd=tmp_path)
+    assert weights(tmp_path / "x") == weights(tmp_path / "sweep") and len(before) == 2
+    assert "2 trials delivered" in said("ablation", "--out", tmp_path / "x", "--sync", cwd=tmp_path)
+    assert written(tmp_path / "x") == before
+
+
+@pytest.mark.slow
+def test_a_driver_waits_for_the_trial_that_another_process_trains(tmp_path: Path) -> None:
+    long = ["--preset", "tiny", "--iterations", "400", "--grid", "esteps=1", "--seeds", "1"]
+    one = start("ablation", *long, "--out", "x", "--next", cwd=tmp_path)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("x/trials/*/config.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert "1 running" in call("ablation", "--out", "x", "--status", cwd=tmp_path).stdout
+    done = call("ablation", "--out", "x", cwd=tmp_path)
+    out, err = one.communicate(timeout=60)
+    assert (one.returncode, done.returncode) == (0, 0), (out, err, done.stderr)
+    assert "is trained by process" in done.stderr or "1 of 1 trials done" in done.stdout
+    (result,) = results(tmp_path / "x").values()
+    assert result["state"] == "done"
+
+
+def test_a_claim_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("esteps=1")
+    store, key = store_of(tmp_path, plan), plan.trials()[0].key
+    file = tmp_path / lock.CLAIMS / f"{key}.json"
+    file.parent.mkdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    file.write_bytes(other_owner(dead.pid, this_machine()))
+    assert claimed(store) == set()
+    with TrialClaim(store, key):
+        assert claimed(store) == {key}
+    assert claimed(store) == set() and not file.exists()
+
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 5.0)  # A living one writes every 2 s.
+    file.write_bytes(other_owner(1, "a machine that went away"))
+    with TrialClaim(store, key):
+        pass
+    living = TrialClaim(store, key)
+    with living, pytest.raises(BusyError, match=f"{key} is trained by process {os.getpid()}"):
+        with TrialClaim(store, key):
+            pass
+    assert not living.lost
+
+
+def test_a_trial_of_a_driver_is_not_taken(tmp_path: Path) -> None:
+    plan = planned("esteps=1")
+    store, key = store_of(tmp_path, plan), plan.trials()[0].key
+    with lock.SweepLock(store) as driver:
+        driver.renew([key])
+        with pytest.raises(BusyError, match="is trained by process"), TrialClaim(store, key):
+            pass
+
+
+@pytest.mark.slow
+def test_next_leaves_a_trial_that_another_program_trains(tmp_path: Path) -> None:
+    plan = planned("esteps=1")
+    store = store_of(tmp_path, plan)
+    first, second = plan.trials()
+    with exclusive(store.trial_dir(first.key), 0.0):
+        done = call("ablation", "--out", tmp_path, "--next", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(results(tmp_path)) == {second.key}
+
+
+def test_next_goes_with_no_option_of_a_driver(tmp_path: Path) -> None:
+    for words in (["--status"], ["--dry-run"], ["--retry", "failed"], ["--address", "auto"]):
+        done = call("ablation", *GRID, "--next", *words, cwd=tmp_path)
+        assert done.returncode == 2 and "--next" in done.stderr, words
+
+
+# -- sweeps that are joined ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_sweep_of_other_seeds_is_joined_and_nothing_of_it_runs_again(tmp_path: Path) -> None:
+    said("ablation", *GRID, "--seeds", "0,", "--out", "here", cwd=tmp_path)
+    said("ablation", *GRID, "--seeds", "1,", "--out", "there", cwd=tmp_path)
+    elsewhere = weights(tmp_path / "there")
+    printed = said("ablation", "--out", "here", "--adopt", "there", cwd=tmp_path)
+    assert "2 trials adopted" in printed and "4 of 4 trials done" in printed
+    joined = weights(tmp_path / "here")
+    assert len(joined) == 4 and joined.items() >= elsewhere.items()
+    shutil.rmtree(tmp_path / "there")
+    assert "4 of 4 trials done" in said("ablation", "--out", "here", cwd=tmp_path)
+
+
+def test_only_what_is_done_there_and_not_here_is_adopted(tmp_path: Path) -> None:
+    plan = planned("esteps=1,2")
+    here, there = store_of(tmp_path / "here", plan), store_of(tmp_path / "there", plan)
+    first, second, third, fourth = plan.trials()
+    end_record(here.out, first, acc_majority=0.25)
+    for trial, state in ((first, State.DONE), (second, State.DONE), (third, State.FAILED)):
+        end_record(there.out, trial, state)
+    assert adopt(here, there.out, plan.trials()) == 1
+    assert here.status(first).accuracy == 0.25 and here.status(second).state == State.DONE
+    assert [here.status(t).state for t in (third, fourth)] == [State.PLANNED, State.PLANNED]
+
+
+def test_a_sweep_under_other_settings_is_not_adopted(tmp_path: Path) -> None:
+    store_of(tmp_path / "here", planned("esteps=1"))
+    store_of(tmp_path / "there", planned("esteps=1", width=2))
+    for folder, reason in (("there", "C=1, now 2"), ("nowhere", "is no folder of a sweep")):
+        done = call("ablation", "--out", "here", "--adopt", folder, "--dry-run", cwd=tmp_path)
+        assert done.returncode == 2 and reason in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+# -- a plan that is lost ---------------------------------------------------------------------------
+
+
+def damage(file: Path, kind: str) -> None:
+    if kind == "deleted":
+        file.unlink()
+    elif kind == "altered":
+        values = json.loads(file.read_text())
+        values.get("plan", values)["cells"][0]["seeds"] = [7]
+        file.write_text(json.dumps(values))
+    else:
+        file.write_bytes(file.read_bytes()[: 0 if kind == "emptied" else 100])
+
+
+@pytest.mark.parametrize("kind", ["cut", "emptied", "deleted", "altered"])
+def test_a_damaged_plan_is_restored_from_its_copy_and_that_is_said(
+    tmp_path: Path, kind: str
+) -> None:
+    plan = planned("esteps=1,2")
+    store = store_of(tmp_path, plan)
+    end_record(tmp_path, plan.trials()[0])
+    whole = (tmp_path / "sweep.json").read_bytes()
+    damage(tmp_path / "sweep.json", kind)
+    opened = open_store(tmp_path)
+    assert opened.restored is not None and COPY in opened.restored
+    assert opened.read_plan() == plan and (tmp_path / "sweep.json").read_bytes() == whole
+    assert store.read_plan() == plan and store.restored is None
+    damage(tmp_path / COPY, kind)
+    assert open_store(tmp_path).read_plan() == plan
+
+
+@pytest.mark.parametrize("kind", ["cut", "emptied", "deleted"])
+def test_a_grid_without_plan_and_copy_is_planned_again_from_its_trials(
+    tmp_path: Path, kind: str
+) -> None:
+    plan = planned("esteps=1,2", "eta_p=1e-3,2e-3")
+    store_of(tmp_path, plan)
+    for trial in plan.trials():
+        end_record(tmp_path, trial)
+    (tmp_path / "mlflow.json").write_text(json.dumps({"sweep": plan.id}))
+    for name in ("sweep.json", COPY):
+        damage(tmp_path / name, kind)
+    again = open_store(tmp_path).read_plan()
+    assert again is not None and again.id == plan.id and again.preset == "tiny"
+    assert {t.key for t in again.trials()} == {t.key for t in plan.trials()}
+    assert again.base.override(n_encoder_steps=1, prior_lr=1e-3).cell_key in {
+        planned.cell.key for planned in plan.cells
+    }
+
+
+def test_a_search_without_plan_and_copy_is_refused(tmp_path: Path) -> None:
+    plan = planned("esteps=1,2")
+    store_of(tmp_path, plan)
+    end_record(tmp_path, plan.trials()[0])
+    (tmp_path / "study.db").touch()
+    for name in ("sweep.json", COPY):
+        (tmp_path / name).unlink()
+    with pytest.raises(PlanError, match="a search cannot be planned again"):
+        open_store(tmp_path)
+
+
+# -- whose a folder is -----------------------------------------------------------------------------
+
+
+def test_a_folder_with_the_record_of_another_trial_is_said_and_not_trained(tmp_path: Path) -> None:
+    plan = planned("esteps=1,2")
+    store = store_of(tmp_path, plan)
+    one, two = plan.trials()[0], plan.trials()[2]
+    end_record(tmp_path, one)
+    store.trial_dir(one.key).rename(store.trial_dir(two.key))
+    assert store.status(two).state == State.STOPPED
+    assert f"holds the record of trial {one.key}" in str(store.status(two).cause)
+    done = call("ablation", "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and f"holds the record of trial {one.key}" in done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_copy_of_a_folder_does_not_go_on_in_the_remote_of_the_original(tmp_path: Path) -> None:
+    plan, remote = planned("esteps=1"), str(tmp_path / "remote")
+    original = open_store(tmp_path / "x", remote)
+    original.remote.prepare()  # type: ignore[union-attr]
+    original.write_plan(plan)
+    shutil.copytree(tmp_path / "x", tmp_path / "copy")
+    with pytest.raises(ValueError, match=f"give --storage {remote} to go on here"):
+        open_store(tmp_path / "copy")
+    open_store(tmp_path / "copy", remote).write_plan(plan)
+    assert open_store(tmp_path / "copy").read_plan() == plan
+    (tmp_path / "x").rename(tmp_path / "renamed")
+    assert open_store(tmp_path / "renamed").read_plan() == plan

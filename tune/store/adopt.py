@@ -1,0 +1,101 @@
+"""Taking over what is there: trials of fewer iterations, and of a sweep that was run elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from mpcc.config import Config
+from mpcc.runs import run_dir
+from tune.plan.cells import Trial
+from tune.plan.plan import TRIALS, Plan, PlanError
+from tune.plan.state import ENDED, State
+from tune.store.folder import Store
+from tune.store.plan_file import read_plan
+
+EARLIER = "earlier"
+
+
+def extends_from(store: Store, plan: Plan, trial: Trial) -> int | None:
+    """The iterations of the run directory that this trial starts from, if there is one."""
+    shorter = [n for n in plan.earlier_iterations if n < trial.config.iterations]
+    existing = (n for n in sorted(shorter, reverse=True) if _earlier(store, trial, n).is_dir())
+    return next(existing, None)
+
+
+def extend(store: Store, plan: Plan, trial: Trial) -> None:
+    """Start this trial's run directory from that of fewer iterations, where there is one.
+
+    The earlier one moves to `earlier/`, without its checkpoints. After a kill at any moment the
+    next call repeats all of it, or only the move.
+    """
+    n = extends_from(store, plan, trial)
+    if n is None:
+        return
+    path, earlier = store.trial_dir(trial.key), _earlier(store, trial, n)
+    if not path.exists():
+        _start_from(earlier, path, trial.config, n)
+    if store.remote is not None:
+        store.upload(trial.key)
+        checkpoint = store.remote.read(f"{TRIALS}/{earlier.name}/{run_dir.CHECKPOINT}")
+        if checkpoint is not None:
+            store.remote.write(f"{TRIALS}/{trial.key}/{run_dir.CHECKPOINT}", checkpoint)
+        for name in store.remote.list(f"{TRIALS}/{earlier.name}"):
+            store.remote.delete(name)
+    kept = store.out / EARLIER / f"{n}-iterations" / earlier.name
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(earlier, kept)
+    for name in run_dir.CHECKPOINTS:
+        (kept / name).unlink(missing_ok=True)
+
+
+def sweep_elsewhere(other: Path) -> Plan:
+    """The plan of a sweep whose trials are to be adopted; PlanError where there is none."""
+    plan = read_plan(other)[0] if other.is_dir() else None
+    if plan is None:
+        raise PlanError(f"--adopt {other} is no folder of a sweep")
+    return plan
+
+
+def adopt(store: Store, other: Path, trials: Iterable[Trial]) -> int:
+    """Copy the records of the trials that have ended in another sweep's folder and not here.
+
+    Returns how many. A trial whose record there cannot be read, or is another trial's, is left
+    out; one that is under way here goes on from its own checkpoint only if it has not ended there.
+    """
+    there, n = Store(other), 0
+    for trial in trials:
+        source, path = there.trial_dir(trial.key), store.trial_dir(trial.key)
+        if store.status(trial).state in ENDED or there.status(trial).state != State.DONE:
+            continue
+        staged = path.with_name(f".{path.name}.new")
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.copytree(source, staged)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+        os.replace(staged, path)
+        store.upload(trial.key)
+        n += 1
+    return n
+
+
+def _earlier(store: Store, trial: Trial, n: int) -> Path:
+    """The run directory of the same trial with n iterations."""
+    return store.trial_dir(trial.config.override(iterations=n).trial_key)
+
+
+def _start_from(earlier: Path, path: Path, config: Config, n: int) -> None:
+    """Make a run directory that begins with the state and the evaluations of n iterations."""
+    staged = path.with_name(f".{path.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    for name in (*run_dir.CHECKPOINTS, run_dir.METRICS, run_dir.PROVENANCE):
+        if (earlier / name).exists():
+            shutil.copyfile(earlier / name, staged / name)
+    iterations = sorted({*run_dir.earlier_iterations(earlier), n})
+    run_dir.write_json(staged / run_dir.CONTINUES, {"iterations": iterations})
+    run_dir.write_json(staged / run_dir.CONFIG, config.to_dict())
+    os.replace(staged, path)
