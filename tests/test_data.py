@@ -489,3 +489,66 @@ def test_real_mnist_is_whole_and_official():
 def test_real_omniglot_is_forty_thousand_images():
     loaded = data.load(config("omniglot", image_size=8), Path(REAL))
     assert loaded.images.shape == (40_000, 1, 8, 8) and len(loaded.label_names) == 100
+
+
+# -- where the cache lies ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_home(monkeypatch, tmp_path):
+    for name in ("MPCC_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("HOME", "/proc/nowhere")  # Nobody can make a folder there.
+    return tmp_path / "tmp" / f"mpcc-{os.getuid()}"
+
+
+def test_without_a_home_the_cache_is_a_folder_of_this_user_alone(no_home, monkeypatch):
+    assert data_files.cache_dir() == no_home and no_home.stat().st_mode & 0o777 == 0o700
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(Path, "home", _no_home)
+    assert data_files.cache_dir() == no_home
+    first = data.load(PRESETS["digits"])
+    assert (no_home / "prepared").is_dir()
+    assert data.load(PRESETS["digits"]).fingerprint == first.fingerprint
+
+
+def _no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("taken", ["link", "other", "open", "file"])
+def test_a_folder_that_another_user_has_taken_is_not_used(no_home, monkeypatch, tmp_path, taken):
+    if taken == "link":
+        (tmp_path / "theirs").mkdir()
+        no_home.symlink_to(tmp_path / "theirs")
+    elif taken == "file":
+        no_home.write_bytes(b"")
+    else:
+        no_home.mkdir(mode=0o700)
+    if taken == "open":
+        no_home.chmod(0o777)
+    if taken == "other":
+        ours = no_home
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        ours.rename(ours.with_name("mpcc-12345"))
+    before = sorted(no_home.parent.rglob("*"))
+    assert len(data.load(PRESETS["digits"])) == 1797
+    assert sorted(no_home.parent.rglob("*")) == before
+    assert taken != "link" or not list((tmp_path / "theirs").iterdir())
+
+
+def test_another_users_entries_in_a_shared_cache_are_made_anew_or_done_without(
+    tmp_path, monkeypatch
+):
+    expected = data.load(PRESETS["digits"]).fingerprint
+    real = Path.open
+
+    def forbidden(self, *args, **kwargs):
+        if "prepared" in self.parts:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert data.load(PRESETS["digits"]).fingerprint == expected

@@ -66,3 +66,13 @@ def test_figures_of_a_grid_with_gaps_are_written(cells: list[Group]) -> None:
     assert {"effect-esteps.pdf", "effect-eta_p.png", "heatmap.pdf"} <= figures(
         cells, AXES, "acc_majority"
     ).keys()
+
+
+def test_figures_are_the_same_bytes_whatever_the_users_style(cells: list[Group]) -> None:
+    import matplotlib
+
+    plain = figures(cells, AXES, "acc_majority")
+    theirs = {"font.size": 30, "figure.facecolor": "black", "savefig.dpi": 20, "pdf.fonttype": 3}
+    with matplotlib.rc_context({**theirs, "axes.grid": True}):
+        assert figures(cells, AXES, "acc_majority") == plain
+        assert matplotlib.rcParams["font.size"] == 30  # Theirs is theirs.

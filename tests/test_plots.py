@@ -1,13 +1,17 @@
 """Plots show what they were given, write whole files, and give the same bytes twice."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mpcc.evaluation import plots
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def size(path):
@@ -80,3 +84,58 @@ def test_matplotlib_waits_until_something_is_drawn():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+DRAW = """
+import sys
+from mpcc.evaluation import plots
+rows = [{"iteration": i, "mse": 1 / (i + 1), "nmi": i / 9} for i in range(9)]
+plots.curve_picture(rows, sys.argv[1] + "/curves.png")
+plots.latent_picture([[i, i * i % 7, 1] for i in range(9)], [0, 1, 2] * 3, sys.argv[1] + "/z.png")
+"""
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        {"MPLBACKEND": "no such backend"},
+        {"MPLBACKEND": ""},
+        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "/proc"},
+        {"PYTHONOPTIMIZE": "2", "LANG": "C", "LC_ALL": "C", "TZ": "Asia/Kolkata"},
+        {},
+    ],
+)
+def test_pictures_are_the_same_bytes_whatever_the_users_style_and_surroundings(
+    tmp_path, monkeypatch, surroundings
+):
+    style = "font.size: 30\nfigure.facecolor: black\nbackend: tkagg\nlines.linewidth: 9\n"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("MPCC_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    drawn = []
+    for folder, more in ((tmp_path / "plain", {}), (tmp_path / "theirs", surroundings)):
+        folder.mkdir()
+        if folder.name == "theirs":
+            (folder / "matplotlibrc").write_text(style)
+        command = [sys.executable, "-c", DRAW, str(folder)]
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | more, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and done.stderr == ""
+        drawn.append([(folder / name).read_bytes() for name in ("curves.png", "z.png")])
+    assert drawn[0] == drawn[1]
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_fail_the_trial(tmp_path, monkeypatch, caplog):
+    from mpcc.config import PRESETS
+    from mpcc.runs import run_dir
+    from mpcc.training.trainer import train
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no font")
+
+    monkeypatch.setattr(plots, "latent_picture", broken)
+    list(train(PRESETS["tiny"], tmp_path, device="cpu"))
+    assert run_dir.read_result(tmp_path)["state"] == run_dir.DONE
+    assert "pictures are left out: no font" in caplog.text

@@ -19,6 +19,7 @@ from analysis.tables.columns import Column, column
 from analysis.tables.groups import Group
 from analysis.tables.shared import state_word
 from mpcc.config import value_text
+from mpcc.evaluation.plots import own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,27 +48,23 @@ MAX_LINES = 7
 
 def figures(groups: Sequence[Group], axes: Sequence[str], metric: str) -> dict[str, bytes]:
     """File name -> content: `effect-<axis>` for each axis, `heatmap` for a full grid of two."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     grid = [g for g in groups if not g.variant]
     used = [g for g in grid if g.summary(metric).n and not g.part]
     varied = [a for a in axes if len({g.settings[a] for g in used}) > 1]
     left = left_out(groups, metric)
     made: dict[str, bytes] = {}
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
+    with own_style(STYLE):
+        from matplotlib.figure import Figure
+
         for axis in varied:
-            figure, ax = plt.subplots(figsize=(WIDTH, 0.75 * WIDTH))
-            effect(used, axis, [a for a in varied if a != axis], metric, ax, left)
+            figure = Figure(figsize=(WIDTH, 0.75 * WIDTH))
+            others = [a for a in varied if a != axis]
+            effect(used, axis, others, metric, figure.subplots(), left)
             made |= _files(figure, f"effect-{short(axis)}")
-            plt.close(figure)
         if len(varied) == 2:
-            figure, ax = plt.subplots(figsize=(WIDTH, 0.8 * WIDTH))
-            heatmap(grid, (varied[0], varied[1]), metric, ax)
+            figure = Figure(figsize=(WIDTH, 0.8 * WIDTH))
+            heatmap(grid, (varied[0], varied[1]), metric, figure.subplots())
             made |= _files(figure, "heatmap")
-            plt.close(figure)
     return made
 
 

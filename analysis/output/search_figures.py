@@ -21,6 +21,7 @@ from analysis.tables.columns import column
 from analysis.tables.search import Found, Importance, best, importances
 from mpcc.config import value_text
 from mpcc.evaluation.metrics import METRICS
+from mpcc.evaluation.plots import own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,8 @@ def files(search: Found) -> dict[str, bytes]:
     made = {}
     for name, (figure, _) in _figures(search).items():
         file = io.BytesIO()
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+        with own_style():
+            figure.savefig(file, format="pdf", metadata={"CreationDate": None})
         made[f"search-{name}.pdf"] = file.getvalue()
         made[f"search-{name}.png"] = _png(figure, 300)
     return made
@@ -49,20 +51,16 @@ def files(search: Found) -> dict[str, bytes]:
 def _figures(search: Found) -> dict[str, tuple[Figure, str]]:
     if not search.points:
         return {}
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     made: dict[str, tuple[Figure, str]] = {}
 
     def draw(name: str, text: str, plot: Callable[[Axes], Any], wide: float = 1.0) -> None:
-        figure, ax = plt.subplots(figsize=(wide * WIDTH, 0.78 * WIDTH))
-        plot(ax)
-        made[name] = (figure, text)
-        plt.close(figure)
+        from matplotlib.figure import Figure
 
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(wide * WIDTH, 0.78 * WIDTH))
+        plot(figure.subplots())
+        made[name] = (figure, text)
+
+    with own_style(STYLE):
         for i, name in enumerate(search.objectives):
             tag = f"-{name.replace('/', '-')}" if len(search.objectives) > 1 else ""
             label = column(name).heading
@@ -302,5 +300,6 @@ def _plain(value: Any) -> Any:
 
 def _png(figure: Figure, dpi: int = 160) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    with own_style():
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()

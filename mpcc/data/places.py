@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from mpcc.options import usable
 
 DATA_DIR_VARIABLE = "MPCC_DATA_DIR"
 CACHE_DIR_VARIABLE = "MPCC_CACHE_DIR"
+
+NOWHERE = Path(os.devnull) / "mpcc"
+"""No cache: whoever writes there fails, and goes on without."""
 
 
 class DataError(ValueError):
@@ -40,22 +44,24 @@ def cache_dir() -> Path:
 
 
 def _temporary(name: str) -> Path:
-    """A folder of this user's alone; under a name of its own where another user has taken it."""
+    """A folder of this user's alone; a place that nobody can write where another has taken it."""
     place = Path(tempfile.gettempdir()) / name
     try:
         place.mkdir(mode=0o700, exist_ok=True)
         about = place.lstat()
-        if place.is_symlink() or about.st_uid != os.getuid() or about.st_mode & 0o022:
-            return place / "taken-by-another-user"  # Cannot be written: no cache is used.
+        ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+        return place if ours and not about.st_mode & 0o022 else NOWHERE
     except OSError:
-        pass  # No cache is used.
-    return place
+        return NOWHERE
 
 
 def _writable(place: Path) -> bool:
-    """Whether files can be made in a folder that may have to be made first."""
-    there = next(p for p in (place, *place.parents) if os.path.exists(p))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    """Whether files can be made in a folder, which is made first: some disks say so and refuse."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(place, os.W_OK | os.X_OK)
 
 
 def resolve_data_dir(data_dir: Path | str | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -180,9 +181,17 @@ def generated_batches(state: TrainState, generator: Generator, n: int) -> Iterat
 
 @torch.no_grad()
 def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> None:
-    """Samples by cluster, reconstructions by label, the latent space and the curves, as PNG."""
-    with _drawing:
-        _write_pictures(path, state, evaluation)
+    """Samples by cluster, reconstructions by label, the latent space and the curves, as PNG.
+
+    A picture only looks on: one that cannot be drawn is logged and left out. Raises OSError.
+    """
+    try:
+        with _drawing:
+            _write_pictures(path, state, evaluation)
+    except OSError:  # A full disk, which what is written next meets too.
+        raise
+    except Exception as error:  # Whatever a drawing library raises.
+        logging.getLogger(__name__).warning("%s: pictures are left out: %s", path, error)
 
 
 def _write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> None:

@@ -6,15 +6,19 @@ hold every tick's label; to have them found would take as long as to draw.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mpcc.data.places import cache_dir
 from mpcc.runs.run_dir import write_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +39,35 @@ CURVE_PANELS = (
 """Metrics that share an axis in the picture of curves."""
 
 
+@contextlib.contextmanager
+def own_style(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """matplotlib's own defaults and these changes, whatever the user's files and variables say.
+
+    To be entered for drawing and for saving alike, so that a figure is the same bytes for all.
+    """
+    matplotlib = _matplotlib()
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    with matplotlib.rc_context(defaults | dict(changes or {})):
+        yield
+
+
+@functools.cache
+def _matplotlib() -> Any:
+    """The module, imported so that no backend that is missing and no home that is can stop it."""
+    ours = {"MPLBACKEND": "agg"}  # A notebook names one that its kernel alone has.
+    if "MPLCONFIGDIR" not in os.environ:
+        ours["MPLCONFIGDIR"] = str(cache_dir() / "matplotlib")
+    theirs = {name: os.environ.get(name) for name in ours}
+    os.environ |= ours
+    try:
+        import matplotlib.font_manager  # It looks for its list of fonts at once.
+    finally:
+        for name, value in theirs.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return matplotlib
+
+
+@own_style()
 def latent_picture(
     encodings: ArrayLike,
     groups: ArrayLike,
@@ -92,6 +125,7 @@ def latent_picture(
     _save_figure(figure, path)
 
 
+@own_style()
 def curve_picture(
     rows: Sequence[Mapping[str, Any]],
     path: Path,
