@@ -529,8 +529,8 @@ PRUNED = [
     "--seeds", "1", "--sampler", "random", "--sampler-seed", "3", "--startup", "2", "--ahead", "2",
 ]  # fmt: skip
 FRONT = [
-    *COMMON, "--space", "eta_p=1e-3..1e-1:log", "esteps=1..4", "--objective", "mse,cluster_information",
-    "--points", "6", "--seeds", "1", "--ahead", "1", "--startup", "1",
+    *COMMON, "--space", "eta_p=1e-3..1e-1:log", "esteps=1..4",
+    "--objective", "mse,cluster_information", "--points", "6", "--seeds", "1", "--ahead", "1", "--startup", "1",
 ]  # fmt: skip
 
 
