@@ -19,6 +19,7 @@ from mpcc.config import DEFAULTS, from_dict, trial_key, value_text
 from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
 from tune.plan.plan import FULL_MODEL
 from tune.store.lock import sweep_owner
+from tune.store.plan_file import COPY
 
 
 def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
@@ -80,13 +81,20 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
+def _what_to_do(folder: Path) -> str:
+    """What helps where sweep.json is damaged."""
+    other = "name another folder with --runs"
+    restored = f"`python tune/ablation.py --out {folder} --status` restores it from its copy"
+    return f"{restored}, or {other}" if (folder / COPY).exists() else other
+
+
 def _read_plan(folder: Path) -> dict[str, Any] | None:
     """sweep.json, with what is read of it checked; LoadError in one line."""
     file = folder / SWEEP
     try:
         plan = read_json(file)
     except RunDirError as error:
-        raise LoadError(f"{str(error).split(';')[0]}; name another folder with --runs") from None
+        raise LoadError(f"{str(error).split(';')[0]}; {_what_to_do(folder)}") from None
     if plan is None:
         return None
     if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
@@ -102,7 +110,7 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
                 raise ValueError("a cell's key, variant or grid is no text")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged: {error}"
-        raise LoadError(f"{file} {what}; name another folder with --runs") from None
+        raise LoadError(f"{file} {what}; {_what_to_do(folder)}") from None
     return plan
 
 
