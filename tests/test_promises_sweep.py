@@ -530,7 +530,8 @@ PRUNED = [
 ]  # fmt: skip
 FRONT = [
     *COMMON, "--space", "eta_p=1e-3..1e-1:log", "esteps=1..4",
-    "--objective", "mse,cluster_information", "--points", "6", "--seeds", "1", "--ahead", "1", "--startup", "1",
+    "--objective", "mse,cluster_information", "--points", "6", "--seeds", "1",
+    "--ahead", "1", "--startup", "1",
 ]  # fmt: skip
 
 
