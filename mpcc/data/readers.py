@@ -20,6 +20,7 @@ from PIL import Image
 from mpcc.config import Config
 from mpcc.data import files as data_files
 from mpcc.data.files import DataError
+from mpcc.data.pixels import middle_square, read_image
 
 Pixels = NDArray[np.uint8]
 
@@ -302,25 +303,30 @@ def _distort(drawing: Image.Image, rng: np.random.Generator) -> Pixels:
 
 def _read_folder(config: Config, data_dir: Path | None) -> Source:
     """All images of a folder in colour, cut to their middle square; subfolders are labels."""
-    found = data_files.find_images(data_dir)
-    if config.split == "train":
-        found = [f for f, kept in zip(found, _in_training(len(found)), strict=True) if kept]
+    found = _found_images(config, data_dir)
     names = tuple(sorted({label for _, label in found}))
     images = np.empty((len(found), 3, config.image_size, config.image_size), np.uint8)
     for i, (path, _) in enumerate(found):
-        try:
-            with Image.open(path) as opened:
-                colour = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
-        except Exception as error:  # Decoders of images raise all sorts.
-            raise DataError(f"{path} is not a sound image ({error}); mend or remove it") from None
-        side = min(colour.shape[1:])
-        top, left = ((length - side) // 2 for length in colour.shape[1:])
-        square = colour[:, top : top + side, left : left + side]
-        images[i] = resize(square[None], config.image_size)[0]
+        images[i] = resize(middle_square(read_image(path))[None], config.image_size)[0]
     if names == ("",):
         return Source(images, None, ())
     labels = np.array([names.index(label) for _, label in found], np.int64)
     return Source(images, labels, names)
+
+
+def image_files(config: Config, data_dir: Path | None) -> list[str] | None:
+    """The file of each image, as seen from the data folder; None for a named data set."""
+    if config.dataset != "folder":
+        return None
+    root = data_files.required_dir(config.dataset, data_dir)
+    return [str(path.relative_to(root)) for path, _ in _found_images(config, data_dir)]
+
+
+def _found_images(config: Config, data_dir: Path | None) -> list[tuple[Path, str]]:
+    found = data_files.find_images(data_dir)
+    if config.split == "train":
+        found = [f for f, kept in zip(found, _in_training(len(found)), strict=True) if kept]
+    return found
 
 
 def _check_labels(path: Path, labels: NDArray[Any], n_images: int, n_labels: int) -> None:

@@ -48,8 +48,7 @@ class Evaluation:
 def evaluate(state: TrainState) -> Evaluation:
     """Scores of the model as it stands. Neither reads nor moves the training's random stream."""
     config = state.config
-    rng = torch.Generator(state.device)
-    rng.manual_seed(config.seed * 1_000_003 + state.iteration)
+    rng = evaluation_rng(state)
     generator = averaged_generator(state, rng)
     z_means, clusters = encode(state)
     row: dict[str, Any] = {}
@@ -77,6 +76,13 @@ def evaluate(state: TrainState) -> Evaluation:
     if state.prior.has_clusters:
         row["prior/std_mean"] = float(state.prior.sampling_std.mean())
     return Evaluation(row, clusters, z_means, samples, sample_clusters, generator)
+
+
+def evaluation_rng(state: TrainState) -> torch.Generator:
+    """The random stream of an evaluation, by seed and iteration."""
+    rng = torch.Generator(state.device)
+    rng.manual_seed(state.config.seed * 1_000_003 + state.iteration)
+    return rng
 
 
 def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:

@@ -6,9 +6,10 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mpcc.config import Config
 from mpcc.data.image_set import DataError, ImageSet, load
+from mpcc.data.readers import image_files
 from mpcc.evaluation import baseline, metrics
 from mpcc.evaluation.evaluate import evaluate, generation_scores, write_pictures
 from mpcc.fast.cuda_graph import stepper
@@ -25,6 +27,7 @@ from mpcc.runs.code_version import code_fingerprints, code_version
 from mpcc.training.device import prepare_process, resolve_device
 from mpcc.training.resume import restore, write_checkpoint
 from mpcc.training.state import TrainState, build_state
+from mpcc.use.trained import for_use
 
 PROGRESS_SECONDS = 1.0
 MAX_CHECKPOINT_SHARE = 0.02
@@ -77,7 +80,9 @@ def train(
     where = resolve_device(device)
     prepare_process(config, where)
     # Before anything is written: images that are refused leave nothing behind.
-    image_set = load(config, data_dir) if image_set is None else image_set
+    files = None
+    if image_set is None:
+        image_set, files = load(config, data_dir), image_files(config, data_dir)
     if config.conditional and image_set.labels is None:
         raise DataError(
             f"conditional=true needs labels, and the images of {config.dataset} have none: "
@@ -89,16 +94,21 @@ def train(
     restore(state, path)
     run_dir.write_metrics(path, state.rows)
     write_provenance(path, state)
-    yield from _Run(state, path, checkpoint_seconds, checkpoint_iterations).iterate()
+    yield from _Run(state, path, checkpoint_seconds, checkpoint_iterations, files).iterate()
 
 
 class _Run:
     """A trial under way: its state, its directory, and when it last wrote and spoke."""
 
     def __init__(
-        self, state: TrainState, path: Path, seconds: float, iterations: int | None
+        self,
+        state: TrainState,
+        path: Path,
+        seconds: float,
+        iterations: int | None,
+        files: Sequence[str] | None,
     ) -> None:
-        self.state, self.path = state, path
+        self.state, self.path, self.files = state, path, files
         self.checkpoint_seconds, self.checkpoint_iterations = seconds, iterations or math.inf
         self.between_checkpoints = seconds
         self.saved_iteration = state.iteration
@@ -156,7 +166,8 @@ class _Run:
         if last:
             write_pictures(self.path, state, evaluation)
             # In this order: a checkpoint at the end always has its result beside it.
-            result = write_result(self.path, state, run_dir.DONE, None, row, unavailable)
+            files = for_use(state, evaluation, self.files)
+            result = write_result(self.path, state, run_dir.DONE, None, row, unavailable, files)
             self._save(result)
         return row
 
@@ -204,8 +215,9 @@ def write_result(
     cause: str | None,
     row: dict[str, Any],
     unavailable: dict[str, str] | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Record how the trial ended; returns the record."""
+    """Record how the trial ended, with the files that belong to it; returns the record."""
     last = {k: v for k, v in row.items() if k not in ("iteration", "seconds")}
     digest = hashlib.sha256()
     for part in state.parts().values():
@@ -232,6 +244,7 @@ def write_result(
             "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
         },
         state.rows,
+        files,
     )
 
 
