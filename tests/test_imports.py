@@ -107,6 +107,7 @@ def test_pure_modules_take_no_config(name):
 @pytest.mark.parametrize(
     "module",
     [
+        "mpcc",
         "mpcc.__main__",
         "tune.ablation",
         "tune.search",

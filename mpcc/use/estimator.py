@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from mpcc.config import IMAGE_SIZES, Config, preset
+from mpcc.config import IMAGE_SIZES, Config, full_name, preset
 from mpcc.data.files import DataError
 from mpcc.data.image_set import ImageSet, fingerprint
 from mpcc.evaluation import metrics
@@ -115,8 +115,14 @@ class MPCC(ClusterMixin, TransformerMixin, BaseEstimator):
         }
         if base.n_channels != n_channels:
             changes["dataset"] = COLOUR if n_channels == 3 else GREY
+        own = {*changes, "split"}
         changes["eval_every"] = changes["iterations"]
-        return base.override(**changes).override(**self.settings or {})
+        for name, value in (self.settings or {}).items():
+            if full_name(name) in own:
+                raise ValueError(f"settings may not hold {name}: MPCC has its own word on it")
+            own.add(full_name(name))
+            changes[full_name(name)] = value
+        return base.override(**changes)
 
 
 def _looked_at(X: Images) -> tuple[int, int]:
@@ -129,8 +135,8 @@ def _looked_at(X: Images) -> tuple[int, int]:
     if len(shape) == 4 and shape[3] in (1, 3):
         return shape[3], min(shape[1:3])
     raise DataError(
-        "fit takes an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, got "
-        f" {f'shape {shape}' if shape else type(X).__name__}; reshape flat images"
+        "fit takes an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, "
+        f"got {f'shape {shape}' if shape else type(X).__name__}; reshape flat images"
     )
 
 
