@@ -1,4 +1,4 @@
-"""`python -m mpcc`: train one run in one directory."""
+"""`python -m mpcc`: train one run in one directory; with a command first, use what was trained."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mpcc.options import OneLineParser, path
 from mpcc.runs.files import exclusive
 from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
 from mpcc.training.checks import check_data
+from mpcc.use import commands
 
 MAX_SECONDS = 1e6
 
@@ -31,6 +32,8 @@ EXAMPLES = """examples:
   python -m mpcc --preset cifar10 --dry-run
 
 The same command again goes on where it stopped. Progress goes to stderr, the result to stdout.
+
+To use what was trained: python -m mpcc cluster, sample or reconstruct, each with --help.
 """
 
 
@@ -84,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 diverged, 2 bad input, or files that cannot be read or written,
     130 or 143 stopped by a signal."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in commands.COMMANDS:
+        return commands.main(argv)
     options = parser().parse_args(argv)
     try:
         changes = assigned(options.assignments)

@@ -54,6 +54,7 @@ def test_the_model_is_plain_and_a_trial_becomes_fast_in_one_place():
     assert {name: found for name, found in named.items() if found} == {
         "state.py": {"mpcc.fast.build"},
         "pace.py": {"mpcc.fast.cuda_graph", "mpcc.fast.together"},
+        "trained.py": {"mpcc.fast.layers"},  # A model rounds as the trial that trained it.
     }
 
 
@@ -120,6 +121,7 @@ def test_pure_modules_take_no_config(name):
 @pytest.mark.parametrize(
     "module",
     [
+        "mpcc",
         "mpcc.__main__",
         "tune.ablation",
         "tune.search",

@@ -492,6 +492,7 @@ def test_one_run_leaves_its_files_in_a_folder_of_its_name_and_a_cache_where_xdg_
     assert {path.name for path in (tmp_path / "runs" / "tiny-seed7").iterdir()} == {
         "config.json", "provenance.json", "metrics.jsonl", "result.json", "checkpoint.pt",
         "samples.png", "reconstructions.png", "latent.png", "curves.png",
+        "model.mpcc", "clusters.csv.gz",
     }  # fmt: skip
     about = json.loads((tmp_path / "runs" / "tiny-seed7" / "provenance.json").read_text())
     assert about["device"].startswith("cpu") and about["data"]["dataset"] == "digits"

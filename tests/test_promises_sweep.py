@@ -144,6 +144,7 @@ def test_a_finished_sweep_has_these_files_and_no_others(story: Story) -> None:
         assert {file.name for file in path.iterdir()} - OF_OLD == {
             "config.json", "provenance.json", "metrics.jsonl", "result.json", "checkpoint.pt",
             "samples.png", "reconstructions.png", "latent.png", "curves.png",
+            "model.mpcc", "clusters.csv.gz",
         }  # fmt: skip
         assert results(story.out)[path.name]["state"] == "done"
         assert [row["iteration"] for row in rows(path)] == [10, 20]

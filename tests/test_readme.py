@@ -18,6 +18,7 @@ import pytest
 import mpcc.__main__ as one_run
 from analysis import make_tables
 from mpcc.config import PRESETS
+from mpcc.use.commands import COMMANDS as COMMANDS_OF_USE
 from tests.test_search import finish
 from tune import ablation, estimate, search
 from tune.plan import grid
@@ -65,6 +66,7 @@ COMMANDS = [
         ROOT / "docs" / "tables-and-statistics.md",
     )
     for program, words in commands(file)
+    if words.split()[0] not in COMMANDS_OF_USE  # They run in test_using_page.py.
 ]
 
 

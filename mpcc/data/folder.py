@@ -92,6 +92,15 @@ def find(data_dir: Path | str | None) -> Found:
     return Found(root, images, in_training, tuple(_notes(walk, files, depth)))
 
 
+def files_in(root: Path) -> list[Path]:
+    """All images below a folder by name, whatever the subfolders are. DataError for none."""
+    walk = _Walk()
+    _enter(root, (), (os.path.realpath(root),), walk)
+    if not walk.files:
+        raise DataError(f"no images (.png, .jpg, .tif, .webp, …) in {root}{_instead(walk)}")
+    return [root.joinpath(*parts) for parts in sorted(walk.files)]
+
+
 def readable(text: str | Path) -> str:
     """A name as it can be printed and written anywhere, whatever bytes it has on the disk."""
     return os.fsencode(text).decode(errors="replace")

@@ -10,7 +10,7 @@ import numpy as np
 from mpcc.config import Config
 from mpcc.data import folder, pictures
 from mpcc.data.places import DataError
-from mpcc.data.source import Pixels, Source, in_training, resize
+from mpcc.data.source import Pixels, Source, in_training, middle_square, resize
 
 
 def read_folder(config: Config, data_dir: Path | None) -> Source:
@@ -20,9 +20,7 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
     images = np.empty((len(kept), 3, size, size), np.uint8)
 
     def use(i: int, pixels: Pixels) -> None:
-        side = min(pixels.shape[1:])
-        top, left = ((length - side) // 2 for length in pixels.shape[1:])
-        images[i] = resize(pixels[None, :, top : top + side, left : left + side], size)[0]
+        images[i] = resize(middle_square(pixels)[None], size)[0]
 
     read = pictures.read_all([path for path, _ in kept], config.image_ground, use)
     facts = [one for one in read if isinstance(one, pictures.Facts)]
@@ -42,6 +40,22 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
         return Source(images, None, (), tuple(notes))
     labels = np.array([names.index(label) for _, label in kept], np.int64)
     return Source(images, labels, names, tuple(notes))
+
+
+def image_files(config: Config, data_dir: Path | None, n_images: int) -> list[str] | None:
+    """The file of each image that `read_folder` gave, as seen from the folder; None for named sets.
+
+    n_images: how many it gave; damaged files that it left out are looked for where some lack.
+    """
+    if config.dataset != "folder":
+        return None
+    found = folder.find(data_dir)
+    paths = [path for path, _ in _of_split(found, config.split)]
+    if len(paths) != n_images:
+        read = pictures.read_all(paths, config.image_ground, lambda i, pixels: None)
+        pairs = zip(paths, read, strict=True)
+        paths = [path for path, one in pairs if isinstance(one, pictures.Facts)]
+    return [str(path.relative_to(found.root)) for path in paths]
 
 
 def _of_split(found: folder.Found, split: str) -> list[tuple[Path, str]]:

@@ -80,6 +80,14 @@ def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
         raise UnsoundError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
+def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
+    """An opened image as `read_picture` gives it. Raises UnsoundError."""
+    try:
+        return _converted(image, ground)[0]
+    except Exception as error:  # Decoders of images raise all sorts.
+        raise UnsoundError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
 def read_all(
     paths: Sequence[Path], ground: str, use: Callable[[int, Pixels], None]
 ) -> list[Facts | UnsoundError]:

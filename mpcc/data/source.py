@@ -56,6 +56,14 @@ def _interpolation(size_in: int, size_out: int) -> NDArray[np.float64]:
     return whole
 
 
+def middle_square(images: Pixels) -> Pixels:
+    """The largest square in the middle of images (..., H, W)."""
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[..., top : top + side, left : left + side]
+
+
 def in_training(n: int) -> NDArray[np.bool_]:
     """Which of n are training images where no official split exists: all but every fifth."""
     return np.arange(n) % 5 != 4

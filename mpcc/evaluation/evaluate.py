@@ -58,8 +58,7 @@ def evaluate(state: TrainState) -> Evaluation:
     """
     config, image_set = state.config, state.image_set
     check_weights(state)
-    rng = torch.Generator(state.device)
-    rng.manual_seed(config.seed * 1_000_003 + state.iteration)
+    rng = evaluation_rng(state)
     generator = averaged_generator(state, rng)
     z_means = encode(state)
     row: dict[str, Any] = {}
@@ -123,6 +122,13 @@ def check_weights(state: TrainState) -> None:
 def _check_finite(what: str, *values: Tensor) -> None:
     if not all(bool(value.isfinite().all()) for value in values):
         raise NotFinite(f"{what} is not finite")
+
+
+def evaluation_rng(state: TrainState) -> torch.Generator:
+    """The random stream of an evaluation, by seed and iteration."""
+    rng = torch.Generator(state.device)
+    rng.manual_seed(state.config.seed * 1_000_003 + state.iteration)
+    return rng
 
 
 def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:

@@ -6,11 +6,13 @@
     checkpoint.pt    the state of training, see `mpcc.runs.checkpoints`; beside it the one before
     continues.json   after how many iterations it once ended, where it was told to go on
     result.json      how it ended: done, diverged or failed; absent while it has not
+    model.mpcc       the trained model, see `mpcc.runs.model_file`; of a trial that is done
+    clusters.csv.gz  the cluster of every image, see `mpcc.runs.clusters`; of a trial that is done
     *.png            pictures
 
 The record here is the truth about a trial; MLflow and the tables are views of it. Provenance and
-result are sealed with a hash, the result together with the evaluations: damage that can still be
-read as JSON does not pass for a number.
+result are sealed with a hash, the result together with the evaluations, the model and the clusters:
+damage that can still be read as JSON does not pass for a number.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mpcc.config import Config, from_dict, value_text
@@ -175,15 +178,21 @@ def read_result_alone(path: Path) -> dict[str, Any] | None:
 
 
 def write_result(
-    path: Path, values: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] | None = None
+    path: Path,
+    values: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Record how a trial ended, sealed together with its evaluations; returns the record.
 
-    The rows are those that the trial has made; without them, what lies in metrics.jsonl.
+    The rows are those that the trial has made; without them, what lies in metrics.jsonl. `files`
+    are written beside it and sealed with it.
     """
     file = Path(path) / METRICS
     data = (read_bytes(file) or b"") if rows is None else metrics_text(rows)
-    record = sealed(values, **{METRICS: data})
+    for name, content in files.items():
+        write_bytes(Path(path) / name, content)
+    record = sealed(values, **{METRICS: data}, **files)
     write_json(Path(path) / RESULT, record)
     return record
 

@@ -56,12 +56,8 @@ def restore(state: TrainState, path: Path) -> None:
         if problem or rows is None:
             problems.append(f"a checkpoint in {path} {problem or 'has lost its evaluations'}")
             continue
-        for name, part in state.parts().items():
-            part.load_state(content["parts"][name])
-        for average, saved in zip(state.average, content["average"], strict=True):
-            average.copy_(saved)
+        take_model(state, content)
         state.rng.set_state(content["rng"].cpu())
-        state.iteration = content["iteration"]
         state.seconds = content["seconds"]
         state.rows = rows
         break
@@ -72,6 +68,15 @@ def restore(state: TrainState, path: Path) -> None:
     if problems:
         start = f"going on at iteration {state.iteration}" if state.iteration else "starting over"
         log.warning("%s; %s", "; ".join(problems), start)
+
+
+def take_model(state: TrainState, content: dict[str, Any]) -> None:
+    """Take over weights, their average and the iteration from the content of a checkpoint."""
+    for name, part in state.parts().items():
+        part.load_state(content["parts"][name])
+    for average, saved in zip(state.average, content["average"], strict=True):
+        average.copy_(saved)
+    state.iteration = content["iteration"]
 
 
 def evaluations(
@@ -92,10 +97,9 @@ def evaluations(
 def unfit(
     content: dict[str, Any], state: TrainState, keys: Collection[str], ended: bool
 ) -> str | None:
-    """Why training cannot go on from a checkpoint, such as one of another version's networks.
+    """Why training cannot go on from a checkpoint.
 
     `keys` are those of this trial and of its shorter self; `ended`: its result is there.
-    Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
     """
     if content["trial_key"] not in keys:
         return "belongs to another trial"
@@ -103,6 +107,14 @@ def unfit(
         # A checkpoint of the end has its result beside it, unless that was damaged or deleted: the
         # last evaluation is then made again, from the checkpoint before.
         return f"is of iteration {content['iteration']}, and the result is missing"
+    return misfit(content, state)
+
+
+def misfit(content: dict[str, Any], state: TrainState) -> str | None:
+    """Why a checkpoint does not fit the state, such as one of another version's networks.
+
+    Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
+    """
     pairs = list(zip(state.average, content["average"], strict=False))
     complete = len(state.average) == len(content["average"])
     for name, part in state.parts().items():

@@ -6,9 +6,10 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mpcc.config import Config
 from mpcc.data.image_set import DataError, ImageSet, load
+from mpcc.data.own_images import image_files
 from mpcc.evaluation import baseline
 from mpcc.evaluation.evaluate import NotFinite, evaluate, generation_scores, said
 from mpcc.evaluation.failures import failures
@@ -28,6 +30,7 @@ from mpcc.training.checks import check_images
 from mpcc.training.device import prepare_process, resolve_device
 from mpcc.training.resume import restore, write_checkpoint
 from mpcc.training.state import TrainState, build_state
+from mpcc.use.trained import for_use
 
 PROGRESS_SECONDS = 1.0
 MAX_CHECKPOINT_SHARE = 0.02
@@ -80,7 +83,10 @@ def train(
     where = resolve_device(device)
     prepare_process(config, where)
     # Before anything is written: images that are refused leave nothing behind.
-    image_set = load(config, data_dir) if image_set is None else image_set
+    files = None
+    if image_set is None:
+        image_set = load(config, data_dir)
+        files = image_files(config, data_dir, len(image_set.images))
     labels = image_set.labels
     n_labels = None if labels is None else int(labels.max()) + 1
     check_images(config, image_set.images.shape, n_labels)
@@ -90,7 +96,7 @@ def train(
     restore(state, path)
     run_dir.write_metrics(path, state.rows)
     write_provenance(path, state)
-    run = _Run(state, path, checkpoint_seconds, checkpoint_iterations)
+    run = _Run(state, path, checkpoint_seconds, checkpoint_iterations, files)
     run.baseline = kmeans_baseline(state)
     yield from run.iterate()
 
@@ -99,9 +105,14 @@ class _Run:
     """A trial under way: its state, its directory, and when it last wrote and spoke."""
 
     def __init__(
-        self, state: TrainState, path: Path, seconds: float, iterations: int | None
+        self,
+        state: TrainState,
+        path: Path,
+        seconds: float,
+        iterations: int | None,
+        files: Sequence[str] | None,
     ) -> None:
-        self.state, self.path = state, path
+        self.state, self.path, self.files = state, path, files
         self.checkpoint_seconds, self.checkpoint_iterations = seconds, iterations or math.inf
         self.between_checkpoints = seconds
         self.saved_iteration = state.iteration
@@ -163,8 +174,9 @@ class _Run:
         if last:
             unavailable |= write_pictures(self.path, state, evaluation)
             # In this order: a checkpoint at the end always has its result beside it.
+            files = for_use(state, evaluation, self.files)
             result = write_result(
-                self.path, state, run_dir.DONE, None, row, unavailable, self.baseline
+                self.path, state, run_dir.DONE, None, row, unavailable, self.baseline, files
             )
             self._save(result)
         return row
@@ -221,8 +233,9 @@ def write_result(
     row: dict[str, Any],
     unavailable: dict[str, str],
     baseline: dict[str, float | str],
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Record how the trial ended; returns the record.
+    """Record how the trial ended, with the files that belong to it; returns the record.
 
     `unavailable`: metric or picture -> why it is missing; of the baseline a number or a reason.
     """
@@ -253,6 +266,7 @@ def write_result(
             "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
         },
         state.rows,
+        files,
     )
 
 

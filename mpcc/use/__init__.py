@@ -1,0 +1,1 @@
+"""Using what was trained: clusters, encodings, samples and reconstructions of a finished trial."""

@@ -1,0 +1,171 @@
+"""`python -m mpcc cluster|sample|reconstruct RUN ...`: use a trained model from a shell."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpcc.options import OneLineParser, path
+
+if TYPE_CHECKING:
+    from mpcc.use.model import Model
+
+EXAMPLES = """examples:
+  python -m mpcc cluster runs/digits --cell best --images DIR --out clusters.csv
+  python -m mpcc sample runs/one --cluster 3 -n 64 --out sheet.png
+  python -m mpcc reconstruct runs/one --images DIR --out sheet.png
+
+RUN is the folder of a trial, or of a sweep with --cell. --out of sample and reconstruct is one
+sheet (NAME.png) or a folder of single images.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = OneLineParser(
+        speaker="python -m mpcc",
+        prog="python -m mpcc",
+        description="Use what was trained.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = p.add_subparsers(dest="command", required=True)
+    for name, what in (
+        ("cluster", "the cluster of every image, as CSV"),
+        ("sample", "new images of a cluster, or of all"),
+        ("reconstruct", "images beside what the model makes of them"),
+    ):
+        one = commands.add_parser(
+            name, help=what, description=what, speaker=f"python -m mpcc {name}"
+        )
+        one.add_argument("run", metavar="RUN", type=path, help="folder of a trial or of a sweep")
+        one.add_argument(
+            "--cell", help="of a sweep: best (by I(x; y)), settings like esteps=4, or a cell's key"
+        )
+        one.add_argument("--seed", type=int, default=0, help="of the cell's trials (default: 0)")
+        one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+        one.add_argument("--out", required=True, type=path, help="file or folder to write")
+        if name == "sample":
+            one.add_argument("--cluster", type=int, help="draw this one (default: from p(y))")
+            one.add_argument("-n", type=int, default=64, help="number of images (default: 64)")
+            one.add_argument("--draw-seed", type=int, default=0, help="of the drawing (default: 0)")
+            continue
+        one.add_argument(
+            "--images", required=True, nargs="+", type=path, metavar="DIR", help="folder, or files"
+        )
+        one.add_argument(
+            "--inverted",
+            choices=("yes", "no"),
+            help="whether dark means bright (default: refuse images that seem to)",
+        )
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 done, 2 bad input, or files that cannot be read or written."""
+    options = parser().parse_args(argv)
+    command: Callable[[Model, argparse.Namespace], str] = COMMANDS[options.command]
+    try:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+            raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got '{options.device}'")
+        if options.command == "cluster" and options.out.is_dir():
+            raise ValueError(f"--out {options.out} is a folder; name a file, such as clusters.csv")
+        from mpcc.use.load import load
+
+        model = load(options.run, options.cell, seed=options.seed, device=options.device)
+        print(model, file=sys.stderr)
+        print(command(model, options), file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"python -m mpcc {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def cluster(model: Model, options: argparse.Namespace) -> str:
+    """Write file, cluster, probability and second cluster of every image; returns what it did."""
+    from mpcc.runs.clusters import csv_text
+    from mpcc.runs.files import write_bytes
+
+    files, how = _images(options)
+    shares = model.predict_proba(files, **how)
+    order = (-shares).argsort(1, kind="stable")
+    first = order[:, 0]
+    columns: dict[str, Any] = {"file": _names(options, files), "cluster": first}
+    columns["probability"] = [f"{row[k]:.6f}" for row, k in zip(shares, first, strict=True)]
+    columns["second_cluster"] = order[:, 1] if model.n_clusters > 1 else [""] * len(files)
+    write_bytes(options.out, csv_text(columns).encode(errors="surrogateescape"))
+    return f"{len(files):,} images in {len(set(first.tolist()))} clusters: {options.out}"
+
+
+def sample(model: Model, options: argparse.Namespace) -> str:
+    """Write a sheet, or single images, drawn from a cluster or from all; returns what it did."""
+    from mpcc.evaluation.pictures import sample_sheet
+
+    images = model.sample(options.n, options.cluster, options.draw_seed)
+    if _is_sheet(options.out):
+        heading = "p(y)" if options.cluster is None else f"cluster {options.cluster}"
+        columns = math.ceil(math.sqrt(options.n))
+        alike = [0] * options.n
+        sample_sheet(images, alike, 1, options.out, columns=columns, headings=[heading])
+    else:
+        names = [f"{i:0{len(str(options.n - 1))}}" for i in range(options.n)]
+        _write_each(images, names, options.out)
+    return f"{options.n:,} images: {options.out}"
+
+
+def reconstruct(model: Model, options: argparse.Namespace) -> str:
+    """Write a sheet of pairs, or single reconstructions; returns what it did."""
+    from mpcc.evaluation.pictures import reconstruction_sheet
+
+    files, how = _images(options)
+    images = model.prepare(files, **how)
+    found = model.reconstruct(images, inverted=False)
+    if _is_sheet(options.out):
+        reconstruction_sheet(images.numpy(), found, options.out)
+    else:
+        _write_each(found, [f"{i}-{file.stem}" for i, file in enumerate(files)], options.out)
+    return f"{len(files):,} images: {options.out}"
+
+
+COMMANDS = {"cluster": cluster, "sample": sample, "reconstruct": reconstruct}
+
+
+def _images(options: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
+    """The files that --images names, and how they are to be taken."""
+    from mpcc.use.images import files_of
+
+    files = [file for place in options.images for file in files_of(place) or ()]
+    return files, {"inverted": {"yes": True, "no": False, None: None}[options.inverted]}
+
+
+def _names(options: argparse.Namespace, files: list[Path]) -> list[str]:
+    """Files as seen from the one folder that was given, else as they were given."""
+    root = options.images[0]
+    if len(options.images) == 1 and root.is_dir():
+        return [str(file.relative_to(root)) for file in files]
+    return [str(file) for file in files]
+
+
+def _is_sheet(out: Path) -> bool:
+    if out.suffix.lower() == ".png":
+        return True
+    if out.suffix or out.is_file():
+        raise ValueError(f"--out {out} is neither a sheet (NAME.png) nor a folder")
+    return False
+
+
+def _write_each(images: Any, names: list[str], folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for pixels, name in zip(images, names, strict=True):
+        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
+            folder / f"{name}.png"
+        )

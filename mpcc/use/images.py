@@ -1,0 +1,267 @@
+"""Images of any kind as the model was trained on them; refusals say what to do, in one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mpcc.data import folder
+from mpcc.data.pictures import Facts, UnsoundError, pixels_of, read_picture, summary
+from mpcc.data.places import DataError
+from mpcc.data.source import middle_square, resize
+
+log = logging.getLogger(__name__)
+
+Images: TypeAlias = "NDArray[Any] | Tensor | Dataset[Any] | Sequence[str | Path] | str | Path"
+
+CHUNK = 4096
+"""Images that are converted at once; a bound on memory."""
+MIN_SIDE = 4
+"""Fewer pixels mean that an axis was taken for another."""
+ROUNDING = 1e-6
+"""Share of the range by which floats may lie beyond it."""
+SPREADS = 4.0
+"""Standard deviations of an image's mean level beyond which images may count as inverted."""
+PATIENCE_SECONDS = 2.0
+
+
+class Levels(NamedTuple):
+    """How bright the images of a data set are, 0 to 255."""
+
+    mean: float
+    spread: float
+    """Standard deviation of an image's mean level."""
+
+    @classmethod
+    def of(cls, images: Tensor) -> Levels:
+        """Of uint8 images (N, C, H, W)."""
+        each = images.flatten(1).sum(1, dtype=torch.int64).double() / images[0].numel()
+        return cls(float(each.mean()), float(each.std(correction=0)))
+
+
+def prepare(
+    images: Images,
+    n_channels: int,
+    size: int,
+    *,
+    value_range: tuple[float, float] | None = None,
+    inverted: bool | None = None,
+    levels: Levels | None = None,
+    ground: str = "white",
+) -> Tensor:
+    """The images as uint8 (N, n_channels, size, size), the middle square resized as for training.
+
+    images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8, bool or floats; a
+      torch Dataset of such images or of PIL's, alone or first in a tuple; files; a folder, whose
+      images are taken by name, those of subfolders too.
+    value_range: of floats, [0, 1] where it is not given; integers other than uint8 need it.
+    ground: what a transparent image is laid on, as in training (`image_ground`).
+    inverted: whether to exchange dark and bright; None refuses images that, by the `levels` of the
+      training images, seem to need it.
+    DataError, one line, for what cannot be meant.
+    """
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise DataError(f"value_range must rise, got {value_range}")
+    parts = _parts(images, n_channels, value_range, ground)
+    found = [resize(np.ascontiguousarray(middle_square(part)), size) for part in parts]
+    pixels = torch.from_numpy(np.concatenate(found))
+    if inverted:
+        return 255 - pixels
+    if inverted is None and levels is not None:
+        _refuse_inverted(pixels, levels)
+    return pixels
+
+
+def files_of(images: Images) -> list[Path] | None:
+    """The files that these images are read from, in order; None for arrays and data sets."""
+    if isinstance(images, (str, Path)):
+        place = Path(images).expanduser()
+        if place.is_file():
+            return [place]
+        if not place.is_dir():
+            raise DataError(f"{place} does not exist; name a folder of images, or files")
+        return folder.files_in(place)
+    if isinstance(images, (list, tuple)) and any(isinstance(i, (str, Path)) for i in images):
+        if not all(isinstance(i, (str, Path)) for i in images):
+            raise DataError("a list of files holds something else too; give paths alone")
+        return [Path(file).expanduser() for file in images]
+    return None
+
+
+def one_image(image: Images) -> Images:
+    """A single image (H, W), (H, W, C) or (C, H, W) as an array of one; others as they are."""
+    if isinstance(image, (np.ndarray, Tensor)) and image.ndim in (2, 3) and image.shape[0] != 1:
+        return image[None]
+    return image
+
+
+def progress(work: Sequence[int], n: int) -> Iterator[int]:
+    """Each item of the work on n images; where it takes long, on a terminal, with how far it is."""
+    begun, shown = time.monotonic(), False
+    for done, item in enumerate(work):
+        if sys.stderr.isatty() and time.monotonic() - begun > PATIENCE_SECONDS:
+            shown = True
+            print(f"\r{done * n // len(work):,} of {n:,} images", end="", file=sys.stderr)
+        yield item
+    if shown:
+        print(f"\r{n:,} of {n:,} images", file=sys.stderr)
+
+
+def _parts(
+    images: Images, n_channels: int, value_range: tuple[float, float] | None, ground: str
+) -> Iterator[NDArray[np.uint8]]:
+    """The images as uint8 (n, n_channels, H, W), in parts that may differ in height and width."""
+    files = files_of(images)
+    if files is not None:
+        facts = []
+        for i in progress(range(len(files)), len(files)):
+            pixels, fact = _read(files[i], ground)
+            facts.append(fact)
+            yield _in_colours(pixels, n_channels, str(files[i]))[None]
+        for line in summary(facts)[1:]:
+            log.warning("%s", line)
+    elif isinstance(images, Dataset):
+        n = len(images)  # type: ignore[arg-type]
+        if not n:
+            raise DataError("the data set is empty; give at least one image")
+        for i in progress(range(n), n):
+            yield _item(images[i], n_channels, value_range, ground, f"item {i} of the data set")
+    else:
+        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+        array = _with_channels(array, n_channels)
+        _check_values(array, value_range)
+        for start in range(0, len(array), CHUNK):
+            yield _as_bytes(array[start : start + CHUNK], value_range)
+
+
+def _read(file: Path, ground: str) -> tuple[NDArray[np.uint8], Facts]:
+    """The pixels of a file, (3, H, W), as training reads it, and what was converted."""
+    try:
+        return read_picture(file, ground)
+    except UnsoundError as error:
+        raise DataError(f"{file} is not a sound image ({error}); mend or remove it") from None
+
+
+def _item(
+    item: Any,
+    n_channels: int,
+    value_range: tuple[float, float] | None,
+    ground: str,
+    name: str,
+) -> NDArray[np.uint8]:
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    if isinstance(image, Image.Image):
+        try:
+            return _in_colours(pixels_of(image, ground), n_channels, name)[None]
+        except UnsoundError as error:
+            raise DataError(f"{name} is not a sound image ({error})") from None
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    try:
+        array = _with_channels(array[None], n_channels)
+        _check_values(array, value_range)
+    except (DataError, IndexError) as error:
+        raise DataError(f"{name}: {error}") from None
+    return _as_bytes(array, value_range)
+
+
+def _in_colours(image: NDArray[np.uint8], n_channels: int, name: str) -> NDArray[np.uint8]:
+    """A colour image (3, H, W) with the channels of the model."""
+    if n_channels == 3:
+        return image
+    if (image != image[:1]).any():
+        raise DataError(f"{name} is in colour and the model is of grey images; make it grey first")
+    return image[:1]
+
+
+def _with_channels(array: NDArray[Any], n_channels: int) -> NDArray[Any]:
+    """The array as (N, C, H, W), whatever its values; DataError where it is none of images."""
+    shape = tuple(array.shape)
+    wanted = "(N, H, W), (N, H, W, 1) or (N, 1, H, W)"
+    if n_channels != 1:
+        wanted = f"(N, H, W, {n_channels}) or (N, {n_channels}, H, W)"
+    if array.dtype.kind not in "buif":
+        raise DataError(f"images must be numbers, got an array of {array.dtype}; give uint8")
+    if array.ndim == 3 and n_channels == 1:
+        found = array[:, None]
+    elif array.ndim == 4 and shape[1] == n_channels:
+        found = array
+    elif array.ndim == 4 and shape[3] == n_channels:
+        found = array.transpose(0, 3, 1, 2)
+    else:
+        kind = "grey" if n_channels == 1 else "colour"
+        hint = "; one image is image[None], flat ones need reshape" if array.ndim < 4 else ""
+        raise DataError(f"the model takes {kind} images {wanted}, got shape {shape}{hint}")
+    if not len(found):
+        raise DataError(f"no images: an array of shape {shape}; give at least one")
+    if min(found.shape[2:]) < MIN_SIDE:
+        height, width = found.shape[2:]
+        raise DataError(
+            f"images of {height} x {width} pixels: {wanted} is meant, got shape {shape}"
+        )
+    return found
+
+
+def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) -> None:
+    """Refuse values that cannot be those of pixels."""
+    if array.dtype == bool:
+        return
+    low, high = array.min(), array.max()
+    if array.dtype == np.uint8:
+        if value_range is not None and tuple(value_range) != (0, 255):
+            raise DataError("uint8 images are 0 to 255; value_range is for floats: leave it out")
+        if high == 1:
+            raise DataError(
+                "uint8 images with no value above 1 are black; give them times 255, or as bool"
+            )
+        return
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError("images hold NaN or infinite values; mend or leave them out")
+    if array.dtype.kind != "f" and value_range is None:
+        raise DataError(
+            f"images are {array.dtype}, {low} to {high}: give uint8 (.astype('uint8')) for 0 to "
+            "255, or say value_range"
+        )
+    first, last = value_range or (0.0, 1.0)
+    margin = ROUNDING * (last - first)
+    if low < first - margin or high > last + margin:
+        meant = "(darkest, brightest) as they could be"
+        if low < 0 and low >= -1 and high <= 1:
+            meant = "(-1, 1)"
+        elif low >= 0 and 16 < high <= 255:
+            meant = "(0, 255)"
+        raise DataError(
+            f"images hold values {low:g} to {high:g}, beyond {first:g} to {last:g}: say their "
+            f"range by value_range={meant}"
+        )
+
+
+def _as_bytes(array: NDArray[Any], value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Checked values as pixels 0..255, rounded to the nearest."""
+    if array.dtype == np.uint8:
+        return array
+    first, last = value_range or (0.0, 1.0)
+    share = (array.astype(np.float64) - first) / (last - first)
+    return np.floor(share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _refuse_inverted(pixels: Tensor, levels: Levels) -> None:
+    """DataError where images are as far from the training images as their negatives are near."""
+    mean = Levels.of(pixels).mean
+    away, away_inverted = abs(mean - levels.mean), abs(255 - mean - levels.mean)
+    if away_inverted < away and away > SPREADS * levels.spread:
+        raise DataError(
+            f"the images seem to be inverted: their mean level is {mean:.0f} of 255, that of the "
+            f"training images {levels.mean:.0f}; say inverted=True to exchange dark and bright, "
+            "inverted=False to take them as they are"
+        )

@@ -1,0 +1,152 @@
+"""From the folder of a trial, or of a sweep, to its model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpcc.config import SHORT, Config, parse_assignment, value_text
+from mpcc.options import usable
+from mpcc.runs import run_dir
+from mpcc.runs.files import RunDirError, belongs, read_bytes
+from mpcc.runs.model_file import MODEL
+from mpcc.use.model import Model
+
+TRIALS = "trials"
+SCORE = "cluster_information"
+"""What `cell="best"` goes by, I(x; y) in nats: it needs no labels."""
+
+
+def load(
+    path: str | Path, cell: str | None = None, *, seed: int = 0, device: str = "auto"
+) -> Model:
+    """The model of a trial's folder, finished or on its way, or of one trial of a sweep's folder.
+
+    cell: of a sweep, `best` (the greatest mean I(x; y) of the seeds that are done), a cell's key,
+      or settings that one cell alone has, such as `esteps=4,eta_p=8e-3`.
+    seed: of the cell's trials.
+    device: auto, cpu, cuda or cuda:N.
+    A trial that is done gives the model of its last evaluation, to the bit; another the one of its
+    newest checkpoint. ValueError, one line, for what cannot be loaded.
+    """
+    from mpcc.training.device import resolve_device
+    from mpcc.use.trained import model_of, model_of_checkpoint
+
+    where, path = resolve_device(device), usable(path)
+    if path.is_file():
+        _refuse_cell(path, cell)
+        return model_of(read_bytes(path) or b"", str(path), where)
+    path = find_trial(path, cell, seed)
+    config = run_dir.read_config(path)
+    if config is None:
+        raise RunDirError(f"{path} holds no trial ({run_dir.CONFIG} is missing)")
+    result = run_dir.read_result(path) or {}
+    if result.get("state") == run_dir.DIVERGED:
+        raise RunDirError(
+            f"the trial in {path} diverged ({result.get('cause')}): load another seed or cell"
+        )
+    data = read_bytes(path / MODEL) if MODEL in result.get("seal", {}) else None
+    if data is None:  # Of earlier code, or not at its end.
+        return model_of_checkpoint(path, config, where)
+    if not belongs(result, MODEL, data):
+        raise RunDirError(f"{path / MODEL} is damaged; delete it to use the checkpoint")
+    return model_of(data, str(path), where)
+
+
+def find_trial(path: Path, cell: str | None, seed: int) -> Path:
+    """The folder of the trial: the path itself, or in a sweep's folder that of cell and seed."""
+    if not path.is_dir():
+        raise RunDirError(f"{path} does not exist; name the folder of a trial or of a sweep")
+    if not (path / TRIALS).is_dir():
+        _refuse_cell(path, cell)
+        return path
+    if cell is None:
+        raise RunDirError(f'{path} holds a sweep: say which cell, such as cell="best"')
+    trials = _trials(path)
+    key = _best(trials, path) if cell == "best" else _named(trials, cell, path)
+    seeds = {config.seed: folder for folder, config in trials.items() if config.cell_key == key}
+    if seed not in seeds:
+        raise RunDirError(
+            f"cell {key} of {path} has no trial of seed {seed}: it has {_listed(sorted(seeds))}"
+        )
+    return seeds[seed]
+
+
+def _refuse_cell(path: Path, cell: str | None) -> None:
+    if cell is not None:
+        raise RunDirError(f"{path} is one trial and has no cells: leave out cell={cell}")
+
+
+def _trials(path: Path) -> dict[Path, Config]:
+    found = {}
+    for folder in sorted((path / TRIALS).iterdir()):
+        config = run_dir.read_config(folder) if folder.is_dir() else None
+        if config is not None:
+            found[folder] = config
+    if not found:
+        raise RunDirError(f"{path} holds no trial that has begun: start the sweep first")
+    return found
+
+
+def _best(trials: dict[Path, Config], path: Path) -> str:
+    """The cell with the greatest mean of SCORE over its trials that are done."""
+    values: dict[str, list[float]] = {}
+    data = set()
+    for folder, config in trials.items():
+        result = run_dir.read_result(folder) or {}
+        value = result.get("metrics", {}).get(SCORE)
+        if result.get("state") == run_dir.DONE and isinstance(value, float):
+            values.setdefault(config.cell_key, []).append(value)
+            data.add((config.dataset, config.split, config.n_clusters))
+    if not values:
+        raise RunDirError(f"no trial of {path} that is done has {SCORE}: name a cell by its key")
+    if len(data) > 1:
+        raise RunDirError(
+            f"{path} has several data sets or numbers of clusters, whose I(x; y) does not compare: "
+            "name a cell by its settings or key"
+        )
+    means = {key: sum(found) / len(found) for key, found in values.items()}
+    return max(sorted(means), key=means.__getitem__)
+
+
+def _named(trials: dict[Path, Config], cell: str, path: Path) -> str:
+    """The one cell with this key, or its beginning, or with these settings."""
+    cells = {config.cell_key: config for config in trials.values()}
+    if re.fullmatch(r"[0-9a-f]{4,12}", cell):
+        found = [key for key in cells if key.startswith(cell)]
+    else:
+        parts = [part for part in re.split(r"[,\s]+", cell.strip()) if part]
+        if not parts or not all("=" in part for part in parts):
+            raise RunDirError(
+                f"'{cell}' names no cell: say best, settings like esteps=4, or a cell's key"
+            )
+        settings = dict(map(parse_assignment, parts))
+        found = [
+            key
+            for key, config in cells.items()
+            if all(getattr(config, name) == value for name, value in settings.items())
+        ]
+    if len(found) == 1:
+        return found[0]
+    told = _listed(sorted(_differing(cells[key], list(cells.values())) for key in found or cells))
+    raise RunDirError(
+        f"{len(found) or 'no'} cells of {path} fit '{cell}'; "
+        f"{'they' if found else 'its cells'} are: {told}"
+    )
+
+
+def _differing(config: Config, others: list[Config]) -> str:
+    """A cell by what differs within the sweep: `esteps=4,eta_p=8e-3 (key)`."""
+    values = [other.to_dict() for other in others]
+    settings = [
+        f"{SHORT.get(name, name)}={value_text(value)}"
+        for name, value in config.to_dict().items()
+        if name != "seed" and any(other[name] != value for other in values)
+    ]
+    return f"{','.join(settings)} ({config.cell_key})".strip()
+
+
+def _listed(items: Sequence[object], most: int = 8) -> str:
+    text = "; ".join(map(str, items[:most]))
+    return text + (f"; and {len(items) - most} more" if len(items) > most else "")

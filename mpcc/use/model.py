@@ -1,0 +1,223 @@
+"""A trained model as a user has it: images in, clusters and images out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpcc.config import Config
+from mpcc.data.image_set import to_float, to_uint8
+from mpcc.model.networks import Encoder, Generator
+from mpcc.model.prior import Prior
+from mpcc.training.device import whole_float32
+from mpcc.use.images import Images, Levels, one_image, prepare, progress
+
+BATCH = 64
+"""Images that the networks take at once, always: a batch of another size rounds otherwise."""
+
+Floats = NDArray[np.float32]
+Clusters = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Encoder, averaged generator with its standing statistics, and prior of one trial.
+
+    The methods take images as `mpcc.use.images.prepare` does and prepare them as training did:
+    uint8 or float arrays and tensors (N, H, W), (N, H, W, C) or (N, C, H, W), a torch Dataset, a
+    list of files, or a folder. Floats are within `value_range`, [0, 1] by default. `inverted` true
+    takes dark for bright; None refuses images that seem to be inverted. The same image gives the
+    same bits in whatever company, on one kind of processor. DataError, one line, for images that
+    cannot be meant; ValueError for clusters of a model that has none.
+    """
+
+    config: Config
+    iteration: int
+    """Iterations of training."""
+    generator: Generator
+    encoder: Encoder
+    prior: Prior
+    label_names: tuple[str, ...] = ()
+    """Of the data set that it was trained on; empty where that has no labels."""
+    levels: Levels | None = None
+    """How bright that data set's images are; None for a trial of earlier code."""
+    about: str = "a model"
+    """Where it comes from, for messages."""
+
+    @property
+    def n_clusters(self) -> int:
+        """K; 0 for a model without clusters (AIM)."""
+        return self.config.n_clusters if self.prior.has_clusters else 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what it draws."""
+        return self.config.n_channels, self.config.image_size, self.config.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.prior.weight_logits.device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its file, and read on the device that is there then."""
+        from mpcc.use.trained import bytes_of, unpickled
+
+        return unpickled, (bytes_of(self), self.about)
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.about}: {self.config.dataset}, {self.n_clusters} clusters, "
+            f"{'x'.join(map(str, self.image_shape))} images, {self.iteration:,} iterations)"
+        )
+
+    def predict(self, images: Images, **how: Any) -> Clusters:
+        """The most likely cluster of each image, (N,)."""
+        return self._log_memberships(images, how).argmax(1).numpy()
+
+    def predict_proba(self, images: Images, **how: Any) -> Floats:
+        """q(y|x) of each image, (N, K); rows sum to 1."""
+        return self._log_memberships(images, how).exp().numpy()
+
+    @overload
+    def encode(self, images: Images, log_var: Literal[False] = False, **how: Any) -> Floats: ...
+    @overload
+    def encode(
+        self, images: Images, log_var: Literal[True], **how: Any
+    ) -> tuple[Floats, Floats]: ...
+    def encode(
+        self, images: Images, log_var: bool = False, **how: Any
+    ) -> Floats | tuple[Floats, Floats]:
+        """Mean of q(z|x) of each image, (N, J); with `log_var` its log-variance beside it."""
+        means, log_vars = self._in_batches(self._encoded, self.prepare(images, **how))
+        return (means.numpy(), log_vars.numpy()) if log_var else means.numpy()
+
+    def sample(self, n: int, cluster: int | None = None, seed: int = 0) -> Pixels:
+        """n images (n, C, H, W) drawn from one cluster, or from p(y) where none is given."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if cluster is not None:
+            self._check_clusters(f"cluster {cluster} cannot be drawn from")
+            if not 0 <= cluster < self.n_clusters:
+                raise ValueError(f"cluster must be 0 to {self.n_clusters - 1}, got {cluster}")
+        rng = torch.Generator(self.device)
+        rng.manual_seed(seed)
+        with torch.no_grad():
+            if cluster is None:
+                y = self.prior.sample_y(n, rng)
+            else:
+                y = torch.full((n,), cluster, device=self.device)
+            z = self.prior.sample_z(y, n, rng)
+        return self._draw(z, y)
+
+    def reconstruct(self, images: Images, **how: Any) -> Pixels:
+        """Each image as the model has it, (N, C, H, W): drawn from its mean and its cluster."""
+        return self._draw(*self._latent(self.prepare(images, **how)))
+
+    def interpolate(self, a: Images, b: Images, n: int = 8, **how: Any) -> Pixels:
+        """n images (n, C, H, W) on the straight line in latent space from image a to image b.
+
+        The ends are the reconstructions of a and b; each is drawn in its own likeliest cluster.
+        """
+        if n < 2:
+            raise ValueError(f"n must be at least 2, got {n}")
+        ends = [self.prepare(one_image(image), **how) for image in (a, b)]
+        if any(len(end) != 1 for end in ends):
+            raise ValueError("interpolate takes one image as a and one as b")
+        (start, end), _ = self._latent(torch.cat(ends))
+        z = torch.lerp(start, end, torch.linspace(0, 1, n, device=self.device)[:, None])
+        return self._draw(z, self._likeliest(z))
+
+    def prepare(
+        self,
+        images: Images,
+        *,
+        value_range: tuple[float, float] | None = None,
+        inverted: bool | None = None,
+    ) -> Tensor:
+        """The images as the networks take them before scaling: uint8 (N, C, H, W)."""
+        return prepare(
+            images,
+            self.config.n_channels,
+            self.config.image_size,
+            value_range=value_range,
+            inverted=inverted,
+            levels=self.levels,
+            ground=self.config.image_ground,
+        )
+
+    # -- the networks ------------------------------------------------------------------------------
+
+    def _log_memberships(self, images: Images, how: dict[str, Any]) -> Tensor:
+        self._check_clusters("it cannot cluster")
+        pixels = self.prepare(images, **how)
+        return self._in_batches(lambda x: (self._memberships(self._encoded(x)[0]),), pixels)[0]
+
+    def _check_clusters(self, what: str) -> None:
+        if not self.prior.has_clusters:
+            raise ValueError(
+                f"{self.about} was trained with prior=normal and has no clusters: {what}; encode, "
+                "sample and reconstruct work, or load a trial with another prior"
+            )
+
+    def _encoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = to_float(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
+        return self.encoder(x)
+
+    def _memberships(self, z: Tensor) -> Tensor:
+        return self.prior.log_memberships(z)
+
+    def _latent(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        z = self._in_batches(self._encoded, pixels)[0].to(self.device)
+        return z, self._likeliest(z)
+
+    def _likeliest(self, z: Tensor) -> Tensor | None:
+        if not self.prior.has_clusters:
+            return None
+        return self._in_batches(lambda z: (self._memberships(z),), z)[0].argmax(1).to(z.device)
+
+    def _draw(self, z: Tensor, y: Tensor | None) -> Pixels:
+        given = (z,) if y is None else (z, y)
+
+        def draw(z: Tensor, y: Tensor | None = None) -> tuple[Tensor]:
+            return (to_uint8(self.generator(z, y)),)
+
+        return self._in_batches(draw, *given)[0].numpy()
+
+    def _in_batches(
+        self, run: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What `run` gives for batches of BATCH rows, the last one padded, as one, on the CPU."""
+        n, found = len(inputs[0]), []
+        with torch.no_grad(), as_trained(self.config, self.device):
+            for start in progress(range(0, n, BATCH), n):
+                parts = [rows[start : start + BATCH] for rows in inputs]
+                m = len(parts[0])
+                padding = (BATCH - m, *(-1,) * 3)
+                parts = [torch.cat((p, p[-1:].expand(padding[: p.dim()]))) for p in parts]
+                found.append([out[:m].cpu() for out in run(*parts)])
+        return tuple(torch.cat(outs) for outs in zip(*found, strict=True))
+
+
+@contextlib.contextmanager
+def as_trained(config: Config, device: torch.device) -> Iterator[None]:
+    """Within, torch computes as in the trial; afterwards as before. Threads change the last bit."""
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.cpu_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+    else:
+        whole = contextlib.nullcontext() if config.precision == "tf32" else whole_float32()
+        with whole, torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+            yield

@@ -1,0 +1,127 @@
+"""`python -m mpcc cluster|sample|reconstruct`, as a user runs them."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mpcc
+from mpcc.__main__ import main
+from mpcc.config import PRESETS
+from mpcc.data.image_set import load
+from mpcc.runs.clusters import read_clusters
+from mpcc.training.trainer import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trial, a sweep of it alone, and thirty of its images."""
+    base = tmp_path_factory.mktemp("cli")
+    config = PRESETS["tiny"].override(iterations=40, width=2)
+    list(train(config, base / "one", device="cpu"))
+    (base / "sweep" / "trials").mkdir(parents=True)
+    (base / "sweep" / "trials" / config.trial_key).symlink_to(base / "one")
+    (base / "images").mkdir()
+    for i, image in enumerate(load(PRESETS["tiny"]).images[:30, 0].numpy()):
+        Image.fromarray(image).save(base / "images" / f"{i:02}.png")
+    return base
+
+
+def picture(file: Path) -> np.ndarray:
+    with Image.open(file) as opened:
+        return np.asarray(opened)
+
+
+def test_clusters_of_a_folder_are_those_of_the_trials_own_images(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clusters.csv"
+    words = ["cluster", str(place / "one"), "--images", str(place / "images"), "--out", str(out)]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "30 images in" in said.err and not said.out
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert list(rows[0]) == ["file", "cluster", "probability", "second_cluster"]
+    assert [row["file"] for row in rows] == [f"{i:02}.png" for i in range(30)]
+    trained = read_clusters(place / "one")
+    assert trained is not None
+    assert [row["cluster"] for row in rows] == [row["cluster"] for row in trained[:30]]
+    shares = mpcc.load(place / "one").predict_proba(place / "images")
+    order = (-shares).argsort(1)
+    assert [int(row["second_cluster"]) for row in rows] == order[:, 1].tolist()
+    before = out.read_bytes()
+    words[1:2] = [str(place / "sweep"), "--cell", "best"]
+    assert main(words) == 0 and out.read_bytes() == before
+
+
+def test_samples_and_reconstructions_are_a_sheet_or_single_images(
+    place: Path, tmp_path: Path
+) -> None:
+    run = str(place / "one")
+    for sheet in ("a.png", "b.png"):
+        words = ["sample", run, "--cluster", "3", "-n", "64", "--out", str(tmp_path / sheet)]
+        assert main(words) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert min(picture(tmp_path / "a.png").shape[:2]) > 8 * 32
+    assert main(["sample", run, "-n", "11", "--out", str(tmp_path / "drawn")]) == 0
+    drawn = [picture(f) for f in sorted((tmp_path / "drawn").iterdir())]
+    assert np.array_equal(np.stack(drawn), mpcc.load(run).sample(11)[:, 0])
+    images = str(place / "images")
+    for out in ("pairs.png", "each"):
+        words = ["reconstruct", run, "--images", images, "--out", str(tmp_path / out)]
+        assert main(words) == 0
+    assert picture(tmp_path / "pairs.png").shape[1] > 2 * 3 * 32
+    assert len(list((tmp_path / "each").iterdir())) == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cluster", "nothing", "--images", "images", "--out", "x.csv"], "nothing does not exist"),
+        (["cluster", "one", "--images", "nothing", "--out", "x.csv"], "nothing does not exist"),
+        (["cluster", "one", "--images", "one/config.json", "--out", "x.csv"], "not a sound image"),
+        (["cluster", "one", "--images", "images", "--out", "images"], "is a folder; name a file"),
+        (["cluster", "one", "--images", "sweep", "--out", "x.csv", "--cell", "best"], "no cells"),
+        (["cluster", "sweep", "--images", "images", "--out", "x.csv"], 'cell="best"'),
+        (["cluster", "one", "--out", "x.csv"], "required: --images"),
+        (["cluster", "one", "--imges", "images", "--out", "x.csv"], "required: --images"),
+        (["sample", "one", "--cluster", "10", "--out", "x.png"], "cluster must be 0 to 9"),
+        (["sample", "one", "-n", "0", "--out", "x.png"], "n must be at least 1"),
+        (["sample", "one", "--out", "x.jpg"], "neither a sheet (NAME.png) nor a folder"),
+        (["sample", "one", "--device", "gpu", "--out", "x.png"], "--device must be"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_with_nothing_written(
+    words: list[str],
+    message: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    before = sorted(os.listdir(place))
+    try:
+        code = main(words)
+    except SystemExit as stopped:  # argparse
+        code = int(str(stopped.code))
+    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Model(")]
+    assert code == 2 and len(err) == 1 and message in err[0], err
+    assert sorted(os.listdir(place)) == before
+
+
+def test_the_first_word_chooses_and_help_answers_at_once() -> None:
+    for words in (["cluster", "--help"], ["sample"], ["--dry-run"]):
+        begun = time.monotonic()
+        command = [sys.executable, "-m", "mpcc", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert time.monotonic() - begun < 2 and done.returncode == (2 if words == ["sample"] else 0)
+    assert json.loads(done.stdout)["dataset"] == "digits"
