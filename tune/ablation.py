@@ -18,6 +18,7 @@ if __name__ == "__main__":
     signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
 from mpcc.options import path  # noqa: E402
+from mpcc.shell import guard_output  # noqa: E402
 from tune import command, report, run  # noqa: E402
 from tune.command import UsageError, option  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
@@ -138,4 +139,5 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
 
 
 if __name__ == "__main__":
+    guard_output()
     command.end(main())
