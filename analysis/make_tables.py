@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 
 from analysis.options import formats_of, listed, parser  # noqa: E402
+from mpcc.shell import guard_output  # noqa: E402
 
 if TYPE_CHECKING:
     from analysis.paper.beside import Figure
@@ -258,8 +259,5 @@ def _example(group: Group, axes: Sequence[str]) -> str:
 
 if __name__ == "__main__":
     gc.disable()  # All that is read is kept to the end: a search for garbage takes 6 % of the time.
-    try:
-        sys.exit(main())
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    guard_output()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_w
 from mpcc.options import OneLineParser, path
 from mpcc.runs.files import exclusive
 from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
+from mpcc.shell import guard_output, one_line
 from mpcc.training.checks import check_data
 from mpcc.use import commands
 
@@ -154,6 +155,7 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
     # Before torch loads: its threads read these once.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Its list of fonts is no news.
     from mpcc.training.trainer import resolve_device
 
     try:
@@ -245,9 +247,10 @@ def caution(config: Config) -> None:
 
 def refuse(error: Exception) -> int:
     """One line for bad input."""
-    print(f"python -m mpcc: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"python -m mpcc: {one_line(error)}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
+    guard_output()
     sys.exit(main())

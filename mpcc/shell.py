@@ -1,12 +1,15 @@
-"""What to type next, so that it works as printed: programs of this environment, paths from here."""
+"""The terminal: what to type next so that it works as printed, and output that nobody reads."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,3 +35,62 @@ def shown(path: Path) -> str:
     """A path as seen from the current directory where it lies below, else absolute."""
     whole, here = Path(os.path.abspath(path)), Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line, with what to do where a folder cannot be written."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES) and error.filename:
+        return f"cannot use {error.filename}: {error.strerror}; choose another --out"
+    return text
+
+
+def guard_output() -> None:
+    """Let no print end a program: for one that begins, whatever its standard streams are.
+
+    What a closed pipe or a full disk does not take is dropped, and a full disk is said on stderr.
+    The exit code stays that of the work, whose results are files.
+    """
+    for number in range(3):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # The lowest free number, else a file of ours gets it.
+    sys.stderr = _Guarded(sys.stderr or open(2, "w", closefd=False))  # type: ignore[assignment]
+    sys.stdout = _Guarded(sys.stdout or open(1, "w", closefd=False))  # type: ignore[assignment]
+
+
+class _Guarded:
+    """A standard stream that drops what it cannot write."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):  # Names of files may have any bytes.
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As a stream's, and the length of the text where it is dropped."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As a stream's."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """Send the rest nowhere: what is buffered goes there too."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        if error.errno not in (errno.EPIPE, errno.EBADF) and self is sys.stdout:
+            reason = f"standard output cannot be written ({error.strerror})"
+            print(f"{reason}: what is printed is lost", file=sys.stderr, flush=True)

@@ -149,3 +149,39 @@ def test_real_mnist_trains_at_16_pixels_from_a_folder_of_official_files(data_dir
     result = read_result(tmp_path / "r")
     assert result["state"] == "done" and result["iteration"] == 3
     assert 0.1 < result["metrics"]["acc_majority"] < 1
+
+
+def surrounded(out: Path, surroundings: dict[str, str | None], mask: int) -> list[object]:
+    """Pictures and weights of a tiny trial under these variables; None takes one away."""
+    changed = {**os.environ, **surroundings}
+    env = {name: value for name, value in changed.items() if value is not None}
+    done = subprocess.run(
+        command("--preset", "tiny", "--out", str(out)),
+        cwd=ROOT, env=env, umask=mask, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "arning" not in done.stderr, done.stderr
+    for word in ("temporary", "fontManager"):  # matplotlib's, where its own folder is not there
+        assert word not in done.stderr
+    pictures = [path.read_bytes() for path in sorted(out.glob("[lrs]*.png"))]
+    return [*pictures, json.loads((out / "result.json").read_text())["weights_sha256"]]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    made = surrounded(tmp_path_factory.mktemp("usual") / "r", {}, 0o022)
+    assert len(made) == 4
+    return made
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        {"PYTHONOPTIMIZE": "2", "TZ": "Pacific/Chatham"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # ASCII, as of old
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "TERM": "dumb"},
+        {"HOME": "/proc/nowhere", "MPCC_CACHE_DIR": None, "XDG_CACHE_HOME": None},
+    ],
+)
+def test_a_trial_is_the_same_bytes_in_any_surroundings(tmp_path, usual, surroundings):
+    """A container, a notebook, another language, another mask: the same command, the same files."""
+    assert surrounded(tmp_path / "r", {"TMPDIR": str(tmp_path)} | surroundings, 0o077) == usual

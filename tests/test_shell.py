@@ -1,5 +1,6 @@
 """What is printed to be typed next works as it is printed."""
 
+import errno
 import os
 import shlex
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from mpcc import shell
+from tests.records import SweepBuilder
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_program_goes_by_its_name_only_where_the_shell_finds_this_environments(
@@ -43,3 +47,58 @@ def test_a_script_runs_as_it_is_printed_from_any_folder(
     words = shlex.split(shell.script("analysis", "make_tables.py"))
     done = subprocess.run([*words, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "Tables from the records" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do() -> None:
+    for number in (errno.EROFS, errno.EACCES):
+        error = OSError(number, os.strerror(number), "/clone/runs")
+        expected = f"cannot use /clone/runs: {os.strerror(number)}; choose another --out"
+        assert shell.one_line(error) == expected
+    assert shell.one_line(ValueError("a\n b")) == "a b"
+    assert shell.one_line(ValueError()) == "ValueError"
+
+
+# -- standard output that nobody reads -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = SweepBuilder(tmp_path_factory.mktemp("sweep") / "s").plan([{"n_encoder_steps": 1}])
+    for seed in range(3):
+        made.trial({"n_encoder_steps": 1}, seed, {"acc_majority": 0.5})
+    return made.path
+
+
+COMMANDS = {
+    "mpcc": "-m mpcc --preset tiny --dry-run",
+    "ablation": "tune/ablation.py --accept-changed-code --status --out SWEEP",
+    "search": "tune/search.py --dry-run --out SWEEP/none --space esteps=1..2 --points 0",
+    "tables": "analysis/make_tables.py --runs SWEEP --out SWEEP/tables",
+}
+STREAMS = {
+    "pipe": "| true; exit ${PIPESTATUS[0]}",
+    "full": "> /dev/full",
+    "closed": ">&-",
+    "all": "<&- >&- 2>&-",
+}
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_output_that_nobody_takes_changes_no_exit_code(
+    name: str, streams: str, sweep: Path
+) -> None:
+    command = f"{sys.executable} {COMMANDS[name]}".replace("SWEEP", str(sweep))
+
+    def run(more: str) -> subprocess.CompletedProcess[str]:
+        line = ["bash", "-c", f"{command} {more}"]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+    plain, done = run(""), run(STREAMS[streams])
+    assert done.returncode == plain.returncode == (2 if name == "search" else 0), plain.stderr
+    lost = "standard output cannot be written (No space left on device): what is printed is lost\n"
+    printed = streams == "full" and plain.stdout
+    if streams != "all":
+        assert done.stderr == (lost if printed else "") + plain.stderr
+    if name == "tables":
+        assert (sweep / "tables" / "grid.md").stat().st_size > 0

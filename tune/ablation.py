@@ -19,6 +19,7 @@ if __name__ == "__main__":
     signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
 from mpcc.options import path  # noqa: E402
+from mpcc.shell import guard_output  # noqa: E402
 from tune import command, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, option  # noqa: E402
@@ -183,4 +184,5 @@ def _planned_by_another(
 
 
 if __name__ == "__main__":
+    guard_output()
     command.end(main())

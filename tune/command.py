@@ -11,6 +11,7 @@ from dataclasses import field, fields
 from typing import Any, NoReturn, TypeVar
 
 from mpcc.options import explained
+from mpcc.shell import one_line
 from tune.display import ignore_output_errors, log
 from tune.signals import Interrupted, Signals
 
@@ -98,7 +99,7 @@ def answer(name: str, run: Callable[[Signals], int]) -> int:
         log(f"{name}: {stop}; the same command goes on")
         return 128 + stop.number
     except (ValueError, OSError) as error:
-        log(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+        log(f"{name}: {one_line(error)}")
         return 2
 
 

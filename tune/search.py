@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from mpcc.config import preset  # noqa: E402
 from mpcc.evaluation.metrics import METRICS  # noqa: E402
 from mpcc.options import path  # noqa: E402
-from mpcc.shell import script, shown  # noqa: E402
+from mpcc.shell import guard_output, script, shown  # noqa: E402
 from tune import command, preflight, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, number, option  # noqa: E402
@@ -267,4 +267,5 @@ def _print_dry_run(options: SearchOptions, store: Store, source: SearchSource) -
 
 
 if __name__ == "__main__":
+    guard_output()
     command.end(main())

@@ -49,7 +49,7 @@ def code_fingerprints() -> dict[str, str]:
     """Module -> hash of its code without comments, docstrings and layout."""
     files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
     return {
-        f"mpcc/{name}": code_hash(files[name].read_text())
+        f"mpcc/{name}": code_hash(files[name].read_text(encoding="utf-8"))
         for name in sorted(files)
         if name.startswith(COUNTED) and not name.endswith(NOT_COUNTED)
     }
