@@ -181,7 +181,7 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
         return []
     from analysis.records.folders import check_folders
     from analysis.records.load import load
-    from analysis.tables.rival import against
+    from analysis.searches.rival import against
 
     if not records.searches:
         raise ValueError(f"--baseline {options.baseline} is a folder, which only a search takes")
@@ -194,7 +194,7 @@ def _search_figures(records: Records, cells: list[Group]) -> dict[str, bytes]:
     if not records.searches:
         return {}
     from analysis.output.search_figures import files
-    from analysis.tables.search import found
+    from analysis.searches.search import found
 
     search = found(records, cells)
     return files(search) if search else {}

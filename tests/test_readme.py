@@ -148,7 +148,7 @@ def test_a_command_of_the_readme_is_taken_as_it_is_printed(
     monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
     monkeypatch.setattr(estimate, "measure", not_measured)
     monkeypatch.setattr(
-        "analysis.tables.search.N_RESAMPLES", 2
+        "analysis.searches.search.N_RESAMPLES", 2
     )  # Its figures are not looked at here.
     argv = substituted(words, place)
     if program in TRAINS and not set(argv) & set(SAY):

@@ -96,7 +96,7 @@ def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> 
     if not records.searches:
         return ""
     from analysis.output.search_figures import pictures
-    from analysis.tables.search import found
+    from analysis.searches.search import found
 
     search = found(records, groups)
     parts = [f"<p>{escape(line)}</p>" for line in (own_sentence(records.selection), *lines)]

@@ -17,8 +17,8 @@ import numpy as np
 from analysis.output.figures import STYLE, WIDTH
 from analysis.output.html import COLOURS
 from analysis.records.frame import short
+from analysis.searches.search import Found, Importance, best, importances
 from analysis.tables.columns import column
-from analysis.tables.search import Found, Importance, best, importances
 from mpcc.config import value_text
 from mpcc.evaluation.metrics import METRICS
 from mpcc.evaluation.plots import own_style

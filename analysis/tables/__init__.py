@@ -1,1 +1,1 @@
-"""From the DataFrame of trials to laid-out tables: groups, comparisons, grids, searches."""
+"""From the DataFrame of trials to laid-out tables: groups, comparisons, grids."""

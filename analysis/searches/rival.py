@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 from analysis.records.frame import Records
+from analysis.searches.search import Found, found
 from analysis.statistics import stats
 from analysis.tables.columns import Column, column
 from analysis.tables.comparable import p_text
 from analysis.tables.groups import Group, unlike
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.search import Found, found
 from mpcc.config import from_dict
 from mpcc.evaluation.metrics import METRICS
 

@@ -1,0 +1,1 @@
+"""Tables of a search: its best points, what each axis matters, whether it beats another sweep."""
