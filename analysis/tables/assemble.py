@@ -148,7 +148,7 @@ def _layout(records: Records, groups: Sequence[Group], choices: Choices) -> Prod
 
 
 def _search(records: Records, groups: Sequence[Group], choices: Choices) -> Product:
-    from analysis.tables import rival, search
+    from analysis.searches import rival, search
 
     found = search.found(records, groups)
     assert found is not None
