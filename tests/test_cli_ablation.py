@@ -234,6 +234,7 @@ def test_other_code_is_refused_by_file_unless_accepted(
     saved = json.loads((tmp_path / "sweep.json").read_text())
     saved["code_files"]["mpcc/model/losses.py"] = "older"
     (tmp_path / "sweep.json").write_text(json.dumps(saved))
+    (tmp_path / "sweep-copy.json").unlink()  # It would restore the other.
     same = ["--out", str(tmp_path), "--dry-run"]
     code, _, err = call(capsys, *same)
     assert code == 2 and "mpcc/model/losses.py changed since" in err and err.count("\n") == 1

@@ -134,7 +134,7 @@ def test_a_finished_sweep_has_these_files_and_no_others(story: Story) -> None:
     assert DONE.search(story.text).groups() == ("4", "4")  # type: ignore[union-attr]
     names = {path.name for path in story.out.iterdir()}
     assert names - {"driver.lock", "mlflow.json"} == {
-        "sweep.json", "trials", "mlflow.db", "mlflow-artifacts",
+        "sweep.json", "sweep-copy.json", "trials", "mlflow.db", "mlflow-artifacts",
     }  # fmt: skip
     plan = json.loads((story.out / "sweep.json").read_text())
     assert plan["schema"] == 1 and plan["preset"] == "tiny" and plan["base"]["iterations"] == 20
@@ -265,6 +265,7 @@ def test_other_images_are_refused_by_name(story: Story, tmp_path: Path) -> None:
     text = (out / "sweep.json").read_text()
     (image,) = set(re.findall(r'"fingerprint": "(\w+)"', text))
     (out / "sweep.json").write_text(text.replace(image, "f00df00df00d"))
+    (out / "sweep-copy.json").unlink()  # It would restore the other.
     shutil.rmtree(next(iter((out / "trials").iterdir())))
     done = call("ablation", *GRID, "--out", out, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
@@ -276,6 +277,7 @@ def test_other_code_is_refused_by_file_unless_it_is_accepted(story: Story, tmp_p
     edited(
         out / "sweep.json", lambda plan: plan["code_files"].update({"mpcc/model/losses.py": "0"})
     )
+    (out / "sweep-copy.json").unlink()
     words = [*GRID, "--out", out, "--dry-run"]
     done = call("ablation", *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1

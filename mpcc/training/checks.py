@@ -1,14 +1,13 @@
 """Whether a configuration can be trained on these images: what would fail later is refused before.
 
-No torch, so that a command that only plans can ask.
+Neither torch nor numpy, so that a command that only plans can ask.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from mpcc.config import N_CHANNELS, Config
 from mpcc.data import prepared
@@ -69,7 +68,7 @@ def check_data(config: Config, data_dir: Path | None) -> None:
     if about is not None:
         labels = None
         if about["n_labels"] is not None:
-            labels = int(np.fromfile(place / "labels.bin", np.int64).max()) + 1
+            labels = max(array("q", (place / "labels.bin").read_bytes())) + 1
         check_images(config, about["shape"], labels)
     elif config.conditional or config.dataset == "folder" or config.n_clusters > FEW:
         from mpcc.data.image_set import load
