@@ -365,7 +365,6 @@ def _on(
 
 
 _STATUS, _DRY = "--out {work}/sweep --status", "--out {work}/sweep --dry-run"
-_START, _SYNC = "--out {work}/sweep", "--out {work}/sweep --sync"
 _MAKE = "--runs {work}/sweep --out {out} --format md,csv,html"
 _RUN = "--preset tiny --set seed=0 n_encoder_steps=1 --out {work}/sweep/trials/done"
 _wrong_setting = st.tuples(

@@ -194,7 +194,8 @@ def test_ray_is_kept_out_of_the_way(story: Story) -> None:
     assert lines and all(line.startswith("[") or "trials to run" in line for line in lines), lines
     names = {path.name for path in story.out.iterdir()}
     assert names == {
-        "sweep.json", "sweep-copy.json", "trials", "driver.lock", "mlflow.db", "mlflow.json", "mlflow-artifacts",
+        "sweep.json", "sweep-copy.json", "trials", "driver.lock",
+        "mlflow.db", "mlflow.json", "mlflow-artifacts",
     }  # fmt: skip
 
 
