@@ -9,7 +9,7 @@ import pytest
 from analysis.make_tables import main
 from analysis.output.render import markdown
 from analysis.records.load import load
-from analysis.tables import search as found_in
+from analysis.searches import search as found_in
 from analysis.tables.assemble import Choices, files, products
 from analysis.tables.groups import groups
 from tests.records import table1_sweep
