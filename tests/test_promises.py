@@ -319,7 +319,7 @@ def test_a_grid_its_seeds_and_a_choice_of_its_cells_are_what_is_planned(tmp_path
     assert "3 cells, 9 trials" in told(*grid, "--skip", "eta_p=1e-2")
     parts = told("--ablate", "no-floor,normal-prior")
     assert "full model: base settings" in parts and "3 cells, 9 trials" in parts
-    assert "not a part of it: plain-latent" in told("--ablate")
+    assert "not a part of it: no-average, plain-latent" in told("--ablate")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -476,7 +476,7 @@ def test_a_reader_who_goes_away_is_no_traceback(digits_sweep: SweepBuilder) -> N
     os.close(write)
     os.close(read)
     _, err = process.communicate(timeout=60)
-    assert process.returncode in (1, 2) and "Traceback" not in err, err
+    assert (process.returncode, err) == (0, "")  # The files are written all the same.
 
 
 # -- one run -------------------------------------------------------------------------------------
