@@ -292,11 +292,12 @@ def test_parts_are_left_out_of_the_best_cell_of_a_folder(story: Story) -> None:
         assert "full model: esteps=" in told and "2 cells, 6 trials" in told
 
 
-def test_the_best_cell_is_confirmed_on_fresh_seeds(story: Story) -> None:
-    words = ["--out", story.out, "--dry-run", "--confirm"]
-    told = said("ablation", *words, "--seeds", "2", cwd=story.base)
-    assert "best or tied by acc_majority: esteps=" in told and "fresh seeds 1000, 1001" in told
-    assert "tied by mse" in said("ablation", *words, "mse", cwd=story.base)
+def test_of_cells_that_have_all_collapsed_none_is_the_best_to_confirm(story: Story) -> None:
+    """As after twenty iterations. What is confirmed of others: tests/test_confirm.py."""
+    words = ["--out", story.out, "--dry-run", "--confirm", "--seeds", "2"]
+    done = call("ablation", *words, cwd=story.base)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "without a collapsed or diverged seed" in done.stderr
 
 
 def test_trials_that_go_on_to_more_iterations_end_as_if_planned_so_and_keep_their_earlier_records(
@@ -434,7 +435,12 @@ def test_a_folder_remembers_its_storage(stored: Stored, tmp_path: Path) -> None:
     out = tmp_path / "grid"
     shutil.copytree(stored.out, out)
     shutil.rmtree(out / "trials")
-    assert "6 trials: 6 done" in said("ablation", "--out", out, "--status", cwd=tmp_path)
+    words = ["--out", out, "--status"]
+    refused = call("ablation", *words, cwd=tmp_path)
+    assert refused.returncode == 2 and "is a copy of the folder whose trials" in refused.stderr
+    assert "6 done" in said("ablation", *words, "--storage", stored.store, cwd=tmp_path)
+    shutil.rmtree(out / "trials")
+    assert "6 trials: 6 done" in said("ablation", *words, cwd=tmp_path)
     assert weights(out) == weights(stored.store)
 
 

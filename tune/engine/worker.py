@@ -92,7 +92,7 @@ class TrialWorker:
             problem = not_ready(spec.needs, spec.config.dataset)
             if problem is not None:
                 return self._handed_back(problem)
-        keeper = trained_elsewhere(Path(spec.run_dir).parents[1], spec.remote, spec.key)
+        keeper = trained_elsewhere(Path(spec.run_dir).parent.parent, spec.remote, spec.key)
         if keeper is not None:
             return self._news(EventKind.ELSEWHERE, State.RUNNING, cause=keeper)
         if spec.remote is not None:

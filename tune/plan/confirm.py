@@ -54,7 +54,10 @@ def confirm(
     """
     keys = set(best)
     if not keys:
-        why = f"no best cell by {by[0]}: fewer than two cells have finished with it"
+        why = (
+            f"no best cell by {by[0]}: fewer than two cells have finished with it "
+            "and without a collapsed or diverged seed"
+        )
         search_why = "no point of the search is complete: nothing to confirm"
         raise PlanError(search_why if plan.search else why)
     keys |= {plan.base.cell_key} & set(plan.search_points)
