@@ -448,10 +448,12 @@ def test_a_sweep_refuses_damage_before_ray_starts_and_says_what_it_found(root, c
     from tune import ablation
 
     _damaged(root)
+    for i in range(12):
+        flat().save(root / f"sound{i}.png")
     ask = ["--preset", "tiny", "--set", "dataset=folder", "--grid", "esteps=1"]
     ask += ["--data-dir", str(root), "--out", str(tmp_path / "sweep")]
     assert ablation.main(ask) == 2
-    assert "5 of 6 files" in capsys.readouterr().err and not (tmp_path / "sweep").exists()
+    assert "5 of 18 files" in capsys.readouterr().err and not (tmp_path / "sweep").exists()
     assert ablation.main([*ask, "--set", "skip_damaged=true", "--dry-run"]) == 0
     assert "left out 5 damaged files" in capsys.readouterr().err
 

@@ -769,7 +769,6 @@ def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -
             second.key: "FINISHED",
         }
         assert [m[2] for m in metrics(folder) if m[0] == found[first.key][0]] == [2, 4]
-        assert in_step(Store(tmp_path), server.uri)
         assert sync(Store(tmp_path), server.uri, plan) == 0
         assert ui_hint(server.uri, tmp_path)[0].startswith(f"open {server.uri}/#/experiments/")
     finally:
