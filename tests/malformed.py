@@ -486,7 +486,9 @@ _note = st.sampled_from([("bytes", b"\xff\xfe\x00\x80"), ("folder", None), ("rem
 
 def _data(name: str, file: str, harm: SearchStrategy[tuple[str, Any]]) -> SearchStrategy[Case]:
     preset = ["--preset", "digits" if name == "folder" else name]
-    settings = ["--set", "image_size=8"] + (["dataset=folder"] if name == "folder" else [])
+    settings = ["--set", "image_size=8", "n_clusters=2"] + (
+        ["dataset=folder"] if name == "folder" else []
+    )
     argv = (*preset, *settings, "--data-dir", "{work}/data", "--out", "{work}/r")
     return _spoilt(file, harm).map(lambda d: Case("data", MPCC, argv, name, d))
 

@@ -59,9 +59,8 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     retried = (options.retry or "").split(",")
     again = {key: status.state for key, status in statuses.items() if status.state in retried}
     todo = [t for t in trials if t.key in again or statuses[t.key].state not in ENDED]
-    nothing_new = (
-        work.adopt is None and not todo and len(trials) >= work.source.n_trials and plan == work.old
-    )
+    nothing_new = plan == work.old and not (todo or work.adopt or store.restored)
+    nothing_new = nothing_new and len(trials) >= work.source.n_trials
     if not (nothing_new and tracking.in_step(store, settings.uri)):
         _check(options, settings, work, todo)
         n_at_once = settings.n_at_once(todo) if todo and settings.local else None

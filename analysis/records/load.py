@@ -84,7 +84,7 @@ def _names(folder: Path) -> set[str]:
 def _what_to_do(folder: Path) -> str:
     """What helps where sweep.json is damaged."""
     other = "name another folder with --runs"
-    restored = f"`python tune/ablation.py --out {folder} --status` restores it from its copy"
+    restored = f"`python tune/ablation.py --out {folder}` restores it from its copy and goes on"
     return f"{restored}, or {other}" if (folder / COPY).exists() else other
 
 

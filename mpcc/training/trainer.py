@@ -110,7 +110,7 @@ class _Run:
         path: Path,
         seconds: float,
         iterations: int | None,
-        files: Sequence[str] | None,
+        files: Sequence[str] | None = None,
     ) -> None:
         self.state, self.path, self.files = state, path, files
         self.checkpoint_seconds, self.checkpoint_iterations = seconds, iterations or math.inf

@@ -26,7 +26,7 @@ from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
 from tune.plan.state import Row, State, Status
 from tune.store.lock import CLAIM, LOCK, sweep_owner
-from tune.store.plan_file import COPY, parse_plan, read_plan, write_plan
+from tune.store.plan_file import COPY, parse_plan, read_plan, readable, write_plan
 from tune.store.remote import Remote, checked_address
 from tune.store.transfer import copy, trial_files
 
@@ -45,7 +45,7 @@ class Store:
     def __init__(self, out: Path, remote: Remote | None = None) -> None:
         self.out, self.remote = Path(out), remote
         self.restored: str | None = None
-        """What was wrong with sweep.json when it was read, in one line; it is restored."""
+        """What was wrong with sweep.json when it was read, in one line; a driver restores it."""
 
     def files(self, retry_seconds: float) -> Remote:
         """Where the files of trials are: the remote, or the folder itself."""
@@ -54,15 +54,12 @@ class Store:
     # -- the plan ----------------------------------------------------------------------------------
 
     def read_plan(self) -> Plan | None:
-        """The plan of the folder, None where there is none; one that was damaged is restored.
+        """The plan of the folder, None where there is none; where it was damaged, from its copy.
 
-        PlanError where it can be restored from nothing.
+        PlanError where there is nothing to take it from. Nothing is written.
         """
         plan, problem = read_plan(self.out)
-        if plan is not None and problem is not None:
-            self.restored = problem
-            with suppress(OSError):  # A folder that may only be read.
-                write_plan(self.out, plan.to_dict())
+        self.restored = self.restored or problem
         return plan
 
     def refresh(self) -> Plan | None:
@@ -90,7 +87,7 @@ class Store:
 
         Fingerprints of images that are already in the file are kept.
         """
-        before, values = run_dir.read_json(self.out / PLAN) or {}, plan.to_dict()
+        before, values = readable(self.out / PLAN) or {}, plan.to_dict()
         if before.get("id") == plan.id and before.get("data"):
             values["data"] = {**before["data"], **(plan.data or {})}
         if self.remote is not None:

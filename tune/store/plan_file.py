@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mpcc.config import PRESETS, Config
 from mpcc.runs import run_dir
@@ -47,7 +48,7 @@ def read_plan(out: Path) -> tuple[Plan | None, str | None]:
         problem = error
     if copy is not None and plan != copy:
         what = "was missing" if plan is None and problem is None else "was damaged or altered"
-        return copy, f"{file} {what}; its copy {COPY} is used and restores it"
+        return copy, f"{file} {what}; its copy {COPY} is used"
     if problem is None and plan is not None:
         return plan, None
     plan = _planned_again(out)
@@ -63,15 +64,15 @@ def write_plan(out: Path, values: Mapping[str, object]) -> None:
     """Write the plan and its copy where they do not say this yet."""
     values = json.loads(json.dumps(values))
     record = sealed({"plan": values})
-    if _readable(out / COPY) != record:
+    if readable(out / COPY) != record:
         write_json(out / COPY, record)
-    if _readable(out / PLAN) != values:
+    if readable(out / PLAN) != values:
         write_json(out / PLAN, values)
 
 
 def _copy(out: Path) -> Plan | None:
     """The plan in the copy, None where that is missing or not as it was written."""
-    record = _readable(out / COPY) or {}
+    record = readable(out / COPY) or {}
     plan = record.get("plan")
     if not is_sound(record) or not isinstance(plan, dict):
         return None
@@ -80,7 +81,8 @@ def _copy(out: Path) -> Plan | None:
     return None
 
 
-def _readable(file: Path) -> dict[str, object] | None:
+def readable(file: Path) -> dict[str, Any] | None:
+    """The object in a file of JSON; None where there is none, or a damaged one."""
     with suppress(RunDirError):
         return read_json(file)
     return None
@@ -113,5 +115,5 @@ def _planned_again(out: Path) -> Plan | None:
     for config in configs:
         changes = {name: getattr(config, name) for name in varied}
         plan = plan.grow([Cell.of(base, changes)], [config.seed], "from the trials' settings")
-    known = (_readable(out / MLFLOW) or {}).get("sweep")
+    known = (readable(out / MLFLOW) or {}).get("sweep")
     return replace(plan, id=str(known)) if known else plan
