@@ -88,8 +88,9 @@ class Store:
         Fingerprints of images that are already in the file are kept.
         """
         before, values = readable(self.out / PLAN) or {}, plan.to_dict()
-        if before.get("id") == plan.id and before.get("data"):
-            values["data"] = {**before["data"], **(plan.data or {})}
+        data = before.get("data")
+        if before.get("id") == plan.id and isinstance(data, dict):
+            values["data"] = {**data, **(plan.data or {})}
         if self.remote is not None:
             self.remote.write(PLAN, (dumps(values, indent=1) + "\n").encode())
         self._write(values)

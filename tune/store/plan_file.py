@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mpcc.config import PRESETS, Config
 from mpcc.runs import run_dir
@@ -81,7 +80,7 @@ def _copy(out: Path) -> Plan | None:
     return None
 
 
-def readable(file: Path) -> dict[str, Any] | None:
+def readable(file: Path) -> dict[str, object] | None:
     """The object in a file of JSON; None where there is none, or a damaged one."""
     with suppress(RunDirError):
         return read_json(file)
