@@ -97,6 +97,7 @@ def test_what_is_to_end_with_the_process_is_killed_with_it() -> None:
 def test_a_signal_is_only_noted_while_trials_may_run_and_leaves_little_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with Signals() as signals:
 
         def left(seconds: float) -> float:
@@ -110,7 +111,7 @@ def test_a_signal_is_only_noted_while_trials_may_run_and_leaves_little_time(
         assert 11 < signals.stop_deadline - time.monotonic() <= 12
         monkeypatch.setattr(signals, "_since", time.monotonic() - 17)
         assert 0 < left(60.0) <= 1  # Of the time in all little is left.
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_signal_while_no_trial_runs_ends_what_waits() -> None:
