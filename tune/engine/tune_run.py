@@ -127,11 +127,14 @@ class EventCallback(Callback):
         self._put = put
         self._ended: set[tuple[str, str]] = set()
         """(Tune's trial id, our key) of each end; a resubmitted trial has a new id."""
+        self._attempts: Counter[str] = Counter()
+        """Tune's trial id -> how often a process took the trial up."""
         self._given_up: Counter[str] = Counter()
-        """Key -> how often Tune gave the trial up before it had begun."""
+        """Key -> how often Tune gave the trial up before its attempts were used."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Report each trial of the group as started."""
+        self._attempts[trial.trial_id] += 1
         for spec in self._open(trial):
             self._put(Event(spec.key, EventKind.STARTED))
 
@@ -155,11 +158,11 @@ class EventCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Report what Tune gave up after its attempts.
 
-        Where a process dies between two trials, Tune counts two failures of the next one, tries it
-        no more, and calls this: that trial is submitted again.
+        Where a process dies between two trials, Tune counts up to three failures of the next one,
+        which no process has taken up, and calls this: that trial is submitted again.
         """
         cause, text = error_of(trial)
-        early = trial.num_failures < ATTEMPTS
+        early = self._attempts[trial.trial_id] < ATTEMPTS
         for spec in self._open(trial):
             self._given_up[spec.key] += early
             if early and self._given_up[spec.key] <= ATTEMPTS:
