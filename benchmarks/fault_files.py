@@ -7,7 +7,8 @@ import pickle
 import random
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,16 +26,28 @@ DISK_MEGABYTES = 64
 MALFORMED = 300
 
 
-def full_disk(lab: Lab, outcome: Outcome, file: str) -> None:
-    """The disk is full when the file is written: stopped, not failed; with room it goes on."""
+@contextmanager
+def small_disk(lab: Lab, outcome: Outcome) -> Iterator[Path | None]:
+    """A file system of its own; None, and said, where it cannot be mounted."""
     lab.count += 1
     disk = lab.folder / f"disk-{lab.count}"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "none", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         outcome.not_tried = "mounting a small file system needs root"
+        yield None
         return
     try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def full_disk(lab: Lab, outcome: Outcome, file: str) -> None:
+    """The disk is full when the file is written: stopped, not failed; with room it goes on."""
+    with small_disk(lab, outcome) as disk:
+        if disk is None:
+            return
         sweep = lab.sweep(parent=disk)
         ballast, done = disk / "ballast", lab.folder / f"full-{lab.count}"
         order = {"kind": "full disk", "trial": lab.random.choice(lab.keys), "file": file}
@@ -44,8 +57,6 @@ def full_disk(lab: Lab, outcome: Outcome, file: str) -> None:
             outcome.notes.append(f"the disk was not full, or it was not told: {printed[-300:]}")
         ballast.unlink()
         lab.resume(sweep, outcome)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def half_done(sweep: Sweep) -> list[Path]:

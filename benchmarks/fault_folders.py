@@ -9,20 +9,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
-from benchmarks.fault_files import stopped_half_way
+from benchmarks.fault_files import small_disk, stopped_half_way
 from benchmarks.fault_lab import SETTINGS, Lab, Outcome
-from benchmarks.fault_tools import ROOT, finish, must_come, wait_for
+from benchmarks.fault_tools import (
+    ROOT,
+    exchange,
+    finish,
+    must_come,
+    wait_for,
+    write_namesakes,
+)
 
 N_NEXT = 10
 NEXT = ("--next",)
 END_SECONDS = 60.0
 """How long a driver may take to end where its folder cannot be written."""
-NAMESAKES = ("tune/__init__.py", "mpcc/__init__.py", "types.py", "random.py", "torch.py", "ray.py")
 
 
 def two_on_one_trial(lab: Lab, outcome: Outcome) -> None:
@@ -58,23 +64,6 @@ def next_beside_a_driver(lab: Lab, outcome: Outcome) -> None:
     lab.resume(sweep, outcome)
 
 
-@contextmanager
-def small_disk(lab: Lab, outcome: Outcome, megabytes: int = 64) -> Iterator[Path | None]:
-    """A file system of its own; None, and said, where it cannot be mounted."""
-    lab.count += 1
-    disk = lab.folder / f"disk-{lab.count}"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        outcome.not_tried = "mounting a small file system needs root"
-        yield None
-        return
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def filled(disk: Path) -> Path:
     """Leave no room on a disk; returns the file to remove."""
     ballast = disk / "ballast"
@@ -87,7 +76,7 @@ def filled(disk: Path) -> Path:
             return ballast
 
 
-def ended_in_time(lab: Lab, outcome: Outcome, process: subprocess.Popen[str], since: float) -> None:
+def ended_in_time(outcome: Outcome, process: subprocess.Popen[str], since: float) -> None:
     """A driver that cannot write ends soon, says why and does not end with 0."""
     printed = finish(process, None)
     seconds = time.monotonic() - since
@@ -104,15 +93,7 @@ def full_at_the_start(lab: Lab, outcome: Outcome) -> None:
     with small_disk(lab, outcome) as disk:
         if disk is not None:
             sweep, ballast = lab.sweep(parent=disk), filled(disk)
-            process = subprocess.Popen(
-                sweep.command(),
-                cwd=lab.folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            ended_in_time(lab, outcome, process, time.monotonic())
+            ended_in_time(outcome, sweep.start(), time.monotonic())
             ballast.unlink()
             lab.resume(sweep, outcome)
 
@@ -125,7 +106,7 @@ def full_in_the_middle(lab: Lab, outcome: Outcome) -> None:
             process = sweep.start()
             must_come(process, lambda: sweep.has_come_to(1))
             ballast, since = filled(disk), time.monotonic()
-            ended_in_time(lab, outcome, process, since)
+            ended_in_time(outcome, process, since)
             ballast.unlink()
             lab.resume(sweep, outcome)
 
@@ -151,7 +132,7 @@ def read_only_in_the_middle(lab: Lab, outcome: Outcome) -> None:
         must_come(process, lambda: sweep.has_come_to(1))
         name = Path(device.stdout.strip()).name
         Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("x")
-        ended_in_time(lab, outcome, process, time.monotonic())
+        ended_in_time(outcome, process, time.monotonic())
         subprocess.run(["umount", str(disk)], check=True)
         subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True)
         subprocess.run(mount, check=True)
@@ -175,15 +156,20 @@ def node_full_for_a_while(lab: Lab, outcome: Outcome) -> None:
             lab.resume(sweep, outcome)
 
 
-def plan_damaged(lab: Lab, outcome: Outcome, damage: Callable[[Path], object]) -> None:
-    """sweep.json of a sweep half done is cut, emptied or deleted: said, restored from its copy."""
+def plan_damaged(
+    lab: Lab, outcome: Outcome, damage: Callable[[bytes, Random], bytes] | None
+) -> None:
+    """sweep.json is damaged, or deleted (None): that is said, and its copy restores it."""
     sweep = stopped_half_way(lab)
     file = sweep.out / "sweep.json"
     whole = file.read_bytes()
-    damage(file)
-    done = subprocess.run(sweep.command("--status"), capture_output=True, text=True)
-    if done.returncode != 3 or "sweep-copy.json" not in done.stderr:
-        outcome.notes.append(f"--status: {done.returncode}, {done.stderr[-300:]}")
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(whole, lab.random))
+    printed = sweep.told("--status", expected=3)
+    if "sweep-copy.json" not in printed:
+        outcome.notes.append(f"it was not said: {printed[-300:]}")
     lab.resume(sweep, outcome)
     if file.read_bytes() != whole:
         outcome.notes.append("sweep.json is not what it was")
@@ -197,16 +183,6 @@ def plan_and_copy_deleted(lab: Lab, outcome: Outcome) -> None:
     lab.resume(sweep, outcome)
 
 
-def cut(file: Path) -> None:
-    """Leave the first half."""
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def emptied(file: Path) -> None:
-    """Leave nothing."""
-    file.write_bytes(b"")
-
-
 def database_damaged(lab: Lab, outcome: Outcome, content: bytes) -> None:
     """mlflow.db of a finished sweep is emptied, or is no database: `--sync` fills a new one."""
     sweep = lab.sweep()
@@ -214,12 +190,12 @@ def database_damaged(lab: Lab, outcome: Outcome, content: bytes) -> None:
     before = sweep.progress()
     (sweep.out / "mlflow.db").write_bytes(content)
     if content:
-        done = subprocess.run(sweep.command("--status"), capture_output=True, text=True)
-        if done.returncode != 0 or "is no database" not in done.stdout:
-            outcome.notes.append(f"--status: {done.returncode}, {done.stdout[-300:]}")
-    done = subprocess.run(sweep.command("--sync"), capture_output=True, text=True)
-    if done.returncode != 0 or f"{len(lab.keys)} trials delivered" not in done.stdout:
-        outcome.notes.append(f"--sync: {done.returncode}, {(done.stdout + done.stderr)[-300:]}")
+        printed = sweep.told("--status")
+        if "is no database" not in printed:
+            outcome.notes.append(f"it was not said: {printed[-300:]}")
+    printed = sweep.told("--sync")
+    if f"{len(lab.keys)} trials delivered" not in printed:
+        outcome.notes.append(f"not all was delivered: {printed[-300:]}")
     lab.count_repeats(sweep, before, outcome)
     lab.compare(sweep, outcome)
 
@@ -273,21 +249,10 @@ def swapped(lab: Lab, outcome: Outcome) -> None:
     lab.resume(sweep, outcome)
 
 
-def exchange(one: Path, two: Path) -> None:
-    """Give each folder the other's name."""
-    between = one.with_name("between")
-    one.rename(between)
-    two.rename(one)
-    between.rename(two)
-
-
 def beside_namesakes(lab: Lab, outcome: Outcome) -> None:
     """The directory of the start has a `tune/`, a `types.py` and others that must not be taken."""
     sweep = lab.sweep(parent=lab.folder / f"namesakes-{lab.count}")
-    for name in NAMESAKES:
-        file = sweep.out.parent / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("raise ImportError('a namesake was imported')\n")
+    write_namesakes(sweep.out.parent)
     sweep.run()
     lab.resume(sweep, outcome)
 
@@ -311,14 +276,13 @@ def with_home(lab: Lab, outcome: Outcome, kind: str) -> None:
 def interrupted_with_next(lab: Lab, outcome: Outcome) -> None:
     """SIGTERM to a `--next`, as a queue sends it: a checkpoint, 143, and the next one goes on."""
     sweep = lab.sweep()
-    one = replace(sweep, argv=(*sweep.argv, *NEXT))
-    process = one.start()
+    process = replace(sweep, argv=(*sweep.argv, *NEXT)).start()
     must_come(process, sweep.checkpointed)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
     before = sweep.progress()
     for _ in lab.keys:
-        one.run(0)
-    one.run(4)
+        sweep.told(*NEXT)
+    sweep.told(*NEXT, expected=4)
     lab.count_repeats(sweep, before, outcome)
     lab.resume(sweep, outcome)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ TRIAL = ("ray::MPCCTrainable", "ray::ResourceTrainable")
 """What Ray calls a process with a trial, at rest and at work."""
 SUPERVISOR = "supervisor.py"
 """The program that ends a local Ray with its driver."""
+
+NAMESAKES = ("tune/__init__.py", "mpcc/__init__.py", "types.py", "random.py", "torch.py", "ray.py")
 
 
 class SweepFailed(RuntimeError):
@@ -82,6 +84,10 @@ class Sweep:
             text=True,
             start_new_session=True,
         )
+
+    def told(self, *more: str, expected: int = 0) -> str:
+        """Run the command with these arguments more, and return what it printed."""
+        return replace(self, argv=(*self.argv, *more)).run(expected)
 
     def run(self, expected: int = 0, environment: Mapping[str, str] | None = None) -> str:
         """Run it to its end and return what it printed; SweepFailed for another exit code."""
@@ -184,6 +190,22 @@ def finish(process: subprocess.Popen[str], expected: int | None = 0) -> str:
     if "Traceback" in err or (expected is not None and process.returncode != expected):
         raise SweepFailed(f"exit code {process.returncode}, expected {expected}:\n{out}\n{err}")
     return out + err
+
+
+def exchange(one: Path, two: Path) -> None:
+    """Give each of two files or folders the other's name."""
+    between = one.with_name("between")
+    one.rename(between)
+    two.rename(one)
+    between.rename(two)
+
+
+def write_namesakes(folder: Path) -> None:
+    """Put modules there that have names of ours and of Python's, and that must not be imported."""
+    for name in NAMESAKES:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("raise SystemExit('imported from the working directory')")
 
 
 def size_of(file: Path) -> int:

@@ -10,6 +10,7 @@ import pytest
 from analysis import make_tables
 from analysis.records.frame import DAMAGED, PLANNED
 from analysis.records.load import load
+from benchmarks.fault_tools import exchange
 from mpcc.runs.run_dir import write_metrics
 from tests.records import SweepBuilder
 
@@ -23,13 +24,6 @@ def two_cells(path: Path) -> SweepBuilder:
         for seed in (0, 1):
             sweep.trial(change, seed, {"acc_majority": accuracy + seed / 100})
     return sweep
-
-
-def exchange(a: Path, b: Path) -> None:
-    aside = a.with_name("aside")
-    a.rename(aside)
-    b.rename(a)
-    aside.rename(b)
 
 
 def unseal(path: Path, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fault_tools import Sweep, cut_power, wait_for
+from benchmarks.fault_tools import NAMESAKES, Sweep, cut_power, wait_for, write_namesakes
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from tests.stand_ins import spec_of
@@ -75,17 +75,10 @@ class Story:
     end: dict[str, tuple[int, dict[str, Any]]]
 
 
-NAMESAKES = ("tune/__init__.py", "mpcc/__init__.py", "types.py", "random.py", "torch.py", "ray.py")
-"""In the directory that the sweep is started from, and none of its business."""
-
-
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     out = tmp_path_factory.mktemp("sweep") / "out"
-    for name in NAMESAKES:
-        file = out.parent / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("raise SystemExit('imported from the working directory')")
+    write_namesakes(out.parent)
     first = launch(out, *SMALL)
     wait(first, lambda: bool(results(out)) and bool(unfinished(out)))
     cut_power(first)

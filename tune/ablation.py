@@ -155,10 +155,7 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
         return report.release(store)
     if store.restored:
         log(store.restored)
-    old = store.read_plan()
-    plan, trials = planned(options, store, old)
-    if options.next and plan != old and not run.write_new_plan(store, old, plan):
-        old, plan, trials = _planned_by_another(options, store)
+    old, plan, trials = _plan(options, store)
     if options.status:
         return report.print_status(store, trials, common.settings(options, store).uri)
     if options.dry_run:
@@ -168,15 +165,17 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
     return (run.run_next if options.next else run.run)(options, received, work)
 
 
-def _planned_by_another(
-    options: AblationOptions, store: Store
-) -> tuple[Plan | None, Plan, list[Trial]]:
-    """The plan that another process is writing; UsageError where it lacks what is asked for."""
-    for _ in range(PLAN_SECONDS):
-        time.sleep(1.0)
+def _plan(options: AblationOptions, store: Store) -> tuple[Plan | None, Plan, list[Trial]]:
+    """The folder's plan as it is, the one that is asked for, and the trials of this command.
+
+    Of processes with `--next` that start at once the first writes the plan and the others read it
+    again. UsageError where a driver's plan lacks what is asked for.
+    """
+    for attempt in range(PLAN_SECONDS):
+        time.sleep(min(attempt, 1.0))
         old = store.read_plan()
         plan, trials = planned(options, store, old)
-        if plan == old or run.write_new_plan(store, old, plan):
+        if not options.next or plan == old or run.write_new_plan(store, old, plan):
             return old, plan, trials
     raise UsageError(
         f"a driver works in {store.out} and has not planned what --next asks for: wait for its end"

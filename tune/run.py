@@ -16,7 +16,7 @@ from tune.options import Options
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan, check_same_data
 from tune.plan.source import TrialSource
-from tune.plan.state import ENDED, EventKind, State
+from tune.plan.state import ENDED, EventKind, State, Status
 from tune.plan.states import States
 from tune.signals import QUICK_SECONDS, Interrupted, Signals
 from tune.store.adopt import adopt, extend
@@ -177,17 +177,17 @@ def run_next(options: Options, signals: Signals, work: Work) -> int:
             if store.status(trial).state in ENDED:
                 continue
             extend(store, work.source.plan, trial)
-            state = _train_here(settings, signals, work, trial, claim)
-            if state is not None:
-                print(f"{state}: {trial.text}: {store.trial_dir(trial.key)}")
-                return report.exit_code([store.status(trial)], signals.number)
+            status = _train_here(settings, signals, work, trial, claim)
+            if status is not None:
+                print(f"{status.state}: {trial.text}: {store.trial_dir(trial.key)}")
+                return report.exit_code([status], signals.number)
     print(f"nothing is left to do in {store.out}: every trial has ended or is trained now")
     return NOTHING_LEFT
 
 
 def _train_here(
     settings: Settings, signals: Signals, work: Work, trial: Trial, claim: TrialClaim
-) -> State | None:
+) -> Status | None:
     """Train a trial to its end, or until a signal; None where another process has it."""
     from tune.engine.spec import spec_of
     from tune.engine.worker import TrialWorker
@@ -211,7 +211,7 @@ def _train_here(
     finally:
         worker.release()
     work.store.download(trial.key)
-    return work.store.status(trial).state
+    return work.store.status(trial)
 
 
 def _sync(settings: Settings, store: Store, plan: Plan) -> int:

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mpcc.runs.run_dir import CONFIG
-
-SWEEP = "sweep.json"
+from tune.plan.plan import PLAN
 
 
 class LoadError(ValueError):
@@ -21,7 +20,7 @@ def latest_sweep(root: Path) -> Path:
 
 def sweeps_below(root: Path) -> list[Path]:
     """Every sweep folder below `root`/runs, by name."""
-    folders = [path.parent for path in sorted((Path(root) / "runs").glob(f"*/{SWEEP}"))]
+    folders = [path.parent for path in sorted((Path(root) / "runs").glob(f"*/{PLAN}"))]
     if not folders:
         raise LoadError(
             f"no sweep under {Path(root) / 'runs'}: run `python tune/ablation.py` first, "
@@ -31,7 +30,7 @@ def sweeps_below(root: Path) -> list[Path]:
 
 
 def _last_change(folder: Path) -> float:
-    places = [folder / SWEEP, folder / "trials"]
+    places = [folder / PLAN, folder / "trials"]
     return max(place.stat().st_mtime for place in places if place.exists())
 
 
@@ -40,6 +39,6 @@ def check_folders(folders: Iterable[Path]) -> None:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise LoadError(f"{folder} is not a folder; --runs takes the folder of a sweep")
-        places = (SWEEP, CONFIG, f"*/{CONFIG}", f"trials/*/{CONFIG}")
+        places = (PLAN, CONFIG, f"*/{CONFIG}", f"trials/*/{CONFIG}")
         if not any(next(folder.glob(place), None) for place in places):
-            raise LoadError(f"{folder} holds no {SWEEP} and no run directory")
+            raise LoadError(f"{folder} holds no {PLAN} and no run directory")

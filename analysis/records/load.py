@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.records.folders import SWEEP, LoadError, check_folders
+from analysis.records.folders import LoadError, check_folders
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
-from analysis.records.trial import MLFLOW, blank, read_loose, read_planned
+from analysis.records.trial import blank, read_loose, read_planned
 from mpcc.config import DEFAULTS, from_dict, trial_key, value_text
 from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
-from tune.plan.plan import FULL_MODEL
+from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN
 from tune.store.lock import sweep_owner
 from tune.store.plan_file import COPY
 
@@ -90,7 +90,7 @@ def _what_to_do(folder: Path) -> str:
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
     """sweep.json, with what is read of it checked; LoadError in one line."""
-    file = folder / SWEEP
+    file = folder / PLAN
     try:
         plan = read_json(file)
     except RunDirError as error:
@@ -129,7 +129,7 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
                 key = trial_key(empty["cell_key"], seed)
                 yield empty | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
         except (ValueError, TypeError, KeyError) as error:
-            raise LoadError(f"{SWEEP} does not fit this version: {error}") from None
+            raise LoadError(f"{PLAN} does not fit this version: {error}") from None
 
 
 def _sweep(folder: Path, name: str, plan: Mapping[str, Any]) -> Sweep:
@@ -195,7 +195,7 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     name = " and ".join(sorted({row["dataset"] for row in rows}))
     for row in rows:
         row["sweep"] = name
-    note = f"{name} has no plan ({SWEEP}): trials that are missing cannot be known"
+    note = f"{name} has no plan ({PLAN}): trials that are missing cannot be known"
     axes = varying(rows)
     base = {n: rows[0][n] for n in DEFAULTS if n != "seed" and n not in axes}
     return Sweep(folder, name, axes, (), base, None), rows, [note]

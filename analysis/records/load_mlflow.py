@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from analysis.records.folders import SWEEP, LoadError
-from analysis.records.trial import MLFLOW
+from analysis.records.folders import LoadError
 from mpcc.config import full_name, parse_value
 from mpcc.runs.files import SEAL
 from mpcc.runs.run_dir import (
@@ -31,6 +30,7 @@ from mpcc.runs.run_dir import (
     write_provenance,
     write_result,
 )
+from tune.plan.plan import MLFLOW, PLAN
 
 _PICTURE = "samples.png"
 
@@ -123,9 +123,9 @@ def _lay_out(client: Any, parent: Any, folder: Path, curves: bool) -> list[Path]
 
 def _folder(client: Any, parent: Any, place: Path, folders: list[Path]) -> Path:
     place.mkdir(parents=True, exist_ok=True)
-    plan = _artifact(client, parent.info.run_id, SWEEP)
+    plan = _artifact(client, parent.info.run_id, PLAN)
     if plan is not None:
-        write_bytes(place / SWEEP, plan)
+        write_bytes(place / PLAN, plan)
     folders.append(place)
     return place
 

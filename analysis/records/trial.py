@@ -40,8 +40,7 @@ from mpcc.runs.run_dir import (
     read_provenance,
     read_sealed,
 )
-
-MLFLOW = "mlflow.json"
+from tune.plan.plan import MLFLOW
 
 
 def blank(config: Config, sweep: str, *, variant: str | None, planned: bool) -> dict[str, Any]:

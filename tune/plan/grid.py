@@ -110,11 +110,9 @@ def falling_together(grid: Grid, cells: Sequence[Cell]) -> str | None:
     count = math.prod(map(len, grid.axes))
     if len(cells) == count:
         return None
-    fields = {name for levels in grid.axes for level in levels for name in level}
-    idle = [
-        name for name in DEFAULTS if name in fields & {n for c in cells for n in dead(c.config)}
-    ]
-    names = " and ".join(SHORT.get(name, name) for name in idle)
+    varied = {name for levels in grid.axes for level in levels for name in level}
+    idle = varied & {name for cell in cells for name in dead(cell.config)}
+    names = " and ".join(SHORT.get(name, name) for name in DEFAULTS if name in idle)
     return (
         f"{count} cells of the grid are {len(cells)}: {names} does nothing in some of them, and "
         "those that differ in it alone are trained once"

@@ -18,6 +18,8 @@ from tune.plan.cells import Cell, Trial, trials
 T = TypeVar("T")
 
 PLAN, TRIALS = "sweep.json", "trials"
+STUDY, MLFLOW = "study.db", "mlflow.json"
+"""A search writes the first; the second names the runs in MLflow."""
 SCHEMA = 1
 MAX_TRIALS = 100_000
 FULL_MODEL = "full-model"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mpcc.config import Config
@@ -71,12 +71,10 @@ def adopt(store: Store, other: Path, trials: Iterable[Trial]) -> int:
         source, path = there.trial_dir(trial.key), store.trial_dir(trial.key)
         if store.status(trial).state in ENDED or there.status(trial).state != State.DONE:
             continue
-        staged = path.with_name(f".{path.name}.new")
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.copytree(source, staged)
-        with suppress(FileNotFoundError):
-            shutil.rmtree(path)
-        os.replace(staged, path)
+        with _staged(path) as new:
+            shutil.copytree(source, new)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path)
         store.upload(trial.key)
         n += 1
     return n
@@ -89,13 +87,20 @@ def _earlier(store: Store, trial: Trial, n: int) -> Path:
 
 def _start_from(earlier: Path, path: Path, config: Config, n: int) -> None:
     """Make a run directory that begins with the state and the evaluations of n iterations."""
-    staged = path.with_name(f".{path.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    for name in (*run_dir.CHECKPOINTS, run_dir.METRICS, run_dir.PROVENANCE):
-        if (earlier / name).exists():
-            shutil.copyfile(earlier / name, staged / name)
-    iterations = sorted({*run_dir.earlier_iterations(earlier), n})
-    run_dir.write_json(staged / run_dir.CONTINUES, {"iterations": iterations})
-    run_dir.write_json(staged / run_dir.CONFIG, config.to_dict())
-    os.replace(staged, path)
+    with _staged(path) as new:
+        new.mkdir(parents=True)
+        for name in (*run_dir.CHECKPOINTS, run_dir.METRICS, run_dir.PROVENANCE):
+            if (earlier / name).exists():
+                shutil.copyfile(earlier / name, new / name)
+        iterations = sorted({*run_dir.earlier_iterations(earlier), n})
+        run_dir.write_json(new / run_dir.CONTINUES, {"iterations": iterations})
+        run_dir.write_json(new / run_dir.CONFIG, config.to_dict())
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """A place beside a run directory, for a new one that is put in its place when it is whole."""
+    new = path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    yield new
+    os.replace(new, path)

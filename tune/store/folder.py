@@ -152,11 +152,11 @@ class Store:
         """PlanError where a trial's folder holds the record of another trial."""
         for trial in trials:
             with suppress(run_dir.RunDirError, OSError):
-                config = run_dir.read_config(self.trial_dir(trial.key))
-                if config is not None and config.trial_key != trial.key:
+                other = self._other_trial(trial, None)
+                if other is not None:
                     raise PlanError(
-                        f"{self.trial_dir(trial.key)} holds the record of trial "
-                        f"{config.trial_key}: rename the folder to that key, or remove it"
+                        f"{self.trial_dir(trial.key)} holds the record of trial {other}: "
+                        "rename the folder to that key, or remove it"
                     )
 
     def statuses(self, trials: Iterable[Trial], running: Collection[str] = ()) -> dict[str, Status]:

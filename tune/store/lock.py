@@ -120,7 +120,39 @@ class Claim:
         return None if now == before else now
 
 
-class SweepLock:
+class _Kept:
+    """Claims that a thread renews until the context ends, and then withdraws."""
+
+    def __init__(self) -> None:
+        self._claims: list[Claim] = []
+        self._running: tuple[str, ...] = ()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="claims", daemon=True)
+        self.lost = False
+        """Whether another process has taken over, or `--release` was given."""
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the claims; where a remote is too slow for that, the next owner watches."""
+        self._over.set()
+        self._thread.join(PATIENCE_SECONDS)
+
+    def _keep(self) -> None:
+        told, beat = self._running, time.monotonic()
+        while not self._over.wait(min(CHANGE_SECONDS, BEAT_SECONDS)):
+            if told == self._running and time.monotonic() - beat < BEAT_SECONDS:
+                continue
+            told, beat = self._running, time.monotonic()
+            for claim in self._claims:
+                with suppress(OSError):  # A full disk, a remote that is away: the next may succeed.
+                    self.lost = self.lost or not claim.held()
+                    if not self.lost:
+                        claim.write(told)
+        for claim in self._claims:
+            with suppress(OSError):
+                claim.withdraw()
+
+
+class SweepLock(_Kept):
     """The right to run a sweep, until the context ends or its process does.
 
     Entering raises LockError, which names the owner, where another driver works on the sweep.
@@ -130,14 +162,9 @@ class SweepLock:
         """log: takes a line before a claim of another machine is watched, which takes 30 s."""
         from filelock import FileLock
 
+        super().__init__()
         self._store, self._log = store, log
         self._kernel = FileLock(store.out / LOCK, thread_local=False, fallback_to_soft=False)
-        self._claims: list[Claim] = []
-        self._running: tuple[str, ...] = ()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="claims", daemon=True)
-        self.lost = False
-        """Whether another driver has taken over, or `--release` was given."""
 
     def renew(self, running: Iterable[str]) -> None:
         """Tell others which trials run, within a second; cheap, to be called often."""
@@ -164,9 +191,7 @@ class SweepLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the claims; where a remote is too slow for that, the next driver watches."""
-        self._over.set()
-        self._thread.join(PATIENCE_SECONDS)
+        super().__exit__()
         self._kernel.release()
 
     def _take(self, address: str, option: str, look_seconds: float) -> None:
@@ -184,63 +209,34 @@ class SweepLock:
         if not claim.held():
             raise LockError(address, option, claim.found())
 
-    def _keep(self) -> None:
-        told, beat = self._running, time.monotonic()
-        while not self._over.wait(min(CHANGE_SECONDS, BEAT_SECONDS)):
-            if told == self._running and time.monotonic() - beat < BEAT_SECONDS:
-                continue
-            told, beat = self._running, time.monotonic()
-            for claim in self._claims:
-                with suppress(OSError):  # A full disk, a remote that is away: the next may succeed.
-                    self.lost = self.lost or not claim.held()
-                    if not self.lost:
-                        claim.write(told)
-        for claim in self._claims:
-            with suppress(OSError):
-                claim.withdraw()
 
-
-class TrialClaim:
+class TrialClaim(_Kept):
     """The right to train one trial without a driver, until the context ends or its process does.
 
     Entering raises BusyError where a living process, or the sweep's driver, has the trial.
     """
 
     def __init__(self, store: Store, key: str) -> None:
+        super().__init__()
         self._store, self._key = store, key
-        self._claim = trial_claim(store.files(PATIENCE_SECONDS), key)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
-        self.lost = False
-        """Whether another process has taken the trial."""
+        self._claims = [trial_claim(store.files(PATIENCE_SECONDS), key)]
 
     def __enter__(self) -> TrialClaim:
-        owner = self._claim.owner()
+        (claim,) = self._claims
+        owner = claim.owner()
         if owner is None:
-            self._claim.write()
+            claim.write()
             time.sleep(CHANGE_SECONDS + LOOK_SECONDS)  # A driver names its trials within that.
             owner = sweep_owner(self._store.out, self._store.remote)
-            if owner is None or self._key not in owner.running:
-                owner = None if self._claim.held() else self._claim.found()
-            if owner is None and self._claim.held():
+            if owner is not None and self._key in owner.running:
+                claim.withdraw()
+            elif claim.held():
                 self._thread.start()
                 return self
-            self._claim.withdraw()
+            else:
+                owner = claim.found()
         who = "another process" if owner is None else owner.text
         raise BusyError(f"trial {self._key} is trained by {who}")
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(PATIENCE_SECONDS)
-
-    def _keep(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
-            with suppress(OSError):
-                self.lost = self.lost or not self._claim.held()
-                if not self.lost:
-                    self._claim.write()
-        with suppress(OSError):
-            self._claim.withdraw()
 
 
 def trial_claim(files: Remote, key: str) -> Claim:

@@ -19,11 +19,9 @@ from mpcc.config import PRESETS, Config
 from mpcc.runs import run_dir
 from mpcc.runs.files import RunDirError, is_sound, read_bytes, read_json, sealed, write_json
 from tune.plan.cells import Cell
-from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, new_plan
+from tune.plan.plan import MLFLOW, PLAN, STUDY, TRIALS, Plan, PlanError, new_plan
 
 COPY = "sweep-copy.json"
-STUDY, MLFLOW = "study.db", "mlflow.json"
-"""A search writes the first; the second names the sweep whose runs MLflow holds."""
 
 
 def parse_plan(data: bytes | None, where: str, option: str) -> Plan | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mpcc.runs import run_dir
 from mpcc.runs.files import DAMAGED
-from tune.plan.plan import TRIALS
+from tune.plan.plan import MLFLOW, TRIALS
 from tune.store.lock import Claim, process_lives, this_machine
 from tune.store.remote import Remote, RemoteError, Stored
 
@@ -30,7 +30,7 @@ OWNER = "owner.json"
 """The claim of the attempt at a trial that may write to the remote: the one that began last."""
 LAST = (run_dir.METRICS, run_dir.RESULT, run_dir.CHECKPOINT)
 """What is copied after all else, in this order."""
-LOCAL = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, "mlflow.json", "attempts")
+LOCAL = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, MLFLOW, "attempts")
 """What stays where it is; earlier code kept the last two."""
 SCRATCH = "mpcc-trial-"
 """Begins the name of a scratch folder; the machine and the number of the process follow."""

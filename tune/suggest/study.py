@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mpcc.config import trial_key
 from mpcc.runs import run_dir
+from tune.plan.plan import STUDY
 from tune.store.folder import Store
 from tune.suggest.points import Point, frozen, open_study
 from tune.suggest.search import Search
@@ -25,7 +26,7 @@ from tune.suggest.search import Search
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-FILE = "study.db"
+FILE = STUDY
 LOCK_SECONDS = 2.0
 """How long SQLite waits for a reader, such as a dashboard; Optuna may try several times."""
 

@@ -49,10 +49,9 @@ def in_step(store: Store, uri: str) -> bool:
 
     MLflow is not imported for that. Of a server nothing is known without asking it.
     """
-    file = file_of(uri)
-    return file is not None and read_record(store.out, uri).get("delivered") == _fingerprint(
-        store, uri
-    )
+    if file_of(uri) is None:
+        return False
+    return read_record(store.out, uri).get("delivered") == _fingerprint(store, uri)
 
 
 def _fingerprint(store: Store, uri: str) -> str:

@@ -1,17 +1,19 @@
-"""Where a sweep's MLflow is, and how to look at its runs. Standard library only."""
+"""Where a sweep's MLflow is, and how to look at its runs. Quick to import: no MLflow."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mpcc.options import usable
-from mpcc.runs.files import RunDirError, read_json
+from tune.plan.plan import MLFLOW
+from tune.store.plan_file import readable
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
-RECORD = "mlflow.json"
+RECORD = MLFLOW
 """Where a sweep's runs are: tracking URI, experiment, parent run, trial key -> run."""
 SQLITE = "sqlite:///"
 HEAD = b"SQLite format 3\0"
@@ -92,10 +94,9 @@ def read_record(out: Path, uri: str) -> Mapping[str, object]:
 
 def read_lenient(file: Path) -> Mapping[str, object]:
     """The object in a JSON file, an empty one where that cannot be read."""
-    try:
-        return read_json(file) or {}
-    except (RunDirError, OSError):
-        return {}
+    with suppress(OSError):
+        return readable(file) or {}
+    return {}
 
 
 def one_line(error: BaseException) -> str:
