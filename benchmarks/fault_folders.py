@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -22,7 +22,6 @@ from benchmarks.fault_tools import (
     finish,
     must_come,
     wait_for,
-    write_namesakes,
 )
 
 N_NEXT = 10
@@ -247,30 +246,6 @@ def swapped(lab: Lab, outcome: Outcome) -> None:
         outcome.notes.append("a record has changed")
     exchange(one, two)
     lab.resume(sweep, outcome)
-
-
-def beside_namesakes(lab: Lab, outcome: Outcome) -> None:
-    """The directory of the start has a `tune/`, a `types.py` and others that must not be taken."""
-    sweep = lab.sweep(parent=lab.folder / f"namesakes-{lab.count}")
-    write_namesakes(sweep.out.parent)
-    sweep.run()
-    lab.resume(sweep, outcome)
-
-
-def in_environment(lab: Lab, outcome: Outcome, variables: Mapping[str, str]) -> None:
-    """Variables that others left in the environment change nothing."""
-    sweep = lab.sweep()
-    sweep.run(environment=variables)
-    lab.resume(sweep, outcome)
-
-
-def with_home(lab: Lab, outcome: Outcome, kind: str) -> None:
-    """HOME is read-only, missing, or `/`."""
-    home = lab.folder / f"home-{kind}"
-    if kind == "read-only":
-        home.mkdir(exist_ok=True)
-        home.chmod(0o500)
-    in_environment(lab, outcome, {"HOME": "/" if kind == "slash" else str(home)})
 
 
 def interrupted_with_next(lab: Lab, outcome: Outcome) -> None:

@@ -102,11 +102,11 @@ class Sessions:
 class Lab:
     """An undisturbed sweep to compare with, and folders for the others."""
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int = 0, argv: tuple[str, ...] = ARGV) -> None:
+        self.folder, self.seed, self.argv = folder, seed, argv
         self.random = random.Random(seed)
         self.sessions = Sessions()
-        self.reference = Sweep(folder / "undisturbed", ARGV)
+        self.reference = Sweep(folder / "undisturbed", argv)
         begun = time.monotonic()
         process = self.reference.start()
         wait_for(process, self.reference.checkpointed)
@@ -120,7 +120,7 @@ class Lab:
     def sweep(self, *more: str, parent: Path | None = None) -> Sweep:
         """Return a sweep with an empty folder."""
         self.count += 1
-        return Sweep((parent or self.folder) / f"sweep-{self.count}", (*ARGV, *more))
+        return Sweep((parent or self.folder) / f"sweep-{self.count}", (*self.argv, *more))
 
     def at_random_moment(
         self, *, in_training: bool = True

@@ -66,11 +66,14 @@ class Sweep:
 
     out: Path
     argv: tuple[str, ...]
+    wrapper: tuple[str, ...] = ()
+    """The words of a program that runs the command: as another user, in another network."""
 
     def command(self, *more: str) -> list[str]:
         """Return the command with these arguments more."""
         program = str(ROOT / "tune" / "ablation.py")
-        return [sys.executable, program, "--out", str(self.out), *self.argv, *more]
+        command = [sys.executable, program, "--out", str(self.out), *self.argv, *more]
+        return [*self.wrapper, *command]
 
     def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start the sweep in a session of its own; not from the repository: any folder must do."""

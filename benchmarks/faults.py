@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import fault_files, fault_folders, fault_processes, fault_tracking  # noqa: E402
+from benchmarks import fault_files, fault_folders, fault_places, fault_processes, fault_tracking  # noqa: E402
 from benchmarks.fault_files import damaged, full_disk  # noqa: E402
 from benchmarks.fault_lab import Lab, Outcome  # noqa: E402
 from benchmarks.fault_processes import processes_of_a_killed_driver, signalled  # noqa: E402
@@ -96,11 +96,15 @@ ROWS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
     "folder-moved": (fault_folders.moved, 1),
     "folder-copied": (fault_folders.copied, 1),
     "trials-swapped": (fault_folders.swapped, 1),
-    "namesake-directory": (fault_folders.beside_namesakes, 1),
-    "home-read-only": (partial(fault_folders.with_home, kind="read-only"), 1),
-    "home-missing": (partial(fault_folders.with_home, kind="missing"), 1),
-    "home-slash": (partial(fault_folders.with_home, kind="slash"), 1),
-    "foreign-variables": (partial(fault_folders.in_environment, variables=FOREIGN), 1),
+    "namesake-directory": (fault_places.beside_namesakes, 1),
+    "home-read-only": (partial(fault_places.with_home, kind="read-only"), 1),
+    "home-missing": (partial(fault_places.with_home, kind="missing"), 1),
+    "home-slash": (partial(fault_places.with_home, kind="slash"), 1),
+    "foreign-variables": (partial(fault_places.in_environment, variables=FOREIGN), 1),
+    "two-users": (fault_places.two_users, 1),
+    "no-ipv6": (partial(fault_places.under, wrapper=fault_places.WITHOUT_IPV6), 1),
+    "host-name-unknown": (partial(fault_places.under, wrapper=fault_places.UNKNOWN_HOST), 1),
+    "own-images": (fault_places.own_images, 1),
 }
 """Name -> what happens, and how often by default."""
 

@@ -1,6 +1,7 @@
 """Folders of images of one's own, as phones, scanners, drawing programs and other systems leave
 them: nothing is left out, clipped, recoloured, turned or made a label without a word."""
 
+import csv
 import io
 import json
 import os
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from benchmarks.fault_places import write_images
 from mpcc import __main__ as command
 from mpcc.config import Config, from_dict
 from mpcc.data import image_set as data
 from mpcc.data import pictures, prepared
 from mpcc.data.places import DataError
+from mpcc.runs.clusters import read_clusters
 
 RED, BLUE = (200, 30, 10), (10, 30, 200)
 
@@ -468,3 +471,20 @@ def test_many_images_are_read_fast_and_with_progress(root, capsys, monkeypatch):
     assert len(load(root)) == 3000
     assert 3000 / (time.perf_counter() - begun) > 500  # 2,000 on two cores that are idle
     assert "of 3,000 images, " in capsys.readouterr().err
+
+
+def test_three_hundred_images_of_every_kind_are_trained_and_clustered_by_a_command_each(
+    root, tmp_path, capsys
+):
+    write_images(root)
+    run, table = tmp_path / "run", tmp_path / "clusters.csv"
+    ask = ["--preset", "tiny", "--set", "dataset=folder", "n_clusters=4", "--data-dir", str(root)]
+    assert command.main([*ask, "--out", str(run)]) == 0
+    told = capsys.readouterr().err
+    for part in ("300 images", "birds 75", "52 turned upright", "left out 4 hidden files"):
+        assert part in told
+    assert command.main(["cluster", str(run), "--images", str(root), "--out", str(table)]) == 0
+    with table.open(newline="") as file:
+        found = {row["file"]: row["cluster"] for row in csv.DictReader(file)}
+    trained = {row["file"]: row["cluster"] for row in read_clusters(run)}
+    assert found == trained and len(found) == 300

@@ -144,3 +144,18 @@ def test_the_processes_that_a_user_may_still_start_are_counted() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     before, after = map(float, done.stdout.split())
     assert before == math.inf and 0 < after < 1000, done.stderr
+
+
+def test_a_machine_that_does_not_reach_itself_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    root, wrapper = Path(preflight.__file__).parents[1], ["unshare", "--net"]
+    wrapper += [] if os.geteuid() == 0 else ["--map-root-user"]
+    if subprocess.run([*wrapper, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no `unshare --net` here: the network is always there")
+    command = [sys.executable, str(root / "tune" / "ablation.py"), "--preset", "tiny"]
+    command += ["--grid", "esteps=1", "--out", str(tmp_path / "out")]
+    done = subprocess.run([*wrapper, *command], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "127.0.0.1 (Network is unreachable): bring its loopback device up" in done.stderr
+    assert not (tmp_path / "out").exists()

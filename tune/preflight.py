@@ -7,6 +7,7 @@ what is missing, and what to do.
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Sequence
 
 from rich.filesize import decimal
@@ -18,6 +19,7 @@ from mpcc.machine import free_memory, gpus_here, processes_left, usable_cores
 from mpcc.runs import run_dir
 from mpcc.training import checks
 from tune.display import log
+from tune.engine.head import HOST
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
@@ -28,6 +30,7 @@ OTHER_BYTES = 2**20
 """Pictures, metrics and MLflow's copies of one trial."""
 
 
+ANSWER_SECONDS = 3.0
 RAY_THREADS, TRIAL_THREADS = 300, 50
 """Threads of a local Ray with the driver, and of a trial's process, counted on two cores."""
 
@@ -148,6 +151,21 @@ def check_cores(cores: float | None) -> None:
             f"--cpus-per-trial {cores:g}: this machine has {here} cores for us, so that no trial "
             "could ever start; give fewer, or a cluster by --address"
         )
+
+
+def check_loopback() -> None:
+    """PreflightError where this machine does not reach itself, as in a container without network.
+
+    Ray would be waited for in vain.
+    """
+    try:
+        with socket.create_server((HOST, 0)) as server:
+            socket.create_connection(server.getsockname(), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise PreflightError(
+            f"this machine does not reach itself at {HOST} ({error.strerror or error}): bring its "
+            "loopback device up (ip link set lo up), or train one trial at a time with --next"
+        ) from None
 
 
 def disk_need(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> int:

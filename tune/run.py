@@ -66,6 +66,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
         n_at_once = settings.n_at_once(todo) if todo and settings.local else None
         if n_at_once:
             preflight.check_processes(n_at_once)
+            preflight.check_loopback()
         with SweepLock(store, log) as lock:
             if store.refresh() != work.old:
                 raise UsageError(
