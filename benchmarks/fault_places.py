@@ -93,8 +93,12 @@ def own_images(lab: Lab, outcome: Outcome) -> None:
     """The driver of a sweep over a folder of mixed images is killed."""
     folder = lab.folder / "images"
     write_images(folder)
-    argv = (*SETTINGS, "--set", "dataset=folder", "n_clusters=4", "--data-dir", str(folder))
-    own = Lab(lab.folder / "own-images", lab.seed, (*argv, "--grid", "esteps=1,2"))
+    argv = (*SETTINGS, "--set", "dataset=folder", "--set", "n_clusters=4")
+    own = Lab(
+        lab.folder / "own-images",
+        lab.seed,
+        (*argv, "--data-dir", str(folder), "--grid", "esteps=1,2"),
+    )
     try:
         sweep = own.sweep()
         process = sweep.start()

@@ -277,6 +277,19 @@ def test_code_version_is_a_commit_or_unknown():
     assert version == "unknown" or len(version.removesuffix("+changes")) == 12
 
 
+def test_the_commit_is_known_where_the_repository_is_another_users():
+    """As in a container; git refuses such a repository unless it is named as safe."""
+    program = "from mpcc.runs.code_version import code_version; print(code_version())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(code_version_module.__file__).parents[2],
+        env=os.environ | {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == code_version()
+
+
 def test_every_preset_survives_the_disk(tmp_path):
     for name, preset in PRESETS.items():
         run_dir.open_run(tmp_path / name, preset)

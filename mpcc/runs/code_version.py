@@ -32,7 +32,8 @@ def code_version() -> str:
     unknown = os.environ.get(VERSION_VARIABLE) or "unknown"
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
+        # Git refuses a repository of another user; its code runs here already.
+        command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
