@@ -93,7 +93,7 @@ def own_images(lab: Lab, outcome: Outcome) -> None:
     """The driver of a sweep over a folder of mixed images is killed."""
     folder = lab.folder / "images"
     write_images(folder)
-    argv = (*SETTINGS, "--set", "dataset=folder", "--set", "n_clusters=4")
+    argv = (*SETTINGS, "--set", "dataset=folder", "n_clusters=4")
     own = Lab(
         lab.folder / "own-images",
         lab.seed,

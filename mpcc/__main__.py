@@ -10,8 +10,10 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpcc.config import PRESETS, VARIANTS, Config, cautions, parse_assignment, preset, variant
 from mpcc.data.files import DataError, check_available
@@ -24,6 +26,9 @@ from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, 
 from mpcc.shell import guard_output, one_line
 from mpcc.training.checks import check_data
 from mpcc.use import commands
+
+if TYPE_CHECKING:
+    from mpcc.training.trainer import Progress
 
 MAX_SECONDS = 1e6
 
@@ -164,18 +169,27 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         return refuse(error)
     if config.dataset == "folder":
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
-    stopped: list[int] = []
+    with noted_signals() as stopped, exclusive(out, patience=1.0):
+        return trained(config, out, options, stopped)
 
-    def stop(number: int, frame: object) -> None:
-        if stopped:
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """A list that takes the first SIGINT or SIGTERM; the second one ends the process."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        stopped.append(number)
+        noted.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    with exclusive(out, patience=1.0):
-        return trained(config, out, options, stopped)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def trained(config: Config, out: Path, options: argparse.Namespace, stopped: list[int]) -> int:
@@ -222,10 +236,9 @@ def refuse_other_run(config: Config, out: Path) -> None:
             read_metrics(out)
 
 
-def remaining(now: object, first: int, start: float) -> str:
+def remaining(now: Progress, first: int, start: float) -> str:
     """Time left at the rate of this attempt, in words."""
-    done = now.iteration - first  # type: ignore[attr-defined]
-    left = now.iterations - now.iteration  # type: ignore[attr-defined]
+    done, left = now.iteration - first, now.iterations - now.iteration
     if done <= 0 or left <= 0:
         return ""
     seconds = (time.monotonic() - start) / done * left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,13 +27,11 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
         return message
-    options = list(parser._option_string_actions)
+    options = re.findall(r"--?[a-z][\w-]*", parser.format_help())
     for word in unknown.split():
         near = difflib.get_close_matches(word.partition("=")[0], options, n=1, cutoff=0.7)
         if word.startswith("-") and near:
             return f"{message}; did you mean {near[0]}?"
-        if not word.startswith("-") and "=" in word and "--set" in options:
-            return f"{message}; a setting each: --set {word}"
     return f"{message}; --help lists what there is"
 
 

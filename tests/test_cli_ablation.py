@@ -58,7 +58,6 @@ def finish(out: Path, trial: Trial, state: str = "done", cause: str | None = Non
 BAD = [
     (["--grid", "esteps", "--checkpoint-iterations", "0"], "--checkpoint-iterations: must be"),
     (["--grid", "esteps", "--seed", "3"], "did you mean --seeds?"),
-    (["--grid", "esteps", "--set", "C=4", "J=8"], "--set J=8"),
     (["--grid", "eta_p=0,001"], "write 0.001, not 0,001"),
     (["--grid", "esteps,eta_q"], "unknown field 'eta_q'; did you mean 'eta_p'?"),
     (["--grid", ""], "the grid is empty"),
@@ -357,3 +356,9 @@ def test_a_dry_run_imports_none_of_the_heavy_libraries(tmp_path: Path) -> None:
         [sys.executable, "-c", program, *argv], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_settings_stand_behind_one_set_or_behind_several() -> None:
+    one = ablation.parse(["--set", "width=8", "eta_p=1e-3", "--grid", "esteps=1"])
+    several = ablation.parse(["--set", "width=8", "--set", "eta_p=1e-3", "--grid", "esteps=1"])
+    assert one == several and list(one.changes) == ["width=8", "eta_p=1e-3"]

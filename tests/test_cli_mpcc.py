@@ -185,3 +185,9 @@ def usual(tmp_path_factory):
 def test_a_trial_is_the_same_bytes_in_any_surroundings(tmp_path, usual, surroundings):
     """A container, a notebook, another language, another mask: the same command, the same files."""
     assert surrounded(tmp_path / "r", {"TMPDIR": str(tmp_path)} | surroundings, 0o077) == usual
+
+
+def test_called_from_python_it_leaves_the_callers_signal_handlers(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["--preset", "tiny", "--set", "iterations=2", "--out", str(tmp_path / "r")]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -65,10 +65,11 @@ class Options:
     )
     variant: str | None = _base("change them by name: " + ", ".join(configs.VARIANTS), "NAME")
     changes: Sequence[str] = _base(
-        "change one of them; may be repeated",
+        "change any of them",
         "FIELD=VALUE",
         names=("--set",),
-        action="append",
+        nargs="+",
+        action="extend",
         default=(),
     )
     iterations: str | None = _base("iterations of every trial (default: the preset's)", "N")

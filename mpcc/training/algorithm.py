@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mpcc.model import losses
 from mpcc.training.optimiser import minimise, only_trainable
@@ -108,7 +109,7 @@ def update_average(state: TrainState) -> None:
     """Moving average of G's parameters; a copy up to and including iteration `ema_start`."""
     early = state.iteration <= state.config.ema_start
     decay = 0.0 if early else state.config.ema_decay
-    torch._foreach_lerp_(state.average, state.generator_part.raw, 1 - decay)
+    get_ema_multi_avg_fn(decay)(state.average, state.generator_part.raw, None)
 
 
 def discriminator_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor | None]]:
