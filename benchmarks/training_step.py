@@ -16,7 +16,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -106,19 +106,19 @@ def rows(rounds: int = 5, only: str = "") -> Iterator[Row]:
 
 def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
     """Seconds of an iteration in each round, fast and plain, measured in turn; and its FLOP."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from mpcc.config import PRESETS
-    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
+    from mpcc.training.algorithm import update_all
 
     config = PRESETS[size.preset].override(**size.changes)
     images = noise(config)
     steps = [step_of(config.override(fast=fast), images, size.device) for fast in (True, False)]
-    with FlopCounterMode(display=False) as counter:
-        steps[0]()
     for step in steps:
-        for _ in range(1 if size.device == "cpu" else N_PLAIN_ITERATIONS + 2):
-            step()
+        step()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        update_all(steps[0].args[0])
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for step, found in zip(steps, times, strict=True):
@@ -129,7 +129,7 @@ def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
     return *times, float(counter.get_total_flops())
 
 
-def step_of(config: Any, images: Any, device: str) -> Callable[[], Any]:
+def step_of(config: Any, images: Any, device: str) -> partial[Any]:
     """What makes one iteration of a trial, in a process that is prepared as a trial's."""
     import torch
 
@@ -198,14 +198,13 @@ def profile(preset: str, n: int = 20, n_rows: int = 25) -> None:
     from torch.profiler import profile as profiler
 
     from mpcc.config import PRESETS
-    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
 
     if not torch.cuda.is_available():
         print("no CUDA device here")
         return
     config = PRESETS[preset]
     step = step_of(config, noise(config), "cuda")
-    for _ in range(N_PLAIN_ITERATIONS + 2):
+    for _ in range(2):
         step()
     begun = clock("cuda")
     with profiler(activities=[ProfilerActivity.CUDA]) as found:
