@@ -61,8 +61,24 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
         )
     if options.sweep and not options.mlflow:
         raise ValueError("--sweep goes with --mlflow; a folder is named with --runs")
+    _check_export(options)
     with tempfile.TemporaryDirectory() as scratch:
         return _make(options, formats, Path(scratch))
+
+
+def _check_export(options: argparse.Namespace) -> None:
+    if options.export is None:
+        if options.anonymous:
+            raise ValueError("--anonymous goes with --export; the records themselves keep names")
+        return
+    if options.export.suffix != ".zip" or options.export.is_dir():
+        raise ValueError(f"--export takes the name of a .zip file, got {options.export}")
+    elsewhere = options.baseline and Path(options.baseline).is_dir()
+    given = {"--out": options.out, "--check": options.check, "--explain": options.explain}
+    given |= {"--beside": options.beside, "a folder as --baseline": elsewhere}
+    for name, value in given.items():
+        if value:
+            raise ValueError(f"--export packs the tables of --runs alone; leave out {name}")
 
 
 def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tuple[Records, Path]:
@@ -85,6 +101,12 @@ def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tup
 
         folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
         place = ROOT / "runs" / folders[0].name
+    if options.export:
+        from analysis.output.supplement import stage
+
+        pictures = "html" in formats and not options.no_pictures
+        folders = stage(folders, scratch / "packed", options.anonymous, pictures)
+        place = None
     tables = (place or folders[0]) / "tables"
     records = load(folders, curves=curves)
     if not moment:
@@ -147,6 +169,11 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
             print(f"left out: {cause}")
         return _check(out, contents, dict(ChainMap(*beside)), every)
     write(out, contents)
+    if options.export:
+        from analysis.output.supplement import pack
+
+        print(pack(scratch / "packed", options))
+        return 0
     tables = [table for product in found for table in product.tables]
     _report(tables, out, contents, options, _example(cells[0], records.axes))
     return 0

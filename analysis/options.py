@@ -56,6 +56,18 @@ def parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="write nothing; exit 1 where the files are stale"
     )
     p.add_argument(
+        "--export",
+        type=path,
+        metavar="ZIP",
+        help="pack the tables and the records, without checkpoints and models, into this archive "
+        "instead: for a paper's supplement",
+    )
+    p.add_argument(
+        "--anonymous",
+        action="store_true",
+        help="with --export: without the names of machine and user, paths and addresses",
+    )
+    p.add_argument(
         "--test",
         choices=("welch", "paired", "pooled", "permutation"),
         default="welch",

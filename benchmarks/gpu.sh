@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in at most eight minutes: the tests marked gpu, the time of an
-# iteration, what limits it, and one short trial on MNIST where MPCC_DATA_DIR holds it.
-# Needs torch, torchvision, scikit-learn and pytest; neither Ray nor MLflow.
+# iteration beside its aim, what limits it, and one short trial on MNIST.
+# Needs torch, torchvision, scikit-learn and pytest; neither Ray nor MLflow. MNIST is taken from
+# MPCC_DATA_DIR, else from runs/data; without it that trial is left out.
 #
-#     MPCC_DATA_DIR=DIR bash benchmarks/gpu.sh [FOLDER]     results go to FOLDER (default: runs/gpu)
+#     bash benchmarks/gpu.sh [--dry-run] [FOLDER]           results go to FOLDER (default: runs/gpu)
+#
+# --dry-run takes the same steps on the CPU with tiny networks: its figures say nothing.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
+dry=
+[ "${1:-}" = --dry-run ] && { dry=--dry-run; shift; }
 OUT=${1:-runs/gpu}
 mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1
+[ -n "${MPCC_DATA_DIR:-}" ] || [ ! -d runs/data ] || export MPCC_DATA_DIR=$PWD/runs/data
 failed=0
 
 step() { # step SECONDS NAME COMMAND...
@@ -21,12 +27,23 @@ step() { # step SECONDS NAME COMMAND...
     [ "$status" -eq 0 ] || { echo "== $name: exit $status"; failed=1; }
 }
 
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || failed=1
-step 120 tests "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/test_cuda_graph.py
-step 200 iterations "$PYTHON" benchmarks/training_step.py --only GPU --rounds 3
-step 60 profile "$PYTHON" benchmarks/training_step.py --profile mnist
-if [ -n "${MPCC_DATA_DIR:-}" ]; then
-    step 100 mnist "$PYTHON" -m mpcc --preset mnist --set iterations=4000 eval_every=2000 \
-        --device cuda --out "$OUT/mnist"
+trial() { # trial SECONDS NAME OPTION...
+    step "$1" "$2" "$PYTHON" -m mpcc --out "$OUT/$2" "${@:3}"
+    grep recorded_iteration "$OUT/$2/provenance.json"
+}
+
+mapfile -t tests < <(grep -l 'pytest\.mark\.gpu' tests/test_*.py)
+if [ -n "$dry" ]; then
+    echo "dry run on the CPU: the figures below say nothing"
+else
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || failed=1
+fi
+step 120 tests "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${tests[@]}"
+step 240 iterations "$PYTHON" benchmarks/training_step.py --only GPU --rounds 3 \
+    --profile mnist cifar10 $dry
+if [ -n "$dry" ]; then
+    trial 100 tiny --preset tiny --device cpu
+elif [ -n "${MPCC_DATA_DIR:-}" ]; then
+    trial 100 mnist --preset mnist --set iterations=1000 eval_every=500 --device cuda
 fi
 exit "$failed"

@@ -1,6 +1,6 @@
 """Time of one iteration of Algorithm 1: the fast path beside the plain one, taken in turn.
 
-    python benchmarks/training_step.py [--rounds 5] [--only digits] [--profile mnist]
+    python benchmarks/training_step.py [--rounds 5] [--only digits] [--profile mnist cifar10]
 
 The plain path (`--set fast=false`) is torch's own spectral norm arithmetic, Adam and pooling, layer
 by layer; tests hold both to the same losses. Figures are wall time of the fastest round, which
@@ -16,15 +16,15 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
-from benchmarks.rows import Row, head, machine, show  # noqa: E402
+from benchmarks.rows import Row, head, show  # noqa: E402
 
 MIXED_PRECISION = ("tf32", "bfloat16")
 
@@ -50,10 +50,11 @@ CPU_SIZES = (
     Size("MNIST preset, two cores", "mnist", {"cpu_threads": 2}, 1, 1300),
 )
 GPU_SIZES = tuple(
-    Size(f"{name} preset, GPU, {precision}", name, {"precision": precision}, 50, aim, "cuda")
-    for name, aim in (("digits", None), ("mnist", 2), ("cifar10", 45))
+    Size(f"{name} preset, GPU, {precision}", preset, {"precision": precision}, 20, aim, "cuda")
+    for name, preset, aim in (("MNIST", "mnist", 2), ("CIFAR-10", "cifar10", 45))
     for precision in ("float32", *MIXED_PRECISION)
 )
+"""The aims are those of an H200."""
 
 
 def main() -> None:
@@ -61,17 +62,25 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--only", default="", help="figures whose name holds this")
-    options.add_argument("--profile", metavar="PRESET", help="the kernels that take a GPU's time")
+    options.add_argument(
+        "--profile",
+        nargs="+",
+        default=[],
+        metavar="PRESET",
+        help="what takes a GPU's time, as well",
+    )
+    options.add_argument(
+        "--dry-run", action="store_true", help="a GPU's figures on the CPU with tiny networks"
+    )
     given = options.parse_args()
-    if given.profile:
-        profile(given.profile)
-        return
     head()
-    for row in rows(given.rounds, given.only):
+    for row in rows(given.rounds, given.only, given.dry_run):
         show(row)
+    for preset in given.profile:
+        profile(preset, given.dry_run)
 
 
-def rows(rounds: int = 5, only: str = "") -> Iterator[Row]:
+def rows(rounds: int = 5, only: str = "", dry: bool = False) -> Iterator[Row]:
     """One row per figure."""
     import torch
 
@@ -80,13 +89,15 @@ def rows(rounds: int = 5, only: str = "") -> Iterator[Row]:
         if only not in size.name:
             continue
         aim = f"<= {size.aim_ms:g} ms" if size.aim_ms else ""
+        if size.device == "cuda" and dry:
+            size = replace(size, preset="tiny", changes={}, n=1, device="cpu")
         if size.device == "cuda" and not torch.cuda.is_available():
             yield Row(size.name, "no CUDA device here", aim)
             continue
         fast, plain, flop = seconds(size, rounds)
         best = min(fast)
         speed = f", {flop / best / 1e9:.0f} GFLOP/s"
-        if size.device == "cpu":
+        if size in CPU_SIZES:
             threads = int(size.changes.get("cpu_threads", 1))
             peak.setdefault(threads, peak_flops(threads))
             speed = f", {flop / best / peak[threads]:.0%} of peak"
@@ -97,28 +108,28 @@ def rows(rounds: int = 5, only: str = "") -> Iterator[Row]:
             aim,
             f"{1e3 * min(plain):.1f} ms",
             f"{ratio:.2f}",
-            None if size.aim_ms is None else 1e3 * best <= size.aim_ms,
+            None if dry or size.aim_ms is None else 1e3 * best <= size.aim_ms,
         )
     for threads, found in peak.items():
         yield Row(f"peak: product of matrices, {threads} threads", f"{found / 1e9:.0f} GFLOP/s")
-    yield from together(only)
+    yield from together(only, dry)
 
 
 def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
     """Seconds of an iteration in each round, fast and plain, measured in turn; and its FLOP."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from mpcc.config import PRESETS
-    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
+    from mpcc.training.algorithm import update_all
 
     config = PRESETS[size.preset].override(**size.changes)
     images = noise(config)
     steps = [step_of(config.override(fast=fast), images, size.device) for fast in (True, False)]
-    with FlopCounterMode(display=False) as counter:
-        steps[0]()
     for step in steps:
-        for _ in range(1 if size.device == "cpu" else N_PLAIN_ITERATIONS + 2):
-            step()
+        step()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        update_all(steps[0].args[0])
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for step, found in zip(steps, times, strict=True):
@@ -129,7 +140,7 @@ def seconds(size: Size, rounds: int) -> tuple[list[float], list[float], float]:
     return *times, float(counter.get_total_flops())
 
 
-def step_of(config: Any, images: Any, device: str) -> Callable[[], Any]:
+def step_of(config: Any, images: Any, device: str) -> partial[Any]:
     """What makes one iteration of a trial, in a process that is prepared as a trial's."""
     import torch
 
@@ -165,7 +176,7 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def together(only: str) -> Iterator[Row]:
+def together(only: str, dry: bool) -> Iterator[Row]:
     """Several MNIST trials in this process on one GPU, against one."""
     import torch
 
@@ -177,20 +188,21 @@ def together(only: str) -> Iterator[Row]:
         aim = "<= 2 x one" if n == 8 else ""
         if only not in figure:
             continue
-        if not torch.cuda.is_available():
+        if not dry and not torch.cuda.is_available():
             yield Row(figure, "no CUDA device here", aim)
             continue
         from mpcc.fast.together import iterations_per_second
 
-        config = PRESETS["mnist"]
-        rate = iterations_per_second(config, noise(config), torch.device("cuda"), n, 200)
+        config, device = (PRESETS["tiny"], "cpu") if dry else (PRESETS["mnist"], "cuda")
+        n_each = 1 if dry else 50
+        rate = iterations_per_second(config, noise(config), torch.device(device), n, n_each)
         each = n / rate if rate else float("inf")
         one = one or each
-        holds = each <= 2 * one if n == 8 else None
+        holds = each <= 2 * one if n == 8 and not dry else None
         yield Row(figure, f"{1e3 * each:.2f} ms, {each / one:.2f} x one", aim, holds=holds)
 
 
-def profile(preset: str, n: int = 20, n_rows: int = 25) -> None:
+def profile(preset: str, dry: bool, n: int = 20, n_rows: int = 15) -> None:
     """Print the kernels that take the time of an iteration, and how long the GPU is busy."""
     import torch
     from torch.autograd import DeviceType
@@ -198,30 +210,30 @@ def profile(preset: str, n: int = 20, n_rows: int = 25) -> None:
     from torch.profiler import profile as profiler
 
     from mpcc.config import PRESETS
-    from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
 
-    if not torch.cuda.is_available():
+    if not dry and not torch.cuda.is_available():
         print("no CUDA device here")
         return
-    config = PRESETS[preset]
-    step = step_of(config, noise(config), "cuda")
-    for _ in range(N_PLAIN_ITERATIONS + 2):
+    config, device, n = (PRESETS["tiny"], "cpu", 1) if dry else (PRESETS[preset], "cuda", n)
+    step = step_of(config, noise(config), device)
+    for _ in range(2):
         step()
-    begun = clock("cuda")
-    with profiler(activities=[ProfilerActivity.CUDA]) as found:
+    begun = clock(device)
+    with profiler(activities=[ProfilerActivity.CPU if dry else ProfilerActivity.CUDA]) as found:
         for _ in range(n):
             step()
-        wall_ms = 1e3 * (clock("cuda") - begun) / n
-    events = [e for e in found.key_averages() if e.device_type == DeviceType.CUDA]
-    busy_ms = sum(e.self_device_time_total for e in events) / 1e3 / n
-    launches = sum(e.count for e in events) / n
-    print(f"{machine()}")
-    print(f"{preset}: {wall_ms:.2f} ms an iteration under the profiler, ", end="")
+        wall_ms = 1e3 * (clock(device) - begun) / n
+    where = DeviceType.CPU if dry else DeviceType.CUDA
+    measure = "self_cpu_time_total" if dry else "self_device_time_total"
+    took = {
+        e: getattr(e, measure) / 1e3 / n for e in found.key_averages() if e.device_type == where
+    }
+    busy_ms, launches = sum(took.values()), sum(e.count for e in took) / n
+    print(f"\n{preset}: {wall_ms:.2f} ms an iteration under the profiler, ", end="")
     print(f"kernels busy for {busy_ms:.2f} ms, {launches:.0f} of them")
     print(f"{'ms':>8}  {'share':>6}  {'number':>7}  kernel")
-    for e in sorted(events, key=lambda e: -e.self_device_time_total)[:n_rows]:
-        ms = e.self_device_time_total / 1e3 / n
-        print(f"{ms:8.3f}  {ms / busy_ms:6.1%}  {e.count / n:7.1f}  {e.key[:90]}")
+    for e in sorted(took, key=took.__getitem__, reverse=True)[:n_rows]:
+        print(f"{took[e]:8.3f}  {took[e] / busy_ms:6.1%}  {e.count / n:7.1f}  {e.key[:90]}")
 
 
 def noise(config: Any) -> Any:

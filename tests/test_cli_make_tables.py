@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from analysis import make_tables
+from mpcc.runs.run_dir import read_provenance, read_result, write_provenance
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 SCRIPT = Path(make_tables.__file__)
@@ -237,6 +239,10 @@ BAD = {
     "sweep of a folder": ["--runs", ".", "--sweep", "digits"],
     "no such data base": ["--mlflow", "sqlite:///nowhere.db"],
     "no such server kind": ["--mlflow", "ftp://x"],
+    "no archive": ["--export", "supplement.pdf"],
+    "archive and folder": ["--export", "supplement.zip", "--out", "tables"],
+    "archive and check": ["--export", "supplement.zip", "--check"],
+    "anonymous tables": ["--anonymous"],
 }
 
 
@@ -304,6 +310,84 @@ def test_out_names_another_folder_and_leaves_the_sweep_alone(tmp_path: Path) -> 
     assert make_tables.main(["--runs", str(sweep.path), "--out", str(out)]) == 0
     assert (out / "table1.md").exists()
     assert {path for path in sweep.path.rglob("*")} == before
+
+
+def unpacked(archive: Path, place: Path) -> Path:
+    """The folder of the only sweep in an archive."""
+    shutil.unpack_archive(archive, place)
+    (folder,) = (path for path in place.iterdir() if path.is_dir())
+    return folder
+
+
+def test_export_packs_records_and_tables_without_models_and_check_agrees(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits")
+    path = sweep.trial(table1_changes()[1], 1, {"acc_majority": 0.5}, run_id="run7")
+    for name in ("checkpoint.pt", "checkpoint-previous.pt", "model.mpcc", "clusters.csv.gz"):
+        (path / name).write_bytes(b"large")
+    (path / "samples.png").write_bytes(b"picture")
+    (sweep.path / "driver.json").write_text("{}")
+    server = {"tracking_uri": "postgresql://ada:geheim@server/db", "runs": {path.name: "run7"}}
+    (sweep.path / "mlflow.json").write_text(json.dumps(server))
+    options = ["--table", "all", "--format", "md,csv,tex,html"]
+    archive = tmp_path / "supplement.zip"
+    assert make_tables.main(["--runs", str(sweep.path), *options, "--export", str(archive)]) == 0
+    first = archive.read_bytes()
+    assert not (sweep.path / "tables").exists()
+    assert make_tables.main(["--runs", str(sweep.path), *options, "--export", str(archive)]) == 0
+    assert archive.read_bytes() == first
+
+    folder = unpacked(archive, tmp_path / "elsewhere")
+    assert make_tables.main(["--runs", str(folder), *options, "--check"]) == 0
+    page = (folder.parent / "README.md").read_text()
+    assert f"--runs digits {' '.join(options)} --check" in page
+    made = contents(folder / "tables")
+    assert make_tables.main(["--runs", str(sweep.path), *options]) == 0
+    assert made == contents(sweep.path / "tables")
+    names = {file.name for file in folder.rglob("*") if file.is_file()} - made.keys()
+    records = {"config.json", "provenance.json", "metrics.jsonl", "result.json", "samples.png"}
+    assert names == records | {"sweep.json", "mlflow.json"}
+    assert "geheim" not in (folder / "mlflow.json").read_text()
+
+
+def test_anonymous_export_holds_no_name_of_a_person_or_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home" / "ada lovelace"
+    names = ("ada lovelace", "adalovelace", "engine-7", "node-of-ada", "analytical", "lab.example")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USER", "adalovelace")
+    monkeypatch.setattr("socket.gethostname", lambda: "engine-7.lab.example")
+    (home / "analytical").mkdir(parents=True)
+    monkeypatch.chdir(home / "analytical")
+    sweep = table1_sweep(Path("sweep-of-ada"))
+    change = table1_changes()[1]
+    cause = f"{home}/data/x.bin (adalovelace on engine-7) is missing at s3://analytical/of/ada"
+    path = sweep.trial(change, 1, {}, state="failed", cause=cause)
+    reasons = {"fid": "no weights in ~/analytical/w.pth; scp ada@lab.example:w.pth"}
+    sweep.trial(change, 2, {"acc_majority": 0.5}, unavailable=reasons)
+    provenance = {"code": "c0de", "device": "cpu", "machine": "node-of-ada", "data": {}}
+    provenance["data"] = {"fingerprint": "f00d", "n_images": 1797, "notes": [f"from {home}/d"]}
+    write_provenance(path, provenance)
+
+    command = ["--runs", "sweep-of-ada", "--format", "md,csv,tex,html", "--export", "s.zip"]
+    assert make_tables.main([*command, "--anonymous"]) == 0
+    folder = unpacked(Path("s.zip"), Path("out"))
+    assert make_tables.main(["--runs", str(folder), *command[2:4], "--check"]) == 0
+    files = [file for file in [Path("s.zip"), *Path("out").rglob("*")] if file.is_file()]
+    texts = {str(file): file.read_bytes().lower() for file in files}
+    found = [
+        (name, file) for file, text in texts.items() for name in names if name.encode() in text
+    ]
+    assert found == [] and str(home) not in str(texts)
+    result = read_result(folder / "trials" / path.name)
+    assert result and "the seal is made anew" in result["anonymous"]
+    assert result["cause"] == "PATH (USER on machine-1) is missing at ADDRESS"
+    assert read_provenance(folder / "trials" / path.name)["machine"] == "machine-3"
+
+    (path / "result.json").write_text((path / "result.json").read_text().replace("1500", "1501"))
+    capsys.readouterr()
+    assert make_tables.main([*command, "--anonymous"]) == 2
+    assert "result.json is damaged (wrong hash)" in capsys.readouterr().err
 
 
 def test_table_1_of_other_cells_is_refused(

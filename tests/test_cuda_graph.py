@@ -7,11 +7,14 @@ from torch.utils._pytree import tree_leaves
 
 from mpcc.data.image_set import ImageSet
 from mpcc.fast import cuda_graph
-from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS, Recorded
+from mpcc.fast.cuda_graph import Recorded
 from mpcc.model.layers import bilinear_double
+from mpcc.runs import run_dir
+from mpcc.training import trainer
 from mpcc.training.algorithm import train_step, update_all
 from mpcc.training.device import prepare_process
 from mpcc.training.state import build_state
+from mpcc.training.trainer import train
 from tests.test_weights import VARIANTS, images
 
 WAITING_OPS = {
@@ -84,12 +87,41 @@ def run(state, n, updates=None) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in terms.items()} for terms in kept]
 
 
-def test_replayed_iterations_go_on_where_plain_ones_end_and_keep_their_losses(tiny, some_images):
-    n = N_PLAIN_ITERATIONS + 3
-    plain = run(build_state(small(tiny), some_images), n)
+def test_replayed_iterations_keep_their_losses_and_a_check_leaves_no_mark(tiny, some_images):
+    plain = run(build_state(small(tiny), some_images), 3)
     recorded = Recorded(replaying)
-    assert run(build_state(small(tiny), some_images), n, recorded) == plain
+    assert run(build_state(small(tiny), some_images), 3, recorded) == plain
     assert recorded.replay is not None
+    assert recorded.outcome == "agrees with 3 plain ones, losses to 0.0001 of their size"
+
+
+@pytest.mark.parametrize(("error", "agrees"), [(1.00005, True), (1.0002, False)])
+def test_a_recording_with_other_losses_is_not_used_and_that_is_said(
+    error, agrees, tiny, some_images, caplog
+):
+    """The recording is right once, and then a little wrong in one loss."""
+
+    def wrong(state):
+        replay, names, losses = replaying(state)
+        n = 0
+
+        def replay_wrongly() -> None:
+            nonlocal n
+            replay()
+            losses[2] *= error if n else 1.0
+            n += 1
+
+        return replay_wrongly, names, losses
+
+    plain = run(build_state(small(tiny), some_images), 4)
+    recorded = Recorded(wrong)
+    found = run(build_state(small(tiny), some_images), 4, recorded)
+    assert (recorded.replay is not None) is agrees
+    assert [r.getMessage() for r in caplog.records] == ([] if agrees else [recorded.outcome])
+    if not agrees:
+        assert found == plain
+        said = "iterations run kernel by kernel, as a recorded one gives loss/encoder "
+        assert recorded.outcome.startswith(said) and ", a plain one " in recorded.outcome
 
 
 def test_a_recording_that_fails_leaves_the_trial_as_it_is_and_says_so_once(
@@ -99,13 +131,32 @@ def test_a_recording_that_fails_leaves_the_trial_as_it_is_and_says_so_once(
         torch.rand(5, generator=state.rng)  # as a half-made recording may
         raise RuntimeError("operation not permitted when stream is capturing\nsecond line")
 
-    n = N_PLAIN_ITERATIONS + 3
-    plain = run(build_state(small(tiny), some_images), n)
-    assert run(build_state(small(tiny), some_images), n, Recorded(failing)) == plain
-    assert [r.getMessage() for r in caplog.records] == [
+    plain = run(build_state(small(tiny), some_images), 3)
+    recorded = Recorded(failing)
+    assert run(build_state(small(tiny), some_images), 3, recorded) == plain
+    assert [r.getMessage() for r in caplog.records] == [recorded.outcome]
+    assert recorded.outcome == (
         "iterations run kernel by kernel, as recording one failed: "
         "operation not permitted when stream is capturing"
-    ]
+    )
+
+
+def test_provenance_says_what_the_check_came_to_and_a_cpu_has_none(
+    tiny, some_images, tmp_path, monkeypatch
+):
+    def with_recording(*given):
+        state = build_state(*given)
+        state.updates = Recorded(emulated)
+        return state
+
+    list(train(small(tiny), tmp_path / "plain", image_set=some_images, device="cpu"))
+    assert "recorded_iteration" not in run_dir.read_provenance(tmp_path / "plain")
+    monkeypatch.setattr(trainer, "build_state", with_recording)
+    list(train(small(tiny), tmp_path / "recorded", image_set=some_images, device="cpu"))
+    said = run_dir.read_provenance(tmp_path / "recorded")["recorded_iteration"]
+    assert said.startswith("agrees with 3 plain ones")
+    results = [run_dir.read_result(tmp_path / name) for name in ("plain", "recorded")]
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
 
 
 def test_bilinear_doubling_is_torchs_own():
@@ -129,9 +180,9 @@ def test_recorded_iterations_are_plain_ones_to_the_bit_on_a_gpu(precision, tiny,
     prepare_process(config, torch.device("cuda"))
     states = [build_state(config, some_images, "cuda") for _ in range(2)]
     recorded = Recorded(cuda_graph.record)
-    n = N_PLAIN_ITERATIONS + 20
+    n = 20
     assert run(states[0], n) == run(states[1], n, recorded)
-    assert recorded.replay is not None, "the recording failed"
+    assert recorded.replay is not None, recorded.outcome
     assert torch.equal(states[0].rng.get_state(), states[1].rng.get_state())
     assert torch.equal(states[0].average[0], states[1].average[0])
 
@@ -206,7 +257,7 @@ def emulated(state):
 def test_a_recording_that_is_replayed_is_the_plain_iteration_to_the_bit(changes, tiny, some_images):
     config = small(tiny, width=8, **changes)
     states = [build_state(config, some_images) for _ in range(2)]
-    n = N_PLAIN_ITERATIONS + 4
+    n = 4
     recorded = Recorded(emulated)
     assert run(states[0], n) == run(states[1], n, recorded)
     assert recorded.replay is not None

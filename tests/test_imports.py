@@ -53,7 +53,7 @@ def test_the_model_is_plain_and_a_trial_becomes_fast_in_one_place():
     # pace.py measures trials side by side; how an iteration is made is the seam's alone.
     assert {name: found for name, found in named.items() if found} == {
         "state.py": {"mpcc.fast.build"},
-        "pace.py": {"mpcc.fast.cuda_graph", "mpcc.fast.together"},
+        "pace.py": {"mpcc.fast.together"},
         "trained.py": {"mpcc.fast.layers"},  # A model rounds as the trial that trained it.
     }
 

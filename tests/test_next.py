@@ -123,6 +123,24 @@ def test_next_goes_with_no_option_of_a_driver(tmp_path: Path) -> None:
         assert done.returncode == 2 and "--next" in done.stderr, words
 
 
+@pytest.mark.slow
+def test_exported_records_go_on_without_checkpoints_and_only_what_is_missing_runs(
+    tmp_path: Path,
+) -> None:
+    said("ablation", *GRID, "--seeds", "1", "--out", "x", "--next", cwd=tmp_path)
+    packed = ["--runs", "x", "--export", "records.zip", "--anonymous"]
+    assert "Written to records.zip" in said("make_tables", *packed, cwd=tmp_path)
+    shutil.unpack_archive(tmp_path / "records.zip", tmp_path)
+    out = tmp_path / "sweep"
+    assert not [*out.rglob("checkpoint*"), *out.rglob("model*")]
+    before = {path: path.read_bytes() for path in out.rglob("trials/*/*")}
+    assert "2 trials, 1 to run" in said("ablation", "--out", out, "--dry-run", cwd=tmp_path)
+    said("ablation", "--out", out, "--next", cwd=tmp_path)
+    assert len(results(out)) == 2
+    assert call("ablation", "--out", out, "--next", cwd=tmp_path).returncode == 4
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # -- sweeps that are joined ------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from mpcc.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
-N_PLAIN_ITERATIONS = 3
-"""Iterations of the training made plainly before one is recorded: libraries set themselves up."""
+N_CHECKED = 3
+"""Iterations made plainly before one is recorded, in which libraries set themselves up, and then by
+the recording, from the same state: their losses must agree."""
+TOLERANCE = 1e-4
+"""Of a loss's size: how far a recorded one may be from the plain one."""
 
 Losses = dict[str, Tensor]
 Recorder = Callable[[TrainState], tuple[Callable[[], None], list[str], Tensor]]
@@ -31,38 +34,76 @@ _recording = threading.Lock()
 
 
 class Recorded:
-    """An iteration's updates: plain at first, then recorded, or plain for good where that fails."""
+    """An iteration's updates by a recording that was checked, or plain where there is none."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.n_plain = N_PLAIN_ITERATIONS
         self.replay: Callable[[], None] | None = None
         self.names: list[str] = []
         self.losses = torch.empty(0)
-        self.failed = False
+        self.outcome = ""
+        """What the check came to, in words; empty before it."""
 
     def __call__(self, state: TrainState) -> Losses:
-        if self.n_plain:
-            self.n_plain -= 1
-        elif self.replay is None and not self.failed:
-            self._record(state)
-        if self.replay is None:
-            return update_all(state)
-        self.replay()
+        self.check(state)
+        return update_all(state) if self.replay is None else self._replayed(self.replay)
+
+    @torch.no_grad()
+    def check(self, state: TrainState) -> None:
+        """Record an iteration and hold it against plain ones, once; the state stays as it is."""
+        if self.outcome:
+            return
+        before = _Copy(state)
+        plain = [update_all(state) for _ in range(N_CHECKED)]
+        before.restore(state)
+        try:
+            replay, self.names, self.losses = self.recorder(state)
+            recorded = [self._replayed(replay) for _ in range(N_CHECKED)]
+            reason = _difference(plain, recorded)
+        except RuntimeError as error:
+            # The failed recording may have left its mark on the generator: go on with a fresh one.
+            state.rng = torch.Generator(state.device)
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = f"recording one failed: {first}"
+        before.restore(state)
+        if reason is None:
+            self.replay = replay
+            self.outcome = (
+                f"agrees with {N_CHECKED} plain ones, losses to {TOLERANCE:g} of their size"
+            )
+        else:
+            self.outcome = f"iterations run kernel by kernel, as {reason}"
+            log.warning(self.outcome)
+
+    def _replayed(self, replay: Callable[[], None]) -> Losses:
+        replay()
         # The next replay overwrites the recorded ones.
         return dict(zip(self.names, self.losses.clone().unbind(), strict=True))
 
-    def _record(self, state: TrainState) -> None:
-        random_state = state.rng.get_state()
-        try:
-            self.replay, self.names, self.losses = self.recorder(state)
-        except RuntimeError as error:
-            self.failed = True
-            # The failed recording may have left its mark on the generator: go on with a fresh one.
-            state.rng = torch.Generator(state.device)
-            state.rng.set_state(random_state)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("iterations run kernel by kernel, as recording one failed: %s", reason)
+
+class _Copy:
+    """All that the updates of an iteration change, as it was."""
+
+    def __init__(self, state: TrainState) -> None:
+        parts = state.parts().items()
+        self.parts = {name: {k: t.clone() for k, t in part.state().items()} for name, part in parts}
+        self.random = state.rng.get_state()
+
+    def restore(self, state: TrainState) -> None:
+        """Write it back in place, where a recording reads it."""
+        for name, part in state.parts().items():
+            part.load_state(self.parts[name])
+        state.rng.set_state(self.random)
+
+
+def _difference(plain: Sequence[Losses], recorded: Sequence[Losses]) -> str | None:
+    """The first loss of a recorded iteration that is not the plain one's, in words."""
+    for ours, theirs in zip(plain, recorded, strict=True):
+        for name, loss in ours.items():
+            other = theirs[name]
+            if not torch.isclose(other, loss, rtol=TOLERANCE, atol=0.0, equal_nan=True):
+                return f"a recorded one gives {name} {other:.6g}, a plain one {loss:.6g}"
+    return None
 
 
 def record(state: TrainState) -> tuple[Callable[[], None], list[str], Tensor]:

@@ -19,7 +19,6 @@ import torch
 
 from mpcc.config import Config
 from mpcc.data.image_set import ImageSet
-from mpcc.fast.cuda_graph import N_PLAIN_ITERATIONS
 from mpcc.training.algorithm import train_step
 from mpcc.training.device import prepare_process
 from mpcc.training.state import build_state
@@ -139,7 +138,7 @@ def n_trials_for(config: Config, image_set: ImageSet, device: torch.device) -> i
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        one.iterate(N_PLAIN_ITERATIONS + 2)
+        one.iterate(2)
         needed = torch.cuda.max_memory_allocated(device) - before + one.n_bytes()
         free, _ = torch.cuda.mem_get_info(device)
         most = n_that_fit(free, needed)
@@ -193,7 +192,7 @@ def iterations_per_second(
         try:
             with own_stream(device):
                 trial = Trial(config, image_set, device)
-                trial.iterate(N_PLAIN_ITERATIONS + 2)
+                trial.iterate(2)
                 start.wait()
                 trial.iterate(n_iterations)
                 done.wait()

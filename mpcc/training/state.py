@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -32,6 +32,19 @@ class DeviceImages:
     labels: Tensor | None
 
 
+class Updates(Protocol):
+    """Another way than `algorithm.update_all` to make the updates of an iteration."""
+
+    outcome: str
+    """What `check` came to, in words."""
+
+    def check(self, state: TrainState) -> None:
+        """Before an iteration: hold it against the plain way, which it takes where they differ."""
+
+    def __call__(self, state: TrainState) -> dict[str, Tensor]:
+        """The losses of an iteration, as `update_all` gives them."""
+
+
 @dataclass
 class TrainState:
     """What an iteration reads or changes."""
@@ -50,7 +63,7 @@ class TrainState:
     rng: torch.Generator
     average: list[Tensor]
     """Moving average of G's raw parameters, in the order of its part's `raw`."""
-    updates: Callable[[TrainState], dict[str, Tensor]] | None = None
+    updates: Updates | None = None
     """What makes the updates of an iteration; None: `algorithm.update_all`."""
     iteration: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})

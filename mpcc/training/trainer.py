@@ -95,6 +95,8 @@ def train(
     state = build_state(config, image_set, where)
     restore(state, path)
     run_dir.write_metrics(path, state.rows)
+    if state.updates is not None:
+        state.updates.check(state)
     write_provenance(path, state)
     run = _Run(state, path, checkpoint_seconds, checkpoint_iterations, files)
     run.baseline = kmeans_baseline(state)
@@ -311,7 +313,8 @@ def write_provenance(path: Path, state: TrainState) -> None:
             },
             "started": before.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "starts": [*(starts if isinstance(starts, list) else []), state.iteration],
-        },
+        }
+        | ({"recorded_iteration": state.updates.outcome} if state.updates else {}),
     )
 
 

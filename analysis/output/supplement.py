@@ -1,0 +1,176 @@
+"""The records of sweeps, their tables and the command, as one archive for a paper's supplement.
+
+What the tables rest on goes in: the plan and the records of every trial. Checkpoints, models, the
+clusters of single images, locks and the addresses of MLflow and of a remote stay behind. The same
+records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import shlex
+import socket
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.options import parser
+from analysis.output.report import PICTURE
+from mpcc.runs.files import SEAL, dumps, read_bytes, read_json, sealed, write_bytes
+from mpcc.runs.run_dir import (
+    CONFIG,
+    CONTINUES,
+    METRICS,
+    PROVENANCE,
+    RESULT,
+    read_provenance,
+    read_sealed,
+)
+from mpcc.shell import shown
+from tune.plan.plan import MLFLOW, PLAN, TRIALS
+from tune.store.plan_file import COPY, readable
+
+README = "README.md"
+PACKED = (PLAN, COPY, CONFIG, CONTINUES, METRICS, PROVENANCE, RESULT)
+ANONYMOUS = "machine, user, paths and addresses are replaced, and the seal is made anew"
+"""What a record says of itself in its field `anonymous`."""
+_FIRST_TIME = (1980, 1, 1, 0, 0, 0)
+"""Of every file in the archive: the earliest that the format can say."""
+
+Hide = Callable[[str], str]
+
+
+def stage(folders: Sequence[Path], place: Path, anonymous: bool, pictures: bool) -> list[Path]:
+    """Copy what goes into the archive below `place`; the copies, one for each folder.
+
+    Raises RunDirError where `anonymous` meets a damaged record: its seal would hide the damage.
+    """
+    hide = _hiding(folders) if anonymous else None
+    copies: list[Path] = []
+    for number, folder in enumerate(folders, 1):
+        name = "sweep" if anonymous else folder.resolve().name
+        if number > 1 and (anonymous or (place / name).exists()):
+            name += f"-{number}"
+        copies.append(place / name)
+        for source in _directories(folder):
+            files = _records(source, pictures)
+            if hide is not None:
+                files |= _anonymous(source, files, hide)
+            for file, data in files.items():
+                target = place / name / source.relative_to(folder) / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+    return copies
+
+
+def pack(place: Path, options: argparse.Namespace) -> str:
+    """Write what lies below `place`, with a page of its own, into `--export`; says so."""
+    (place / README).write_text(_readme(place, options))
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        for file in files:
+            about = zipfile.ZipInfo(file.relative_to(place).as_posix(), _FIRST_TIME)
+            about.compress_type, about.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            packed.writestr(about, file.read_bytes())
+    options.export.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(options.export, content.getvalue())
+    return f"Written to {shown(options.export)}: {len(files)} files, see {README} in it"
+
+
+def _readme(place: Path, options: argparse.Namespace) -> str:
+    """What is in the archive, and the commands that check it and train what is missing."""
+    names = sorted(path.name for path in place.iterdir())
+    words, usual = ["--runs", *names], vars(parser().parse_args([]))
+    for name, value in vars(options).items():
+        if value != usual[name] and name not in ("runs", "mlflow", "sweep", "export", "anonymous"):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    lines = ["# Records and tables", "", "In the folder of the code, with these folders beside it:"]
+    lines += ["", f"    python analysis/make_tables.py {shlex.join(words)} --check"]
+    for name in names:
+        plan = read_json(place / name / PLAN)
+        if plan is not None:
+            script = "search" if plan.get("search") else "ablation"
+            lines += [f"    python tune/{script}.py --out {shlex.quote(name)}"]
+    lines += ["", "The first makes the tables again and compares them. The others train what is"]
+    lines += ["missing; checkpoints and models are left out here."]
+    if options.anonymous:
+        lines += ["", f"In every provenance.json and result.json {ANONYMOUS}."]
+    return "\n".join(lines) + "\n"
+
+
+def _hiding(folders: Iterable[Path]) -> Hide:
+    """What replaces, in a text, machines and users, paths and addresses."""
+    home = os.path.expanduser("~")
+    machines = {socket.gethostname(), socket.gethostname().partition(".")[0]}
+    for source in (source for folder in folders for source in _directories(folder)):
+        machines.add(str(read_provenance(source).get("machine", "")))
+    users = {os.environ.get("LOGNAME", ""), os.environ.get("USER", ""), os.path.basename(home)}
+    words = dict.fromkeys(users, "USER")
+    words |= {machine: f"machine-{i}" for i, machine in enumerate(sorted(machines - {""}), 1)}
+    # By name, since these may have spaces in them; the longest first.
+    places = sorted({home, os.getcwd(), *(str(f.resolve()) for f in folders)}, key=len)
+    named = "|".join(re.escape(place) for place in reversed(places) if len(place) > 1)
+    rest = r"(?:/[^\s/:;,'\"()]+)"
+    path = rf"(?:{named}){rest}*|(?<![\w.~/])~?{rest}+/?"
+    address = r"[A-Za-z][\w+.-]*://\S+|[\w.+-]+@[\w.-]+(?::\S+)?"
+    word = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True) if word)
+
+    def hide(text: str) -> str:
+        text = re.sub(path, "PATH", re.sub(address, "ADDRESS", text))
+        return re.sub(rf"(?<![\w-])(?:{word})(?![\w-])", lambda m: words[m[0]], text)
+
+    return hide
+
+
+def _directories(folder: Path) -> list[Path]:
+    """The folder itself and the run directories in it, as `analysis.records.load` finds them."""
+    below = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"{TRIALS}/*/{CONFIG}")]
+    return [folder, *sorted(file.parent for file in below)]
+
+
+def _records(source: Path, pictures: bool) -> dict[str, bytes]:
+    names = [*PACKED, *([PICTURE] if pictures else [])]
+    found = {name: read_bytes(source / name) for name in names}
+    files = {name: data for name, data in found.items() if data is not None}
+    known = readable(source / MLFLOW) or {}
+    runs: dict[str, object] = {name: known[name] for name in ("run_id", "runs") if name in known}
+    return files | ({MLFLOW: (dumps(runs, indent=1) + "\n").encode()} if runs else {})
+
+
+def _anonymous(source: Path, files: Mapping[str, bytes], hide: Hide) -> dict[str, bytes]:
+    """Provenance and result without names; RunDirError where one is not what was recorded."""
+    read_sealed(source)
+    made: dict[str, dict[str, Any]] = {}
+    if PROVENANCE in files:
+        made[PROVENANCE] = _provenance(read_provenance(source), hide)
+    if RESULT in files:
+        made[RESULT] = _result(json.loads(files[RESULT]), hide)
+    for name, record in made.items():
+        record["anonymous"] = ANONYMOUS
+        if SEAL in record:
+            belongs = {METRICS: files.get(METRICS, b"")} if name == RESULT else {}
+            made[name] = sealed(record, **belongs)
+    return {name: (dumps(record, indent=1) + "\n").encode() for name, record in made.items()}
+
+
+def _provenance(record: dict[str, Any], hide: Hide) -> dict[str, Any]:
+    data = record.get("data", {})
+    if "notes" in data:
+        record["data"] = data | {"notes": [hide(note) for note in data["notes"]]}
+    if "machine" in record:
+        record["machine"] = hide(str(record["machine"]))
+    return record
+
+
+def _result(record: dict[str, Any], hide: Hide) -> dict[str, Any]:
+    if record.get("cause"):
+        record["cause"] = hide(record["cause"])
+    if "unavailable" in record:
+        record["unavailable"] = {name: hide(why) for name, why in record["unavailable"].items()}
+    return record
