@@ -15,6 +15,8 @@ from analysis.output.report import report
 from analysis.records.load import load
 from analysis.tables.assemble import Choices, products
 from analysis.tables.groups import groups
+from mpcc.runs.clusters import CLUSTERS, clusters_bytes
+from mpcc.runs.run_dir import read_result, write_result
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 PNG = base64.b64decode(
@@ -73,6 +75,38 @@ def test_page_is_well_formed_and_fetches_nothing(tmp_path: Path) -> None:
     assert checker.sources
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in checker.sources)
     assert "http" not in content.replace("http-equiv", "")
+
+
+def test_page_has_the_confusion_of_labels_and_clusters_and_says_what_hinders_it(
+    tmp_path: Path,
+) -> None:
+    sweep = full_sweep(tmp_path / "digits")
+    labels, clusters = ["one"] * 4 + ["two"] * 5, [1, 1, 1, 0, 0, 0, 0, 0, 2]
+    data = clusters_bytes(clusters, [1.0] * 9, labels)
+    first, second = table1_changes()[:2]
+    for change in (first, second):
+        for seed in range(3):
+            folder = sweep.folder(change, seed)
+            write_result(folder, read_result(folder) or {}, files={CLUSTERS: data})
+    for seed in range(3):
+        (sweep.folder(second, seed) / CLUSTERS).write_bytes(data[:-9])
+    content = page(sweep.path)
+    checker = Checker()
+    checker.feed(content)
+    assert checker.open == []
+    (best, worst) = re.findall(r'<svg[^>]*aria-label="Labels \(rows\).*?</svg>', content)
+    for drawn in (best, worst):
+        squares = re.findall(r'x="(\d+)" y="(\d+)"[^>]*opacity="([\d.]+)"><title>(.*?)<', drawn)
+        assert squares == [
+            ("0", "0", "0.750", "label one, cluster 1: 3"),
+            ("20", "0", "0.250", "label one, cluster 0: 1"),
+            ("20", "20", "0.800", "label two, cluster 0: 4"),
+            ("40", "20", "0.200", "label two, cluster 2: 1"),
+        ]
+        words = re.findall(r"<text[^>]*>([^<]*)", drawn)
+        assert words == ["75", "25", "80", "20", "one", "two", "1", "0", "2"]
+    assert len(re.findall(": clusters.csv.gz is damaged: other bytes", content)) == 2
+    assert str(tmp_path) not in content
 
 
 def test_page_has_every_part(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -16,10 +18,15 @@ from typing import Any
 
 import pytest
 
+import mpcc
 from benchmarks.fault_tools import size_of
 from benchmarks.fault_tracking import Server
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
+from mpcc.runs.clusters import CLUSTERS
+from mpcc.runs.files import RunDirError
+from mpcc.runs.model_file import MODEL
+from mpcc.training.trainer import train
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import Plan, new_plan
@@ -41,6 +48,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # MLflow's own
 ]
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = PRESETS["tiny"]
 DEAD_SERVER = "http://127.0.0.1:9"
 
@@ -84,7 +92,9 @@ def make_plan(out: Path, grid: str = "esteps=1,2") -> Plan:
 
 def start(out: Path, trial: Trial) -> Path:
     path = run_dir.open_run(Store(out).trial_dir(trial.key), trial.config)
-    provenance = {"code": "abc", "started": "2026-01-02T03:04:05+00:00"}
+    provenance = {"code": "abc+changes", "started": "2026-01-02T03:04:05+00:00"} | {
+        "data": {"dataset": "digits", "fingerprint": "f1", "n_images": 1797}
+    }
     run_dir.write_json(path / run_dir.PROVENANCE, provenance)
     return path
 
@@ -94,9 +104,9 @@ def evaluate(path: Path, iteration: int, **metrics: Any) -> None:
     run_dir.append_metrics(path, row)
 
 
-def end(path: Path, trial: Trial, state: str, cause: str | None = None) -> None:
+def end(path: Path, trial: Trial, state: str, cause: str | None = None, **metrics: float) -> None:
     rows = run_dir.read_metrics(path)
-    result = {"state": state, "cause": cause, "trial_key": trial.key, "metrics": {}}
+    result = {"state": state, "cause": cause, "trial_key": trial.key, "metrics": metrics}
     iteration = rows[-1]["iteration"] if rows else 0
     run_dir.write_json(path / run_dir.RESULT, result | {"iteration": iteration})
     (path / "samples.png").write_bytes(b"picture")
@@ -129,7 +139,7 @@ def metrics(out: Path) -> list[tuple[Any, ...]]:
 
 def deliver(out: Path, plan: Plan, running: tuple[str, ...] = ()) -> int:
     """What a driver that has just started delivers; without one that runs, what --sync does."""
-    return Delivery(Store(out), default_uri(out), plan, set(running) or None).deliver()
+    return Delivery(Store(out), default_uri(out), plan, running=set(running) or None).deliver()
 
 
 def close(tracker: Tracker, seconds: float = 120.0) -> str | None:
@@ -179,12 +189,23 @@ def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(
     assert tags["mlflow.parentRunId"] == found[""][0]
     assert tags["mlflow.runName"] == "esteps=1 seed=1"
     assert (tags["cell"], tags["seed"], tags["state"]) == ("esteps=1", "1", "done")
-    assert (tags["cell_key"], tags["sweep"], tags["code"]) == (trial.cell.key, plan.id, "abc")
+    assert (tags["cell_key"], tags["sweep"], tags["code"]) == (
+        trial.cell.key,
+        plan.id,
+        "abc+changes",
+    )
+    assert tags["data"] == "1797 images, content f1"
+    assert tags["mlflow.source.name"] == "tune/ablation.py" and tags["mlflow.user"]
+    assert tags["mlflow.source.git.commit"] == "abc"
     params = dict(rows(out, f"select key, value from params where run_uuid = '{run}'"))
     assert set(params) == set(trial.config.to_dict())
     assert params["n_encoder_steps"] == "1" and params["dataset"] == "digits"
     logged = [m[1:4] for m in metrics(out) if m[0] == run]
     assert logged == [("nmi", 2, 0.2), ("nmi", 4, 0.4)]
+    (data,) = connection.connect(default_uri(out)).get_run(run).inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("digits", "f1")
+    assert json.loads(data.dataset.profile) == {"num_rows": 1797}
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "training")]
     location = rows(out, f"select artifact_uri from runs where run_uuid = '{run}'")[0][0]
     files = {f.name for f in Path(location.removeprefix("file://")).iterdir()}
     assert files == {"config.json", "provenance.json", "result.json", "samples.png"}
@@ -773,6 +794,140 @@ def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -
         assert ui_hint(server.uri, tmp_path)[0].startswith(f"open {server.uri}/#/experiments/")
     finally:
         server.stop()
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
+    """A sweep of which one trial was trained, and another one has its model; the best cell's models
+    are delivered."""
+    out = tmp_path_factory.mktemp("modelled")
+    shutil.copy(database, out / DATABASE)
+    first, *others = make_plan(out).trials()
+    for _ in train(first.config, Store(out).trial_dir(first.key), device="cpu"):
+        pass
+    for trial, information in zip(others, (9.0, 1.0, 2.0), strict=True):
+        path = start(out, trial)
+        evaluate(path, 4)
+        end(path, trial, "done", cluster_information=information)
+    data = (Store(out).trial_dir(first.key) / MODEL).read_bytes()
+    result = run_dir.read_result(path) or {}
+    run_dir.write_result(path, result, files={MODEL: data})
+    assert deliver(out, plan_of(out)) == 4
+    return out
+
+
+def plan_of(out: Path) -> Plan:
+    plan = Store(out).read_plan()
+    assert plan is not None
+    return plan
+
+
+def models(out: Path) -> list[str]:
+    """The keys of the trials whose models MLflow has, whole and with their tag."""
+    client = connection.connect(default_uri(out))
+    experiment = client.get_experiment_by_name("mpcc-tiny")
+    assert experiment is not None
+    found = client.search_logged_models([experiment.experiment_id])
+    assert {(model.name, str(model.status)) for model in found} <= {("model", "READY")}
+    tags = [client.get_run(str(model.source_run_id)).data.tags for model in found]
+    assert all(len(one["model"]) == 12 for one in tags)
+    return sorted(one["trial_key"] for one in tags)
+
+
+PAGE = (ROOT / "docs" / "using-a-model.md").read_text()
+USE_MODEL = """
+import csv, gzip, sys
+import numpy as np
+import mpcc
+from mpcc.config import PRESETS
+from mpcc.data.image_set import load
+pixels = load(PRESETS["tiny"]).images[:, 0].numpy()
+{page}
+rows = list(csv.DictReader(gzip.open(sys.argv[1], "rt")))
+assert clusters.dtype == np.int64 and clusters.tolist() == [int(row["cluster"]) for row in rows]
+assert model.predict(model.input_example).shape == (2,)
+for found in (run, mpcc.load("runs:/ID/model"), mpcc.load(f"models:/digits/{version.version}")):
+    assert np.array_equal(found.predict(pixels), clusters)
+assert not {"ray", "optuna", "tune"} & set(sys.modules)
+"""
+
+
+def test_a_fresh_process_clusters_by_mlflows_model_as_the_trial_did_and_the_registry_takes_it(
+    modelled: Path, tmp_path: Path
+) -> None:
+    trial = plan_of(modelled).trials()[0]
+    (block,) = re.findall(r"```python\nimport mlflow\n(.*?)```", PAGE, re.S)
+    program = USE_MODEL.replace("{page}", f"import mlflow\n{block}")
+    program = program.replace("runs:/ID", f"runs:/{runs(modelled)[trial.key][0]}")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(modelled)
+    env = os.environ | connection.ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, Store(modelled).trial_dir(trial.key) / CLUSTERS]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kept = sorted(p.name for p in modelled.glob("mlflow-artifacts/**/artifacts/data/*"))
+    assert kept == [MODEL]  # Networks and prior; no optimiser, no pickle.
+    (signature,) = (p.read_text() for p in modelled.glob("mlflow-artifacts/**/MLmodel"))
+    assert '"dtype": "uint8"' in signature and '"dtype": "int64"' in signature
+
+
+def test_models_are_those_of_the_best_cell_of_all_or_none_and_are_sent_once(
+    modelled: Path, tmp_path: Path
+) -> None:
+    plan, uri = plan_of(modelled), default_uri(modelled)
+    first, *_, last = (trial.key for trial in plan.trials())
+    assert models(modelled) == [first]  # The mean of its cell is greater by the other seed's 9.
+    before = sorted(modelled.rglob("MLmodel"))
+    assert deliver(modelled, plan) == 0 and sorted(modelled.rglob("MLmodel")) == before
+    assert in_step(Store(modelled), uri) and not in_step(Store(modelled), uri, "always")
+    copy = tmp_path / "copy"
+    shutil.copytree(modelled, copy)
+    never = Delivery(Store(copy), default_uri(copy), plan, "never")
+    assert never.deliver() == 4 and models(copy) == []
+    client, run = connection.connect(default_uri(copy)), never.runs[first]
+    client.create_logged_model(run.info.experiment_id, "model", run.info.run_id)  # Half logged.
+    sync(Store(copy), default_uri(copy), plan, "always")
+    assert models(copy) == sorted([first, last])
+
+
+def test_no_model_is_logged_before_all_have_ended_and_a_damaged_one_hinders_no_run(
+    out: Path, modelled: Path
+) -> None:
+    plan = plan_of(modelled)
+    shutil.copytree(modelled / "trials", out / "trials")
+    shutil.copy(modelled / "sweep.json", out)
+    first, last = (Store(out).trial_dir(plan.trials()[n].key) for n in (0, 3))
+    (last / "result.json").rename(last / "later")
+    deliver(out, plan)
+    assert models(out) == []
+    (last / "later").rename(last / "result.json")
+    (first / MODEL).write_bytes(b"none")
+    tracker = Tracker(Store(out), default_uri(out), plan)
+    assert str(close(tracker)).endswith("model.mpcc is damaged; delete it to use the checkpoint")
+    assert [status for _, status in runs(out).values()] == ["FINISHED"] * 5
+
+
+def test_an_address_that_gives_no_model_is_one_line(
+    modelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in connection.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(RunDirError, match="says not which MLflow: set MLFLOW_TRACKING_URI"):
+        mpcc.load("runs:/none")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(modelled))
+    without = runs(modelled)[plan_of(modelled).trials()[1].key][0]
+    for address in ("runs:/none", f"runs:/{without}", "models:/none/1"):
+        with pytest.raises(RunDirError, match=f"^{address}: MLflow gives no model \\(.+\\)$"):
+            mpcc.load(address)
+    with pytest.raises(RunDirError, match="is one trial and has no cells"):
+        mpcc.load("runs:/none", cell="best")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(RunDirError, match="^runs:/none needs MLflow: pip install mlflow$"):
+        mpcc.load("runs:/none")
 
 
 # -- before the first trial ------------------------------------------------------------------------

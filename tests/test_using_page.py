@@ -55,7 +55,8 @@ def test_the_pages_python_runs_as_printed(place: Path, monkeypatch: pytest.Monke
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     names: dict[str, Any] = {}
     for block in blocks:
-        exec(block, names)
+        if "import mlflow" not in block:  # That one is run in tests/test_tracking.py.
+            exec(block, names)
     assert len(blocks) >= 5 and names["drawn"].shape == (64, 1, 8, 8)
     assert names["path"].shape == (8, 1, 8, 8) and names["clusters"].shape == (1797,)
     result = read_result(Path("runs/one"))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mpcc import config as configs
 from mpcc.config import Config
@@ -20,6 +20,9 @@ from tune.engine.spec import LOCAL, Settings
 from tune.plan.plan import Plan, check_same_base, check_same_code, new_plan
 from tune.store.folder import Store
 from tune.store.remote import is_address
+
+if TYPE_CHECKING:
+    from tune.tracking.model import LogModels
 
 DEFAULT_PRESET = "digits"
 COUNT = number(int, 1, 10**9)
@@ -91,6 +94,13 @@ class Options:
         type=path,
     )
     tracking_uri: str | None = _where("MLflow (default: a SQLite file in the out folder)", "URI")
+    log_models: LogModels = _where(
+        "models in MLflow: of the best cell by I(x; y) once all trials have ended (best, the "
+        "default), of each trial that is done (always), or none (never)",
+        "WHICH",
+        default="best",
+        choices=("best", "always", "never"),
+    )
     address: str = _where("a Ray cluster, or auto", "HOST:PORT", default=LOCAL, type=_address)
     storage: str | None = _where(
         "where trials keep their files on a cluster without a shared disk: a folder, "
@@ -187,6 +197,7 @@ def settings(options: Options, store: Store) -> Settings:
     return Settings(
         out=store.out,
         uri=default_uri(store.out) if uri is None else checked_uri(uri),
+        log_models=options.log_models,
         data_dir=data_dir,
         address=options.address,
         cpus=options.cpus_per_trial,

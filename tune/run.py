@@ -61,7 +61,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     todo = [t for t in trials if t.key in again or statuses[t.key].state not in ENDED]
     nothing_new = plan == work.old and not (todo or work.adopt or store.restored)
     nothing_new = nothing_new and len(trials) >= work.source.n_trials
-    if not (nothing_new and tracking.in_step(store, settings.uri)):
+    if not (nothing_new and tracking.in_step(store, settings.uri, settings.log_models)):
         _check(options, settings, work, todo)
         n_at_once = settings.n_at_once(todo) if todo and settings.local else None
         if n_at_once:
@@ -124,7 +124,8 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) ->
 
     store, source = work.store, work.source
     states = States(work.trials, store.statuses(work.trials), source.n_trials)
-    tracker, patience = Tracker(store, settings.uri, source.plan), QUICK_SECONDS
+    tracker = Tracker(store, settings.uri, source.plan, settings.log_models)
+    patience = QUICK_SECONDS
     try:
         with signals.remember(), Display(states) as display:
             services = Services(store, lock, tracker, display, signals)
@@ -221,7 +222,7 @@ def _sync(settings: Settings, store: Store, plan: Plan) -> int:
 
     with SweepLock(store, log):
         try:
-            sent = tracking.sync(store, settings.uri, plan)
+            sent = tracking.sync(store, settings.uri, plan, settings.log_models)
         except Exception as error:  # whatever a database or a server can raise
             log(f"MLflow at {settings.uri}: {tracking.one_line(error)}")
             return 3

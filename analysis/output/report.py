@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.output import html
 from analysis.output import summary as words
+from analysis.output.confusion import figure as confusion
 from analysis.records.frame import Records, short
 from analysis.tables.assemble import Product
 from analysis.tables.columns import column
@@ -168,21 +169,24 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
         ends = [("worst", values[0]), ("best", values[-1])][len(values) == 1 :]
         for rank, (seed, value) in reversed(ends):
             picture = _picture(records, group, seed)
+            word = "" if len(ends) == 1 else f", {rank} seed"
+            text = f"{group.label(axes)}: seed {seed}{word}, {spec.label} {spec.amount(value)}"
             if picture:
-                word = "" if len(ends) == 1 else f", {rank} seed"
-                text = f"{group.label(axes)}: seed {seed}{word}, {spec.label} {spec.amount(value)}"
                 alt = f"Samples: {text}"
                 found.append(
                     f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{picture}">'
                     f"<figcaption>{escape(text)}</figcaption></figure>"
                 )
+            trial = next(t for t in group.done if t["seed"] == seed)
+            found.append(confusion(records.run_dir(trial), text))
         figures += found
-        n_cells += bool(found)
-    if not figures:
+        n_cells += any(found)
+    if not any(figures):
         return ""
     return (
         f'<p class="soft">Best and worst seed by {escape(spec.label)}, two columns '
-        f"per cluster; up to {MAX_SHEETS} cells. They illustrate and prove nothing.</p>"
+        f"per cluster, and how many percent of each label are in each cluster; up to {MAX_SHEETS} "
+        "cells. They illustrate and prove nothing.</p>"
         f'<div class="sheets">{"".join(figures)}</div>'
     )
 

@@ -20,8 +20,9 @@ EXAMPLES = """examples:
   python -m mpcc sample runs/one --cluster 3 -n 64 --out sheet.png
   python -m mpcc reconstruct runs/one --images DIR --out sheet.png
 
-RUN is the folder of a trial, or of a sweep with --cell. --out of sample and reconstruct is one
-sheet (NAME.png) or a folder of single images.
+RUN is the folder of a trial, or of a sweep with --cell, or in MLflow, which MLFLOW_TRACKING_URI
+names, runs:/ID or models:/NAME/VERSION. --out of sample and reconstruct is one sheet (NAME.png) or
+a folder of single images.
 """
 
 
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         one = commands.add_parser(
             name, help=what, description=what, speaker=f"python -m mpcc {name}"
         )
-        one.add_argument("run", metavar="RUN", type=path, help="folder of a trial or of a sweep")
+        one.add_argument("run", metavar="RUN", type=path, help="a trial, a sweep, or runs:/ID")
         one.add_argument(
             "--cell", help="of a sweep: best (by I(x; y)), settings like esteps=4, or a cell's key"
         )

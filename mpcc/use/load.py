@@ -1,17 +1,22 @@
-"""From the folder of a trial, or of a sweep, to its model."""
+"""From the folder of a trial, or of a sweep, or from MLflow, to a model."""
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpcc.config import SHORT, Config, parse_assignment, value_text
 from mpcc.options import usable
 from mpcc.runs import run_dir
 from mpcc.runs.files import RunDirError, belongs, read_bytes
 from mpcc.runs.model_file import MODEL
-from mpcc.use.model import Model
+
+if TYPE_CHECKING:
+    from mpcc.use.model import Model
 
 TRIALS = "trials"
 SCORE = "cluster_information"
@@ -23,6 +28,8 @@ def load(
 ) -> Model:
     """The model of a trial's folder, finished or on its way, or of one trial of a sweep's folder.
 
+    path: a folder, a model's file, or the address of a model in MLflow: `runs:/ID` of a trial's
+      run, `models:/NAME/VERSION` of the registry. MLflow is where MLFLOW_TRACKING_URI says.
     cell: of a sweep, `best` (the greatest mean I(x; y) of the seeds that are done), a cell's key,
       or settings that one cell alone has, such as `esteps=4,eta_p=8e-3`.
     seed: of the cell's trials.
@@ -34,6 +41,9 @@ def load(
     from mpcc.use.trained import model_of, model_of_checkpoint
 
     where, path = resolve_device(device), usable(path)
+    if re.match("(runs|models):/", str(path)):
+        _refuse_cell(path, cell)
+        return model_of(_from_mlflow(str(path)), str(path), where)
     if path.is_file():
         _refuse_cell(path, cell)
         return model_of(read_bytes(path) or b"", str(path), where)
@@ -54,6 +64,33 @@ def load(
     return model_of(data, str(path), where)
 
 
+def _load_pyfunc(path: str) -> Model:
+    """What MLflow calls to load a model that a sweep has logged: its `predict` takes images."""
+    return load(path)
+
+
+def _from_mlflow(address: str) -> bytes:
+    """The file of a model that MLflow has."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        import mlflow
+    except ImportError:
+        raise RunDirError(f"{address} needs MLflow: pip install mlflow") from None
+    if not mlflow.is_tracking_uri_set():
+        raise RunDirError(
+            f"{address} says not which MLflow: set MLFLOW_TRACKING_URI, such as "
+            "sqlite:///runs/digits/mlflow.db or http://localhost:5000"
+        )
+    model = f"{address}/model" if re.fullmatch("runs:/[^/]+", address) else address
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = mlflow.artifacts.download_artifacts(f"{model}/data/{MODEL}", dst_path=folder)
+            return Path(file).read_bytes()
+        except Exception as error:  # whatever a database, a server or a store can raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunDirError(f"{address}: MLflow gives no model ({reason})") from None
+
+
 def find_trial(path: Path, cell: str | None, seed: int) -> Path:
     """The folder of the trial: the path itself, or in a sweep's folder that of cell and seed."""
     if not path.is_dir():
@@ -64,7 +101,7 @@ def find_trial(path: Path, cell: str | None, seed: int) -> Path:
     if cell is None:
         raise RunDirError(f'{path} holds a sweep: say which cell, such as cell="best"')
     trials = _trials(path)
-    key = _best(trials, path) if cell == "best" else _named(trials, cell, path)
+    key = best_cell(path) if cell == "best" else _named(trials, cell, path)
     seeds = {config.seed: folder for folder, config in trials.items() if config.cell_key == key}
     if seed not in seeds:
         raise RunDirError(
@@ -89,11 +126,14 @@ def _trials(path: Path) -> dict[Path, Config]:
     return found
 
 
-def _best(trials: dict[Path, Config], path: Path) -> str:
-    """The cell with the greatest mean of SCORE over its trials that are done."""
+def best_cell(path: Path) -> str:
+    """The key of the sweep's cell with the greatest mean of SCORE over its trials that are done.
+
+    RunDirError where there is none.
+    """
     values: dict[str, list[float]] = {}
     data = set()
-    for folder, config in trials.items():
+    for folder, config in _trials(path).items():
         result = run_dir.read_result(folder) or {}
         value = result.get("metrics", {}).get(SCORE)
         if result.get("state") == run_dir.DONE and isinstance(value, float):

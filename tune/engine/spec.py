@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mpcc.config import Config
 from mpcc.machine import gpus_here, usable_cores
 from tune.plan.cells import Trial
 from tune.plan.plan import TRIALS, Plan
 from tune.plan.pruning import PruneRule
+
+if TYPE_CHECKING:
+    from tune.tracking.model import LogModels
 
 LOCAL = "local"
 """The address of a Ray of our own, on this machine alone."""
@@ -26,6 +29,7 @@ class Settings:
     out: Path
     uri: str
     """Of MLflow."""
+    log_models: LogModels = "best"
     data_dir: Path | str | None = None
     """A folder, on each machine; or the address of a remote."""
     address: str = LOCAL

@@ -1,11 +1,13 @@
 """Brings MLflow up to the records of a sweep: MLflow is asked what it holds, and sent the rest.
 
 A run's tags say all that was sent, its evaluations by their number and a digest, and are set last.
-A run that has the tags that it should have is left alone.
+A run that has the tags that it should have is left alone. Models follow after all runs, each with
+a tag of its own.
 """
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import math
@@ -17,16 +19,19 @@ from typing import TYPE_CHECKING
 
 from mpcc.config import Config
 from mpcc.runs import run_dir
-from mpcc.runs.files import read_bytes
+from mpcc.runs.files import SEAL, RunDirError, read_bytes
+from mpcc.runs.model_file import MODEL
+from mpcc.use.load import best_cell
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan
 from tune.plan.state import ENDED, FULFILLED, Row, State, Status
 from tune.store.folder import Store
 from tune.tracking.connection import DamagedDatabase, open_experiment
+from tune.tracking.model import LogModels, log_model
 from tune.tracking.uri import RECORD, file_of, read_lenient, read_record, recorded_uri
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
     from mlflow.tracking import MlflowClient
 
 Evaluation = Mapping[str, float]
@@ -37,30 +42,30 @@ SWEEP = ""
 """Stands for the sweep's own run where the others go by their trial's key."""
 
 
-def sync(store: Store, uri: str, plan: Plan) -> int:
+def sync(store: Store, uri: str, plan: Plan, log_models: LogModels = "best") -> int:
     """Deliver what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
     with suppress(DamagedDatabase):
-        return Delivery(store, uri, plan).deliver()
-    return Delivery(store, uri, plan).deliver()
+        return Delivery(store, uri, plan, log_models).deliver()
+    return Delivery(store, uri, plan, log_models).deliver()
 
 
-def in_step(store: Store, uri: str) -> bool:
+def in_step(store: Store, uri: str, log_models: LogModels = "best") -> bool:
     """Whether a sweep's own database holds it, by the marker in `mlflow.json`.
 
     MLflow is not imported for that. Of a server nothing is known without asking it.
     """
     if file_of(uri) is None:
         return False
-    return read_record(store.out, uri).get("delivered") == _fingerprint(store, uri)
+    return read_record(store.out, uri).get("delivered") == _fingerprint(store, uri, log_models)
 
 
-def _fingerprint(store: Store, uri: str) -> str:
-    """Of the folder's place, the plan, all results, and the head of MLflow's file.
+def _fingerprint(store: Store, uri: str, log_models: LogModels) -> str:
+    """Of the folder's place, the plan, all results, which models, and the head of MLflow's file.
 
     That head counts the changes of the file.
     """
     results = sorted((store.out / TRIALS).glob(f"*/{run_dir.RESULT}"))
-    content = [str(store.out).encode()]
+    content = [str(store.out).encode(), log_models.encode()]
     content += [read_bytes(file) or b"" for file in (store.out / PLAN, *results)]
     file = file_of(uri)
     if file is not None and file.is_file():
@@ -80,6 +85,8 @@ class Wanted:
     """Patterns of names in the folder."""
     tags: Mapping[str, str]
     rows: Sequence[Evaluation] = ()
+    data: Mapping[str, object] = field(default_factory=dict)
+    """What the trial has recorded of its images: `dataset`, `fingerprint`, `n_images`."""
 
 
 @dataclass
@@ -89,6 +96,7 @@ class Delivery:
     store: Store
     uri: str
     plan: Plan
+    log_models: LogModels = "best"
     running: set[str] | None = None
     """The trials under way, None where no driver is at work."""
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -102,13 +110,16 @@ class Delivery:
         """Send what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
         client, experiment = open_experiment(self.uri, self.store.out, self.plan.preset)
         self.runs, sent = self._held(client, experiment), 0
-        for key, wanted in self._wanted():
+        trials = self.plan.trials()
+        statuses = [self._status(trial) for trial in trials]
+        for key, wanted in self._wanted(trials, statuses):
             run = self.runs.get(key)
             if run is None or not wanted.tags.items() <= run.data.tags.items():
                 self._send(client, experiment, key, wanted)
                 sent += key != SWEEP
             if wanted.tags["state"] in ENDED and key != SWEEP:
                 self.complete[key] = wanted.tags
+        self._log_models(client, trials, [status.state for status in statuses])
         ids = {key: run.info.run_id for key, run in self.runs.items()}
         known: dict[str, object] = {
             "tracking_uri": recorded_uri(self.uri, self.store.out),
@@ -117,7 +128,7 @@ class Delivery:
         }
         known |= {"run_id": ids.pop(SWEEP), "runs": ids}
         if self.running is None:
-            known["delivered"] = _fingerprint(self.store, self.uri)
+            known["delivered"] = _fingerprint(self.store, self.uri, self.log_models)
         with suppress(OSError):
             if read_lenient(self.store.out / RECORD) != known:
                 run_dir.write_json(self.store.out / RECORD, known)
@@ -125,10 +136,10 @@ class Delivery:
 
     # -- what MLflow should hold -------------------------------------------------------------------
 
-    def _wanted(self) -> Iterator[tuple[str, Wanted]]:
+    def _wanted(
+        self, trials: Sequence[Trial], statuses: Sequence[Status]
+    ) -> Iterator[tuple[str, Wanted]]:
         """The sweep's own run, then by their keys those of the trials that have begun."""
-        trials = self.plan.trials()
-        statuses = [self._status(trial) for trial in trials]
         yield SWEEP, self._sweep([status.state for status in statuses])
         for trial, status in zip(trials, statuses, strict=True):
             if status.state != State.PLANNED and not self._is_complete(trial.key):
@@ -166,6 +177,7 @@ class Delivery:
             "kind": "sweep",
             "preset": plan.preset,
             "code": plan.code,
+            **self._source(plan.code),
             "plan": hashlib.sha256(read_bytes(out / PLAN) or b"").hexdigest(),
             "cells": "; ".join(planned.cell.text for planned in plan.cells)[:4000],
             "state": str(state),
@@ -181,22 +193,53 @@ class Delivery:
         known = {row["iteration"]: row for row in seen}
         rows = [known[iteration] for iteration in sorted(known)]
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        provenance = read_lenient(folder / run_dir.PROVENANCE)
+        code = str(provenance.get("code", self.plan.code))
         tags = {
             "sweep": self.plan.id,
             "trial_key": trial.key,
             "cell_key": cell.key,
             "cell": cell.text,
             "seed": str(trial.seed),
-            "code": str(read_lenient(folder / run_dir.PROVENANCE).get("code", self.plan.code)),
+            "code": code,
+            **self._source(code),
             "state": str(status.state),
             "cause": (status.cause or "")[:4000],
             "rows": f"{len(rows)} {digest}",
         }
+        data = provenance.get("data")
+        data = data if isinstance(data, dict) and data.get("fingerprint") else {}
+        if data:
+            tags["data"] = f"{data.get('n_images')} images, content {data['fingerprint']}"
         name = f"{cell.text.replace(', ', ' ')} seed={trial.seed}"
         artifacts = () if status.state == State.RUNNING else ("*.json", "*.png")
-        return Wanted(name, trial.config, folder, artifacts, tags, rows)
+        return Wanted(name, trial.config, folder, artifacts, tags, rows, data)
+
+    def _source(self, code: str) -> dict[str, str]:
+        """What a run came from, in MLflow's own tags."""
+        command = "search" if self.plan.search else "ablation"
+        tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": f"tune/{command}.py"}
+        commit = code.partition("+")[0]
+        return tags if commit == "unknown" else tags | {"mlflow.source.git.commit": commit}
 
     # -- what it lacks -----------------------------------------------------------------------------
+
+    def _log_models(
+        self, client: MlflowClient, trials: Sequence[Trial], states: Sequence[State]
+    ) -> None:
+        """Log the models that MLflow lacks, by the hash that a trial's result has of its model."""
+        cell, ended = None, self.running is None and ENDED.issuperset(states)
+        if self.log_models == "best" and ended:
+            with suppress(RunDirError):  # No best one: several data sets, or nothing is done.
+                cell = best_cell(self.store.out)
+        for trial, state in zip(trials, states, strict=True):
+            if state == State.DONE and (self.log_models == "always" or trial.cell.key == cell):
+                run, folder = self.runs[trial.key], self.store.trial_dir(trial.key)
+                seal = read_lenient(folder / run_dir.RESULT).get(SEAL)
+                digest = str(seal.get(MODEL, ""))[:12] if isinstance(seal, dict) else ""
+                if digest and run.data.tags.get("model") != digest:
+                    log_model(client, run, folder)
+                    client.set_tag(run.info.run_id, "model", digest)
 
     def _held(self, client: MlflowClient, experiment: str) -> dict[str, Run]:
         """The runs of the sweep that MLflow has, by trial key."""
@@ -225,6 +268,8 @@ class Delivery:
         folder = wanted.folder
         if key not in self.runs:
             tags = {"sweep": self.plan.id}
+            with suppress(OSError, KeyError):  # A user without a name, as in a container.
+                tags["mlflow.user"] = getpass.getuser()
             if key != SWEEP:
                 tags |= {"trial_key": key, "mlflow.parentRunId": self.runs[SWEEP].info.run_id}
             start = _milliseconds(folder / run_dir.CONFIG)
@@ -246,6 +291,8 @@ class Delivery:
             if name != "iteration"
         ]
         client.log_batch(run_id, metrics, params)
+        if wanted.data:
+            client.log_inputs(run_id, [_dataset(wanted.data)])
         for file in [file for pattern in wanted.artifacts for file in folder.glob(pattern)]:
             client.log_artifact(run_id, str(file))
         if status != "RUNNING":
@@ -253,6 +300,16 @@ class Delivery:
         elif run.info.status != status:
             client.update_run(run_id, status)
         client.log_batch(run_id, tags=[RunTag(*tag) for tag in wanted.tags.items()])
+
+
+def _dataset(data: Mapping[str, object]) -> DatasetInput:
+    """A trial's images as MLflow has them: name, fingerprint, number."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    name, digest = str(data.get("dataset")), str(data["fingerprint"])
+    profile = json.dumps({"num_rows": data.get("n_images")})
+    images = Dataset(name, digest, "local", json.dumps({"uri": name}), profile=profile)
+    return DatasetInput(images, [InputTag("mlflow.data.context", "training")])
 
 
 def _numbers(row: Row) -> Evaluation:

@@ -10,6 +10,7 @@ from tune.plan.plan import Plan
 from tune.plan.state import Event, EventKind
 from tune.store.folder import Store
 from tune.tracking.delivery import Delivery
+from tune.tracking.model import LogModels
 from tune.tracking.uri import one_line
 
 PACE = 30.0
@@ -19,10 +20,10 @@ PACE = 30.0
 class Tracker:
     """Keeps MLflow up to a sweep. Its faults are kept in `problem` and waited out, never raised."""
 
-    def __init__(self, store: Store, uri: str, plan: Plan) -> None:
+    def __init__(self, store: Store, uri: str, plan: Plan, log_models: LogModels = "best") -> None:
         self.problem: str | None = None
         """What hinders the delivery now, in one line."""
-        self._delivery = Delivery(store, uri, plan, running=set())
+        self._delivery = Delivery(store, uri, plan, log_models, running=set())
         self._messages: SimpleQueue[Event | Plan | None] = SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)

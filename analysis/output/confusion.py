@@ -1,0 +1,88 @@
+"""The confusion of labels and clusters of one trial, as a picture for the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from mpcc.runs.clusters import read_clusters
+
+COLOUR = "#0072b2"
+MOST = 40
+"""Labels, or clusters, above which names and numbers would be too small to be read."""
+SIZE = 20
+"""Of a square, in the units of the picture."""
+
+
+def figure(folder: Path | None, text: str) -> str:
+    """A picture of the trial in this folder with `text` below; empty where no image has a label.
+
+    A row for each label, a column for each cluster, ordered by the label that most of its
+    images have; numbers are percent of the label's images. What hinders the picture stands in its
+    place.
+    """
+    try:
+        rows = read_clusters(folder) if folder else None
+        pairs = Counter((row["label"], int(row["cluster"])) for row in rows or () if "label" in row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).replace(f"{folder}/", "")
+        return f"<figure><figcaption>{escape(f'{text}: {reason}')}</figcaption></figure>"
+    if not pairs:
+        return ""
+    caption = f"Labels (rows) and clusters (columns): {text}"
+    return f"<figure>{_svg(pairs, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _svg(pairs: Mapping[tuple[str, int], int], caption: str) -> str:
+    labels = sorted({label for label, _ in pairs}, key=lambda label: (len(label), label))
+    clusters = _ordered({cluster for _, cluster in pairs}, labels, pairs)
+    totals = Counter[str]()
+    for (label, _), n in pairs.items():
+        totals[label] += n
+    numbered = max(len(labels), len(clusters)) <= MOST
+    parts = []
+    for y, label in enumerate(labels):
+        for x, cluster in enumerate(clusters):
+            n = pairs.get((label, cluster), 0)
+            if n:
+                share = n / totals[label]
+                parts.append(_square(x, y, share, f"label {label}, cluster {cluster}: {n:,}"))
+                if numbered and share >= 0.05:
+                    ink = "#fff" if share > 0.5 else "#333"
+                    number = f"{100 * share:.0f}"
+                    parts.append(_text(x + 0.5, y + 0.65, number, "middle", f"fill:{ink}"))
+    if numbered:
+        parts += [_text(-0.2, y + 0.65, name[:8], "end") for y, name in enumerate(labels)]
+        parts += [_text(x + 0.5, -0.3, str(k), "middle") for x, k in enumerate(clusters)]
+    margin = 6 * min(8, max(map(len, labels))) + 8
+    width, height = margin + SIZE * len(clusters), SIZE * (len(labels) + 1)
+    return (
+        f'<svg viewBox="{-margin} {-SIZE} {width} {height}" role="img" '
+        f'aria-label="{escape(caption)}">{"".join(parts)}</svg>'
+    )
+
+
+def _ordered(
+    clusters: set[int], labels: Sequence[str], pairs: Mapping[tuple[str, int], int]
+) -> list[int]:
+    """The clusters by the label that most of their images have, the larger count first."""
+
+    def place(cluster: int) -> tuple[int, int, int]:
+        counts = [pairs.get((label, cluster), 0) for label in labels]
+        return counts.index(max(counts)), -max(counts), cluster
+
+    return sorted(clusters, key=place)
+
+
+def _square(x: int, y: int, share: float, title: str) -> str:
+    return (
+        f'<rect x="{SIZE * x}" y="{SIZE * y}" width="{SIZE}" height="{SIZE}" fill="{COLOUR}" '
+        f'fill-opacity="{share:.3f}"><title>{escape(title)}</title></rect>'
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
+    place = f'x="{SIZE * x:g}" y="{SIZE * y:g}" text-anchor="{anchor}" style="{style}"'
+    return f"<text {place}>{escape(text)}</text>"

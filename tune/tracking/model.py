@@ -1,0 +1,60 @@
+"""The model of a finished trial in MLflow: `mlflow.pyfunc.load_model`, its page and its registry.
+
+A model's files there are `model.mpcc`, which mpcc loads, and what MLflow says about it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mpcc.runs.model_file import MODEL
+from mpcc.use import load
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+LogModels = Literal["best", "always", "never"]
+"""Which trials that are done have their model in MLflow: those of the sweep's best cell once all
+have ended (`mpcc.use.load.best_cell`), all, or none."""
+NAME = "model"
+"""Of each trial's model: `runs:/ID/model`."""
+IMAGES = 2
+"""Of the model's own, in its example of an input."""
+
+
+def log_model(client: MlflowClient, run: Run, folder: Path) -> None:
+    """Log the model of a trial's folder, in place of any that the run has, half logged or not."""
+    import numpy as np
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types import Schema, TensorSpec
+
+    model = load.load(folder, device="cpu")
+    images = model.sample(IMAGES)
+    grey = images.shape[1] == 1
+    images = images[:, 0] if grey else images.transpose(0, 2, 3, 1)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1) if grey else (-1, -1, -1, 3))]),
+        Schema([TensorSpec(np.dtype("int64"), (-1,))]),
+    )
+    run_id, experiment = run.info.run_id, run.info.experiment_id
+    for old in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(old.model_id)
+    logged = client.create_logged_model(experiment, NAME, run_id)
+    with tempfile.TemporaryDirectory() as place:
+        save_model(
+            f"{place}/{NAME}",
+            loader_module=load.__name__,
+            data_path=str(folder / MODEL),
+            signature=signature,
+            input_example=images,
+            pip_requirements=["torch", "numpy", "pillow"],  # This package is on no index.
+            mlflow_model=Model(artifact_path=NAME, run_id=run_id, model_id=logged.model_id),
+        )
+        client.log_model_artifacts(logged.model_id, f"{place}/{NAME}")
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, model.iteration)])
