@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.output.summary import paragraph
+from analysis.output.summary import answers
 from analysis.records.load import load
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
@@ -50,7 +50,7 @@ def grid_of(*paths: Path, test: str = "welch") -> GridResult:
 
 def words(*paths: Path, test: str = "welch") -> str:
     records = load(paths)
-    return paragraph(records, groups(records), grid_of(*paths, test=test), test)
+    return " ".join(answers(records, groups(records), grid_of(*paths, test=test), test).values())
 
 
 def marks(result: GridResult, column: int) -> list[str]:
