@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.output.summary import answers
 from analysis.records.load import load
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.ranking import Ranking, rank, tie_adjusted
+from analysis.tables.summary import answers
 from tests.records import SweepBuilder
 
 METRIC = "acc_majority"
