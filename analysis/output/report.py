@@ -196,30 +196,32 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
     metric, axes = shown_metrics(groups)[0], swept(records)
     spec = column(metric)
-    figures, n_cells = [], 0
+    parts, n_cells = [], 0
     for group in groups:
         values = sorted(group.summary(metric).values, key=lambda item: item[1])
         if not values or n_cells == MAX_SHEETS:
             continue
         if spec.better == "lower":
             values.reverse()
-        found = []
+        n_parts = len(parts)
         ends = [("worst", values[0]), ("best", values[-1])][len(values) == 1 :]
         for rank, (seed, value) in reversed(ends):
             word = "" if len(ends) == 1 else f", {rank} seed"
             text = f"{group.label(axes)}: seed {seed}{word}, {spec.reading(value)}"
             folder = records.run_dir(next(t for t in group.done if t["seed"] == seed))
-            for name, what in PICTURES.items():
-                if folder and (folder / name).is_file():
-                    found.append(html.picture((folder / name).read_bytes(), f"{text}: {what}"))
-            found.append(confusion(folder, text))
-        figures += found
-        n_cells += any(found)
-    if not any(figures):
+            drawn = [
+                html.picture((folder / name).read_bytes(), f"{text}: {what}")
+                for name, what in PICTURES.items()
+                if folder and (folder / name).is_file()
+            ]
+            drawn.append(confusion(folder, text))
+            if any(drawn):
+                parts.append(f'<div class="sheets">{"".join(drawn)}</div>')
+        n_cells += len(parts) > n_parts
+    if not parts:
         return ""
     return (
         f'<p class="soft">Best and worst seed by {escape(spec.label)} of up to {MAX_SHEETS} cells, '
         "and how many percent of each label are in each cluster; a click enlarges a picture. They "
-        "illustrate and prove nothing.</p>"
-        f'<div class="sheets">{"".join(figures)}</div>'
+        f"illustrate and prove nothing.</p>{''.join(parts)}"
     )
