@@ -62,6 +62,10 @@ def _run(options: argparse.Namespace, formats: list[str]) -> int:
     if options.sweep and not options.mlflow:
         raise ValueError("--sweep goes with --mlflow; a folder is named with --runs")
     _check_export(options)
+    if options.no_pictures and "html" not in formats:
+        raise ValueError("--no-pictures is of the report; add --format html")
+    if options.explain:
+        _refuse_idle(options)
     with tempfile.TemporaryDirectory() as scratch:
         return _make(options, formats, Path(scratch))
 
@@ -79,6 +83,15 @@ def _check_export(options: argparse.Namespace) -> None:
     for name, value in given.items():
         if value:
             raise ValueError(f"--export packs the tables of --runs alone; leave out {name}")
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """ValueError for options beside --explain, which prints one cell and writes nothing."""
+    names = ("table", "metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
+    usual = parser().parse_args([])
+    for name in names:
+        if getattr(options, name) != getattr(usual, name):
+            raise ValueError(f"--{name} does nothing with --explain; leave one of them out")
 
 
 def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tuple[Records, Path]:
@@ -147,12 +160,19 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         print(explain(records, cells, options.explain))
         return 0
     found = products(records, cells, choices)
+    compared = "html" in formats or any(p.result or p.name == "search" for p in found)
+    if options.baseline and not compared:
+        raise ValueError(
+            f"--baseline does nothing in the table {found[0].name}: nothing is compared with it; "
+            "add --table grid or --format html"
+        )
     contents: dict[str, bytes] = {}
     for product in found:
         contents |= _encoded(files(records, product, choices))
     every = [*cells, *groups(records, pool_code=options.pool_code, confirm=True)]
     if "html" in formats:
-        page = _report_page(records, cells, found, choices, options)
+        place = None if options.mlflow else out
+        page = _report_page(records, cells, found, choices, options, place)
         contents |= _encoded({"report.html": page} | companion(records, every, "report", choices))
     if "fig" in formats:
         from analysis.output.figures import figures
@@ -189,6 +209,7 @@ def _report_page(
     found: list[Product],
     choices: Choices,
     options: argparse.Namespace,
+    place: Path | None,
 ) -> str:
     """The page; it always has the grid's differences, whichever table was asked for."""
     from dataclasses import replace
@@ -199,7 +220,12 @@ def _report_page(
     if not any(product.result for product in found):
         found = [*found, *products(records, cells, replace(choices, table="grid"))]
     pictures = not options.no_pictures
-    return report(records, cells, found, choices.test, pictures=pictures, lines=choices.lines)
+    return report(
+        *(records, cells, found, choices.test),
+        pictures=pictures,
+        lines=choices.lines,
+        place=place,
+    )
 
 
 def _against(options: argparse.Namespace, records: Records, cells: list[Group]) -> list[str]:

@@ -15,7 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpcc.config import PRESETS, VARIANTS, Config, cautions, parse_assignment, preset, variant
+from mpcc.config import (
+    PRESETS,
+    VARIANTS,
+    Config,
+    cautions,
+    idle_options,
+    parse_assignment,
+    preset,
+    variant,
+)
 from mpcc.data.files import DataError, check_available
 from mpcc.data.places import resolve_data_dir
 from mpcc.data.prepared import description
@@ -140,7 +149,7 @@ def dry_run(config: Config, options: argparse.Namespace) -> int:
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
     check_data(config, options.data_dir)
     print(json.dumps(config.to_dict(), indent=1))
-    caution(config)
+    caution(config, options)
     return 0
 
 
@@ -156,7 +165,7 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         download(config.dataset, options.data_dir)
     check_available(config.dataset, options.data_dir)
     check_data(config, options.data_dir)
-    caution(config)
+    caution(config, options)
     # Before torch loads: its threads read these once.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -247,14 +256,17 @@ def remaining(now: Progress, first: int, start: float) -> str:
 
 def say(iteration: int, iterations: int, row: dict | None, left: str) -> None:
     """One line of progress on stderr."""
+    from mpcc.evaluation.shown import column
+
     shown = ("acc_majority", "acc_hungarian", "mse", "loss/discriminator", "loss/encoder")
-    values = "  ".join(f"{n} {row[n]:.3g}" for n in shown if row and n in row)
+    values = "  ".join(column(n).reading(row[n]) for n in shown if row and n in row)
     print(f"{iteration:>7}/{iterations}  {values}{left}", file=sys.stderr, flush=True)
 
 
-def caution(config: Config) -> None:
+def caution(config: Config, options: argparse.Namespace) -> None:
     """A line on stderr for what is allowed and is likely not meant."""
-    for text in cautions(config):
+    asked = options.data_dir, options.download, options.inception_weights
+    for text in [*idle_options([config], *asked), *cautions(config)]:
         print(f"note: {text}", file=sys.stderr)
 
 

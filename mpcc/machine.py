@@ -24,6 +24,16 @@ def gpus_here() -> int:
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
+def processor_name() -> str | None:
+    """The CPU's name, such as `AMD EPYC 7763 64-Core Processor`; None where it is not said."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, text = line.partition(":")
+            if name.strip() == "model name":
+                return text.strip()
+    return None
+
+
 def free_memory() -> int | None:
     """Bytes of memory that new processes can have here; None where the system does not say."""
     try:

@@ -14,6 +14,8 @@ from mpcc.runs.run_dir import write_json, write_metrics, write_provenance, write
 TABLE1_ROWS = ((1, 1e-3), (2, 1e-3), (4, 1e-3), (4, 2e-3), (4, 5e-3))
 TABLE1_MEANS = (0.61, 0.64, 0.66, 0.74, 0.83)
 ITERATIONS = 1500
+PARAMETERS = {"generator": 1000, "discriminator": 400, "encoder": 234}
+COST = {"seconds": {"train": 12.5, "evaluate": 2.5}, "n_parameters": PARAMETERS}
 
 
 def table1_changes(rows: Sequence[tuple[int, float]] = TABLE1_ROWS) -> list[dict[str, Any]]:
@@ -78,6 +80,7 @@ class SweepBuilder:
         failures: Sequence[str] = (),
         unavailable: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
+        cost: Mapping[str, Any] = COST,
     ) -> Path:
         """One run directory; `state` None leaves it without a result."""
         config = self.config(changes, seed)
@@ -97,7 +100,7 @@ class SweepBuilder:
             result |= {"failures": list(failures), "unavailable": dict(unavailable or {})}
             if kmeans is not None:
                 result["baseline"] = {"kmeans_acc_majority": kmeans}
-            write_result(path, result | {"seconds": {"train": 12.5}}, rows)
+            write_result(path, {**result, **cost}, rows)
         if run_id:
             write_json(path / "mlflow.json", {"run_id": run_id, "tracking_uri": "sqlite:////x"})
         return path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import make_tables
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from tune import ablation, estimate, tracking
@@ -50,8 +51,9 @@ def write_plan(out: Path, *argv: str) -> Plan:
 
 def finish(out: Path, trial: Trial, state: str = "done", cause: str | None = None) -> None:
     path = run_dir.open_run(Store(out).trial_dir(trial.key), trial.config)
-    run_dir.append_metrics(path, {"iteration": 4, "seconds": 1.0, "acc_majority": 0.75})
-    result = {"state": state, "cause": cause, "iteration": 4, "metrics": {"acc_majority": 0.75}}
+    metrics = {"acc_majority": 0.75, "saturation_excess": 0.5, "n_clusters_collapsed": 1}
+    run_dir.append_metrics(path, {"iteration": 4, "seconds": 1.0} | metrics)
+    result = {"state": state, "cause": cause, "iteration": 4, "metrics": metrics}
     run_dir.write_json(path / run_dir.RESULT, result)
 
 
@@ -81,6 +83,10 @@ BAD = [
     (["--table", "1", "--grid", "esteps"], "--table and --grid exclude each other"),
     (["--table", "4", "--preset", "mnist"], "--table and --preset exclude each other"),
     (["--scale", "laptop"], "--scale is of --table"),
+    (["--drop", "esteps=3"], "--drop: nothing is planned in"),
+    (["--grid", "esteps", "--drop", "esteps=3"], "give it without --grid"),
+    (["--confirm", "--only", "esteps=1"], "--confirm chooses the cells itself"),
+    (["--grid", "esteps", "--next", "--max-concurrent", "2"], "--max-concurrent does nothing with"),
     (["--grid", "esteps", "--inception-weights", "no/such.pth"], "no/such.pth do not exist"),
     (["--grid", "esteps", "--variant", "publishd-code"], "did you mean 'published-code'?"),
     (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),
@@ -198,6 +204,73 @@ def test_a_dry_run_says_what_is_done_already(
     assert text.count("done") == 1
 
 
+def test_what_is_new_in_a_folder_that_grows_is_said_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
+    ask = [*TINY, "--out", str(tmp_path), "--dry-run", "--grid"]
+    _, text, _ = call(capsys, *ask, "esteps=1,2,4", "--seeds", "2")
+    assert text.startswith(
+        f"{tmp_path} holds 2 cells, 4 trials; 2 trials are new: esteps=4, seeds 0, 1\n"
+    )
+    assert "are new" not in call(capsys, *ask, "esteps=1,2", "--seeds", "2")[1]
+
+
+def test_trials_are_taken_out_of_a_plan_and_put_back_without_touching_their_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(tmp_path, "--grid", "esteps=1,2,4", "--seeds", "2")
+    for trial in plan.trials():
+        finish(tmp_path, trial)
+    records = {file: file.read_bytes() for file in (tmp_path / "trials").rglob("*.*")}
+    drop = ["--drop", "E_steps 2", "--drop", "esteps=4,seed=1"]
+    before = (tmp_path / "sweep.json").read_bytes()
+    code, text, _ = call(capsys, "--out", str(tmp_path), *drop, "--dry-run")
+    assert code == 0 and "2 cells, 3 trials, 0 to run" in text
+    assert "taken out: esteps=2, seed=0; esteps=2, seed=1; esteps=4, seed=1" in text
+    assert (tmp_path / "sweep.json").read_bytes() == before
+    smaller = write_plan(tmp_path, *drop)
+    assert [trial.text for trial in smaller.trials()] == [
+        "esteps=1, seed=0", "esteps=1, seed=1", "esteps=4, seed=0",
+    ]  # fmt: skip
+    status = call(capsys, "--out", str(tmp_path), "--status")[1]
+    assert "trials out of the plan by --drop: 3; their records stay" in status
+    assert "3 trials: 3 done" in status
+    assert make_tables.main(["--runs", str(tmp_path), "--table", "grid"]) == 0
+    table = capsys.readouterr().out
+    assert "3 of 3 trials done" in table and "by --drop and left out: 3" in table
+    again = ["--grid", "esteps=1,2,4", "--seeds", "2", "--dry-run"]
+    text = call(capsys, *TINY, "--out", str(tmp_path), *again)[1]
+    assert "3 cells, 6 trials, 0 to run" in text and "--drop" not in text
+    assert records == {file: file.read_bytes() for file in records}
+    for choice, said in (("esteps=3", "no planned trial has that"), ("seed=0", None)):
+        code, _, err = call(capsys, "--out", str(tmp_path), "--drop", choice, "--dry-run")
+        assert (code, said in err if said else err) == ((2, True) if said else (0, ""))
+    everything = call(capsys, "--out", str(tmp_path), "--drop", "K=10", "--dry-run")
+    assert everything[0] == 2 and "leaves no trial" in everything[2]
+
+
+def test_an_option_without_effect_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = [*TINY, "--grid", "esteps=1", "--out", str(tmp_path / "s"), "--dry-run", "--data-dir"]
+    weights = tmp_path / "inception.pth"
+    weights.write_bytes(b"")
+    code, text, _ = call(capsys, *ask, str(tmp_path), "--inception-weights", str(weights))
+    assert code == 0 and "note: --data-dir: without effect, the digits come with" in text
+    assert "note: --inception-weights: without effect, no images are generated" in text
+    assert "note:" not in call(capsys, *ask[:-1])[1]
+
+
+def test_a_dry_run_counts_what_retry_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path, write_plan(tmp_path, "--grid", "esteps=1").trials()[0], "failed", "x")
+    ask = ["--out", str(tmp_path), "--dry-run"]
+    assert "3 trials, 2 to run" in call(capsys, *ask)[1]
+    assert "3 trials, 3 to run" in call(capsys, *ask, "--retry", "failed")[1]
+
+
 def test_status_shows_every_state_with_its_cause(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +282,7 @@ def test_status_shows_every_state_with_its_cause(
     code, text, err = call(capsys, "--out", str(tmp_path), "--status")
     assert code == 3 and err == ""
     assert "4 trials: 1 planned, 1 done, 1 diverged, 1 failed" in text
+    assert "done          4 of 4  Acc 75.0 %, saturated, collapsed\n" in text
     assert "loss/encoder is not finite at iteration 3" in text and "out of memory: 3 GB" in text
 
 

@@ -81,6 +81,15 @@ def test_copy_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(folders[0] / "tables") == contents(folders[1] / "tables")
 
 
+def test_a_baseline_that_no_table_compares_with_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--runs", str(table1_sweep(tmp_path / "digits").path), "--baseline", "esteps=1"]
+    assert make_tables.main(command) == 2
+    assert "--baseline does nothing in the table table1" in capsys.readouterr().err
+    assert make_tables.main([*command, "--table", "grid"]) == 0
+
+
 def test_check_fails_when_any_record_changes(tmp_path: Path) -> None:
     sweep = table1_sweep(tmp_path / "digits")
     command = ["--runs", str(sweep.path)]
@@ -243,6 +252,8 @@ BAD = {
     "archive and folder": ["--export", "supplement.zip", "--out", "tables"],
     "archive and check": ["--export", "supplement.zip", "--check"],
     "anonymous tables": ["--anonymous"],
+    "pictures without a page": ["--no-pictures"],
+    "explain and write": ["--explain", "esteps=1", "--out", "x"],
 }
 
 

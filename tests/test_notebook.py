@@ -15,9 +15,13 @@ from analysis.records.load import load as read
 from analysis.tables.columns import GRID, column
 from analysis.tables.grid import baseline_of, grid_tables
 from analysis.tables.groups import groups
-from mpcc.config import ALIASES, full_name
+from analysis.tables.pivot import field_name
+from mpcc.config import ALIASES, DEFAULTS, full_name, parse_assignment, preset, value_text
 from mpcc.config.fields import SPELLINGS
 from tests.records import SweepBuilder, table1_changes, table1_sweep
+from tune.plan.cells import Cell, chosen
+from tune.plan.grid import parse_grid
+from tune.suggest.space import parse_space
 
 ROOT = Path(__file__).resolve().parents[1]
 LOW, HIGH = {"prior_lr": 1e-3}, {"prior_lr": 2e-3}
@@ -166,8 +170,36 @@ def test_every_spelling_that_is_printed_is_taken(
         )
     ]
     assert tables[0] == tables[1] == tables[2]
-    for symbol, name in SPELLINGS.items():
-        assert full_name(symbol) == ALIASES[name]
+
+
+@pytest.mark.parametrize("name", [*DEFAULTS, *ALIASES, *SPELLINGS])
+def test_every_name_of_a_setting_is_taken_by_every_option(name: str) -> None:
+    """--set, --grid, --only, --space as they are typed, --rows and --columns."""
+    base, field = preset("digits"), full_name(name)
+    text = value_text(getattr(base, field))
+    assert parse_assignment(f"{name}={text}") == (field, getattr(base, field))
+    assert field_name(name) == field
+    grid = parse_grid([f"{name}={text}"], "digits")
+    assert grid.seeds == (0,) if field == "seed" else grid.axes == [[{field: getattr(base, field)}]]
+    cell = Cell.of(base, {field: getattr(base, field)} if field != "seed" else {})
+    assert chosen(cell, f"{name}={text}") and chosen(cell, f"{name} {text}")
+    if name in {**ALIASES, **SPELLINGS}:  # All of them numbers.
+        assert parse_space([f"{name}=1..4"], base).axes[0].field == field
+
+
+def test_what_a_trial_cost_is_a_column_where_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = table1_sweep(tmp_path / "s")
+    text = made(sweep, capsys, "--metrics", "Acc,seconds_train,Parameters", "--style", "full")
+    assert "Training, s  Parameters" in text and re.search(r"\d  +12\.5  +1,234\n", text)
+    assert "Cost: 15 trials, 0.062 core-hours on a processor not recorded; parameters of" in text
+    for change in table1_changes():
+        for seed in range(3):
+            sweep.trial(change, seed, {"acc_majority": 0.5 + seed / 10}, cost={})  # As once.
+    text = made(sweep, capsys, "--metrics", "Acc,seconds_train", "--style", "full")
+    assert "Not measured, and left out: Training" in text
+    assert "Cost: 15 trials, time n/a; parameters of generator and encoder n/a." in text
 
 
 @pytest.mark.parametrize(

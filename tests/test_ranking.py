@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.output.summary import paragraph
 from analysis.records.load import load
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.ranking import Ranking, rank, tie_adjusted
+from analysis.tables.summary import answers
 from tests.records import SweepBuilder
 
 METRIC = "acc_majority"
@@ -50,7 +50,7 @@ def grid_of(*paths: Path, test: str = "welch") -> GridResult:
 
 def words(*paths: Path, test: str = "welch") -> str:
     records = load(paths)
-    return paragraph(records, groups(records), grid_of(*paths, test=test), test)
+    return " ".join(answers(records, groups(records), grid_of(*paths, test=test), test).values())
 
 
 def marks(result: GridResult, column: int) -> list[str]:

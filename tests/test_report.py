@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from analysis.records.load import load
 from analysis.tables.assemble import Choices, products
 from analysis.tables.groups import groups
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
-from mpcc.runs.run_dir import read_result, write_result
+from mpcc.runs.run_dir import read_result, write_json, write_result
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 PNG = base64.b64decode(
@@ -25,7 +26,7 @@ PNG = base64.b64decode(
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def page(folder: Path, **options: bool) -> str:
+def page(folder: Path, **options: Any) -> str:
     records = load([folder], curves=True)
     cells = groups(records)
     choices = Choices()
@@ -37,7 +38,8 @@ def full_sweep(path: Path) -> SweepBuilder:
     sweep, changes = table1_sweep(path), table1_changes()
     for change in changes:
         for seed in range(3):
-            (sweep.folder(change, seed) / "samples.png").write_bytes(PNG)
+            for name in ("samples.png", "reconstructions.png"):
+                (sweep.folder(change, seed) / name).write_bytes(PNG)
     curve = [{"iteration": i, "acc_majority": i / 2000} for i in (250, 500, 1500)]
     sweep.trial(changes[0], 0, {"acc_majority": 0.75}, curve=curve)
     cause = "loss/<encoder> is not finite"
@@ -45,18 +47,30 @@ def full_sweep(path: Path) -> SweepBuilder:
     return sweep
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of `full_sweep`, as it lies in the sweep's folder of tables."""
+    folder = full_sweep(tmp_path_factory.mktemp("whole") / "digits").path
+    runs = {folder.name: "f00" for folder in (folder / "trials").iterdir()}
+    record = {"tracking_uri": "sqlite:///mlflow.db", "experiment": "7", "runs": runs}
+    write_json(folder / "mlflow.json", record)
+    return page(folder, place=folder / "tables")
+
+
 class Checker(HTMLParser):
     """Every element is closed in order, and nothing is fetched from anywhere."""
 
-    VOID = ("meta", "img", "path", "polyline", "circle", "br")
+    VOID = ("meta", "img", "path", "polyline", "polygon", "circle", "br", "input")
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.sources: list[str] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [v or "" for k, v in attrs if k in ("src", "href")]
+        self.sources += [v or "" for k, v in attrs if k == "src" or (k == "href" and tag != "a")]
+        self.links += [v or "" for k, v in attrs if k == "href" and tag == "a"]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -67,14 +81,19 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_well_formed_and_fetches_nothing(tmp_path: Path) -> None:
-    content = page(full_sweep(tmp_path / "digits").path)
+def test_page_is_well_formed_and_fetches_nothing(whole: str) -> None:
     checker = Checker()
-    checker.feed(content)
+    checker.feed(whole)
     assert checker.open == []
     assert checker.sources
-    assert all(source.startswith(("#", "data:image/png;base64,")) for source in checker.sources)
-    assert "http" not in content.replace("http-equiv", "")
+    assert all(source.startswith("data:image/png;base64,") for source in checker.sources)
+    outside = [link for link in checker.links if not link.startswith("#")]
+    assert "http://localhost:5000/#/experiments/7/runs/f00" in outside
+    records = [link for link in outside if not link.startswith("http://localhost:5000/")]
+    assert len([link for link in records if link.endswith("/result.json")]) == 15
+    key = SweepBuilder(Path("x")).config(table1_changes()[0], 0).trial_key
+    assert f"../trials/{key}/samples.png" in records
+    assert all(link.startswith("../trials/") for link in records)
 
 
 def test_page_has_the_confusion_of_labels_and_clusters_and_says_what_hinders_it(
@@ -109,14 +128,33 @@ def test_page_has_the_confusion_of_labels_and_clusters_and_says_what_hinders_it(
     assert str(tmp_path) not in content
 
 
-def test_page_has_every_part(tmp_path: Path) -> None:
-    content = page(full_sweep(tmp_path / "digits").path)
-    for part in ("summary", "tables", "seeds", "curves", "samples", "failures", "provenance"):
-        assert f'<h2 id="{part}">' in content
-    assert "14 of 15 trials done (1 diverged)" in content
-    assert content.count("<polyline") == 1 and "seed 0: 75.0" in content
-    assert "loss/&lt;encoder&gt; is not finite" in content
-    assert "best seed" in content and "worst seed" in content
+def test_page_has_every_part_with_the_figures_first_and_the_machinery_folded(whole: str) -> None:
+    parts = "summary effects seeds curves tables pictures failures trials provenance".split()
+    assert re.findall(r'<h2 id="(\w+)">', whole) == parts
+    assert "14 of 15 trials done (1 diverged)" in whole
+    assert whole.count("<polyline") == 1 and "seed 0: 75.0" in whole
+    assert "loss/&lt;encoder&gt; is not finite" in whole
+    assert "best seed" in whole and "worst seed" in whole
+    assert "drawn by the model, none of them real" in whole and "right of it its recon" in whole
+    folded = "".join(re.findall(r"<details>.*?</details>", whole))
+    assert "code c0de" in folded
+    assert "../trials/" not in re.sub(r"<details>.*?</details>", "", whole)
+    assert "Cost: 15 trials, 0.062 core-hours on a processor not recorded" in folded
+    for term in ("95 % interval", "p (Holm)"):
+        assert whole.count(f"<dt>{term}</dt>") == 1
+
+
+def test_curves_have_ticks_a_legend_and_the_means_band(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan(table1_changes()[:2], (0, 1))
+    for change in table1_changes()[:2]:
+        for seed, least in ((0, 0.25), (1, 0.35)):
+            curve = [{"iteration": i, "acc_majority": least + i / 3000} for i in (500, 1000, 1500)]
+            sweep.trial(change, seed, {"acc_majority": least + 0.5}, curve=curve)
+    content = page(sweep.path)
+    assert content.count('<polyline class="mean"') == 2 and content.count("<polygon") == 2
+    assert "seed 1</span>" in content and "mean; grey: its 95 % interval" in content
+    ticks = re.findall(r"<text[^>]*>([\d.,]+)</text>", content)
+    assert ticks[:6] == ["41.7", "0", "63.3", "750", "85.0", "1,500"]
 
 
 def test_page_is_the_same_on_another_machine(tmp_path: Path) -> None:
@@ -127,7 +165,7 @@ def test_page_is_the_same_on_another_machine(tmp_path: Path) -> None:
 
 def test_pictures_can_be_left_out(tmp_path: Path) -> None:
     content = page(full_sweep(tmp_path / "digits").path, pictures=False)
-    assert "data:image" not in content and 'id="samples"' not in content
+    assert "data:image" not in content and 'id="pictures"' not in content
 
 
 def test_sweep_under_way_says_how_far_it_is(tmp_path: Path) -> None:
@@ -147,6 +185,7 @@ def test_sweep_without_any_result_still_has_a_page(tmp_path: Path) -> None:
 def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
     content = page(table1_sweep(tmp_path / "s", seeds=range(5)).path)
     text = re.sub(r"<[^>]+>", "", content.split('<h2 id="summary">')[1].split("<h2")[0])
+    assert "What was varied?We varied esteps (encoder updates per generator update) and" in text
     assert "five configurations with five seeds each" in text
     assert "came with esteps 4, eta_p 5e-3; every other configuration differs" in text
     assert "k-means on the same pixels reaches 79.0 %" in text
@@ -172,18 +211,20 @@ def test_page_renders_and_sorts_in_a_browser(tmp_path: Path, width: int) -> None
     const t = document.querySelector("table.sort");
     t.querySelectorAll("th button")[2].click(); t.querySelectorAll("th button")[2].click();
     const rows = [...t.tBodies[0].rows];
+    const picture = document.querySelector("label img"); picture.click();
+    const large = picture.getBoundingClientRect().width; picture.click();
     document.title = JSON.stringify([rows[0].cells[2].textContent, rows[1].className,
       rows[rows.length - 1].className, document.documentElement.scrollWidth <= innerWidth,
-      innerWidth]);
+      innerWidth, large]);
     </script></body>"""
     file = tmp_path / "page.html"
     file.write_text(page(full_sweep(tmp_path / "digits").path).replace("</body>", probe))
     shown = browse(file, f"--window-size={width},900", "--dump-dom")
     title = re.search(r"<title>(.*?)</title>", shown)
     assert title
-    best, second, last, fits, inner = title.group(1).strip("[]").split(",")
+    best, second, last, fits, inner, large = title.group(1).strip("[]").split(",")
     assert best.startswith('"82.') and second == '"paper grey"' and last == '"reference"'
-    assert fits == "true" and int(inner) == width
+    assert fits == "true" and int(inner) == int(large) == width
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium: no screenshot is taken")

@@ -96,6 +96,7 @@ BAD = [
     ([*S, "--seeds", "none"], "--seeds must be a count or a list"),
     ([*S, "--sampler", "tpa"], "argument --sampler: invalid choice: 'tpa' (choose from 'tpe'"),
     ([*S, "--ahead", "1.5"], "--ahead: must be a whole number"),
+    ([*S, "--sampler", "random", "--startup", "3"], "--startup is of --sampler tpe"),
     ([*S, "--startup", "-1"], "--startup: must be a whole number from 1"),
     ([*S, "--sampler-seed", "x"], "--sampler-seed: must be a whole number from"),
     ([*S, "--objective", "fid"], "--objective fid is measured on generated images and none are"),
@@ -153,10 +154,15 @@ def test_status_shows_each_point_its_value_and_the_best(
     code, out, err = call(capsys, "--out", str(tmp_path), "--status")
     first = best(source.search, source.points)[0]
     assert code == 3 and err == ""
-    spread = f"{statistics.stdev(first.seeds[0]):.2g}"
-    value = f"mse {first.values[0]:.4g} ± {spread}"
+    value = f"MSE {first.values[0]:.4f} ± {statistics.stdev(first.seeds[0]):.4f}"
     assert f"point {first.number:>3} * {first.cell.key}  {value}  " in out
     assert "of 5 points have ended" in out and f"Best: {first.cell.text}" in out
+
+
+def test_a_search_that_grows_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(tmp_path, 5)
+    _, out, _ = call(capsys, "--out", str(tmp_path), "--points", "7", "--status")
+    assert f"{tmp_path} holds a search of 5 points; now 7\n" in out
 
 
 def test_a_begun_search_cannot_become_another_but_may_grow(

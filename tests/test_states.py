@@ -66,7 +66,7 @@ def test_progress_counts_the_trials_that_are_still_to_be_suggested() -> None:
     assert states.part_of(some[3].key) == 0.5
 
 
-def test_the_time_left_follows_the_pace_since_the_first_start(
+def test_the_time_left_follows_the_pace_since_the_first_trials_were_under_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
@@ -75,12 +75,61 @@ def test_the_time_left_follows_the_pace_since_the_first_start(
     states = States([trial], {trial.key: Status(State.STOPPED, iteration=50)})
     assert states.seconds_left() is None
     states.apply(Event(trial.key, EventKind.STARTED))
+    now += 30.0  # Its process starts.
+    states.apply(Event(trial.key, EventKind.PROGRESS, iteration=60))
     now += 10.0
     assert states.seconds_left() is None  # Nothing is new yet.
-    states.apply(Event(trial.key, EventKind.PROGRESS, iteration=75))
+    states.apply(Event(trial.key, EventKind.PROGRESS, iteration=80))
     assert states.seconds_left() == pytest.approx(10.0)
-    assert states.line() == "0 of 1 done, 1 running, 75 %, about 0:10 left"
+    assert states.line() == "0 of 1 done, 1 running, 80 %, about 0:10 left"
     assert [clock(s) for s in (42.9, 370, 3723)] == ["0:42", "6:10", "1:02:03"]
+
+
+def test_the_first_estimate_is_within_a_fifth_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers that start at 8 s and at 14 s, and a second between two trials of one."""
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    some = [t for c in cells(BASE, parse_grid(["esteps=1,2,4"], "tiny"))
+            for t in plan_cells.trials(c, range(5))]  # fmt: skip
+    some.sort(key=lambda trial: -module.cost(trial.config))
+    states, queue, first = States(some, {}), list(some), None
+    for trial in some[:2]:
+        states.apply(Event(trial.key, EventKind.STARTED))
+    free = {0: 8.0, 1: 14.0}  # When each worker makes the next of its trial's steps.
+    has: dict[int, tuple[Trial, int]] = {}
+    while free:
+        worker = min(free, key=lambda w: free[w])
+        now = free[worker]
+        trial, at = has.get(worker) or (queue.pop(0), 0)
+        kind = EventKind.PROGRESS if at < 100 else EventKind.ENDED
+        states.apply(Event(trial.key, kind, State.RUNNING if at < 100 else State.DONE, at))
+        has[worker] = (trial, at + 5)
+        free[worker] = now + 5e-4 * module.cost(trial.config) / 100
+        if at == 100:
+            del has[worker]
+            free[worker] = now + 1.0
+            if not queue:
+                del free[worker]
+        left = states.seconds_left()
+        first = now + left if first is None and left is not None else first
+    assert first == pytest.approx(now, rel=0.2)
+
+
+def test_the_live_table_fits_80_columns() -> None:
+    from rich.console import Console
+
+    made = cells(PRESETS["digits"], parse_grid(["esteps,eta_p", "lambda_p", "C=2,4"], "digits"))
+    some = [trial for cell in made for trial in plan_cells.trials(cell, range(4))]
+    known = list(State)
+    states = States(some, {t.key: Status(known[i % len(known)]) for i, t in enumerate(some)})
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    with Display(states) as display:
+        console.print(display._table())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80 and lines[0].split() == [
+        "cell", "seeds", "iteration", "Acc,", "%",
+    ]  # fmt: skip
+    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_without_a_terminal_every_end_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +143,7 @@ def test_without_a_terminal_every_end_has_a_line(capsys: pytest.CaptureFixture[s
         states.apply(Event(some[2].key, EventKind.ENDED, State.FAILED, 7, cause="code: KeyError"))
     assert capsys.readouterr().err.splitlines() == [
         "starting",
-        "[0:00] done at 100: esteps=1, seed=1  accuracy 0.750",
+        "[0:00] done at 100: esteps=1, seed=1  Acc 75.0 %",
         "[0:00] failed at 7: esteps=2, seed=0",
     ]
 

@@ -830,6 +830,7 @@ def models(out: Path) -> list[str]:
     client = connection.connect(default_uri(out))
     experiment = client.get_experiment_by_name("mpcc-tiny")
     assert experiment is not None
+    assert "acc_majority 0.582 is Acc 58.2 %" in experiment.tags["mlflow.note.content"]
     found = client.search_logged_models([experiment.experiment_id])
     assert {(model.name, str(model.status)) for model in found} <= {("model", "READY")}
     tags = [client.get_run(str(model.source_run_id)).data.tags for model in found]

@@ -46,6 +46,7 @@ examples:
   python tune/ablation.py                                  go on with what is planned
   python tune/ablation.py --status                         how far it is
   python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
+  python tune/ablation.py --drop esteps=3 --drop seed=4    take these out of the plan again
   python tune/ablation.py --retry failed,diverged          run these again
   python tune/ablation.py --out runs/x --next              one trial of it, from a queue's job
   python tune/ablation.py --out runs/x --adopt DIR         join a sweep that was run elsewhere
@@ -95,6 +96,13 @@ class AblationOptions(Options):
     seeds: str | None = _what("number of seeds, or the seeds themselves (default 3)", "N|A,B,C")
     only: Sequence[str] = _what("only cells like esteps=4", "CELL", action="append", default=())
     skip: Sequence[str] = _what("all cells but these", "CELL", action="append", default=())
+    drop: Sequence[str] = _what(
+        "take these trials out of the folder's plan: esteps=3, seed=4, or both by a comma; their "
+        "records stay and count nowhere, and --grid can plan them again",
+        "TRIALS",
+        action="append",
+        default=(),
+    )
     confirm: str | None = _what(
         "run the best cell and its ties again on as many fresh seeds, or --seeds N of them "
         "(default: by acc_majority); of a search the best point and the base settings (by its "
@@ -131,6 +139,18 @@ class AblationOptions(Options):
             raise UsageError("--next excludes --dry-run, --status, --sync and --release")
         if self.next and (self.retry or self.address != LOCAL):
             raise UsageError("--next takes neither --retry nor --address")
+        for name in ("cpus_per_trial", "gpus_per_trial", "trials_per_gpu", "max_concurrent"):
+            if self.next and getattr(self, name) is not None:
+                text = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{text} does nothing with --next, which trains one trial here")
+        if self.confirm is not None and (self.only or self.skip):
+            raise UsageError("--confirm chooses the cells itself: leave out --only and --skip")
+        more = (self.grid, self.table, self.seeds, self.confirm, self.adopt)
+        if self.drop and (any(more) or self.ablate is not None or self.continue_training):
+            raise UsageError(
+                "--drop takes trials out of what is planned: give it without --grid, --table, "
+                "--ablate, --seeds, --confirm, --adopt and --continue-training"
+            )
         for name in ("grid", "preset"):
             if self.table is not None and getattr(self, name) is not None:
                 raise UsageError(f"--table and --{name} exclude each other")
@@ -156,6 +176,7 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
     if store.restored:
         log(store.restored)
     old, plan, trials = _plan(options, store)
+    report.print_growth(store, old, plan)
     if options.status:
         return report.print_status(store, trials, common.settings(options, store).uri)
     if options.dry_run:

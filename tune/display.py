@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
+    from mpcc.config import Config
+    from tune.plan.state import Status
+
 TABLE_SECONDS = 0.5
 """Between two tables on a terminal."""
 LINE_SECONDS = 20.0
@@ -69,7 +72,7 @@ class Display:
         """A line for each trial that has ended since the last time."""
         for trial in self._states.ended[self._n_ended :]:
             status = self._states[trial.key]
-            score = "" if status.accuracy is None else f"  accuracy {status.accuracy:.3f}"
+            score = score_text(status, trial.config)
             ended = f"{status.state} at {status.iteration}: {trial.text}{score}"
             self.log(f"[{self._spent()}] {ended}")
         self._n_ended = len(self._states.ended)
@@ -82,16 +85,30 @@ class Display:
         from rich.console import Group
         from rich.table import Table
 
-        table = Table("cell", "seeds", "iteration", "accuracy", box=None, pad_edge=False)
+        from mpcc.evaluation.shown import column
+
+        spec = column("acc_majority")
+        table = Table("cell", "seeds", "iteration", spec.heading, box=None, pad_edge=False)
         for trials in by_cell(self._states.trials()):
             statuses = [self._states[trial.key] for trial in trials]
             counts = Counter(status.state for status in statuses)
             seeds = ", ".join(f"{n} {state}" for state, n in counts.items())
             scores = [s.accuracy for s in statuses if s.accuracy is not None]
-            mean = f"{sum(scores) / len(scores):.3f}" if scores else ""
+            mean = spec.shown(sum(scores) / len(scores)) if scores else ""
             parts = [self._states.part_of(t.key) * t.config.iterations for t in trials]
             table.add_row(trials[0].cell.text, seeds, f"{sum(parts) / len(parts):.0f}", mean)
         return Group(table, self._states.line())
+
+
+def score_text(status: Status, config: Config) -> str:
+    """`  Acc 58.2 %, collapsed`, as the tables have it; empty where it is not measured."""
+    if status.accuracy is None:
+        return ""
+    from mpcc.evaluation.failures import failures  # numpy: only where there is a score
+    from mpcc.evaluation.shown import column
+
+    found = failures(status.metrics, config.max_saturation)
+    return "  " + ", ".join([column("acc_majority").reading(status.accuracy), *found])
 
 
 def log(text: str) -> None:

@@ -38,6 +38,10 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
         old = old.extend(configs.parse_value("iterations", options.iterations))
     if options.adopt is not None:
         old = _with_adopted(options, store, old)
+    if options.drop:
+        if old is None:
+            raise UsageError(f"--drop: nothing is planned in {store.out} yet")
+        old = dropped(old, options.drop)
     plan = _begun(options, store, old)
     if options.confirm is not None and old is not None:
         return _confirmed(options, store, old)
@@ -48,6 +52,32 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     keys = _chosen_keys(options, plan, {cell.key for cell in cells})
     wanted = (trial for trial in plan.trials() if trial.cell.key in keys)
     return plan, [trial for trial in wanted if not seeds or trial.seed in seeds]
+
+
+def dropped(plan: Plan, choices: Sequence[str]) -> Plan:
+    """The plan without the trials that these choices name (`tune.plan.cells.chosen`).
+
+    PlanError for a choice that names none, for a search's point, and where nothing is left.
+    """
+    every = plan.trials()
+    for choice in choices:
+        if not any(chosen(trial, choice) for trial in every):
+            raise PlanError(f"--drop {choice}: no planned trial has that")
+    gone = {t.key for t in every if any(chosen(t, choice) for choice in choices)}
+    if any(t.key in gone and t.cell.key in plan.search_points for t in every):
+        raise PlanError("--drop takes no point of a search: later points rest on it")
+    if len(gone) == len(every):
+        raise PlanError("--drop leaves no trial; delete the folder instead")
+    print("taken out: " + "; ".join(trial.text for trial in every if trial.key in gone))
+    left = []
+    for planned in plan.cells:
+        seeds, fresh = (
+            tuple(trial.seed for trial in trials(planned.cell, some) if trial.key not in gone)
+            for some in (planned.seeds, planned.confirm_seeds)
+        )
+        if seeds or fresh:
+            left.append(replace(planned, seeds=seeds, confirm_seeds=fresh))
+    return replace(plan, cells=tuple(left), dropped=tuple(sorted({*plan.dropped, *gone})))
 
 
 def _with_adopted(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
@@ -183,13 +213,15 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
                 f"--confirm takes --seeds N, 2 or more fresh ones, got {options.seeds}"
             )
     from mpcc.evaluation.metrics import METRICS  # numpy: only where a choice is made
+    from mpcc.evaluation.shown import metric_name
 
-    if options.confirm and options.confirm not in METRICS:
-        raise UsageError(configs.unknown("metric", options.confirm, METRICS))
-    if options.confirm and not METRICS[options.confirm].has_better_end:
+    metric = metric_name(options.confirm or "")
+    if metric and metric not in METRICS:
+        raise UsageError(configs.unknown("metric", metric, METRICS))
+    if metric and not METRICS[metric].has_better_end:
         raise UsageError(f"--confirm {options.confirm}: neither more nor less of it is better")
     if not confirm.confirmed(plan):
-        keys, by = _best_and_ties(store, plan, options.confirm or None)
+        keys, by = _best_and_ties(store, plan, metric or None)
         plan = confirm.confirm(plan, keys, by, lambda k: store.trial_dir(k).exists(), count)
     fresh, judged = [], " and ".join(plan.confirm_by) or "a metric that the plan does not name"
     choice = f"best or tied by {judged}"

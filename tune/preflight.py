@@ -21,6 +21,7 @@ from mpcc.training import checks
 from tune.display import log
 from tune.engine.head import HOST
 from tune.engine.spec import Settings
+from tune.options import Options
 from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
 from tune.plan.plan import images_name
@@ -94,9 +95,11 @@ def check_fit(todo: Sequence[Trial], settings: Settings) -> None:
         checks.check_data(config, settings.data_dir)
 
 
-def cautions(todo: Sequence[Trial]) -> list[str]:
-    """What of these trials' settings is allowed and is likely not meant, a line each."""
-    return list(dict.fromkeys(text for t in todo for text in configs.cautions(t.config)))
+def cautions(todo: Sequence[Trial], options: Options) -> list[str]:
+    """What of these trials' settings and of the options is likely not meant, a line each."""
+    asked = options.data_dir, options.download, options.inception_weights
+    idle = configs.idle_options((trial.config for trial in todo), *asked)
+    return list(dict.fromkeys([*idle, *(x for t in todo for x in configs.cautions(t.config))]))
 
 
 def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from mpcc.shell import program, script, shown
 from tune import estimate, preflight
 from tune import options as common
+from tune.display import score_text
 from tune.engine.spec import Settings
 from tune.options import Options
 from tune.plan.cells import Trial, by_cell
@@ -44,13 +45,33 @@ def print_damage(uri: str) -> None:
         print(f"MLflow:  {damage}")
 
 
+def print_growth(store: Store, old: Plan | None, plan: Plan) -> None:
+    """What the folder has planned and what comes to it, and what was taken out by --drop."""
+    if plan.dropped:
+        print(
+            f"trials out of the plan by --drop: {len(plan.dropped)}; their records stay on the "
+            "disk and count nowhere; --grid plans them again"
+        )
+    before = [] if old is None else old.trials()
+    known = {trial.key for trial in before}
+    new = [trial for trial in plan.trials() if trial.key not in known]
+    if not (before and new):
+        return
+    cells = [trials[0].cell for trials in by_cell(new)]
+    some = "; ".join(cell.text for cell in cells[:6]) + ("; …" if len(cells) > 6 else "")
+    print(
+        f"{store.out} holds {len(by_cell(before))} cells, {len(before)} trials; {len(new)} trials "
+        f"are new: {some}, seeds {', '.join(map(str, sorted({trial.seed for trial in new})))}"
+    )
+
+
 def _print_cells(trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
     for seeds in by_cell(trials):
         print(f"cell {seeds[0].cell.key}  {seeds[0].cell.text}")
         for trial in seeds:
             status = statuses[trial.key]
             at = f"{status.iteration:>7} of {trial.config.iterations}"
-            score = "" if status.accuracy is None else f"  accuracy {status.accuracy:.3f}"
+            score = score_text(status, trial.config)
             cause = f"  {status.cause}" if status.cause else ""
             print(f"  trial {trial.key}  seed {trial.seed:<3} {status.state:<8}{at}{score}{cause}")
 
@@ -121,7 +142,8 @@ def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[T
         if shorter:
             statuses[trial.key] = replace(statuses[trial.key], iteration=shorter)
     _print_cells(trials, statuses)
-    todo = [trial for trial in trials if statuses[trial.key].state not in ENDED]
+    settled = ENDED.difference((options.retry or "").split(","))
+    todo = [trial for trial in trials if statuses[trial.key].state not in settled]
     print(f"{len(by_cell(trials))} cells, {len(trials)} trials, {len(todo)} to run")
     if todo:
         reached = {trial.key: statuses[trial.key].iteration for trial in todo}
@@ -137,7 +159,7 @@ def print_needs(
     reached: Mapping[str, int],
 ) -> None:
     """How large these trials get and how long they take from the iterations they have reached."""
-    for text in preflight.cautions(todo):
+    for text in preflight.cautions(todo, options):
         print(f"note: {text}")
     largest = max(checkpoint_bytes(trial.config) for trial in todo)
     need = preflight.disk_need(todo, store, settings.n_at_once(todo))

@@ -88,7 +88,7 @@ def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Tria
     if not settings.local and (todo or len(work.trials) < work.source.n_trials):
         check_cluster(settings.address)
     preflight.check(todo, settings, work.store, download=options.download)
-    for text in preflight.cautions(todo):
+    for text in preflight.cautions(todo, options):
         log(f"note: {text}")
     plan, data_dir = work.source.plan, settings.data_dir
     if settings.local and not isinstance(data_dir, str):

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
 from mpcc.config import preset  # noqa: E402
 from mpcc.evaluation.metrics import METRICS  # noqa: E402
+from mpcc.evaluation.shown import column, metric_name  # noqa: E402
 from mpcc.options import path  # noqa: E402
 from mpcc.shell import guard_output, script, shown  # noqa: E402
 from tune import command, preflight, report, run  # noqa: E402
@@ -189,16 +190,21 @@ def _search(options: SearchOptions, store: Store, plan: Plan) -> Search:
             "--space eta_p=1e-3..2e-2:log esteps=1..6"
         )
     if options.objectives is not None:
-        names = [name.strip() for name in options.objectives.split(",") if name.strip()]
+        texts = [text.strip() for text in options.objectives.split(",") if text.strip()]
+        names = [metric_name(text) for text in texts]
         given["objectives"] = searches.check_objectives(names)
     if options.seeds is not None:
         given["seeds"] = grid.parse_seeds(options.seeds)
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("sampler") == "random" and options.startup is not None:
+        raise UsageError("--startup is of --sampler tpe: random draws every point by chance")
     if was is None:
         search = Search(**given)
         searches.check(search, plan.base)
     else:
         search = replace(was, **given)
+        if search.n_points > was.n_points:
+            print(f"{store.out} holds a search of {was.n_points} points; now {search.n_points}")
         searches.check_same(store.out, was, search)
     return search
 
@@ -229,11 +235,11 @@ def print_points(search: Search, points: Sequence[Point]) -> None:
 
 
 def objective_text(search: Search, point: Point) -> str:
-    """`mse 0.0972 ± 0.0031`: mean and standard deviation over the seeds (ddof 1)."""
+    """`MSE 0.0972 ± 0.0031`: mean and standard deviation over the seeds (ddof 1)."""
     parts = []
     for name, value, seeds in zip(search.objectives, point.values, point.seeds, strict=False):
-        spread = f" ± {statistics.stdev(seeds):.2g}" if len(seeds) > 1 else ""
-        parts.append(f"{name} {value:.4g}{spread}")
+        std = statistics.stdev(seeds) if len(seeds) > 1 else None
+        parts.append(column(name).reading(value, std))
     return ", ".join(parts)
 
 

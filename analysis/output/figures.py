@@ -46,7 +46,13 @@ MAX_LINES = 7
 """Levels of a second axis that are drawn as lines of their own: there are so many colours."""
 
 
-def figures(groups: Sequence[Group], axes: Sequence[str], metric: str) -> dict[str, bytes]:
+def figures(
+    groups: Sequence[Group],
+    axes: Sequence[str],
+    metric: str,
+    kinds: Sequence[str] = ("pdf", "png"),
+    dpi: int = 300,
+) -> dict[str, bytes]:
     """File name -> content: `effect-<axis>` for each axis, `heatmap` for a full grid of two."""
     grid = [g for g in groups if not g.variant]
     used = [g for g in grid if g.summary(metric).n and not g.part]
@@ -60,11 +66,11 @@ def figures(groups: Sequence[Group], axes: Sequence[str], metric: str) -> dict[s
             figure = Figure(figsize=(WIDTH, 0.75 * WIDTH))
             others = [a for a in varied if a != axis]
             effect(used, axis, others, metric, figure.subplots(), left)
-            made |= _files(figure, f"effect-{short(axis)}")
+            made |= _files(figure, f"effect-{short(axis)}", kinds, dpi)
         if len(varied) == 2:
             figure = Figure(figsize=(WIDTH, 0.8 * WIDTH))
             heatmap(grid, (varied[0], varied[1]), metric, figure.subplots())
-            made |= _files(figure, "heatmap")
+            made |= _files(figure, "heatmap", kinds, dpi)
     return made
 
 
@@ -107,10 +113,14 @@ def effect(
         label = ", ".join(f"{short(a)} {v}" for a, v in zip(others, setting, strict=True))
         shift = 0.08 * (i - (len(ranked) - 1) / 2)
         _line(members, axis, levels, spec, ax, COLOURS[i], label or None, shift)
+    known = {group.reference(metric) for group in groups}
+    reference = known.pop() if len(known) == 1 else None  # Of several data sets none is drawn.
+    if reference is not None:
+        ax.axhline(reference * spec.scale, color=COLOURS[-1], ls="--", lw=0.8, label="k-means")
     ax.set_xticks(range(len(levels)), [value_text(v) for v in levels])
     ax.set_xlabel(short(axis))
     ax.set_ylabel(_label(spec))
-    if others and len(ranked) > 1:
+    if reference is not None or (others and len(ranked) > 1):
         ax.legend(fontsize=7 if len(ranked) < 5 else 5)
     if len(ranked) < len(lines):
         left = [*left, f"{len(ranked)} of {len(lines)} lines drawn; all are in the table"]
@@ -196,11 +206,12 @@ def _levels(groups: Sequence[Group], axis: str) -> list[Any]:
     return sorted(values, key=None if numbers else value_text)
 
 
-def _files(figure: Figure, name: str) -> dict[str, bytes]:
-    """The figure as PDF and PNG; no date or program name enters, so bytes repeat."""
+def _files(figure: Figure, name: str, kinds: Sequence[str], dpi: int) -> dict[str, bytes]:
+    """The figure in each of these formats; no date or program name enters, so bytes repeat."""
     made = {}
-    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+    unsaid = {"pdf": "CreationDate", "png": "Software"}
+    for kind in kinds:
         file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=300, metadata=metadata)
+        figure.savefig(file, format=kind, dpi=dpi, metadata={unsaid[kind]: None})
         made[f"{name}.{kind}"] = file.getvalue()
     return made

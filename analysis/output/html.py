@@ -1,13 +1,20 @@
-"""Pieces of the HTML report: tables that sort, strips of seeds, curves. Text in, markup out."""
+"""Pieces of the HTML report: tables that sort, strips of seeds, curves, pictures that enlarge.
+
+Text goes in, markup comes out.
+"""
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
+from analysis.statistics import stats
 from analysis.tables.columns import Column
 from analysis.tables.groups import Group
 from analysis.tables.layout import OURS, PAPER, Cell, Row, Table
@@ -52,8 +59,7 @@ def table(laid_out: Table) -> str:
     paired = any(row.kind == OURS for row in laid_out.rows)
     body = "".join(_row(laid_out, row, paired) for row in laid_out.rows)
     notes = "".join(f"<li>{escape(note)}</li>" for note in laid_out.notes)
-    told = [laid_out.measured, *laid_out.lines, laid_out.chosen, laid_out.absent]
-    lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in told if line)
+    lines = "".join(f'<p class="lines">{escape(line)}</p>' for line in laid_out.told())
     first = laid_out.notes_above + 1
     caption = f"<caption><span>{escape(laid_out.title)}</span></caption>"
     return (
@@ -87,6 +93,54 @@ def _cell(cell: Cell, numeric: bool) -> str:
     number = isinstance(cell.sort, int | float) and math.isfinite(cell.sort)
     value = f' data-v="{cell.sort:.10g}"' if number else ""
     return f"<td{_left(numeric)}{value}>{text}{_marks(cell.notes)}</td>"
+
+
+TERMS = {
+    "95 % interval": "the differences that fit these seeds; of many such intervals 95 in 100 hold "
+    "the true one",
+    "g": "the difference in units of the spread over seeds; 0.8 is commonly called large",
+    "p": "how often chance alone would give a difference at least as large",
+    "p (Holm)": "p made larger since several cells were compared; below 0.05 a cell differs",
+    "seeds needed": "seeds per cell that would find such a difference four times in five",
+    "df": "levels of the axis less one; of an interaction the product of these",
+    "F": "variation between the levels over that between seeds",
+    "η²": "share of all variation that goes with the effect, 0 to 1",
+    "importance": "share of the objective's variation over the searched space, 0 to 1",
+}
+"""What the headings of statistics mean, in plain words."""
+
+
+def terms(laid_out: Table, said: set[str]) -> str:
+    """The meaning of this table's statistics that are not among those `said` already."""
+    new = [h.text for h in laid_out.headings if h.text in TERMS and h.text not in said]
+    said.update(new)
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(TERMS[name])}</dd>" for name in new)
+    return f'<dl class="terms">{items}</dl>' if new else ""
+
+
+class Markup(str):
+    """Text that is markup already."""
+
+
+def markup(text: str) -> str:
+    """The text as markup."""
+    return text if isinstance(text, Markup) else escape(text)
+
+
+def link(address: str, text: str) -> Markup:
+    """A link in the page's text."""
+    return Markup(f'<a href="{escape(address)}">{escape(text)}</a>')
+
+
+def picture(png: bytes, text: str, *, wide: bool = False) -> str:
+    """A figure with its caption; a click on it fills the window, another one brings it back."""
+    data = base64.b64encode(png).decode()
+    kind = ' class="wide"' if wide else ""
+    return (
+        f'<figure{kind}><label><input type="checkbox" aria-label="enlarge">'
+        f'<img alt="{escape(text)}" src="data:image/png;base64,{data}"></label>'
+        f"<figcaption>{escape(text)}</figcaption></figure>"
+    )
 
 
 def strips(named: Sequence[tuple[str, Group, str]], spec: Column) -> str:
@@ -139,7 +193,7 @@ Curve = Mapping[int, Sequence[tuple[int, float]]]
 
 
 def curves(panels: Sequence[tuple[str, Curve]], spec: Column) -> str:
-    """A small panel per cell, all on the same axes, a line per seed."""
+    """A small panel per cell, all on the same axes: a line per seed, their mean with its band."""
     points = [p for _, curve in panels for line in curve.values() for p in line]
     points = [p for p in points if math.isfinite(p[1])]
     if not points:
@@ -147,38 +201,66 @@ def curves(panels: Sequence[tuple[str, Curve]], spec: Column) -> str:
     last = max(i for i, _ in points) or 1
     low, high = min(v for _, v in points), max(v for _, v in points)
     high = high if high > low else low + 1
-    figures = [_panel(label, curve, spec, last, low, high) for label, curve in panels]
-    return f'<div class="panels">{"".join(figures)}</div>'
+    seeds = sorted({seed for _, curve in panels for seed in curve})
+    keys = [(COLOURS[seed % len(COLOURS)], f"seed {seed}") for seed in seeds[: len(COLOURS)]]
+    if len(seeds) > 1:
+        keys.append(("var(--ink)", "mean; grey: its 95 % interval (Student’s t)"))
+    legend = "".join(f'<span><i style="background:{c}"></i>{text}</span>' for c, text in keys)
+    figures = [_panel(label, curve, spec, (last, low, high)) for label, curve in panels]
+    return f'<p class="key">{legend}</p><div class="panels">{"".join(figures)}</div>'
 
 
-def _panel(label: str, curve: Curve, spec: Column, last: int, low: float, high: float) -> str:
-    width, height, left, bottom = 220, 130, 38, 18
+def _panel(label: str, curve: Curve, spec: Column, ends: tuple[int, float, float]) -> str:
+    width, height, left, bottom = 220, 130, 44, 18
+    last, low, high = ends
 
     def x(iteration: int) -> float:
         return left + (width - left - 6) * iteration / last
 
     def y(value: float) -> float:
-        return 6 + (height - bottom - 10) * (1 - (value - low) / (high - low))
+        return 6 + (height - bottom - 10) * (1 - (min(max(value, low), high) - low) / (high - low))
+
+    def path(points: Sequence[tuple[int, float]]) -> str:
+        return " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in points)
 
     lines = []
     for seed, points in curve.items():
         finite = [(i, v) for i, v in points if math.isfinite(v)]
-        path = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in finite)
         colour = COLOURS[seed % len(COLOURS)]
-        shape = f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+        shape = f'<polyline points="{path(finite)}" fill="none" stroke="{colour}"/>'
         if len(finite) == 1:
             i, v = finite[0]
             shape = f'<circle cx="{x(i):.1f}" cy="{y(v):.1f}" r="2" fill="{colour}"/>'
         lines.append(f"<g><title>seed {seed}</title>{shape}</g>" if finite else "")
+    means = _means(curve)
+    if means:
+        upper = [(i, mean.high) for i, mean in means]
+        lower = [(i, mean.low) for i, mean in reversed(means)]
+        middle = path([(i, mean.estimate) for i, mean in means])
+        lines.insert(0, f'<polygon points="{path([*upper, *lower])}" fill="#0002"/>')
+        lines.append(f'<polyline class="mean" points="{middle}" fill="none"/>')
     axis = f"M{left},6V{height - bottom}H{width - 6}"
-    ticks = (
-        f'<text x="{left - 4}" y="14" text-anchor="end">{spec.shown(high)}</text>'
-        f'<text x="{left - 4}" y="{height - bottom}" text-anchor="end">{spec.shown(low)}</text>'
-        f'<text x="{width - 6}" y="{height - 5}" text-anchor="end">{last:,}</text>'
-        f'<text x="{left}" y="{height - 5}">0</text>'
-    )
+    ticks = []
+    for part in (0.0, 0.5, 1.0):
+        value, at = low + part * (high - low), round(part * last)
+        axis += f"M{left - 3},{y(value):.1f}h3M{x(at):.1f},{height - bottom}v3"
+        anchor = {0.0: "start", 1.0: "end"}.get(part, "middle")
+        ticks.append(
+            f'<text x="{left - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{spec.shown(value)}'
+            f'</text><text x="{x(at):.1f}" y="{height - 4}" '
+            f'text-anchor="{anchor}">{at:,}</text>'
+        )
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
-        f'<path d="{axis}" fill="none" stroke="#999"/>{ticks}{"".join(lines)}</svg>'
+        f'<path d="{axis}" fill="none" stroke="#999"/>{"".join(ticks)}{"".join(lines)}</svg>'
         f"<figcaption>{escape(label)}</figcaption></figure>"
     )
+
+
+def _means(curve: Curve) -> list[tuple[int, stats.Estimate]]:
+    """The mean at each iteration at which every seed was evaluated; none where those
+    make no line."""
+    values = [{i: v for i, v in points if math.isfinite(v)} for points in curve.values()]
+    shared = set.intersection(*map(set, values)) if len(values) > 1 else set()
+    means = [(i, stats.mean(np.array([known[i] for known in values]))) for i in sorted(shared)]
+    return means if len(means) > 1 else []

@@ -38,7 +38,7 @@ def text(table: Table, *, colour: bool = False, full: bool = False) -> str:
     for row, items in zip(table.rows, body, strict=True):
         line = aligned(items)
         lines.append(f"{GREY}{line}{PLAIN}" if colour and row.grey else line)
-    lines += [rule, *_below(table, _told(table, full))]
+    lines += [rule, *_below(table, table.told(full=full))]
     return "\n".join(lines) + "\n"
 
 
@@ -70,7 +70,7 @@ def markdown(table: Table, how: str = "", *, full: bool = False) -> str:
         lines.append("")
     for number, note in enumerate(table.notes, 1):
         lines.append(f"{marks((number,))} {_md(note)}  ")
-    for line in _told(table, full):
+    for line in table.told(full=full):
         lines += ["", _md(line)]
     if how and not full:
         lines += ["", f"[How these numbers were made]({how})"]
@@ -103,22 +103,10 @@ def how(tables: Sequence[Table], name: str) -> str:
     lines, seen = [f"# How the numbers of {name} were made"], set[str]()
     for table in tables:
         numbered = [f"{i}. {note}" for i, note in enumerate(table.notes, 1)]
-        rest = [line for line in _told(table, full=True) if line not in seen]
+        rest = [line for line in table.told(full=True) if line not in seen]
         seen |= {*rest}
         if numbered or rest:
             lines += ["", f"## {_md(table.title)}"]
             lines += ["", *map(_md, numbered)] if numbered else []
             lines += [text for line in rest for text in ("", _md(line))]
     return "\n".join(lines) + "\n"
-
-
-def _told(table: Table, full: bool) -> list[str]:
-    """The lines under a table, in their order; `full` with how its numbers were made."""
-    lines = [
-        table.measured,
-        *table.lines,
-        table.chosen,
-        table.absent,
-        *(table.made if full else ()),
-    ]
-    return [line for line in lines if line]

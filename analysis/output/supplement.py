@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.options import parser
-from analysis.output.report import PICTURE
+from analysis.output.report import PICTURES
 from mpcc.runs.files import SEAL, dumps, read_bytes, read_json, sealed, write_bytes
 from mpcc.runs.run_dir import (
     CONFIG,
@@ -135,7 +135,7 @@ def _directories(folder: Path) -> list[Path]:
 
 
 def _records(source: Path, pictures: bool) -> dict[str, bytes]:
-    names = [*PACKED, *([PICTURE] if pictures else [])]
+    names = [*PACKED, *(PICTURES if pictures else ())]
     found = {name: read_bytes(source / name) for name in names}
     files = {name: data for name, data in found.items() if data is not None}
     known = readable(source / MLFLOW) or {}

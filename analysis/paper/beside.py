@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.tables.columns import column
+from analysis.tables.columns import column, metric_name
 from analysis.tables.layout import PAPER, Cell, Row, Table
 from mpcc.config import N_CHANNELS, unknown
 from mpcc.evaluation.metrics import METRICS
@@ -47,7 +47,8 @@ def read(file: Path) -> list[Figure]:
     figures = []
     for row in rows:
         try:
-            figures.append(_figure({name: (row[name] or "").strip() for name in COLUMNS}))
+            told = {name: (row[name] or "").strip() for name in COLUMNS}
+            figures.append(_figure(told | {"metric": metric_name(told["metric"])}))
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{file}, line {rows.line_num}: {error}") from None
     return figures

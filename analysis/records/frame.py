@@ -35,6 +35,9 @@ META = (
     "cause",
     "iteration",
     "seconds_train",
+    "seconds_evaluate",
+    "n_parameters",
+    "processor",
     "code",
     "code_id",
     "device",
@@ -54,6 +57,7 @@ META = (
 `source`: place of the trial's sweep in `Records.sweeps`;
 `changes`: what a named variant changes of the full model, in words;
 `code_id`: the hash of the modules that can change a number where a trial recorded it, else `code`;
+`n_parameters`: of generator and encoder; `processor`: of the CPU or GPU that trained it;
 `run_dir`: relative to the sweep; `undefined`: metrics that were recorded as not a number;
 `data_notes`: what a reader must know of the images;
 `unavailable`: JSON, metric -> why it was not computed; `failures`: how a finished model failed

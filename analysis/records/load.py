@@ -54,8 +54,11 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
             row = read_planned(row, path, folder, running, curves)
         rows.append(row)
     known = {row["trial_key"] for row in rows}
-    known |= _earlier(plan)
+    dropped = there.intersection(plan.get("dropped", ()))
+    known |= _earlier(plan) | dropped
     extra, notes = _unplanned(folder, name, known, running, curves)
+    if dropped:
+        notes.append(f"trials taken out of the plan by --drop and left out: {len(dropped)}")
     runs = _mlflow_runs(folder)
     for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
         row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
@@ -103,6 +106,8 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
         from_dict(plan["base"])
         if not all(isinstance(name, str) for name in [*plan.get("confirm_by", ())]):
             raise ValueError("a metric of confirm_by is no text")
+        if not all(isinstance(key, str) for key in [*plan.get("dropped", ())]):
+            raise ValueError("a key of dropped is no text")
         for cell in plan["cells"]:
             from_dict(cell["changes"])
             texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]

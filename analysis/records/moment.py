@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.records.frame import STOPPED, Records, records
 from mpcc.evaluation.metrics import METRICS, NEED_LABELS
+from mpcc.evaluation.shown import metric_name
 from mpcc.runs.run_dir import DONE
 
 BEST = "best:"
@@ -40,13 +41,13 @@ def checked(text: str) -> str:
     """`--at` as it is meant: an iteration, or `best:METRIC`; ValueError says what is allowed."""
     metric = text.removeprefix(BEST)
     if metric != text:
-        known = METRICS.get(metric)
-        if known is None or metric in NEED_LABELS:
+        metric = metric_name(metric)
+        if metric not in METRICS or metric in NEED_LABELS:
             raise ValueError(
                 f"--at {text}: an iteration is chosen without labels, by one of "
                 f"{', '.join(n for n in METRICS if n not in NEED_LABELS and '/' not in n)}"
             )
-        return text
+        return BEST + metric
     if not text.isdecimal() or not int(text):
         raise ValueError(f"--at must be an iteration or best:METRIC, got '{text}'")
     return str(int(text))

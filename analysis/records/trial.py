@@ -97,7 +97,11 @@ def _read(
         row |= {"state": state, "iteration": metrics.pop("iteration", 0)}
     else:
         row |= {name: result.get(name) for name in ("state", "cause", "iteration")}
-        row["seconds_train"] = result.get("seconds", {}).get("train")
+        seconds, sizes = result.get("seconds") or {}, result.get("n_parameters") or {}
+        row["seconds_train"] = seconds.get("train")
+        row["seconds_evaluate"] = seconds.get("evaluate")
+        if {"generator", "encoder"} <= sizes.keys():
+            row["n_parameters"] = sizes["generator"] + sizes["encoder"]
         row["sealed"] = SEAL in result
         metrics = result.get("metrics") or {}
     row |= from_provenance(provenance)
@@ -158,6 +162,7 @@ def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
         "code": provenance.get("code"),
         "code_id": code if files else provenance.get("code"),
         "device": provenance.get("device"),
+        "processor": provenance.get("processor"),
         "fingerprint": data.get("fingerprint"),
         "n_images": data.get("n_images"),
         "data_notes": "; ".join(data.get("notes") or []) or None,

@@ -80,13 +80,12 @@ def _fresh(records: Records, chosen: Group) -> Group | None:
 
 def _verdict(a: Group, b: Group, spec: Column, tested: bool) -> str:
     why = unlike(a, b, spec.metric)
-    label = spec.label
     if why:
-        return f"{label} not compared: {why}"
+        return f"{spec.label} not compared: {why}"
     x, y = a.summary(spec.metric), b.summary(spec.metric)
     result = stats.welch_many([x.array], y.array)[0]
     difference = result.difference
-    text = f"{label} {spec.amount(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
+    text = f"{spec.reading(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
     if not tested:
         return f"{text} (difference {spec.difference(difference.estimate)})"
     if not math.isfinite(result.p):

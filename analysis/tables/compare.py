@@ -13,7 +13,7 @@ from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.comparable import Spread, apart, collapse, spread_with
 from analysis.tables.groups import Group, identical
-from mpcc.config import from_dict, full_name, parse_value, value_text
+from mpcc.config import from_dict, parse_settings, value_text
 from tune.plan.plan import FULL_MODEL
 
 TEST_WORDS = {
@@ -66,14 +66,7 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
     by_name = [g for g in groups if name in (g.variant, g.cell_key, g.key)]
     if len({g.cell_key for g in by_name}) == 1:  # Of a cell in parts the first, which is largest.
         return by_name[0]
-    wanted = {}
-    for part in name.split(","):
-        field, _, text = part.strip().replace("=", " ", 1).partition(" ")
-        if not text:
-            raise ValueError(
-                f"'{name}' is no cell: give settings like esteps=4,eta_p=6e-4, a variant or a key"
-            )
-        wanted[full_name(field)] = parse_value(field, text.strip())
+    wanted = parse_settings(name)
     found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
     cells = {g.cell_key for g in found}
     if len(cells) != 1:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records.frame import BASELINE, NAMED, PLANNED, STATES, Records, short
+from analysis.records.frame import BASELINE, NAMED, PLANNED, STATES, Records, number, short
 from analysis.statistics import stats
 from analysis.tables.columns import column
 from mpcc.config import DEFAULTS, value_text
@@ -136,7 +136,7 @@ class Group:
             return Summary(self.n_planned, (), (), False, n_pruned)
         values, odd, recorded = [], [], False
         for trial in self.done:
-            value = trial.get(metric, math.nan)
+            value = number(trial.get(metric))
             if math.isfinite(value):
                 values.append((trial["seed"], value))
                 recorded = True

@@ -64,6 +64,11 @@ class Table:
     counts: bool = False
     """Whether cells say their number of seeds, because it differs between them."""
 
+    def told(self, *, full: bool = False) -> list[str]:
+        """The lines under the table, in their order; `full` with how its numbers were made."""
+        made = self.made if full else ()
+        return [x for x in (self.measured, *self.lines, self.chosen, self.absent, *made) if x]
+
     def note(self, text: str) -> int:
         """The number of this note; the same text keeps its number."""
         if text not in self.notes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.records.frame import Records, short
+from analysis.records.frame import NAMED, Records, short
 from analysis.tables.columns import GRID, column, metric_name
 from analysis.tables.groups import Group, groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
@@ -23,6 +23,7 @@ from analysis.tables.shared import (
 )
 from mpcc.config import DEFAULTS, full_name, unknown, value_text
 from mpcc.evaluation.metrics import METRICS
+from mpcc.evaluation.shown import COSTS
 
 STATISTICS = ("mean", "std", "n", "planned", "low", "high")
 """Of a summary frame: `std` with ddof 1, `low` and `high` of the 95 % interval of the mean."""
@@ -99,9 +100,14 @@ def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
         return [name for name in METRICS if name in trials.columns] or [GRID[0]]
     found = [metric_name(name) for name in names]
     for name in found:
-        if name not in METRICS and name not in trials.columns:
-            raise ValueError(unknown("metric", name, METRICS))
+        if name not in METRICS and name not in COSTS and name not in _recorded(trials):
+            raise ValueError(unknown("metric", name, [*METRICS, *COSTS]))
     return list(dict.fromkeys(found))
+
+
+def _recorded(trials: pd.DataFrame) -> set[str]:
+    """What trials measured that METRICS does not know: another version's metrics."""
+    return {str(name) for name in trials.columns} - NAMED
 
 
 def fields_of(

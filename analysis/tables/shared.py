@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records
+from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records, number
 from analysis.statistics import stats
 from analysis.tables.columns import GRID, Column, column, protocol_name
 from analysis.tables.comparable import collapse
@@ -16,6 +16,8 @@ from analysis.tables.groups import Group, Summary, references, tally
 from analysis.tables.layout import REFERENCE, Cell, Row, Table
 from analysis.tables.ranking import PROCEDURE, rank
 from mpcc.evaluation.metrics import NEED_LABELS
+from mpcc.evaluation.shown import COSTS
+from mpcc.runs.run_dir import DONE
 
 MAX_NAMED = 4
 """Cells that a line names; it counts the others."""
@@ -36,7 +38,7 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     if not summary.n:
         return Cell(state_word(group, summary) + count, notes)
     text = spec.shown(summary.mean.estimate)
-    if summary.n > 1:
+    if summary.n > 1 and (summary.std or metric not in COSTS):
         text += f" ± {spec.shown(summary.std)}"
         if summary.std == 0:
             note = "All seeds gave the same value: a spread of zero allows no interval and no test."
@@ -224,7 +226,7 @@ def explain_numbers(
         table.made.append(f"~ by {TEST_WORDS[str(test)]}, adjusted: {PROCEDURE}.")
     protocols = [_protocol(groups, m) for m in shown if any(g.summary(m).n for g in groups)]
     table.made += [sentence(protocol) for protocol in protocols if protocol]
-    table.made.append(provenance_line(groups))
+    table.made += [provenance_line(groups), cost_line(groups)]
     return table
 
 
@@ -270,6 +272,39 @@ def provenance_line(groups: Sequence[Group]) -> str:
         f"{' and '.join(iterations)} iterations; {' and '.join(images) or 'unknown'} images "
         f"(content {' and '.join(prints) or 'unknown'}); code {_codes(groups)}."
     )
+
+
+def cost_line(groups: Sequence[Group]) -> str:
+    """What the trials took and where, and how large their models are, in one sentence.
+
+    A trial's core-hours are those of its threads; trials that share a GPU count in full each.
+    """
+    trials = [trial for group in groups for trial in group.trials]
+    timed = [trial for trial in trials if np.isfinite(_seconds(trial))]
+    hours: dict[str, float] = {}
+    for trial in timed:
+        kind, _, name = str(trial["device"]).partition(":")
+        on_gpu = kind == "cuda"
+        name = trial["processor"] or (name if on_gpu else "") or "a processor not recorded"
+        unit = f"{'GPU' if on_gpu else 'core'}-hours on {name}"
+        spent = _seconds(trial) * (1 if on_gpu else trial["cpu_threads"]) / 3600
+        hours[unit] = hours.get(unit, 0.0) + spent
+    parts = [f"{n:.2g} {unit}" for unit, n in sorted(hours.items())] or ["time n/a"]
+    untimed = sum(trial["state"] == DONE for trial in trials if trial not in timed)
+    parts += [f"time of {untimed} more n/a"] if timed and untimed else []
+    known = {number(trial["n_parameters"]) for trial in timed}
+    sizes = sorted(int(n) for n in known if np.isfinite(n))
+    many = " to ".join(f"{n:,}" for n in dict.fromkeys((*sizes[:1], *sizes[-1:]))) or "n/a"
+    return (
+        f"Cost: {len(timed) or len(trials)} trials, {', '.join(parts)}; parameters of generator "
+        f"and encoder {many}."
+    )
+
+
+def _seconds(trial: dict[str, Any]) -> float:
+    """Of training and evaluation; nan where the first is not recorded."""
+    evaluated = number(trial["seconds_evaluate"])
+    return number(trial["seconds_train"]) + (evaluated if np.isfinite(evaluated) else 0.0)
 
 
 def _data_lines(groups: Sequence[Group]) -> list[str]:

@@ -3,7 +3,7 @@
 Standard library only, so that a command answers before torch is imported.
 """
 
-from mpcc.config.alive import ALIVE, cautions, dead, without_dead
+from mpcc.config.alive import ALIVE, cautions, dead, idle_options, without_dead
 from mpcc.config.checks import unknown
 from mpcc.config.fields import (
     ALIASES,
@@ -17,7 +17,7 @@ from mpcc.config.fields import (
     full_name,
     trial_key,
 )
-from mpcc.config.parsing import parse_assignment, parse_value, value_text
+from mpcc.config.parsing import parse_assignment, parse_settings, parse_value, value_text
 from mpcc.config.presets import PRESETS, VARIANTS, preset, variant
 
 __all__ = [
@@ -33,9 +33,11 @@ __all__ = [
     "Config",
     "cautions",
     "dead",
+    "idle_options",
     "from_dict",
     "full_name",
     "parse_assignment",
+    "parse_settings",
     "parse_value",
     "preset",
     "trial_key",

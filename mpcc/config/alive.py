@@ -6,7 +6,7 @@ alone train the same model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mpcc.config.fields import DEFAULTS, Config
 
@@ -58,6 +58,29 @@ def without_dead(config: Config) -> Config:
     names = dead(config)
     # Together: given weights of another number of clusters would be refused on the way.
     return config.override(**{name: DEFAULTS[name] for name in names}) if names else config
+
+
+def idle_options(
+    configs: Iterable[Config], data_dir: object, download: bool, weights: object
+) -> list[str]:
+    """What of --data-dir, --download and --inception-weights does nothing for these, a line each.
+
+    Each is false where it is not given.
+    """
+    lines = []
+    configs = list(configs)
+    given = ["--data-dir"] * bool(data_dir) + ["--download"] * bool(download)
+    if given and configs and all(config.dataset == "digits" for config in configs):
+        lines.append(
+            f"{' and '.join(given)}: without effect, the digits come with scikit-learn; other "
+            "images by --preset NAME, your own by --set dataset=folder"
+        )
+    if weights and configs and all(config.n_generated is None for config in configs):
+        lines.append(
+            "--inception-weights: without effect, no images are generated; add "
+            "--set n_generated=50000"
+        )
+    return lines
 
 
 def cautions(config: Config) -> list[str]:

@@ -48,6 +48,20 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return full_name(name.strip()), parse_value(name.strip(), value.strip())
 
 
+def parse_settings(text: str) -> dict[str, Any]:
+    """The settings that name a cell, by full names, as commands and tables print them:
+    `esteps=4, eta_p=6e-4`, `esteps 4, eta_p 6e-4`."""
+    assignments: list[str] = []
+    for part in re.sub(r"\s*=\s*", "=", text).split(","):
+        words = part.split()
+        assignments += ["=".join(words)] if len(words) == 2 and "=" not in part else words
+    if not assignments or not all("=" in word for word in assignments):
+        raise ValueError(
+            f"'{text}' names no cell: give settings like esteps=4,eta_p=6e-4, or a cell's key"
+        )
+    return dict(map(parse_assignment, assignments))
+
+
 def value_text(value: Any) -> str:
     """A value as people write it: 0.0006 -> 6e-4, True -> true. `parse_value` gives it back."""
     if isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def degeneration(
     }
 
 
-def failures(metrics: dict[str, Any], max_saturation: float) -> tuple[str, ...]:
+def failures(metrics: Mapping[str, Any], max_saturation: float) -> tuple[str, ...]:
     """Names of what is wrong with a model that did not diverge: `saturated`, `collapsed`."""
     names = []
     if metrics.get("saturation_excess", 0) > max_saturation:

@@ -212,7 +212,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     found = read_json(file) or {}
     if not is_sound(found):
         raise RunDirError(f"{file} is damaged (wrong hash); delete it to run again")
-    wrong = _misfit(found, {"code": _is_text, "device": _is_text, "data": _is_object})
+    wrong = _misfit(found, {"data": _is_object, **dict.fromkeys(_PROVENANCE_TEXTS, _is_text)})
     wrong = wrong or _misfit(found.get("data") or {}, _DATA_FIELDS)
     if wrong:
         raise RunDirError(f"{file} has a '{wrong}' that cannot be; delete it to run again")
@@ -307,7 +307,9 @@ _RESULT_FIELDS: dict[str, Callable[[Any], bool]] = {
     "unavailable": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     "baseline": _is_object,
     "seconds": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "n_parameters": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
 }
+_PROVENANCE_TEXTS = ("code", "device", "processor")
 _DATA_FIELDS: dict[str, Callable[[Any], bool]] = {
     "dataset": _is_text,
     "fingerprint": _is_text,

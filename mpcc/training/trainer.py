@@ -22,6 +22,7 @@ from mpcc.evaluation import baseline
 from mpcc.evaluation.evaluate import NotFinite, evaluate, generation_scores, said
 from mpcc.evaluation.failures import failures
 from mpcc.evaluation.trial_pictures import write_pictures
+from mpcc.machine import processor_name
 from mpcc.model.networks import n_parameters
 from mpcc.runs import run_dir
 from mpcc.runs.code_version import code_fingerprints, code_version
@@ -294,7 +295,8 @@ def write_provenance(path: Path, state: TrainState) -> None:
     before = run_dir.read_provenance(path)
     config, image_set, device = state.config, state.image_set, state.device
     starts = before.get("starts")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor()
     run_dir.write_provenance(
         path,
         {
@@ -304,6 +306,7 @@ def write_provenance(path: Path, state: TrainState) -> None:
             "torch": torch.__version__,
             "machine": platform.node(),
             "device": device.type + (f":{name}" if name else ""),
+            "processor": name if on_gpu else processor_name(),
             "cpu_threads": torch.get_num_threads(),
             "data": {
                 "dataset": config.dataset,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc.config import SHORT, Config, parse_assignment, value_text
+from mpcc.config import SHORT, Config, parse_settings, value_text
 from mpcc.options import usable
 from mpcc.runs import run_dir
 from mpcc.runs.files import RunDirError, belongs, read_bytes
@@ -156,12 +156,7 @@ def _named(trials: dict[Path, Config], cell: str, path: Path) -> str:
     if re.fullmatch(r"[0-9a-f]{4,12}", cell):
         found = [key for key in cells if key.startswith(cell)]
     else:
-        parts = [part for part in re.split(r"[,\s]+", cell.strip()) if part]
-        if not parts or not all("=" in part for part in parts):
-            raise RunDirError(
-                f"'{cell}' names no cell: say best, settings like esteps=4, or a cell's key"
-            )
-        settings = dict(map(parse_assignment, parts))
+        settings = parse_settings(cell)
         found = [
             key
             for key, config in cells.items()

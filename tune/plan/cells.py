@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mpcc.config import SHORT, Config, parse_assignment, trial_key, value_text
+from mpcc.config import SHORT, Config, parse_settings, trial_key, value_text
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,10 @@ def by_cell(trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(cells.values())
 
 
-def chosen(cell: Cell, choice: str) -> bool:
-    """Whether `choice` names this cell: settings it has (`esteps=4,eta_p=5e-3`), or its key."""
+def chosen(one: Cell | Trial, choice: str) -> bool:
+    """Whether `choice` names this cell, or the trial's: by settings that it has
+    (`esteps=4,eta_p=5e-3`), of a trial also `seed=3`, or by the cell's key."""
     if re.fullmatch(r"[0-9a-f]{4,12}", choice):
-        return cell.key.startswith(choice)
-    parts = re.split(r"[,\s]+", choice.strip())
-    if not all("=" in part for part in parts):
-        raise ValueError(f"'{choice}' names no cell: give settings like esteps=4, or a cell's key")
-    settings = map(parse_assignment, parts)
-    return all(getattr(cell.config, name) == value for name, value in settings)
+        return one.config.cell_key.startswith(choice)
+    settings = parse_settings(choice).items()
+    return all(getattr(one.config, name) == value for name, value in settings)

@@ -1,6 +1,7 @@
 """What a sweep has planned: the content of sweep.json.
 
-A plan grows and never shrinks. It holds no results: a trial's state is in its run directory.
+A plan holds no results: a trial's state is in its run directory. It grows; what is taken out of it
+again (`Plan.drop`) it still names, so that the records on the disk are known to count nowhere.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ class Plan:
     data: Mapping[str, Mapping[str, object]] | None = None
     """`images_name` -> what the first trial recorded of these images: `fingerprint` ..."""
 
+    dropped: tuple[str, ...] = ()
+    """Keys of the trials that were taken out again; planned anew, they are taken off this list."""
+
     def trials(self) -> list[Trial]:
         """Every planned trial, cell by cell."""
         return [
@@ -102,7 +106,9 @@ class Plan:
                 confirm_seeds=old.confirm_seeds,
                 chosen_on=chosen_on,
             )
-        return replace(self, cells=tuple(known.values()))
+        grown = replace(self, cells=tuple(known.values()))
+        planned = {trial.key for trial in grown.trials()} if self.dropped else set()
+        return replace(grown, dropped=tuple(key for key in self.dropped if key not in planned))
 
     def extend(self, iterations: int) -> Plan:
         """The plan with every cell at so many iterations. PlanError where that is not more.
@@ -277,6 +283,7 @@ def _read(values: Mapping[str, object]) -> Plan:
         confirm_by=_texts(values.get("confirm_by", [])),
         search=search or None,
         data=data or None,
+        dropped=_texts(values.get("dropped", [])),
     )
 
 

@@ -45,7 +45,11 @@ class States(Mapping[str, Status]):
     ) -> None:
         self._entries: dict[str, _Entry] = {}
         self._at_start = 0.0
-        self._started: float | None = None
+        self._since: float | None = None
+        """When the last trial to begin before any ended made its first iterations: the time before
+        went into starting processes and says nothing of the pace."""
+        self._moving: set[str] = set()
+        """The trials that have made iterations."""
         self.n_trials = n_trials
         """Trials in all, where a search suggests more than there are yet."""
         self.ended: list[Trial] = []
@@ -71,8 +75,10 @@ class States(Mapping[str, Status]):
         self._entries[event.key] = replace(entry, status=status)
         if status.state in ENDED and before.state not in ENDED:
             self.ended.append(entry.trial)
-        if status.state == State.RUNNING and self._started is None:
-            self._started = time.monotonic()
+        if status.iteration > before.iteration and event.key not in self._moving:
+            self._moving.add(event.key)
+            if not self.ended:
+                self._since, self._at_start = time.monotonic(), self._done()
 
     def __getitem__(self, key: str) -> Status:
         return self._entries[key].status
@@ -113,10 +119,10 @@ class States(Mapping[str, Status]):
         return self._done() / max(1e-9, self._work())
 
     def seconds_left(self) -> float | None:
-        """At the pace since the first trial began; None while that says nothing."""
-        if self._started is None:
+        """At the pace since the first trials were all under way; None while that says nothing."""
+        if self._since is None or not (self.ended or self.running() <= self._moving):
             return None
-        elapsed, done = time.monotonic() - self._started, self._done()
+        elapsed, done = time.monotonic() - self._since, self._done()
         fresh = done - self._at_start
         if elapsed < PACE_SECONDS or fresh <= 0:
             return None

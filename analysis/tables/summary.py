@@ -1,7 +1,10 @@
-"""A sweep in words: the paragraph that a paper's Results section could start from."""
+"""A sweep in words: what a reader asks first, each with its answer."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,7 +18,8 @@ from analysis.tables.groups import Group, references, tally
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.ranking import Class, rank
 from analysis.tables.resolution import resolution
-from analysis.tables.shared import shown_metrics
+from analysis.tables.shared import own_sentence, shown_metrics
+from mpcc.config import Config
 from mpcc.runs.run_dir import DIVERGED, DONE
 
 MAX_CLASSES = 3
@@ -24,19 +28,22 @@ MAX_CLASSES = 3
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def paragraph(
+def answers(
     records: Records, groups: Sequence[Group], result: GridResult | None, test: str
-) -> str:
-    """What was run, what came out best and how sure that is, what varied with what."""
+) -> dict[str, str]:
+    """Question -> answer; a question that these records do not answer is left out."""
     metric = shown_metrics(groups)[0]
-    sentences = [_design(records, groups), *_gaps(groups)]
-    sentences += _best(records, groups, metric, test)
+    found = {
+        "What was varied?": [_design(records, groups), *_gaps(groups)],
+        "What is best?": _best(records, groups, metric, test),
+    }
     if result:
         lines = [line for line in result.lines if line.metric == metric]
-        sentences += _baseline(lines, metric, records)
-        sentences += _effects(*result.effects[metric], metric)
-        sentences += _resolution(groups, lines, metric, test)
-    return " ".join(sentences)
+        found["Is it better than the baseline?"] = _baseline(lines, groups, metric, records, test)
+        found["What mattered?"] = _effects(*result.effects[metric], metric)
+        found["How sure is that?"] = _resolution(groups, lines, metric, test)
+    found["Did labels choose anything?"] = [own_sentence(records.selection)]
+    return {question: " ".join(texts) for question, texts in found.items() if texts}
 
 
 def count(n: int) -> str:
@@ -49,7 +56,7 @@ def _many(n: int, word: str) -> str:
 
 
 def _design(records: Records, groups: Sequence[Group]) -> str:
-    axes = " and ".join(short(axis) for axis in swept(records)) or "the seed"
+    axes = " and ".join(short(axis) + _meaning(axis) for axis in swept(records)) or "the seed"
     if any(g.variant for g in groups):
         axes = "one part of the model at a time" if not swept(records) else f"{axes}, and parts"
     planned = sorted({g.n_planned for g in groups})
@@ -60,8 +67,22 @@ def _design(records: Records, groups: Sequence[Group]) -> str:
     cells = _many(len({g.cell_key for g in groups}), "configuration")
     return (
         f"We varied {axes} on {dataset}: {cells} "
-        f"with {seeds} {'seed' if seeds == 'one' else 'seeds'} each, {steps} iterations per trial."
+        f"with {seeds} {'seed' if seeds == 'one' else 'seeds'} each (repetitions with other random "
+        f"numbers), {steps} iterations per trial."
     )
+
+
+def _meaning(field: str) -> str:
+    """` (encoder updates per generator update)`: what the settings' own page says of a field."""
+    (config,) = ast.parse(inspect.getsource(Config)).body
+    assert isinstance(config, ast.ClassDef)
+    for one, after in itertools.pairwise(config.body):
+        match one, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                if name == field and isinstance(text, str):
+                    first = text.partition(". ")[0].removesuffix(".").replace("\n    ", " ")
+                    return f" ({first.partition(': ')[2] or first})"
+    return ""
 
 
 def _gaps(groups: Sequence[Group]) -> list[str]:
@@ -184,7 +205,9 @@ def _name(spec: Column) -> str:
     return names.get(spec.metric, spec.label)
 
 
-def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]:
+def _baseline(
+    lines: Sequence[Line], groups: Sequence[Group], metric: str, records: Records, test: str
+) -> list[str]:
     differing = [line for line in lines if line.verdict == "differs"]
     tested = [line for line in lines if not line.refused]
     if not lines:
@@ -193,10 +216,14 @@ def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]
         why = lines[0].verdict.removeprefix("not compared: ")
         return [f"No configuration was compared with the baseline: {why}."]
     base = lines[0].baseline.label(swept(records))
+    classes = rank(groups, metric, column(metric).better, test).classes
+    own = classes and groups[classes[0].best].cell_key == lines[0].baseline.cell_key
+    itself = ["The best configuration is the baseline itself."] if own else []
     if not differing:
         return [
+            *itself,
             f"No configuration could be told from the baseline ({base}), which does not mean that "
-            "there is no effect."
+            "there is no effect.",
         ]
     spec, top = (
         column(metric),
@@ -211,10 +238,11 @@ def _baseline(lines: Sequence[Line], metric: str, records: Records) -> list[str]
     if len(tested) == 1:
         who = "the one configuration compared differs"
     return [
+        *itself,
         f"Against the baseline ({base}), {who}; the largest difference, "
         f"{_signed(spec, d.estimate)} (95 % interval {low} to "
         f"{_signed(spec, d.high)}, {g}adjusted p {_equals(top.holm)}), is that of "
-        f"{top.group.label(swept(records))}."
+        f"{top.group.label(swept(records))}.",
     ]
 
 
@@ -231,9 +259,9 @@ def _effects(found: Sequence[designs.Effect], remark: str, metric: str) -> list[
     named = [e for e in found if e.name != "seed"]
     if not named:
         return []
-    parts = [f"{e.name} (η² = {e.eta2:.2f}, p {_equals(e.p)})" for e in named]
-    text = f"Of the total variation in {_name(column(metric))}, the analysis of variance gives "
-    text += ", ".join(parts) + "."
+    parts = [f"{e.name} {100 * e.eta2:.0f} % (p {_equals(e.p)})" for e in named]
+    text = f"Of all variation in {_name(column(metric))} goes with {', '.join(parts)}, by analysis "
+    text += "of variance (η²); the rest is that of seeds and chance."
     return [text + (" " + remark if remark else "")]
 
 
@@ -243,14 +271,13 @@ def _resolution(
     found = resolution(groups, lines, metric, test)
     if found is None or found.without:
         return []
-    spec = column(metric)
+    spec, several = column(metric), found.comparisons > 1
+    least = spec.difference((found.first if several else found.alone) * found.unit)
     text = (
-        f"With {_many(found.n, 'seed')}, {TEST_WORDS[test]} finds a difference of "
-        f"{spec.difference(found.alone * found.unit)} with 80 % power in one comparison"
+        f"Smaller differences than {least} can be missed: with {_many(found.n, 'seed')}, "
+        f"{TEST_WORDS[test]} finds one of {spec.difference(found.alone * found.unit)} with 80 % "
+        "power in one comparison"
     )
-    if found.comparisons > 1:
-        text += (
-            f" and of {spec.difference(found.first * found.unit)} at Holm's first step over "
-            f"{count(found.comparisons)}"
-        )
-    return [f"{text}; smaller ones may exist."]
+    if several:
+        text += f" and of {least} at Holm's first step over {count(found.comparisons)}"
+    return [f"{text}."]
