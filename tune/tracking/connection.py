@@ -34,6 +34,11 @@ DAMAGE = ("not a database", "malformed", "no such table", "out-of-date database 
 """What SQLite or MLflow says of a file that only a new one can replace."""
 KIND = ("mlflow.experimentKind", "custom_model_development")
 """Opens an experiment in MLflow's pages for trained models, not those for language models."""
+NOTE = (
+    "mlflow.note.content",
+    "One preset of MPCC. Each run is a sweep, with a run for each of its trials below it.",
+)
+"""The description of an experiment."""
 NEW = ".mlflow.db."
 """Begins the name of a folder in which a new file is made."""
 
@@ -93,7 +98,7 @@ def open_experiment(uri: str, out: Path, preset: str) -> tuple[MlflowClient, str
         # A server keeps artifacts where it is told to; a database alone has no place for them.
         local = not uri.startswith("http")
         location = (out.resolve() / ARTIFACTS / name).as_uri() if local else None
-        return client, client.create_experiment(name, location, dict([KIND]))
+        return client, client.create_experiment(name, location, dict([KIND, NOTE]))
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return client, str(experiment.experiment_id)
