@@ -875,6 +875,30 @@ def test_a_fresh_process_clusters_by_mlflows_model_as_the_trial_did_and_the_regi
     assert '"dtype": "uint8"' in signature and '"dtype": "int64"' in signature
 
 
+def test_the_sweeps_own_run_says_what_is_best_and_has_the_tables_once_they_are_made(
+    out: Path,
+) -> None:
+    plan = make_plan(out)
+    for trial, information in zip(plan.trials(), (1.0, 2.0, 4.0, 3.0), strict=True):
+        path = start(out, trial)
+        end(path, trial, "done", cluster_information=information)
+        result = run_dir.read_result(path) or {}
+        run_dir.write_result(path, result | {"baseline": {"kmeans_acc_majority": 0.75}})
+    deliver(out, plan)
+    run = connection.connect(default_uri(out)).get_run(runs(out)[""][0])
+    assert run.data.tags["best_cell"] == "esteps=2"
+    assert run.data.tags["kmeans_acc_majority"] == "0.75" and "tables" not in run.data.tags
+    assert "tables-and-statistics.md" in run.data.tags["mlflow.note.content"]
+    for text in ("1", "2"):
+        (out / "tables" / "at-2").mkdir(parents=True, exist_ok=True)
+        (out / "tables" / "grid.csv").write_text(text)
+        assert not in_step(Store(out), default_uri(out))
+        deliver(out, plan)
+        found = list((out / "mlflow-artifacts").glob("**/artifacts/tables/*"))
+        assert [(file.name, file.read_text()) for file in found] == [("grid.csv", text)]
+        assert in_step(Store(out), default_uri(out))
+
+
 def test_models_are_those_of_the_best_cell_of_all_or_none_and_are_sent_once(
     modelled: Path, tmp_path: Path
 ) -> None:

@@ -36,10 +36,11 @@ KIND = ("mlflow.experimentKind", "custom_model_development")
 """Opens an experiment in MLflow's pages for trained models, not those for language models."""
 NOTE = (
     "mlflow.note.content",
-    "Metrics are as they were recorded: acc_majority 0.582 is Acc 58.2 % in tables and on the "
-    "terminal. A run's params are its settings by their full names.",
+    "One preset of MPCC. Each run is a sweep, with a run for each of its trials below it. Metrics "
+    "are as they were recorded: acc_majority 0.582 is Acc 58.2 % in tables and on the terminal. A "
+    "run's params are its settings by their full names.",
 )
-"""Stands above the experiment's runs on MLflow's page."""
+"""The description of an experiment."""
 NEW = ".mlflow.db."
 """Begins the name of a folder in which a new file is made."""
 

@@ -10,34 +10,32 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc.config import Config
 from mpcc.runs import run_dir
 from mpcc.runs.files import SEAL, RunDirError, read_bytes
 from mpcc.runs.model_file import MODEL
 from mpcc.use.load import best_cell
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan
-from tune.plan.state import ENDED, FULFILLED, Row, State, Status
+from tune.plan.state import ENDED, Row, State, Status
 from tune.store.folder import Store
 from tune.tracking.connection import DamagedDatabase, open_experiment
 from tune.tracking.model import LogModels, log_model
 from tune.tracking.uri import RECORD, file_of, read_lenient, read_record, recorded_uri
+from tune.tracking.wanted import NOTE, Wanted, of_sweep, of_trial, table_files
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Run
     from mlflow.tracking import MlflowClient
 
-Evaluation = Mapping[str, float]
-"""What MLflow is sent of a row: `iteration` and its metrics as floats."""
 STATUS = {"running": "RUNNING", "done": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 """MLflow's word for a state; KILLED for the others."""
+Trials = Sequence[tuple[Trial, Status]]
 SWEEP = ""
 """Stands for the sweep's own run where the others go by their trial's key."""
 
@@ -60,33 +58,19 @@ def in_step(store: Store, uri: str, log_models: LogModels = "best") -> bool:
 
 
 def _fingerprint(store: Store, uri: str, log_models: LogModels) -> str:
-    """Of the folder's place, the plan, all results, which models, and the head of MLflow's file.
+    """Of the folder's place, plan, results and tables, which models, and the head of MLflow's file.
 
     That head counts the changes of the file.
     """
     results = sorted((store.out / TRIALS).glob(f"*/{run_dir.RESULT}"))
     content = [str(store.out).encode(), log_models.encode()]
-    content += [read_bytes(file) or b"" for file in (store.out / PLAN, *results)]
+    files = (store.out / PLAN, *results, *table_files(store.out))
+    content += [read_bytes(file) or b"" for file in files]
     file = file_of(uri)
     if file is not None and file.is_file():
         with file.open("rb") as head:
             content.append(head.read(100))
     return hashlib.sha256(b"".join(content)).hexdigest()
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What MLflow should hold of a trial, or of the sweep."""
-
-    name: str
-    config: Config
-    folder: Path
-    artifacts: Sequence[str]
-    """Patterns of names in the folder."""
-    tags: Mapping[str, str]
-    rows: Sequence[Evaluation] = ()
-    data: Mapping[str, object] = field(default_factory=dict)
-    """What the trial has recorded of its images: `dataset`, `fingerprint`, `n_images`."""
 
 
 @dataclass
@@ -110,16 +94,19 @@ class Delivery:
         """Send what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
         client, experiment = open_experiment(self.uri, self.store.out, self.plan.preset)
         self.runs, sent = self._held(client, experiment), 0
-        trials = self.plan.trials()
-        statuses = [self._status(trial) for trial in trials]
-        for key, wanted in self._wanted(trials, statuses):
+        trials = [(trial, self._status(trial)) for trial in self.plan.trials()]
+        best = self._best_cell(trials)
+        for key, wanted in self._wanted(trials, best):
             run = self.runs.get(key)
             if run is None or not wanted.tags.items() <= run.data.tags.items():
                 self._send(client, experiment, key, wanted)
                 sent += key != SWEEP
             if wanted.tags["state"] in ENDED and key != SWEEP:
                 self.complete[key] = wanted.tags
-        self._log_models(client, trials, [status.state for status in statuses])
+        for trial, status in trials:
+            if status.state == State.DONE and self.log_models != "never":
+                if self.log_models == "always" or trial.cell.key == best:
+                    self._log_model(client, trial)
         ids = {key: run.info.run_id for key, run in self.runs.items()}
         known: dict[str, object] = {
             "tracking_uri": recorded_uri(self.uri, self.store.out),
@@ -136,14 +123,26 @@ class Delivery:
 
     # -- what MLflow should hold -------------------------------------------------------------------
 
-    def _wanted(
-        self, trials: Sequence[Trial], statuses: Sequence[Status]
-    ) -> Iterator[tuple[str, Wanted]]:
+    def _wanted(self, trials: Trials, best: str | None) -> Iterator[tuple[str, Wanted]]:
         """The sweep's own run, then by their keys those of the trials that have begun."""
-        yield SWEEP, self._sweep([status.state for status in statuses])
-        for trial, status in zip(trials, statuses, strict=True):
-            if status.state != State.PLANNED and not self._is_complete(trial.key):
-                yield trial.key, self._trial(trial, status)
+        states = [status.state for _, status in trials]
+        first = next((trial for trial, _ in trials if trial.cell.key == best), None)
+        running = self.running is not None
+        yield SWEEP, of_sweep(self.store, self.plan, states, first, running=running)
+        for trial, status in trials:
+            key = trial.key
+            if status.state != State.PLANNED and not self._is_complete(key):
+                if status.state in ENDED:
+                    self.rows.pop(key, None)  # The folder has all of them.
+                rows = [*self.store.rows(key), *self.rows.get(key, ())]
+                yield key, of_trial(self.store, self.plan, trial, status, rows)
+
+    def _best_cell(self, trials: Trials) -> str | None:
+        """The key of the best cell once every trial has ended; None where there is none."""
+        if self.running is None and ENDED.issuperset(status.state for _, status in trials):
+            with suppress(RunDirError):  # Several data sets, or nothing is done.
+                return best_cell(self.store.out)
+        return None
 
     def _status(self, trial: Trial) -> Status:
         if trial.key in (self.running or ()):
@@ -164,82 +163,19 @@ class Delivery:
             and tags.items() <= self.runs[key].data.tags.items()
         )
 
-    def _sweep(self, states: Sequence[State]) -> Wanted:
-        plan, out = self.plan, self.store.out
-        if self.running is not None:
-            state = State.RUNNING
-        elif FULFILLED.issuperset(states):
-            state = State.DONE
-        else:
-            state = State.FAILED if ENDED.issuperset(states) else State.STOPPED
-        tags = {
-            "sweep": plan.id,
-            "kind": "sweep",
-            "preset": plan.preset,
-            "code": plan.code,
-            **self._source(plan.code),
-            "plan": hashlib.sha256(read_bytes(out / PLAN) or b"").hexdigest(),
-            "cells": "; ".join(planned.cell.text for planned in plan.cells)[:4000],
-            "state": str(state),
-            "done": f"{states.count(State.DONE)} of {len(states)}",
-        }
-        return Wanted(out.resolve().name, plan.base, out, [PLAN], tags)
-
-    def _trial(self, trial: Trial, status: Status) -> Wanted:
-        folder, cell = self.store.trial_dir(trial.key), trial.cell
-        if status.state in ENDED:
-            self.rows.pop(trial.key, None)  # The folder has all of them.
-        seen = map(_numbers, [*self.store.rows(trial.key), *self.rows.get(trial.key, ())])
-        known = {row["iteration"]: row for row in seen}
-        rows = [known[iteration] for iteration in sorted(known)]
-        digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-        provenance = read_lenient(folder / run_dir.PROVENANCE)
-        code = str(provenance.get("code", self.plan.code))
-        tags = {
-            "sweep": self.plan.id,
-            "trial_key": trial.key,
-            "cell_key": cell.key,
-            "cell": cell.text,
-            "seed": str(trial.seed),
-            "code": code,
-            **self._source(code),
-            "state": str(status.state),
-            "cause": (status.cause or "")[:4000],
-            "rows": f"{len(rows)} {digest}",
-        }
-        data = provenance.get("data")
-        data = data if isinstance(data, dict) and data.get("fingerprint") else {}
-        if data:
-            tags["data"] = f"{data.get('n_images')} images, content {data['fingerprint']}"
-        name = f"{cell.text.replace(', ', ' ')} seed={trial.seed}"
-        artifacts = () if status.state == State.RUNNING else ("*.json", "*.png")
-        return Wanted(name, trial.config, folder, artifacts, tags, rows, data)
-
-    def _source(self, code: str) -> dict[str, str]:
-        """What a run came from, in MLflow's own tags."""
-        command = "search" if self.plan.search else "ablation"
-        tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": f"tune/{command}.py"}
-        commit = code.partition("+")[0]
-        return tags if commit == "unknown" else tags | {"mlflow.source.git.commit": commit}
-
     # -- what it lacks -----------------------------------------------------------------------------
 
-    def _log_models(
-        self, client: MlflowClient, trials: Sequence[Trial], states: Sequence[State]
-    ) -> None:
-        """Log the models that MLflow lacks, by the hash that a trial's result has of its model."""
-        cell, ended = None, self.running is None and ENDED.issuperset(states)
-        if self.log_models == "best" and ended:
-            with suppress(RunDirError):  # No best one: several data sets, or nothing is done.
-                cell = best_cell(self.store.out)
-        for trial, state in zip(trials, states, strict=True):
-            if state == State.DONE and (self.log_models == "always" or trial.cell.key == cell):
-                run, folder = self.runs[trial.key], self.store.trial_dir(trial.key)
-                seal = read_lenient(folder / run_dir.RESULT).get(SEAL)
-                digest = str(seal.get(MODEL, ""))[:12] if isinstance(seal, dict) else ""
-                if digest and run.data.tags.get("model") != digest:
-                    log_model(client, run, folder)
-                    client.set_tag(run.info.run_id, "model", digest)
+    def _log_model(self, client: MlflowClient, trial: Trial) -> None:
+        """Log a trial's model, unless the run has the one that the trial's result is sealed with.
+
+        A trial of earlier code has none.
+        """
+        run, folder = self.runs[trial.key], self.store.trial_dir(trial.key)
+        seal = read_lenient(folder / run_dir.RESULT).get(SEAL)
+        digest = str(seal.get(MODEL, ""))[:12] if isinstance(seal, dict) else ""
+        if digest and run.data.tags.get("model") != digest:
+            log_model(client, run, folder)
+            client.set_tag(run.info.run_id, "model", digest)
 
     def _held(self, client: MlflowClient, experiment: str) -> dict[str, Run]:
         """The runs of the sweep that MLflow has, by trial key."""
@@ -272,6 +208,8 @@ class Delivery:
                 tags["mlflow.user"] = getpass.getuser()
             if key != SWEEP:
                 tags |= {"trial_key": key, "mlflow.parentRunId": self.runs[SWEEP].info.run_id}
+            else:
+                tags["mlflow.note.content"] = NOTE
             start = _milliseconds(folder / run_dir.CONFIG)
             self.runs[key] = client.create_run(experiment, start, tags, wanted.name)
         run = self.runs[key]
@@ -293,8 +231,10 @@ class Delivery:
         client.log_batch(run_id, metrics, params)
         if wanted.data:
             client.log_inputs(run_id, [_dataset(wanted.data)])
-        for file in [file for pattern in wanted.artifacts for file in folder.glob(pattern)]:
-            client.log_artifact(run_id, str(file))
+        found = [file for pattern in wanted.artifacts for file in folder.glob(pattern)]
+        for file in filter(Path.is_file, found):
+            place = file.relative_to(folder).parent.as_posix()
+            client.log_artifact(run_id, str(file), None if place == "." else place)
         if status != "RUNNING":
             client.set_terminated(run_id, status, _milliseconds(folder / run_dir.RESULT))
         elif run.info.status != status:
@@ -310,20 +250,6 @@ def _dataset(data: Mapping[str, object]) -> DatasetInput:
     profile = json.dumps({"num_rows": data.get("n_images")})
     images = Dataset(name, digest, "local", json.dumps({"uri": name}), profile=profile)
     return DatasetInput(images, [InputTag("mlflow.data.context", "training")])
-
-
-def _numbers(row: Row) -> Evaluation:
-    """What MLflow is sent of a row. `seconds` stays out: a repeated row would differ.
-
-    MLflow would store infinity as 1.8e308, so it becomes NaN.
-    """
-    numbers = {}
-    for name, value in row.items():
-        if isinstance(value, (int, float)) and name != "seconds":
-            numbers[name] = float(value) if math.isfinite(value) else math.nan
-        elif value in ("inf", "-inf", "nan"):  # As files of JSON hold them.
-            numbers[name] = math.nan
-    return numbers
 
 
 def _milliseconds(file: Path) -> int | None:
