@@ -30,7 +30,7 @@ from tune.plan import leave_out, paper  # noqa: E402
 from tune.plan.cells import Trial  # noqa: E402
 from tune.plan.plan import Plan  # noqa: E402
 from tune.plan.source import GridSource  # noqa: E402
-from tune.planning import planned  # noqa: E402
+from tune.planning import planned, runnable  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 
 EXAMPLES = """\
@@ -46,6 +46,7 @@ examples:
   python tune/ablation.py                                  go on with what is planned
   python tune/ablation.py --status                         how far it is
   python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
+  python tune/ablation.py --evaluate --set n_generated=10000   of trained models, also FID and KID
   python tune/ablation.py --retry failed,diverged          run these again
   python tune/ablation.py --out runs/x --next              one trial of it, from a queue's job
   python tune/ablation.py --out runs/x --adopt DIR         join a sweep that was run elsewhere
@@ -112,6 +113,10 @@ class AblationOptions(Options):
         "DIR",
         type=path,
     )
+    evaluate: bool = _what(
+        "evaluate the trained models of a folder as --set says, such as --set n_generated=10000, "
+        "and train nothing; the values of before stay"
+    )
     next: bool = option(
         "instead of running",
         "train one trial that is missing and that no process has, here and without Ray, and stop; "
@@ -131,6 +136,8 @@ class AblationOptions(Options):
             raise UsageError("--next excludes --dry-run, --status, --sync and --release")
         if self.next and (self.retry or self.address != LOCAL):
             raise UsageError("--next takes neither --retry nor --address")
+        if self.evaluate and (self.continue_training or self.confirm is not None):
+            raise UsageError("--evaluate trains nothing: no --continue-training, no --confirm")
         for name in ("grid", "preset"):
             if self.table is not None and getattr(self, name) is not None:
                 raise UsageError(f"--table and --{name} exclude each other")
@@ -160,7 +167,7 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
         return report.print_status(store, trials, common.settings(options, store).uri)
     if options.dry_run:
         return report.print_dry_run(options, store, plan, trials)
-    source = GridSource(store.with_recorded_images(plan), trials)
+    source = GridSource(store.with_recorded_images(plan), runnable(options, store, trials))
     work = run.Work(store, old, source, trials, options.adopt)
     return (run.run_next if options.next else run.run)(options, received, work)
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpcc import config as configs
+from mpcc.runs.run_dir import CHECKPOINT
 from tune import options as common
 from tune.command import UsageError
 from tune.options import DEFAULT_PRESET
 from tune.plan import confirm, grid, leave_out, paper
 from tune.plan.cells import Cell, Trial, chosen, trials
 from tune.plan.plan import Plan, PlanError, check_same_base, check_same_code, new_plan
-from tune.plan.state import Status
+from tune.plan.state import ENDED, State, Status
 from tune.store.adopt import sweep_elsewhere
 from tune.store.folder import Store
 
@@ -36,6 +37,10 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
                 "--continue-training takes a folder whose trials have run, and --iterations N"
             )
         old = old.extend(configs.parse_value("iterations", options.iterations))
+    if options.evaluate and old is None:
+        raise UsageError("--evaluate takes a folder whose trials have run")
+    if old is not None:
+        old = _evaluated(options, store, old)
     if options.adopt is not None:
         old = _with_adopted(options, store, old)
     plan = _begun(options, store, old)
@@ -48,6 +53,52 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     keys = _chosen_keys(options, plan, {cell.key for cell in cells})
     wanted = (trial for trial in plan.trials() if trial.cell.key in keys)
     return plan, [trial for trial in wanted if not seeds or trial.seed in seeds]
+
+
+def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials of this command that can run; with --evaluate those that need no training.
+
+    Prints which ones are left out, and why. UsageError where a finished trial would be trained
+    again, to be evaluated in another way, because its checkpoint is gone.
+    """
+    kept = []
+    for trial in trials:
+        if store.trial_dir(trial.key).exists() and (
+            not options.evaluate or store.status(trial).state in ENDED
+        ):
+            kept.append(trial)
+            continue
+        done = store.models.done(trial)
+        if any(map(store.has_checkpoint, done)) or not (done or options.evaluate):
+            kept.append(trial)
+        elif not done:
+            print(f"left out: {trial.text}: it is not trained yet, and --evaluate trains nothing")
+        else:
+            text = f"{trial.text}: {store.trial_dir(done[0])} keeps no {CHECKPOINT} to evaluate"
+            if not options.evaluate:
+                raise UsageError(
+                    f"{text}; --evaluate evaluates the others, and another --out trains it again"
+                )
+            print(f"left out: {text}; another --out trains it again")
+    return kept
+
+
+def _evaluated(options: AblationOptions, store: Store, old: Plan) -> Plan:
+    """The folder's plan, its models evaluated as --set says.
+
+    UsageError where a trial is under way: under another evaluation it would begin anew.
+    """
+    given = {n: v for n, v in common.changes(options).items() if n in configs.EVALUATION}
+    plan = old.evaluated(given)
+    if plan != old:
+        states = [status.state for status in store.statuses(old.trials()).values()]
+        n = len([state for state in states if state in (State.RUNNING, State.STOPPED)])
+        if n:
+            raise UsageError(
+                f"{n} trials of {store.out} have begun and not ended: finish them first, by the "
+                f"same command without --set {' or '.join(given)}"
+            )
+    return plan
 
 
 def _with_adopted(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
@@ -94,7 +145,10 @@ def _asked(
     Without --grid, --table and --ablate all that is planned.
     """
     if options.table is not None:
-        cells = paper.cells(options.table, options.scale or paper.FULL, common.changes(options))
+        scale, given = options.scale or paper.FULL, common.changes(options)
+        start, now = paper.base(scale).to_dict(), plan.base.to_dict()
+        given |= {name: now[name] for name in configs.EVALUATION if now[name] != start[name]}
+        cells = paper.cells(options.table, scale, given)
         return cells, range(paper.TABLES[options.table]), f"table {options.table}"
     if options.ablate is not None:
         return _without_parts(options, store, plan), DEFAULT_SEEDS, leave_out.NAME

@@ -15,7 +15,7 @@ from typing import Any
 from analysis.records.folders import LoadError, check_folders
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
 from analysis.records.trial import blank, read_loose, read_planned
-from mpcc.config import DEFAULTS, from_dict, trial_key, value_text
+from mpcc.config import DEFAULTS, from_record, trial_key, value_text
 from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
 from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN
 from tune.store.lock import sweep_owner
@@ -100,11 +100,11 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
     if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
         raise LoadError(f"{file} is not a plan that this version reads (schema 1)")
     try:
-        from_dict(plan["base"])
+        from_record(plan["base"])
         if not all(isinstance(name, str) for name in [*plan.get("confirm_by", ())]):
             raise ValueError("a metric of confirm_by is no text")
         for cell in plan["cells"]:
-            from_dict(cell["changes"])
+            from_record(cell["changes"])
             texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError("a cell's key, variant or grid is no text")
@@ -119,7 +119,7 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
     fits: set[int] = set()
     for cell in plan["cells"]:
         try:
-            config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
+            config = from_record({**plan["base"], **cell["changes"], "seed": 0})
             empty = blank(config, sweep, variant=cell.get("variant"), planned=True)
             empty["changes"] = _change_text(plan, cell)
             fresh = set(cell.get("confirm_seeds", ())) - set(cell["seeds"])

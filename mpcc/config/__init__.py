@@ -3,17 +3,27 @@
 Standard library only, so that a command answers before torch is imported.
 """
 
-from mpcc.config.alive import ALIVE, cautions, dead, without_dead
+from mpcc.config.alive import (
+    ALIVE,
+    EVALUATION,
+    cautions,
+    dead,
+    training_cell_key,
+    training_key,
+    without_dead,
+)
 from mpcc.config.checks import unknown
 from mpcc.config.fields import (
     ALIASES,
     DEFAULTS,
+    FIRST_DEFAULTS,
     IMAGE_SIZES,
     N_CHANNELS,
     RANGES,
     SHORT,
     Config,
     from_dict,
+    from_record,
     full_name,
     trial_key,
 )
@@ -24,6 +34,8 @@ __all__ = [
     "ALIASES",
     "ALIVE",
     "DEFAULTS",
+    "EVALUATION",
+    "FIRST_DEFAULTS",
     "IMAGE_SIZES",
     "N_CHANNELS",
     "PRESETS",
@@ -34,10 +46,13 @@ __all__ = [
     "cautions",
     "dead",
     "from_dict",
+    "from_record",
     "full_name",
     "parse_assignment",
     "parse_value",
     "preset",
+    "training_cell_key",
+    "training_key",
     "trial_key",
     "unknown",
     "value_text",
