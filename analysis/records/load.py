@@ -15,7 +15,7 @@ from typing import Any
 from analysis.records.folders import LoadError, check_folders
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
 from analysis.records.trial import blank, read_loose, read_planned
-from mpcc.config import DEFAULTS, from_record, trial_key, value_text
+from mpcc.config import DEFAULTS, EVALUATION, from_record, training_key, trial_key, value_text
 from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
 from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN
 from tune.store.lock import sweep_owner
@@ -55,7 +55,10 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
         rows.append(row)
     known = {row["trial_key"] for row in rows}
     known |= _earlier(plan)
-    extra, notes = _unplanned(folder, name, known, running, curves)
+    extra = _unplanned(folder, name, known, running, curves)
+    extra, notes = _without_other_evaluations(extra, rows)
+    unknown = (row["trial_key"] for row in extra if row["trial_key"] not in known)
+    notes += [f"trial {key} is not in the plan of {name}" for key in unknown]
     runs = _mlflow_runs(folder)
     for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
         row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
@@ -170,17 +173,46 @@ def _change_text(plan: Mapping[str, Any], cell: Mapping[str, Any]) -> str | None
 
 def _unplanned(
     folder: Path, name: str, known: set[str], running: Collection[str], curves: bool
-) -> tuple[list, list]:
-    rows, notes = [], []
-    for trial in sorted(_names(folder / "trials") - known):
-        path = folder / "trials" / trial
-        if not (path / CONFIG).exists():
+) -> list[dict[str, Any]]:
+    paths = (folder / "trials" / trial for trial in sorted(_names(folder / "trials") - known))
+    return [
+        read_loose(path, folder, name, running, curves)
+        for path in paths
+        if (path / CONFIG).exists()
+    ]
+
+
+def _without_other_evaluations(
+    extra: list[dict[str, Any]], planned: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The unplanned rows but for planned trials that were evaluated in another way, and which way
+    is shown: that of the plan."""
+    if not extra:
+        return extra, []
+    shown = {_trained(row): row for row in planned}
+    now: dict[str, None] = {}
+    was: dict[str, None] = {}
+    kept, hidden = [], 0
+    for row in extra:
+        other = shown.get(_trained(row))
+        names = [n for n in EVALUATION if other is not None and row[n] != other[n]]
+        if other is None or not names:
+            kept.append(row)
             continue
-        row = read_loose(path, folder, name, running, curves)
-        rows.append(row)
-        if row["trial_key"] not in known:
-            notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
-    return rows, notes
+        hidden += 1
+        was |= {f"{short(n)}={value_text(row[n])}": None for n in names}
+        now |= {f"{short(n)}={value_text(other[n])}": None for n in names}
+    if not hidden:
+        return kept, []
+    return kept, [
+        f"models are evaluated with {', '.join(now)}; {hidden} records of other evaluations, with "
+        f"{', '.join(was)}, are left out"
+    ]
+
+
+def _trained(row: Mapping[str, Any]) -> str:
+    """What the model of a row is (`mpcc.config.training_key`)."""
+    return training_key(from_record({name: row[name] for name in DEFAULTS}))
 
 
 def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
