@@ -68,8 +68,10 @@ def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) ->
         ):
             kept.append(trial)
             continue
-        done = store.models.done(trial)
-        if any(map(store.has_checkpoint, done)) or not (done or options.evaluate):
+        ends = store.models.ends(trial)
+        done = [key for key, end in ends.items() if end["state"] == State.DONE]
+        otherwise = ends and not done  # diverged, as it will be here (`take_over_ends`)
+        if any(map(store.has_checkpoint, done)) or otherwise or not (done or options.evaluate):
             kept.append(trial)
         elif not done:
             print(f"left out: {trial.text}: it is not trained yet, and --evaluate trains nothing")
@@ -80,6 +82,8 @@ def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) ->
                     f"{text}; --evaluate evaluates the others, and another --out trains it again"
                 )
             print(f"left out: {text}; another --out trains it again")
+    if not kept:
+        raise UsageError(f"--evaluate: no trial of {store.out} can be evaluated")
     return kept
 
 
