@@ -119,12 +119,12 @@ def test_tables_show_the_evaluation_of_the_plan_and_say_which(sweep: Path) -> No
 
 @pytest.mark.usefixtures("untrained")
 def test_values_of_an_axis_are_cells_of_their_own(sweep: Path) -> None:
-    assert run(sweep, "--grid", "esteps=1", "min_diversity=0.25,0", "--seeds", "1") == 4
+    assert run(sweep, "--grid", "esteps=1", "n_standing_passes=2,5", "--seeds", "1") == 4
     assert len(planned(sweep)) == 3
     frame = load([sweep]).trials
-    assert sorted(frame["min_diversity"]) == [0.0, 0.25, 0.25]
-    collapsed = frame["failures"].str.contains("collapsed")
-    assert collapsed.tolist() == (frame["min_diversity"] > 0).tolist()
+    assert sorted(frame["n_standing_passes"]) == [2, 2, 5]
+    mse, nmi = (frame[frame["n_encoder_steps"] == 1][name].tolist() for name in ("mse", "nmi"))
+    assert len(set(mse)) == 2 and len(set(nmi)) == 1  # Only the generator has passes.
 
 
 def test_a_fresh_grid_of_evaluations_trains_each_model_once(

@@ -162,18 +162,21 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
         return report.release(store)
     if store.restored:
         log(store.restored)
-    old, plan, trials = _plan(options, store)
+    old, plan, trials, ready = _plan(options, store)
     if options.status:
         return report.print_status(store, trials, common.settings(options, store).uri)
     if options.dry_run:
         return report.print_dry_run(options, store, plan, trials)
-    source = GridSource(store.with_recorded_images(plan), runnable(options, store, trials))
+    source = GridSource(store.with_recorded_images(plan), ready)
     work = run.Work(store, old, source, trials, options.adopt)
     return (run.run_next if options.next else run.run)(options, received, work)
 
 
-def _plan(options: AblationOptions, store: Store) -> tuple[Plan | None, Plan, list[Trial]]:
-    """The folder's plan as it is, the one that is asked for, and the trials of this command.
+def _plan(
+    options: AblationOptions, store: Store
+) -> tuple[Plan | None, Plan, list[Trial], list[Trial]]:
+    """The folder's plan as it is, the one that is asked for, the trials of this command, and those
+    of them that can run.
 
     Of processes with `--next` that start at once the first writes the plan and the others read it
     again. UsageError where a driver's plan lacks what is asked for.
@@ -182,8 +185,9 @@ def _plan(options: AblationOptions, store: Store) -> tuple[Plan | None, Plan, li
         time.sleep(min(attempt, 1.0))
         old = store.read_plan()
         plan, trials = planned(options, store, old)
+        ready = trials if options.status else runnable(options, store, trials)
         if not options.next or plan == old or run.write_new_plan(store, old, plan):
-            return old, plan, trials
+            return old, plan, trials, ready
     raise UsageError(
         f"a driver works in {store.out} and has not planned what --next asks for: wait for its end"
     )

@@ -136,7 +136,9 @@ def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     preset = preset or (paper.BASE_PRESET if options.table else DEFAULT_PRESET)
     start = paper.base(options.scale or paper.FULL) if options.table else configs.preset(preset)
     base = start.override(**common.changes(options))
-    asked = (options.grid, options.table, options.preset, options.variant, options.changes)
+    named = common.changes(replace(options, variant=None, iterations=None))
+    trained = set(named).difference(configs.EVALUATION)
+    asked = (options.grid, options.table, options.preset, options.variant, trained)
     longer = options.iterations is not None and not options.continue_training
     return common.begun(options, store, old, preset, base, given=any(asked) or longer)
 
