@@ -5,7 +5,15 @@ import dataclasses
 import pytest
 
 from mpcc import config as c
-from mpcc.config import PRESETS, Config, cautions, from_dict, parse_assignment, value_text
+from mpcc.config import (
+    PRESETS,
+    Config,
+    cautions,
+    from_dict,
+    parse_assignment,
+    training_key,
+    value_text,
+)
 
 
 def test_presets_are_the_rows_of_appendix_c():
@@ -120,6 +128,47 @@ def test_keys_stay_from_version_to_version():
     # Records on people's disks are found by these: a change here loses them.
     assert Config().trial_key == TRIAL_KEY_OF_DEFAULTS
     assert Config(prior_lr=6e-4, seed=3).trial_key == TRIAL_KEY_OF_ANOTHER
+
+
+def test_a_changed_default_changes_no_key_and_no_record(monkeypatch):
+    # What differs in training never shares a key, and a record that lacks the field means the old.
+    old, explicit = Config().cell_key, Config(width=13).cell_key
+    monkeypatch.setitem(c.DEFAULTS, "width", 13)
+    monkeypatch.setitem(Config.__init__.__kwdefaults__, "width", 13)
+    monkeypatch.setitem(c.FIRST_DEFAULTS, "width", 12)
+    assert Config().cell_key == explicit and Config(width=12).cell_key == old
+    assert c.from_record({}).width == 12 and c.from_record({"width": 14}).width == 14
+
+
+def test_the_defaults_that_keys_go_by_are_frozen():
+    # A default that changes goes into FIRST_DEFAULTS as it was; a new field is added here.
+    frozen = """
+        dataset=mnist split=all image_size=32 image_ground=white skip_damaged=false width=12
+        latent_mode=plain upsampling=bilinear encoder_shares_discriminator=true conditional=false
+        prior=gaussian_mixture n_clusters=10 latent_size=24 prior_init_log_var=1 prior_min_std=0.5
+        prior_floor=variance prior_entropy=sampled prior_entropy_weight=0.01 prior_rank=2
+        cluster_weights=uniform given_cluster_weights=none iterations=125000 batch_size=50
+        n_discriminator_steps=4 n_encoder_steps=4 network_lr=2e-4 prior_lr=1.6e-3
+        prior_adversarial_lr=prior prior_learns_from_encoder_loss=false ema_decay=0.9999
+        ema_start=1000 eval_every=5000 n_standing_passes=16 n_generated=none n_is_splits=10
+        max_saturation=0.15 min_diversity=0.25 seed=0 cpu_threads=1 precision=float32 fast=true
+    """
+    assert dict(map(parse_assignment, frozen.split())) == c.DEFAULTS | c.FIRST_DEFAULTS
+
+
+def test_what_trains_alike_has_one_training_key_and_nothing_else_has():
+    weights = {"n_clusters": 3, "given_cluster_weights": (1.0, 2.0, 4.0)}
+    alike = [
+        ({}, {"eval_every": 3, "n_standing_passes": 3}),
+        ({}, {"n_generated": 50, "n_is_splits": 5, "max_saturation": 0.5, "min_diversity": 0.5}),
+        ({"prior": "normal"}, {"prior": "normal", "n_clusters": 5, "prior_lr": 1e-3}),
+        ({"ema_decay": 0.0}, {"ema_decay": 0.0, "ema_start": 7}),
+        (weights, weights | {"given_cluster_weights": (0.3, 0.6, 1.2)}),
+    ]
+    keys = [{training_key(from_dict(changes)) for changes in pair} for pair in alike]
+    assert [len(pair) for pair in keys] == [1] * len(alike)
+    assert len(set.union(*keys)) == len(alike) - 1  # The first two are the defaults.
+    assert training_key(Config(seed=1)) != training_key(Config())
 
 
 TRIAL_KEY_OF_DEFAULTS = "650690f3ba8a"

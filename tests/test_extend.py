@@ -49,5 +49,5 @@ def test_fewer_iterations_are_refused(iterations: int) -> None:
 
 
 def test_an_axis_of_iterations_is_refused() -> None:
-    with pytest.raises(PlanError, match="are an axis"):
+    with pytest.raises(PlanError, match="iterations is an axis"):
         plan("iterations=2,4").extend(9)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpcc.config import ALIVE, PRESETS, Config, dead, without_dead
+from mpcc.config import ALIVE, EVALUATION, PRESETS, Config, dead, training_key, without_dead
 from mpcc.data.image_set import DataError, ImageSet
 from mpcc.evaluation import metrics
 from mpcc.evaluation.evaluate import evaluate
@@ -276,7 +276,10 @@ def test_alive_fields_keep_configurations_apart():
     for field, value in CHANGES.items():
         base = PRESETS["tiny"].override(**BASE_FOR.get(field, {}))
         if value is not None and field not in dead(base):
-            assert without_dead(base) != without_dead(base.override(**{field: value})), field
+            other = base.override(**{field: value})
+            assert without_dead(base) != without_dead(other), field
+            trained_alike = training_key(base) == training_key(other)
+            assert trained_alike == (field in EVALUATION), field
 
 
 def test_saturation_is_named_beyond_its_threshold(tiny, some_digits, tmp_path):

@@ -30,7 +30,7 @@ from tune.plan import leave_out, paper  # noqa: E402
 from tune.plan.cells import Trial  # noqa: E402
 from tune.plan.plan import Plan  # noqa: E402
 from tune.plan.source import GridSource  # noqa: E402
-from tune.planning import planned  # noqa: E402
+from tune.planning import planned, runnable  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 
 EXAMPLES = """\
@@ -47,6 +47,7 @@ examples:
   python tune/ablation.py --status                         how far it is
   python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
   python tune/ablation.py --drop esteps=3 --drop seed=4    take these out of the plan again
+  python tune/ablation.py --evaluate --set n_generated=10000   of trained models, also FID and KID
   python tune/ablation.py --retry failed,diverged          run these again
   python tune/ablation.py --out runs/x --next              one trial of it, from a queue's job
   python tune/ablation.py --out runs/x --adopt DIR         join a sweep that was run elsewhere
@@ -120,6 +121,10 @@ class AblationOptions(Options):
         "DIR",
         type=path,
     )
+    evaluate: bool = _what(
+        "evaluate the trained models of a folder as --set says, such as --set n_generated=10000, "
+        "and train nothing; the values of before stay"
+    )
     next: bool = option(
         "instead of running",
         "train one trial that is missing and that no process has, here and without Ray, and stop; "
@@ -135,14 +140,6 @@ class AblationOptions(Options):
             raise UsageError("--ablate-from is of --ablate")
         if self.scale is not None and self.table is None:
             raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
-        if self.next and (self.dry_run or self.status or self.sync or self.release):
-            raise UsageError("--next excludes --dry-run, --status, --sync and --release")
-        if self.next and (self.retry or self.address != LOCAL):
-            raise UsageError("--next takes neither --retry nor --address")
-        for name in ("cpus_per_trial", "gpus_per_trial", "trials_per_gpu", "max_concurrent"):
-            if self.next and getattr(self, name) is not None:
-                text = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{text} does nothing with --next, which trains one trial here")
         if self.confirm is not None and (self.only or self.skip):
             raise UsageError("--confirm chooses the cells itself: leave out --only and --skip")
         more = (self.grid, self.table, self.seeds, self.confirm, self.adopt)
@@ -151,9 +148,23 @@ class AblationOptions(Options):
                 "--drop takes trials out of what is planned: give it without --grid, --table, "
                 "--ablate, --seeds, --confirm, --adopt and --continue-training"
             )
+        if self.evaluate and (self.continue_training or self.confirm is not None):
+            raise UsageError("--evaluate trains nothing: no --continue-training, no --confirm")
         for name in ("grid", "preset"):
             if self.table is not None and getattr(self, name) is not None:
                 raise UsageError(f"--table and --{name} exclude each other")
+        if self.next:
+            self._check_next()
+
+    def _check_next(self) -> None:
+        if self.dry_run or self.status or self.sync or self.release:
+            raise UsageError("--next excludes --dry-run, --status, --sync and --release")
+        if self.retry or self.address != LOCAL:
+            raise UsageError("--next takes neither --retry nor --address")
+        for name in ("cpus_per_trial", "gpus_per_trial", "trials_per_gpu", "max_concurrent"):
+            if getattr(self, name) is not None:
+                text = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{text} does nothing with --next, which trains one trial here")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,19 +186,22 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
         return report.release(store)
     if store.restored:
         log(store.restored)
-    old, plan, trials = _plan(options, store)
+    old, plan, trials, ready = _plan(options, store)
     report.print_growth(store, old, plan)
     if options.status:
         return report.print_status(store, trials, common.settings(options, store).uri)
     if options.dry_run:
         return report.print_dry_run(options, store, plan, trials)
-    source = GridSource(store.with_recorded_images(plan), trials)
+    source = GridSource(store.with_recorded_images(plan), ready)
     work = run.Work(store, old, source, trials, options.adopt)
     return (run.run_next if options.next else run.run)(options, received, work)
 
 
-def _plan(options: AblationOptions, store: Store) -> tuple[Plan | None, Plan, list[Trial]]:
-    """The folder's plan as it is, the one that is asked for, and the trials of this command.
+def _plan(
+    options: AblationOptions, store: Store
+) -> tuple[Plan | None, Plan, list[Trial], list[Trial]]:
+    """The folder's plan as it is, the one that is asked for, the trials of this command, and those
+    of them that can run.
 
     Of processes with `--next` that start at once the first writes the plan and the others read it
     again. UsageError where a driver's plan lacks what is asked for.
@@ -196,8 +210,9 @@ def _plan(options: AblationOptions, store: Store) -> tuple[Plan | None, Plan, li
         time.sleep(min(attempt, 1.0))
         old = store.read_plan()
         plan, trials = planned(options, store, old)
+        ready = trials if options.status else runnable(options, store, trials)
         if not options.next or plan == old or run.write_new_plan(store, old, plan):
-            return old, plan, trials
+            return old, plan, trials, ready
     raise UsageError(
         f"a driver works in {store.out} and has not planned what --next asks for: wait for its end"
     )

@@ -75,7 +75,7 @@ def estimate(
 def trial_seconds(config: Config, reached: int, pace: Pace) -> float:
     """What a trial takes from the iterations that it has `reached` to its end."""
     left = config.iterations - reached
-    evaluations = math.ceil(left / config.eval_every)
+    evaluations = max(1, math.ceil(left / config.eval_every))
     return left * pace.iteration + evaluations * pace.evaluation + pace.scores + TRIAL_SECONDS
 
 

@@ -172,7 +172,9 @@ def begun(
     """
     if old is None:
         return new_plan(preset, base)
-    if given:
+    if given:  # How models are evaluated stays as it is where nothing is said of it.
+        unsaid = (name for name in configs.EVALUATION if name not in changes(options))
+        base = base.override(**{name: getattr(old.base, name) for name in unsaid})
         check_same_base(store.out, old, base)
     if options.accept_changed_code:
         return replace(old, code_files=code_fingerprints())

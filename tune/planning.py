@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpcc import config as configs
+from mpcc.runs.run_dir import CHECKPOINT
 from tune import options as common
 from tune.command import UsageError
 from tune.options import DEFAULT_PRESET
 from tune.plan import confirm, grid, leave_out, paper
 from tune.plan.cells import Cell, Trial, chosen, trials
 from tune.plan.plan import Plan, PlanError, check_same_base, check_same_code, new_plan
-from tune.plan.state import Status
+from tune.plan.state import ENDED, State, Status
 from tune.store.adopt import sweep_elsewhere
 from tune.store.folder import Store
 
@@ -36,6 +37,10 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
                 "--continue-training takes a folder whose trials have run, and --iterations N"
             )
         old = old.extend(configs.parse_value("iterations", options.iterations))
+    if options.evaluate and old is None:
+        raise UsageError("--evaluate takes a folder whose trials have run")
+    if old is not None:
+        old = _evaluated(options, store, old)
     if options.adopt is not None:
         old = _with_adopted(options, store, old)
     if options.drop:
@@ -80,6 +85,56 @@ def dropped(plan: Plan, choices: Sequence[str]) -> Plan:
     return replace(plan, cells=tuple(left), dropped=tuple(sorted({*plan.dropped, *gone})))
 
 
+def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials of this command that can run; with --evaluate those that need no training.
+
+    Prints which ones are left out, and why. UsageError where a finished trial would be trained
+    again, to be evaluated in another way, because its checkpoint is gone.
+    """
+    kept = []
+    for trial in trials:
+        if store.trial_dir(trial.key).exists() and (
+            not options.evaluate or store.status(trial).state in ENDED
+        ):
+            kept.append(trial)
+            continue
+        ends = store.models.ends(trial)
+        done = [key for key, end in ends.items() if end["state"] == State.DONE]
+        otherwise = ends and not done  # diverged, as it will be here (`take_over_ends`)
+        if any(map(store.has_checkpoint, done)) or otherwise or not (done or options.evaluate):
+            kept.append(trial)
+        elif not done:
+            print(f"left out: {trial.text}: it is not trained yet, and --evaluate trains nothing")
+        else:
+            text = f"{trial.text}: {store.trial_dir(done[0])} keeps no {CHECKPOINT} to evaluate"
+            if not options.evaluate:
+                raise UsageError(
+                    f"{text}; --evaluate evaluates the others, and another --out trains it again"
+                )
+            print(f"left out: {text}; another --out trains it again")
+    if not kept:
+        raise UsageError(f"--evaluate: no trial of {store.out} can be evaluated")
+    return kept
+
+
+def _evaluated(options: AblationOptions, store: Store, old: Plan) -> Plan:
+    """The folder's plan, its models evaluated as --set says.
+
+    UsageError where a trial is under way: under another evaluation it would begin anew.
+    """
+    given = {n: v for n, v in common.changes(options).items() if n in configs.EVALUATION}
+    plan = old.evaluated(given)
+    if plan != old:
+        states = [status.state for status in store.statuses(old.trials()).values()]
+        n = len([state for state in states if state in (State.RUNNING, State.STOPPED)])
+        if n:
+            raise UsageError(
+                f"{n} trials of {store.out} have begun and not ended: finish them first, by the "
+                f"same command without --set {' or '.join(given)}"
+            )
+    return plan
+
+
 def _with_adopted(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     """The folder's plan, with the cells and seeds of the sweep that `--adopt` names.
 
@@ -111,7 +166,9 @@ def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     preset = preset or (paper.BASE_PRESET if options.table else DEFAULT_PRESET)
     start = paper.base(options.scale or paper.FULL) if options.table else configs.preset(preset)
     base = start.override(**common.changes(options))
-    asked = (options.grid, options.table, options.preset, options.variant, options.changes)
+    named = common.changes(replace(options, variant=None, iterations=None))
+    trained = set(named).difference(configs.EVALUATION)
+    asked = (options.grid, options.table, options.preset, options.variant, trained)
     longer = options.iterations is not None and not options.continue_training
     return common.begun(options, store, old, preset, base, given=any(asked) or longer)
 
@@ -124,7 +181,10 @@ def _asked(
     Without --grid, --table and --ablate all that is planned.
     """
     if options.table is not None:
-        cells = paper.cells(options.table, options.scale or paper.FULL, common.changes(options))
+        scale, given = options.scale or paper.FULL, common.changes(options)
+        start, now = paper.base(scale).to_dict(), plan.base.to_dict()
+        given |= {name: now[name] for name in configs.EVALUATION if now[name] != start[name]}
+        cells = paper.cells(options.table, scale, given)
         return cells, range(paper.TABLES[options.table]), f"table {options.table}"
     if options.ablate is not None:
         return _without_parts(options, store, plan), DEFAULT_SEEDS, leave_out.NAME

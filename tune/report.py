@@ -141,10 +141,15 @@ def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[T
         shorter = extends_from(store, plan, trial)
         if shorter:
             statuses[trial.key] = replace(statuses[trial.key], iteration=shorter)
+        elif statuses[trial.key].state == State.PLANNED and store.models.done(trial):
+            last = trial.config.iterations
+            statuses[trial.key] = replace(statuses[trial.key], iteration=last)
     _print_cells(trials, statuses)
     settled = ENDED.difference((options.retry or "").split(","))
     todo = [trial for trial in trials if statuses[trial.key].state not in settled]
-    print(f"{len(by_cell(trials))} cells, {len(trials)} trials, {len(todo)} to run")
+    trained = len([t for t in todo if statuses[t.key].iteration == t.config.iterations])
+    more = f", {trained} of them only to evaluate" if trained else ""
+    print(f"{len(by_cell(trials))} cells, {len(trials)} trials, {len(todo)} to run{more}")
     if todo:
         reached = {trial.key: statuses[trial.key].iteration for trial in todo}
         print_needs(options, settings, store, todo, reached)

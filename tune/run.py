@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tune import options as common
@@ -19,7 +19,7 @@ from tune.plan.source import TrialSource
 from tune.plan.state import ENDED, EventKind, State, Status
 from tune.plan.states import States
 from tune.signals import QUICK_SECONDS, Interrupted, Signals
-from tune.store.adopt import adopt, extend
+from tune.store.adopt import adopt, extend, take_over_ends
 from tune.store.folder import Store
 from tune.store.lock import LockError, SweepLock, TrialClaim
 
@@ -102,6 +102,7 @@ def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Tria
 def _prepare(work: Work, again: Mapping[str, State]) -> None:
     """Write the plan and put the folders of its trials in order, under the lock."""
     store, plan = work.store, work.source.plan
+    take_over_ends(store, work.old, plan)
     store.write_plan(plan)
     store.upload_missing(work.trials)
     store.download()
@@ -155,6 +156,7 @@ def write_new_plan(store: Store, old: Plan | None, plan: Plan) -> bool:
         with SweepLock(store, log):
             if store.refresh() != old:
                 return False
+            take_over_ends(store, old, plan)
             store.write_plan(plan)
             return True
     except LockError:
@@ -195,7 +197,8 @@ def _train_here(
     from tune.engine.worker import TrialWorker
 
     states = States([trial], work.store.statuses([trial]), 1)
-    worker = TrialWorker(spec_of(trial, settings, work.source.plan))
+    spec = spec_of(trial, settings, work.source.plan)
+    worker = TrialWorker(replace(spec, same_model=work.store.models.others(trial)))
     log(f"training {trial.text}")
     try:
         with signals.remember(), Display(states) as display:

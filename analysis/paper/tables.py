@@ -25,7 +25,7 @@ from analysis.tables.shared import (
     row_notes,
     value_cell,
 )
-from mpcc.config import Config, from_dict
+from mpcc.config import Config, from_record
 
 Choice = Callable[[Mapping[str, Any]], bool]
 
@@ -76,7 +76,7 @@ def choose(
     keys = {g.cell_key for g in fitting}
     if len(keys) <= 1:
         return fitting, ""
-    bases = {from_dict({**sweep.base, "seed": 0}).cell_key for sweep in records.sweeps}
+    bases = {from_record({**sweep.base, "seed": 0}).cell_key for sweep in records.sweeps}
     own = [g for g in fitting if g.cell_key in bases]
     if len({g.cell_key for g in own}) == 1:
         return own, f"Of {len(keys)} cells that fit, the one with the base settings."

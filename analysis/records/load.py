@@ -15,7 +15,7 @@ from typing import Any
 from analysis.records.folders import LoadError, check_folders
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
 from analysis.records.trial import blank, read_loose, read_planned
-from mpcc.config import DEFAULTS, from_dict, trial_key, value_text
+from mpcc.config import DEFAULTS, EVALUATION, from_record, training_key, trial_key, value_text
 from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
 from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN
 from tune.store.lock import sweep_owner
@@ -56,7 +56,10 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     known = {row["trial_key"] for row in rows}
     dropped = there.intersection(plan.get("dropped", ()))
     known |= _earlier(plan) | dropped
-    extra, notes = _unplanned(folder, name, known, running, curves)
+    extra = _unplanned(folder, name, known, running, curves)
+    extra, notes = _without_other_evaluations(extra, rows)
+    unknown = (row["trial_key"] for row in extra if row["trial_key"] not in known)
+    notes += [f"trial {key} is not in the plan of {name}" for key in unknown]
     if dropped:
         notes.append(f"trials taken out of the plan by --drop and left out: {len(dropped)}")
     runs = _mlflow_runs(folder)
@@ -103,13 +106,13 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
     if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
         raise LoadError(f"{file} is not a plan that this version reads (schema 1)")
     try:
-        from_dict(plan["base"])
+        from_record(plan["base"])
         if not all(isinstance(name, str) for name in [*plan.get("confirm_by", ())]):
             raise ValueError("a metric of confirm_by is no text")
         if not all(isinstance(key, str) for key in [*plan.get("dropped", ())]):
             raise ValueError("a key of dropped is no text")
         for cell in plan["cells"]:
-            from_dict(cell["changes"])
+            from_record(cell["changes"])
             texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError("a cell's key, variant or grid is no text")
@@ -124,7 +127,7 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
     fits: set[int] = set()
     for cell in plan["cells"]:
         try:
-            config = from_dict({**plan["base"], **cell["changes"], "seed": 0})
+            config = from_record({**plan["base"], **cell["changes"], "seed": 0})
             empty = blank(config, sweep, variant=cell.get("variant"), planned=True)
             empty["changes"] = _change_text(plan, cell)
             fresh = set(cell.get("confirm_seeds", ())) - set(cell["seeds"])
@@ -175,17 +178,46 @@ def _change_text(plan: Mapping[str, Any], cell: Mapping[str, Any]) -> str | None
 
 def _unplanned(
     folder: Path, name: str, known: set[str], running: Collection[str], curves: bool
-) -> tuple[list, list]:
-    rows, notes = [], []
-    for trial in sorted(_names(folder / "trials") - known):
-        path = folder / "trials" / trial
-        if not (path / CONFIG).exists():
+) -> list[dict[str, Any]]:
+    paths = (folder / "trials" / trial for trial in sorted(_names(folder / "trials") - known))
+    return [
+        read_loose(path, folder, name, running, curves)
+        for path in paths
+        if (path / CONFIG).exists()
+    ]
+
+
+def _without_other_evaluations(
+    extra: list[dict[str, Any]], planned: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The unplanned rows but for planned trials that were evaluated in another way, and which way
+    is shown: that of the plan."""
+    if not extra:
+        return extra, []
+    shown = {_trained(row): row for row in planned}
+    now: dict[str, None] = {}
+    was: dict[str, None] = {}
+    kept, hidden = [], 0
+    for row in extra:
+        other = shown.get(_trained(row))
+        names = [n for n in EVALUATION if other is not None and row[n] != other[n]]
+        if other is None or not names:
+            kept.append(row)
             continue
-        row = read_loose(path, folder, name, running, curves)
-        rows.append(row)
-        if row["trial_key"] not in known:
-            notes.append(f"trial {row['trial_key']} is not in the plan of {name}")
-    return rows, notes
+        hidden += 1
+        was |= {f"{short(n)}={value_text(row[n])}": None for n in names}
+        now |= {f"{short(n)}={value_text(other[n])}": None for n in names}
+    if not hidden:
+        return kept, []
+    return kept, [
+        f"models are evaluated with {', '.join(now)}; {hidden} records of other evaluations, with "
+        f"{', '.join(was)}, are left out"
+    ]
+
+
+def _trained(row: Mapping[str, Any]) -> str:
+    """What the model of a row is (`mpcc.config.training_key`)."""
+    return training_key(from_record({name: row[name] for name in DEFAULTS}))
 
 
 def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:

@@ -26,7 +26,7 @@ from analysis.records.frame import (
     STOPPED,
     number,
 )
-from mpcc.config import Config, from_dict
+from mpcc.config import Config, from_record
 from mpcc.runs.files import SEAL, read_bytes
 from mpcc.runs.run_dir import (
     CONFIG,
@@ -60,7 +60,7 @@ def read_loose(
     Raises LoadError, in one line, where the configuration does not fit this version.
     """
     try:
-        config = from_dict(read_json(path / CONFIG) or {})
+        config = from_record(read_json(path / CONFIG) or {})
     except (ValueError, TypeError) as error:
         raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
     row = blank(config, sweep, variant=None, planned=False)

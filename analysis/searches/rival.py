@@ -12,7 +12,7 @@ from analysis.tables.columns import Column, column
 from analysis.tables.comparable import p_text
 from analysis.tables.groups import Group, unlike
 from analysis.tables.groups import groups as groups_of
-from mpcc.config import from_dict
+from mpcc.config import from_record
 from mpcc.evaluation.metrics import METRICS
 
 
@@ -22,7 +22,7 @@ def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
     if search is None or not search.points:
         return []
     ours = _best_by_first(search)
-    key = from_dict({**records.sweeps[0].base, "seed": 0}).cell_key
+    key = from_record({**records.sweeps[0].base, "seed": 0}).cell_key
     base = next((g for g in groups if g.cell_key == key), None)
     if base is None or base is ours:
         return []

@@ -13,7 +13,7 @@ from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.comparable import Spread, apart, collapse, spread_with
 from analysis.tables.groups import Group, identical
-from mpcc.config import from_dict, parse_settings, value_text
+from mpcc.config import from_record, parse_settings, value_text
 from tune.plan.plan import FULL_MODEL
 
 TEST_WORDS = {
@@ -84,7 +84,7 @@ def default_baseline(groups: Sequence[Group], base: dict) -> Group:
     full = [g for g in groups if g.variant == FULL_MODEL]
     if full:
         return full[0]
-    key = from_dict({**base, "seed": 0}).cell_key
+    key = from_record({**base, "seed": 0}).cell_key
     own = [g for g in groups if g.cell_key == key]
     return own[0] if own else next((g for g in groups if g.done), groups[0])
 

@@ -3,17 +3,28 @@
 Standard library only, so that a command answers before torch is imported.
 """
 
-from mpcc.config.alive import ALIVE, cautions, dead, idle_options, without_dead
+from mpcc.config.alive import (
+    ALIVE,
+    EVALUATION,
+    cautions,
+    dead,
+    idle_options,
+    training_cell_key,
+    training_key,
+    without_dead,
+)
 from mpcc.config.checks import unknown
 from mpcc.config.fields import (
     ALIASES,
     DEFAULTS,
+    FIRST_DEFAULTS,
     IMAGE_SIZES,
     N_CHANNELS,
     RANGES,
     SHORT,
     Config,
     from_dict,
+    from_record,
     full_name,
     trial_key,
 )
@@ -24,6 +35,8 @@ __all__ = [
     "ALIASES",
     "ALIVE",
     "DEFAULTS",
+    "EVALUATION",
+    "FIRST_DEFAULTS",
     "IMAGE_SIZES",
     "N_CHANNELS",
     "PRESETS",
@@ -35,11 +48,14 @@ __all__ = [
     "dead",
     "idle_options",
     "from_dict",
+    "from_record",
     "full_name",
     "parse_assignment",
     "parse_settings",
     "parse_value",
     "preset",
+    "training_cell_key",
+    "training_key",
     "trial_key",
     "unknown",
     "value_text",

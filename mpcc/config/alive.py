@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from mpcc.config.fields import DEFAULTS, Config
+from mpcc.config.fields import DEFAULTS, Config, trial_key
 
 
 def _has_clusters(config: Config) -> bool:
@@ -81,6 +81,36 @@ def idle_options(
             "--set n_generated=50000"
         )
     return lines
+
+
+EVALUATION = (
+    "eval_every",
+    "n_standing_passes",
+    "n_generated",
+    "n_is_splits",
+    "max_saturation",
+    "min_diversity",
+)
+"""The fields that say how a trained model is looked at: they change nothing of the training."""
+
+
+def training_cell_key(config: Config) -> str:
+    """Twelve hexadecimal digits that name what is trained, whatever the seed.
+
+    Equal for configurations that differ only in fields of an evaluation, in dead ones or in the
+    scale of given cluster weights.
+    """
+    usual = {name: DEFAULTS[name] for name in EVALUATION}
+    if config.given_cluster_weights is not None:
+        total = sum(config.given_cluster_weights)
+        shares = tuple(round(weight / total, 12) for weight in config.given_cluster_weights)
+        usual["given_cluster_weights"] = shares
+    return without_dead(config.override(**usual)).cell_key
+
+
+def training_key(config: Config) -> str:
+    """`training_cell_key` with the seed."""
+    return trial_key(training_cell_key(config), config.seed)
 
 
 def cautions(config: Config) -> list[str]:

@@ -215,10 +215,10 @@ class Config:
         """Twelve hexadecimal digits that name this configuration whatever its seed.
 
         Only fields that differ from their defaults enter, so that a field added later leaves the
-        keys of earlier trials as they are.
+        keys of earlier trials as they are; of a changed default the first one counts.
         """
-        fields = {k: v for k, v in self.to_dict().items() if k != "seed" and v != DEFAULTS[k]}
-        return _key(fields)
+        usual = DEFAULTS | FIRST_DEFAULTS
+        return _key({k: v for k, v in self.to_dict().items() if k != "seed" and v != usual[k]})
 
     @property
     def trial_key(self) -> str:
@@ -281,6 +281,9 @@ SPELLINGS = {
 
 HINTS = typing.get_type_hints(Config)
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
+FIRST_DEFAULTS: dict[str, Any] = {}
+"""Field whose default has changed -> its first one. Keys go by it, and so do records that were
+written before the field was there: configurations that train differently never share a key."""
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -295,6 +298,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
             raise ValueError(f"{full} is given twice")
         named[full] = tuple(value) if isinstance(value, list) else value
     return Config(**named)
+
+
+def from_record(values: Mapping[str, Any]) -> Config:
+    """As `from_dict`, of what any version has written: fields that it lacks had first defaults."""
+    return from_dict(FIRST_DEFAULTS | dict(values))
 
 
 def full_name(name: str) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mpcc.config import Config, from_dict, value_text
+from mpcc.config import Config, from_record, value_text
 from mpcc.runs.checkpoints import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -114,7 +114,7 @@ def read_config(path: Path) -> Config | None:
     if values is None:
         return None
     try:
-        return from_dict(values)
+        return from_record(values)
     except (ValueError, TypeError) as error:
         raise RunDirError(f"{Path(path) / CONFIG} does not fit this version: {error}") from None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mpcc.config import training_key
 from mpcc.runs import run_dir
 from mpcc.runs.checkpoints import Checkpoint, settle
 from mpcc.training.state import TrainState
@@ -68,6 +69,23 @@ def restore(state: TrainState, path: Path) -> None:
     if problems:
         start = f"going on at iteration {state.iteration}" if state.iteration else "starting over"
         log.warning("%s; %s", "; ".join(problems), start)
+
+
+def take_over(state: TrainState, trained: Path) -> dict[str, float]:
+    """Take over the model of a trial that is done, from its checkpoint, and no evaluation of it.
+
+    Returns the losses of its last iteration. RunDirError where that model is not to be had.
+    """
+    config, saved = state.config, run_dir.read_config(trained)
+    if saved is None or training_key(saved) != training_key(config):
+        raise run_dir.RunDirError(f"{trained} holds another model than this trial's")
+    state.config = saved
+    restore(state, trained)
+    last = state.rows[-1] if state.rows else {}
+    if state.iteration != config.iterations or last.get("iteration") != state.iteration:
+        raise run_dir.RunDirError(f"the checkpoint in {trained} is not of its last iteration")
+    state.config, state.rows, state.seconds["evaluate"] = config, [], 0.0
+    return {name: float(value) for name, value in last.items() if name.startswith("loss/")}
 
 
 def take_model(state: TrainState, content: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from mpcc.runs.code_version import code_fingerprints, code_version
 from mpcc.training.algorithm import train_step
 from mpcc.training.checks import check_images
 from mpcc.training.device import prepare_process, resolve_device
-from mpcc.training.resume import restore, write_checkpoint
+from mpcc.training.resume import restore, take_over, write_checkpoint
 from mpcc.training.state import TrainState, build_state
 from mpcc.use.trained import for_use
 
@@ -64,14 +64,17 @@ def train(
     checkpoint_iterations: int | None = None,
     image_set: ImageSet | None = None,
     fingerprint: str | None = None,
+    trained: Path | None = None,
 ) -> Generator[Progress]:
     """Train one trial in its run directory, on from its last checkpoint, until it has a result.
 
     A checkpoint is written after so many seconds, or after so many iterations where they are given,
     whichever comes first. Yields about every second and at every evaluation. Closing the iterator
     early writes a checkpoint. A trial that has ended yields its end at once. `fingerprint` is that
-    of the images where others than those must not be used. Raises DataError and RunDirError (one
-    line, the user's to mend); other errors are faults of the machine or the code.
+    of the images where others than those must not be used. `trained` is the run directory of a
+    trial that is done and trains the same model: its model is evaluated, and nothing is trained.
+    Raises DataError and RunDirError (one line, the user's to mend); other errors are faults of the
+    machine or the code.
     """
     path = Path(path)
     run_dir.check_run(path, config)
@@ -91,17 +94,25 @@ def train(
     labels = image_set.labels
     n_labels = None if labels is None else int(labels.max()) + 1
     check_images(config, image_set.images.shape, n_labels)
-    check_same_images(path, config, image_set, fingerprint)
+    check_same_images(trained or path, config, image_set, fingerprint)
     run_dir.open_run(path, config)
     state = build_state(config, image_set, where)
-    restore(state, path)
+    losses: dict[str, float] = {}
+    if trained is None:
+        restore(state, path)
+    else:
+        losses = take_over(state, trained)
     run_dir.write_metrics(path, state.rows)
     if state.updates is not None:
         state.updates.check(state)
-    write_provenance(path, state)
+    write_provenance(path, state, trained)
+    reference = kmeans_baseline(state)
     run = _Run(state, path, checkpoint_seconds, checkpoint_iterations, files)
-    run.baseline = kmeans_baseline(state)
-    yield from run.iterate()
+    run.baseline = reference
+    if trained is None:
+        yield from run.iterate()
+    else:
+        yield run.evaluate(losses, last=True)
 
 
 class _Run:
@@ -141,12 +152,10 @@ class _Run:
                     yield self._diverged(cause)
                     return
                 if evaluating:
-                    try:
-                        row = self._evaluate(waiting[-1], last)
-                    except NotFinite as error:
-                        yield self._diverged(f"{error} at iteration {state.iteration}")
+                    progress = self.evaluate(waiting[-1], last)
+                    yield progress
+                    if progress.state == run_dir.DIVERGED:
                         return
-                    yield self._progress(state="done" if last else "running", metrics=row)
                 waiting = []
                 if not last and self._checkpoint_due():
                     self._save()
@@ -159,8 +168,18 @@ class _Run:
                 self._save()
             raise
 
-    def _evaluate(self, terms: dict[str, Tensor], last: bool) -> dict[str, Any]:
-        """Record the model's scores; the last time, its end as well."""
+    def evaluate(self, terms: Mapping[str, Tensor | float], last: bool) -> Progress:
+        """Record the model's scores, or that it has diverged; the last time, its end as well.
+
+        terms: the losses of the last iteration.
+        """
+        try:
+            row = self._scores(terms, last)
+        except NotFinite as error:
+            return self._diverged(f"{error} at iteration {self.state.iteration}")
+        return self._progress(state="done" if last else "running", metrics=row)
+
+    def _scores(self, terms: Mapping[str, Tensor | float], last: bool) -> dict[str, Any]:
         state = self.state
         evaluation = evaluate(state)
         values = {name: float(value) for name, value in terms.items()}
@@ -290,13 +309,24 @@ def check_same_images(
         )
 
 
-def write_provenance(path: Path, state: TrainState) -> None:
-    """Record what a reader needs to judge and repeat the trial, and where training goes on."""
-    before = run_dir.read_provenance(path)
+def write_provenance(path: Path, state: TrainState, trained: Path | None = None) -> None:
+    """Record what a reader needs to judge and repeat the trial, and where training goes on.
+
+    trained: of the trial whose model is only evaluated here; what trained it stays what it was.
+    """
+    before = run_dir.read_provenance(trained or path)
     config, image_set, device = state.config, state.image_set, state.device
     starts = before.get("starts")
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else platform.processor()
+    device_name = device.type + (f":{name}" if name else "")
+    if trained is not None:
+        files = dict(before.get("code_files") or {})
+        files |= {n: h for n, h in code_fingerprints().items() if n.startswith("mpcc/evaluation/")}
+        anew = {"model_of": trained.name, "code": code_version(), "device": device_name}
+        anew["started"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        run_dir.write_provenance(path, {**before, "code_files": files, "evaluated_anew": anew})
+        return
     run_dir.write_provenance(
         path,
         {
@@ -305,7 +335,7 @@ def write_provenance(path: Path, state: TrainState) -> None:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "machine": platform.node(),
-            "device": device.type + (f":{name}" if name else ""),
+            "device": device_name,
             "processor": name if on_gpu else processor_name(),
             "cpu_threads": torch.get_num_threads(),
             "data": {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcc.config import SHORT, Config, parse_settings, value_text
+from mpcc.config import SHORT, Config, parse_settings, training_cell_key, value_text
 from mpcc.options import usable
 from mpcc.runs import run_dir
 from mpcc.runs.files import RunDirError, belongs, read_bytes
@@ -151,8 +151,12 @@ def best_cell(path: Path) -> str:
 
 
 def _named(trials: dict[Path, Config], cell: str, path: Path) -> str:
-    """The one cell with this key, or its beginning, or with these settings."""
-    cells = {config.cell_key: config for config in trials.values()}
+    """The one cell with this key, or its beginning, or with these settings.
+
+    Of cells whose models are the same, evaluated in several ways, the last.
+    """
+    by_time = sorted(trials, key=lambda folder: (folder / run_dir.CONFIG).stat().st_mtime)
+    cells = {trials[folder].cell_key: trials[folder] for folder in by_time}
     if re.fullmatch(r"[0-9a-f]{4,12}", cell):
         found = [key for key in cells if key.startswith(cell)]
     else:
@@ -162,8 +166,8 @@ def _named(trials: dict[Path, Config], cell: str, path: Path) -> str:
             for key, config in cells.items()
             if all(getattr(config, name) == value for name, value in settings.items())
         ]
-    if len(found) == 1:
-        return found[0]
+    if len({training_cell_key(cells[key]) for key in found}) == 1:
+        return found[-1]
     told = _listed(sorted(_differing(cells[key], list(cells.values())) for key in found or cells))
     raise RunDirError(
         f"{len(found) or 'no'} cells of {path} fit '{cell}'; "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpcc.config import Config, from_dict
+from mpcc.config import Config, from_record
 from mpcc.data.image_set import ImageSet
 from mpcc.evaluation.evaluate import Evaluation, averaged_generator, evaluation_rng
 from mpcc.fast.layers import Spectral as FastSpectral
@@ -68,7 +68,7 @@ def model_of(data: bytes, name: str, device: torch.device) -> Model:
     """The model in the content of a file; RunDirError with its name for what cannot be one."""
     head, arrays = read_model(data, name)
     try:
-        config, levels = from_dict(head["config"]), head["levels"]
+        config, levels = from_record(head["config"]), head["levels"]
         with torch.device("meta"):  # Weights come from the file, and a false size costs nothing.
             generator, encoder = Generator(config), Encoder(config, trunk(config))
         with seeded(0):

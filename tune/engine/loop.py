@@ -157,7 +157,8 @@ class _Loop:
 
     def _spec(self, trial: Trial, exclusive: bool) -> TrialSpec:
         spec = spec_of(trial, self._settings, self._plan)
-        return replace(spec, prune=self._source.prune_rule(trial), exclusive=exclusive)
+        prune, same_model = self._source.prune_rule(trial), self._store.models.others(trial)
+        return replace(spec, prune=prune, same_model=same_model, exclusive=exclusive)
 
     def _follow_elsewhere(self, engine: Engine) -> None:
         """Look at the trials that other processes train; run those that these have left."""

@@ -112,6 +112,9 @@ class TrialSpec:
     """None on one machine."""
     avoided_nodes: tuple[str, ...] = ()
     """Ray's ids of nodes that were not ready for trials."""
+    same_model: tuple[str, ...] = ()
+    """Keys of the sweep's other trials that train the same model: where one of them is done, its
+    model is evaluated and nothing is trained."""
     prune: PruneRule | None = None
     exclusive: bool = False
     """The trial runs with nothing beside it, after it ran out of memory beside others."""

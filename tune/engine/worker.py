@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from tune.store.datasets import folder_on_node
 from tune.store.folder import record_end
 from tune.store.lock import trained_elsewhere
 from tune.store.remote import Remote
-from tune.store.transfer import Upload, scratch_dir
+from tune.store.transfer import Upload, download, scratch_dir
 
 if TYPE_CHECKING:
     from mpcc.training.trainer import Progress
@@ -132,6 +132,20 @@ class TrialWorker:
         key, kind = self.spec.key, EventKind.HANDED_BACK
         return Event(key, kind, State.PLANNED, cause=problem, node=node)
 
+    def _trained(self) -> Path | None:
+        """The folder of a trial that is done with the same model, where this one has not begun."""
+        if (self._path / run_dir.CHECKPOINT).exists():
+            return None
+        for key in self.spec.same_model:
+            path = self._path.parent / key
+            if self._scratch is not None and self.spec.remote is not None:
+                download(Remote(self.spec.remote), self._scratch, key)
+            with suppress(run_dir.RunDirError):
+                result = run_dir.read_result(path) or {}
+                if result.get("state") == State.DONE and (path / run_dir.CHECKPOINT).exists():
+                    return path
+        return None
+
     def _train(self) -> Generator[Progress]:
         import torch
 
@@ -147,6 +161,7 @@ class TrialWorker:
             checkpoint_seconds=spec.checkpoint_seconds,
             checkpoint_iterations=spec.checkpoint_iterations,
             fingerprint=spec.fingerprint,
+            trained=self._trained(),
         )
 
     def _event(self, progress: Progress) -> Event:

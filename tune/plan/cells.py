@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from mpcc.config import SHORT, Config, parse_settings, trial_key, value_text
+from mpcc.config import SHORT, Config, parse_settings, training_cell_key, trial_key, value_text
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Cell:
         """The configuration's `cell_key`."""
         return self.config.cell_key
 
+    @cached_property
+    def training_key(self) -> str:
+        """What the cell's models are, however they are evaluated (`training_cell_key`)."""
+        return training_cell_key(self.config)
+
     @property
     def text(self) -> str:
         """What the cell changes as people read it: `esteps=4, eta_p=5e-3`."""
@@ -50,6 +55,11 @@ class Trial:
     seed: int
     config: Config
     key: str
+
+    @property
+    def training_key(self) -> str:
+        """What its model is, however it is evaluated: equal for trials that train alike."""
+        return trial_key(self.cell.training_key, self.seed)
 
     @property
     def text(self) -> str:

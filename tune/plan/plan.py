@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from mpcc.config import SHORT, Config, from_dict, value_text
+from mpcc.config import SHORT, Config, from_record, value_text
 from mpcc.runs.code_version import code_fingerprints, code_version
 from tune.plan.cells import Cell, Trial, trials
 
@@ -126,22 +126,35 @@ class Plan:
                 f"--continue-training needs more than the {max(before)} iterations that are "
                 f"planned, got {iterations}"
             )
-        base = self.base.override(iterations=iterations)
-        longer: dict[str, Cell] = {}
+        earlier = tuple(sorted({*self.earlier_iterations, *before}))
+        longer = self._with_base({"iterations": iterations}, "--continue-training")
+        return replace(longer, earlier_iterations=earlier)
+
+    def evaluated(self, changes: Mapping[str, object]) -> Plan:
+        """The plan with every model evaluated in another way, which trains none anew.
+
+        changes: of the base settings, of fields of `mpcc.config.EVALUATION` alone. PlanError where
+        the plan's cells differ in one of them.
+        """
+        was = self.base.to_dict()
+        new = {name: value for name, value in changes.items() if was[name] != value}
+        return self._with_base(new, f"--set {', '.join(new)}") if new else self
+
+    def _with_base(self, changes: Mapping[str, object], option: str) -> Plan:
+        """The plan with these base settings; what cells change of them they change no more."""
+        base = self.base.override(**changes)
+        moved: dict[str, Cell] = {}
         for cell in (planned.cell for planned in self.cells):
-            changes = {name: value for name, value in cell.changes.items() if name != "iterations"}
-            longer[cell.key] = Cell.of(base, changes, cell.variant)
-        if len({cell.key for cell in longer.values()}) < len(longer):
-            raise PlanError(
-                "--continue-training: the iterations are an axis of this sweep; "
-                "add a value to the axis instead"
-            )
-        points = [longer[key].key for key in self.search_points]
+            kept = {name: value for name, value in cell.changes.items() if name not in changes}
+            moved[cell.key] = Cell.of(base, kept, cell.variant)
+        if len({cell.key for cell in moved.values()}) < len(moved):
+            name = next(n for n in changes if any(n in p.cell.changes for p in self.cells))
+            raise PlanError(f"{option}: {name} is an axis here; add a value to the axis instead")
+        points = [moved[key].key for key in self.search_points]
         return replace(
             self,
             base=base,
-            cells=tuple(replace(p, cell=longer[p.cell.key]) for p in self.cells),
-            earlier_iterations=tuple(sorted({*self.earlier_iterations, *before})),
+            cells=tuple(replace(p, cell=moved[p.cell.key]) for p in self.cells),
             search=self.search and {**self.search, "points": points},
         )
 
@@ -264,7 +277,7 @@ def _written(record: Plan | PlannedCell) -> dict[str, object]:
 
 
 def _read(values: Mapping[str, object]) -> Plan:
-    base = from_dict(_typed(dict, values["base"]))
+    base = from_record(_typed(dict, values["base"]))
     search, data = (_typed(dict, values.get(name) or {}) for name in ("search", "data"))
     _texts(search.get("points", []))
     _seeds(search.get("seeds", []))

@@ -44,22 +44,27 @@ class GridSource:
         self.plan, self._trials = plan, trials
         self.n_trials = len(trials)
         self.finished = False
+        self._returned: set[str] = set()
 
     def ready(self, states: Mapping[str, Status]) -> list[Trial]:
         """All that have not ended, at the first call: the longest first, seed by seed.
 
         So no long trial is left alone at the end, and among equals each cell has its first seed
-        before any has its second.
+        before any has its second. Of trials that train the same model each waits for the one
+        before it, whose model it can take.
         """
         if self.finished:
             return []
-        self.finished = True
         missing = [
             trial
             for trial in self._trials
             if trial.key not in states or states[trial.key].state not in ENDED
         ]
-        return sorted(missing, key=lambda trial: (-cost(trial.config), trial.seed))
+        first = {trial.training_key: trial for trial in reversed(missing)}.values()
+        ready = [trial for trial in first if trial.key not in self._returned]
+        self._returned |= {trial.key for trial in ready}
+        self.finished = len(first) == len(missing)
+        return sorted(ready, key=lambda trial: (-cost(trial.config), trial.seed))
 
     def prune_rule(self, trial: Trial) -> PruneRule | None:
         """None: a grid prunes nothing."""

@@ -80,6 +80,24 @@ def adopt(store: Store, other: Path, trials: Iterable[Trial]) -> int:
     return n
 
 
+def take_over_ends(store: Store, old: Plan | None, plan: Plan) -> None:
+    """Record the trials of a plan that is evaluated in another way and whose model was never done,
+    as the old plan's have ended: diverged, failed or pruned, without the old evaluations."""
+    if old is None or old.base == plan.base:
+        return
+    for trial in plan.trials():
+        path, ends = store.trial_dir(trial.key), store.models.ends(trial)
+        if path.exists() or not ends or store.models.done(trial):
+            continue
+        key, end = next(iter(ends.items()))
+        with _staged(path) as new:
+            new.mkdir(parents=True)
+            run_dir.write_json(new / run_dir.CONFIG, trial.config.to_dict())
+            run_dir.write_provenance(new, run_dir.read_provenance(store.trial_dir(key)))
+            run_dir.write_result(new, {**end, "trial_key": trial.key, "metrics": {}}, ())
+        store.upload(trial.key)
+
+
 def _earlier(store: Store, trial: Trial, n: int) -> Path:
     """The run directory of the same trial with n iterations."""
     return store.trial_dir(trial.config.override(iterations=n).trial_key)

@@ -26,6 +26,7 @@ from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
 from tune.plan.state import Row, State, Status
 from tune.store.lock import CLAIM, LOCK, sweep_owner
+from tune.store.models import Models
 from tune.store.plan_file import COPY, parse_plan, read_plan, readable, write_plan
 from tune.store.remote import Remote, checked_address
 from tune.store.transfer import copy, trial_files
@@ -44,6 +45,7 @@ class Store:
 
     def __init__(self, out: Path, remote: Remote | None = None) -> None:
         self.out, self.remote = Path(out), remote
+        self.models = Models(self.out / TRIALS)
         self.restored: str | None = None
         """What was wrong with sweep.json when it was read, in one line; a driver restores it."""
 
@@ -147,6 +149,13 @@ class Store:
             config = run_dir.read_config(self.trial_dir(trial.key))
             key = None if config is None else config.trial_key
         return key if key not in (None, trial.key) else None
+
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether a trial's last checkpoint is kept, here or in the remote."""
+        if self.remote is None:
+            return (self.trial_dir(key) / run_dir.CHECKPOINT).exists()
+        name = f"{TRIALS}/{key}/{run_dir.CHECKPOINT}"
+        return name in self.remote.list(f"{TRIALS}/{key}")
 
     def check_places(self, trials: Iterable[Trial]) -> None:
         """PlanError where a trial's folder holds the record of another trial."""

@@ -108,6 +108,11 @@ class Upload:
                 raise
 
 
+def download(remote: Remote, scratch: Path, key: str) -> None:
+    """Get what a remote has of another trial, only to read it."""
+    copy(remote, Remote(str(scratch), 0.0), trial_files(remote, key), {})
+
+
 def scratch_dir() -> Path:
     """A new folder on this node; those of dead processes of this node are removed."""
     parent = Path(os.environ.get("MPCC_SCRATCH_DIR") or tempfile.gettempdir())
