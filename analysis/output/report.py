@@ -196,7 +196,8 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
     metric, axes = shown_metrics(groups)[0], swept(records)
     spec = column(metric)
-    parts, n_cells = [], 0
+    parts: list[str] = []
+    n_cells = 0
     for group in groups:
         values = sorted(group.summary(metric).values, key=lambda item: item[1])
         if not values or n_cells == MAX_SHEETS:
