@@ -78,7 +78,7 @@ def _from_mlflow(address: str) -> bytes:
         raise RunDirError(f"{address} needs MLflow: pip install mlflow") from None
     if not mlflow.is_tracking_uri_set():
         raise RunDirError(
-            f"{address} says not which MLflow: set MLFLOW_TRACKING_URI, such as "
+            f"{address} does not say which MLflow: set MLFLOW_TRACKING_URI, such as "
             "sqlite:///runs/digits/mlflow.db or http://localhost:5000"
         )
     model = f"{address}/model" if re.fullmatch("runs:/[^/]+", address) else address
