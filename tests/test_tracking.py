@@ -941,7 +941,7 @@ def test_an_address_that_gives_no_model_is_one_line(
     for name, value in connection.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(RunDirError, match="says not which MLflow: set MLFLOW_TRACKING_URI"):
+    with pytest.raises(RunDirError, match="does not say which MLflow: set MLFLOW_TRACKING_URI"):
         mpcc.load("runs:/none")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(modelled))
     without = runs(modelled)[plan_of(modelled).trials()[1].key][0]
