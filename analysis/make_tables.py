@@ -87,7 +87,7 @@ def _check_export(options: argparse.Namespace) -> None:
 
 def _refuse_idle(options: argparse.Namespace) -> None:
     """ValueError for options beside --explain, which prints one cell and writes nothing."""
-    names = ("table", "metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
+    names = ("metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
     usual = parser().parse_args([])
     for name in names:
         if getattr(options, name) != getattr(usual, name):

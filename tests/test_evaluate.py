@@ -11,7 +11,7 @@ import pytest
 from analysis.records.load import load
 from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS
-from mpcc.runs.model_file import MODEL
+from mpcc.runs.files import MODEL
 from mpcc.training import trainer
 from tests.old.make import unpack
 from tune import ablation

@@ -24,8 +24,7 @@ from benchmarks.fault_tracking import Server
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS
-from mpcc.runs.files import RunDirError
-from mpcc.runs.model_file import MODEL
+from mpcc.runs.files import MODEL, RunDirError
 from mpcc.training.trainer import train
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid

@@ -23,8 +23,8 @@ from mpcc.evaluation.evaluate import evaluate
 from mpcc.evaluation.metrics import acc_majority
 from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS, read_clusters
-from mpcc.runs.files import RunDirError
-from mpcc.runs.model_file import MODEL, model_bytes, read_model
+from mpcc.runs.files import MODEL, RunDirError
+from mpcc.runs.model_file import model_bytes, read_model
 from mpcc.training.algorithm import train_step
 from mpcc.training.state import build_state
 from mpcc.training.trainer import train

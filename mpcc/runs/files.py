@@ -18,6 +18,8 @@ from typing import Any
 
 SCHEMA = 2
 """Of sealed records; earlier ones carry no seal and no number."""
+MODEL = "model.mpcc"
+"""The model in a trial's folder; its content is `mpcc.runs.model_file`'s, which needs numpy."""
 SEAL = "seal"
 DAMAGED = ".damaged"
 """Ends the name of what was set aside, followed by a number from the second on."""

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from mpcc.runs.files import RunDirError, dumps
 
-MODEL = "model.mpcc"
-
 _MAGIC = b"mpcc model 1\n"
 _HASH = 65
 """Bytes of a hash and its end of line."""

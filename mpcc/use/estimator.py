@@ -19,7 +19,7 @@ from mpcc.data.files import DataError
 from mpcc.data.image_set import ImageSet, fingerprint
 from mpcc.evaluation import metrics
 from mpcc.runs import run_dir
-from mpcc.runs.model_file import MODEL
+from mpcc.runs.files import MODEL
 from mpcc.use.images import Images, prepare
 from mpcc.use.model import Model
 

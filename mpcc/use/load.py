@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from mpcc.config import SHORT, Config, parse_settings, training_cell_key, value_text
 from mpcc.options import usable
 from mpcc.runs import run_dir
-from mpcc.runs.files import RunDirError, belongs, read_bytes
-from mpcc.runs.model_file import MODEL
+from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model

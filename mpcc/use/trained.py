@@ -21,8 +21,8 @@ from mpcc.model.layers import ConditionalBatchNorm
 from mpcc.model.networks import Encoder, Generator, trunk
 from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
-from mpcc.runs.files import RunDirError
-from mpcc.runs.model_file import MODEL, Arrays, model_bytes, read_model
+from mpcc.runs.files import MODEL, RunDirError
+from mpcc.runs.model_file import Arrays, model_bytes, read_model
 from mpcc.training.device import resolve_device
 from mpcc.training.resume import misfit, take_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpcc.runs import run_dir
-from mpcc.runs.files import SEAL, RunDirError, read_bytes
-from mpcc.runs.model_file import MODEL
+from mpcc.runs.files import MODEL, SEAL, RunDirError, read_bytes
 from mpcc.use.load import best_cell
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan

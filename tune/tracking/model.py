@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mpcc.runs.model_file import MODEL
+from mpcc.runs.files import MODEL
 from mpcc.use import load
 
 if TYPE_CHECKING:
