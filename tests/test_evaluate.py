@@ -13,6 +13,7 @@ from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS
 from mpcc.runs.files import MODEL
 from mpcc.training import trainer
+from mpcc.use.load import find_trial
 from tests.old.make import unpack
 from tune import ablation
 from tune.plan.cells import Trial
@@ -87,6 +88,7 @@ def test_what_is_evaluated_anew_stands_beside_what_was_there(sweep: Path) -> Non
         anew = run_dir.read_provenance(path)["evaluated_anew"]
         assert anew["model_of"] in {t.key for t in trials}
         assert run_dir.read_config(path) == trial.config and trial.config.n_generated == 24
+    assert find_trial(sweep, "esteps=1", 0).name == now[0].key  # The model as evaluated last.
     again = contents(sweep)
     assert run(sweep, *SWEEP) == 4 and contents(sweep) == again  # The plan's evaluation stays.
     assert run(sweep, "--set", "n_generated=none", "--set", "n_is_splits=10") == 4

@@ -147,7 +147,8 @@ def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[T
     _print_cells(trials, statuses)
     settled = ENDED.difference((options.retry or "").split(","))
     todo = [trial for trial in trials if statuses[trial.key].state not in settled]
-    trained = len([t for t in todo if statuses[t.key].iteration == t.config.iterations])
+    new = (trial for trial in todo if statuses[trial.key].state == State.PLANNED)
+    trained = len([t for t in new if statuses[t.key].iteration == t.config.iterations])
     more = f", {trained} of them only to evaluate" if trained else ""
     print(f"{len(by_cell(trials))} cells, {len(trials)} trials, {len(todo)} to run{more}")
     if todo:

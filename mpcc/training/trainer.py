@@ -103,7 +103,7 @@ def train(
     else:
         losses = take_over(state, trained)
     run_dir.write_metrics(path, state.rows)
-    if state.updates is not None:
+    if state.updates is not None and trained is None:
         state.updates.check(state)
     write_provenance(path, state, trained)
     reference = kmeans_baseline(state)

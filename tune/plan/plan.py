@@ -66,7 +66,6 @@ class Plan:
     """What a search looks for (`tune.suggest`); None for a grid."""
     data: Mapping[str, Mapping[str, object]] | None = None
     """`images_name` -> what the first trial recorded of these images: `fingerprint` ..."""
-
     dropped: tuple[str, ...] = ()
     """Keys of the trials that were taken out again; planned anew, they are taken off this list."""
 
@@ -126,37 +125,31 @@ class Plan:
                 f"--continue-training needs more than the {max(before)} iterations that are "
                 f"planned, got {iterations}"
             )
-        earlier = tuple(sorted({*self.earlier_iterations, *before}))
         longer = self._with_base({"iterations": iterations}, "--continue-training")
-        return replace(longer, earlier_iterations=earlier)
+        return replace(
+            longer, earlier_iterations=tuple(sorted({*self.earlier_iterations, *before}))
+        )
 
     def evaluated(self, changes: Mapping[str, object]) -> Plan:
-        """The plan with every model evaluated in another way, which trains none anew.
-
-        changes: of the base settings, of fields of `mpcc.config.EVALUATION` alone. PlanError where
-        the plan's cells differ in one of them.
-        """
-        was = self.base.to_dict()
-        new = {name: value for name, value in changes.items() if was[name] != value}
+        """The plan with models evaluated as these fields say, of `mpcc.config.EVALUATION` alone;
+        PlanError where one of them is an axis."""
+        new = {n: value for n, value in changes.items() if getattr(self.base, n) != value}
         return self._with_base(new, f"--set {', '.join(new)}") if new else self
 
     def _with_base(self, changes: Mapping[str, object], option: str) -> Plan:
         """The plan with these base settings; what cells change of them they change no more."""
-        base = self.base.override(**changes)
+        base, cells = self.base.override(**changes), [planned.cell for planned in self.cells]
         moved: dict[str, Cell] = {}
-        for cell in (planned.cell for planned in self.cells):
+        for cell in cells:
             kept = {name: value for name, value in cell.changes.items() if name not in changes}
             moved[cell.key] = Cell.of(base, kept, cell.variant)
         if len({cell.key for cell in moved.values()}) < len(moved):
-            name = next(n for n in changes if any(n in p.cell.changes for p in self.cells))
+            name = next(n for n in changes if any(n in cell.changes for cell in cells))
             raise PlanError(f"{option}: {name} is an axis here; add a value to the axis instead")
+        planned = tuple(replace(p, cell=moved[p.cell.key]) for p in self.cells)
         points = [moved[key].key for key in self.search_points]
-        return replace(
-            self,
-            base=base,
-            cells=tuple(replace(p, cell=moved[p.cell.key]) for p in self.cells),
-            search=self.search and {**self.search, "points": points},
-        )
+        search = self.search and {**self.search, "points": points}
+        return replace(self, base=base, cells=planned, search=search)
 
     @property
     def search_points(self) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class Models:
         for path in sorted(self._folder.glob(f"*/{run_dir.CONFIG}")):
             with suppress(run_dir.RunDirError, OSError):
                 config = run_dir.read_config(path.parent)
-                if config is not None:
+                if config is not None and config.trial_key == path.parent.name:
                     found.setdefault(training_key(config), []).append(path.parent.name)
         return found
 
