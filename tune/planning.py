@@ -196,7 +196,7 @@ def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     if options.grid and old and not given and (others := differences(old, base)):
         print(
             f"{shown(store.out)} goes on with the settings that it was begun with, not those of "
-            f"preset {preset}: {', '.join(others.values())}"
+            f"preset {preset}: {'; '.join(others.values())}"
         )
     return common.begun(options, store, old, preset, base, given=given)
 
