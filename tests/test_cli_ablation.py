@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,38 @@ def test_other_base_settings_are_refused_and_a_larger_grid_is_not(
     assert call(capsys, *same, "--grid", "lambda_p", "--seeds", "5")[0] == 0
     assert "2 cells, 4 trials" in call(capsys, *same)[1]
     assert "2 cells, 10 trials" in call(capsys, *same, "--seeds", "5")[1]
+
+
+def test_a_folder_of_an_earlier_preset_goes_on_with_its_own_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = PRESETS["tiny"]
+    earlier = now.override(n_encoder_steps=8, network_lr=1e-4, prior_lr=1e-3, n_clusters=7)
+    table1 = ["--grid", "esteps,eta_p", "--out", str(tmp_path)]
+    monkeypatch.setitem(PRESETS, "tiny", earlier)
+    plan = write_plan(tmp_path, *table1[:2])
+    keys = {trial.key for trial in plan.trials()}
+    older = replace(plan, code_files={**plan.code_files, "mpcc/config/presets.py": "older"})
+    Store(tmp_path).write_plan(older)
+    for trial in plan.trials():
+        finish(tmp_path, trial)
+    monkeypatch.setitem(PRESETS, "tiny", now)
+    # All has ended: nothing is trained, so that other code mixes nothing.
+    code, text, err = call(capsys, *table1, "--dry-run")
+    assert code == 0 and err == "" and "5 cells, 15 trials, 0 to run" in text
+    first, rest = text.split("\n", 1)
+    assert "goes on with the settings that it was begun with, not those of preset tiny: " in first
+    assert f"K=7, now {now.n_clusters}" in first and all(key in rest for key in keys)
+    # More of it is trained by changed code only where that is accepted, and under its settings.
+    code, _, err = call(capsys, *table1, "--seeds", "4", "--dry-run")
+    assert code == 2 and "presets.py changed since" in err and err.count("\n") == 1
+    accepted = ablation.parse([*table1, "--seeds", "4", "--accept-changed-code"])
+    grown, trials = planned(accepted, Store(tmp_path), older)
+    assert grown.base == earlier and len(trials) == 20 and keys < {t.key for t in trials}
+    assert {t.config.n_clusters for t in trials} == {7}
+    # What is typed is compared.
+    code, _, err = call(capsys, *TINY, *table1, "--dry-run")
+    assert code == 2 and f"K=7, now {now.n_clusters}" in err
 
 
 def test_other_code_is_refused_by_file_unless_accepted(

@@ -12,6 +12,7 @@ from mpcc.config import PRESETS
 from mpcc.data import image_set as data
 from mpcc.evaluation import classifier, inception
 from mpcc.evaluation import generation as generation_metrics
+from mpcc.evaluation.evaluate import evaluate, generated_batches
 from mpcc.evaluation.generation import (
     FeatureNetwork,
     extract,
@@ -21,6 +22,8 @@ from mpcc.evaluation.generation import (
     kernel_distance,
     statistics,
 )
+from mpcc.training.algorithm import train_step
+from mpcc.training.state import build_state
 
 
 @pytest.fixture(autouse=True)
@@ -303,6 +306,28 @@ def test_fid_cnn_is_zero_for_the_data_and_grows_with_noise(quick):
     ]
     assert distances[0] == pytest.approx(0, abs=1e-5)
     assert distances[0] < distances[1] < distances[2]
+
+
+def test_fid_cnn_ranks_drawings_of_digits_as_an_eye_would():
+    """Other draws of the data, without one digit, a model that has begun to learn, and what never
+    means a digit: means of each, an untrained model, one image."""
+    config = PRESETS["digits"].override(n_generated=2000)
+    digits = data.load(config)
+    network = classifier.load_classifier(digits)
+    state = build_state(config, digits)
+
+    def drawn() -> torch.Tensor:
+        return torch.cat(list(generated_batches(state, evaluate(state).generator)))
+
+    untrained = drawn()
+    for _ in range(60):
+        train_step(state)
+    again = torch.randint(len(digits.images), (2000,), generator=torch.Generator().manual_seed(0))
+    one, rest = digits.images[:1].expand(2000, -1, -1, -1), digits.images[digits.labels != 3]
+    samples = (digits.images[again], rest, drawn(), untrained, one)
+    found = [feature_fid(network, [images], digits) for images in samples]
+    assert found == sorted(found) and found[0] < 1 < 5 < found[1]
+    assert 4 * found[2] < found[3]
 
 
 def test_classifier_is_the_same_from_cache_and_anew_and_another_by_seed(quick, tmp_path):

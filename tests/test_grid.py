@@ -76,7 +76,7 @@ def test_table_1_rows_multiply_with_further_axes() -> None:
 
 def test_lambda_p_has_zero_and_three_decades_around_the_preset() -> None:
     assert default_levels("prior_entropy_weight", "digits") == (0.0, 0.001, 0.01, 0.1)
-    assert default_levels("batch_size", "digits") == (25, 50, 64)
+    assert default_levels("batch_size", "cifar10") == (25, 50, 64)
     assert default_levels("width", "digits") is None
 
 

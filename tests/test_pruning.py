@@ -15,7 +15,7 @@ def rows(*values: float) -> list[dict[str, object]]:
 
 
 def test_halving_keeps_the_best_third_at_its_rungs() -> None:
-    config = PRESETS["digits"]
+    config = PRESETS["digits"].override(iterations=1500, eval_every=250)
     assert rungs("halving", config) == [250, 500]
     assert rungs("median", config) == [250, 500, 750, 1000, 1250]
     for values, higher_is_better, bound in (

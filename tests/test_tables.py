@@ -23,6 +23,7 @@ from analysis.tables.columns import column
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table, on_one_page
+from analysis.tables.shared import shown_metrics
 from mpcc.evaluation.metrics import METRICS
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 
@@ -84,8 +85,20 @@ def test_columns_that_nobody_measured_are_left_out_and_one_line_says_how_to_get_
         "n_generated=N (50,000 in the paper)."
     )
     full = table_of(load([table1_sweep(tmp_path / "t", n_generated=1000).path]))
-    assert "Inception weights missing" in full.absent
+    assert "Inception weights missing" in full.absent and "FID-CNN" not in full.absent
     assert "--set" not in latex(table) and "FID" not in latex(table)
+
+
+def test_fid_cnn_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "s", n_generated=1000)
+    for changes in table1_changes():
+        for seed in (0, 1, 2):
+            sweep.trial(changes, seed, {"acc_majority": 0.6, "fid_cnn": 9.0 + seed})
+    records = load([sweep.path])
+    table = table_of(records)
+    assert ours(table, "FID-CNN")[0].startswith("10.00 ± 1.00")
+    assert "left out: IS and FID: " in table.absent
+    assert shown_metrics(groups(records)) == ["acc_majority", "fid_cnn"]
 
 
 def test_a_column_that_some_cells_have_shows_a_dash_with_its_reason_in_the_others(

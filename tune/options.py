@@ -17,7 +17,7 @@ from mpcc.options import path, usable
 from mpcc.runs.code_version import code_fingerprints
 from tune.command import UsageError, number, option
 from tune.engine.spec import LOCAL, Settings
-from tune.plan.plan import Plan, check_same_base, check_same_code, new_plan
+from tune.plan.plan import Plan, check_same_base, new_plan
 from tune.store.folder import Store
 from tune.store.remote import is_address
 
@@ -168,7 +168,7 @@ def begun(
     """The folder's plan, or a new one with these base settings; `old` is the folder's.
 
     given: the base settings are asked for, not only those that a new plan would have. PlanError
-    where the folder's are others then, or where the code has changed since.
+    where the folder's are others then.
     """
     if old is None:
         return new_plan(preset, base)
@@ -178,8 +178,6 @@ def begun(
         check_same_base(store.out, old, base)
     if options.accept_changed_code:
         return replace(old, code_files=code_fingerprints())
-    if not options.status:
-        check_same_code(store.out, old)
     return old
 
 

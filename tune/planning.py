@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 
 from mpcc import config as configs
 from mpcc.runs.run_dir import CHECKPOINT
+from mpcc.shell import shown
 from tune import options as common
 from tune.command import UsageError
 from tune.options import DEFAULT_PRESET
 from tune.plan import confirm, grid, leave_out, paper
 from tune.plan.cells import Cell, Trial, chosen, trials
-from tune.plan.plan import Plan, PlanError, check_same_base, check_same_code, new_plan
+from tune.plan.plan import (
+    Plan,
+    PlanError,
+    check_same_base,
+    check_same_code,
+    differences,
+    new_plan,
+)
 from tune.plan.state import ENDED, State, Status
 from tune.store.adopt import sweep_elsewhere
 from tune.store.folder import Store
@@ -25,7 +33,21 @@ DEFAULT_SEEDS = (0, 1, 2)
 
 
 def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[Plan, list[Trial]]:
-    """The plan with what is asked for, and the trials of this command; `old` is the folder's."""
+    """The plan with what is asked for, and the trials of this command; `old` is the folder's.
+
+    PlanError where the code has changed since the folder was begun and one of them must be trained
+    or evaluated.
+    """
+    plan, wanted = _planned(options, store, old)
+    asks = options.retry or options.evaluate or options.changes
+    if not options.status and (
+        asks or any(store.status(trial).state not in ENDED for trial in wanted)
+    ):
+        check_same_code(store.out, plan)
+    return plan, wanted
+
+
+def _planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[Plan, list[Trial]]:
     asks = options.grid or options.table or options.ablate is not None
     if options.confirm is not None and (old is None or asks):
         raise UsageError(
@@ -170,7 +192,13 @@ def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     trained = set(named).difference(configs.EVALUATION)
     asked = (options.grid, options.table, options.preset, options.variant, trained)
     longer = options.iterations is not None and not options.continue_training
-    return common.begun(options, store, old, preset, base, given=any(asked) or longer)
+    given = any(asked) or longer
+    if options.grid and old and not given and (others := differences(old, base)):
+        print(
+            f"{shown(store.out)} goes on with the settings that it was begun with, not those of "
+            f"preset {preset}: {'; '.join(others.values())}"
+        )
+    return common.begun(options, store, old, preset, base, given=given)
 
 
 def _asked(
@@ -202,7 +230,9 @@ def _asked(
     if both:
         name = configs.SHORT.get(both[0], both[0])
         raise UsageError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
-    cells = grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
+    # Levels of its own follow from a preset, which may have changed since this grid was planned.
+    cells = [known.cell for known in plan.cells if asked.text in known.grids]
+    cells = cells or grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
     together = grid.falling_together(asked, cells)
     if together:
         print(together)

@@ -31,7 +31,7 @@ from tune.command import UsageError, number, option  # noqa: E402
 from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import grid, pruning  # noqa: E402
-from tune.plan.plan import Plan  # noqa: E402
+from tune.plan.plan import Plan, check_same_code  # noqa: E402
 from tune.plan.state import ENDED  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 from tune.store.remote import is_address  # noqa: E402
@@ -169,6 +169,8 @@ def _planned(options: SearchOptions, store: Store, old: Plan | None) -> tuple[Pl
     base = preset(name).override(**common.changes(options))
     given = any((options.preset, options.variant, options.changes, options.iterations))
     plan = common.begun(options, store, old, name, base, given=given)
+    if not options.status:
+        check_same_code(store.out, plan)
     search = _search(options, store, plan)
     return replace(plan, search=search.to_dict()), search
 

@@ -21,14 +21,19 @@ GRID = ("acc_majority", "acc_hungarian", "inception_score", "fid", "mse")
 
 def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
     """These metrics, each beside or, where no cell has it, behind what earlier versions measured
-    in its place: the two never share a column."""
+    in its place: the two never share a column. `fid_cnn` stands behind FID where a cell has it."""
+
+    def measured(name: str) -> bool:
+        return any(group.summary(name).n for group in groups)
+
     shown = []
     for metric in metrics:
-        had = [n for n, m in METRICS.items() if m.replaced_by == metric]
-        had = [name for name in had if any(group.summary(name).n for group in groups)]
-        if not had or any(group.summary(metric).n for group in groups):
+        had = [n for n, m in METRICS.items() if m.replaced_by == metric and measured(n)]
+        if not had or measured(metric):
             shown.append(metric)
         shown += had
+        if metric == "fid" and measured("fid_cnn"):
+            shown.append("fid_cnn")
     return shown
 
 

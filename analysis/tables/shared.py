@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records, number
 from analysis.statistics import stats
-from analysis.tables.columns import GRID, Column, column, protocol_name
+from analysis.tables.columns import GRID, Column, column, protocol_name, recorded
 from analysis.tables.comparable import collapse
 from analysis.tables.compare import TEST_WORDS
 from analysis.tables.groups import Group, Summary, references, tally
@@ -146,7 +146,8 @@ def measured_of(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
 
 def shown_metrics(groups: Sequence[Group]) -> list[str]:
     """The metrics of the grid's tables that any finished trial has; the first where none has."""
-    return [m for m in GRID if any(not g.summary(m).absent for g in groups)] or [GRID[0]]
+    asked = recorded(GRID, groups)
+    return [m for m in asked if any(not g.summary(m).absent for g in groups)] or [GRID[0]]
 
 
 def absent_line(groups: Sequence[Group], left_out: Iterable[str]) -> str:

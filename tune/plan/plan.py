@@ -215,19 +215,24 @@ def images_name(config: Config) -> str:
     return name + (", damaged files left out" if config.skip_damaged else "")
 
 
+def differences(plan: Plan, base: Config) -> dict[str, str]:
+    """Setting -> what the plan's base settings have and what these have, where they differ."""
+    was, now = plan.base.to_dict(), base.override(seed=0).to_dict()
+    return {
+        name: f"{SHORT.get(name, name)}={value_text(was[name])}, now {value_text(now[name])}"
+        for name in was
+        if was[name] != now[name]
+    }
+
+
 def check_same_base(out: Path, plan: Plan, base: Config) -> None:
     """PlanError that names each setting in which the plan's base settings differ from these."""
-    was, now = plan.base.to_dict(), base.override(seed=0).to_dict()
-    differing = [name for name in was if was[name] != now[name]]
+    differing = differences(plan, base)
     if differing:
-        text = ", ".join(
-            f"{SHORT.get(name, name)}={value_text(was[name])}, now {value_text(now[name])}"
-            for name in differing
-        )
-        longer = differing == ["iterations"] and now["iterations"] > was["iterations"]
+        longer = list(differing) == ["iterations"] and base.iterations > plan.base.iterations
         more = "go on to more iterations with --continue-training, " if longer else ""
         raise PlanError(
-            f"{out} was written under other base settings: {text}; "
+            f"{out} was written under other base settings: {', '.join(differing.values())}; "
             f"{more}give the same settings or choose another --out"
         )
 
