@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mpcc.evaluation.metrics import METRICS
-from tests.old.make import HERE, NEUTRAL, STORE, SWEEP, command, tables_text, unpack
+from tests.old.make import HERE, NEUTRAL, STORE, SWEEP, command, processor, tables_text, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -96,10 +96,11 @@ def skip_where_numbers_differ() -> None:
     """Another kind of processor, or another torch, rounds otherwise: nothing to compare."""
     import torch
 
-    here = (torch.backends.cpu.get_cpu_capability(), torch.__version__)
-    there = (EXPECTED["cpu_capability"], EXPECTED["torch"])
+    maker, capability = processor(), torch.backends.cpu.get_cpu_capability()
+    here = {"processor": maker, "cpu_capability": capability, "torch": torch.__version__}
+    there = {name: EXPECTED[name] for name in here}
     if here != there:
-        pytest.skip(f"trained with {' and torch '.join(there)}, here {' and torch '.join(here)}")
+        pytest.skip(f"trained with {there}, here {here}")
 
 
 def check_status(folder: dict[str, Any], said: str) -> None:

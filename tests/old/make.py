@@ -78,6 +78,13 @@ LONGER = {"finished": ["--iterations", "12", "--continue-training"]}
 """What a finished one is told beyond its command, to train all its trials further."""
 
 
+def processor() -> str:
+    """The maker of this machine's processor: each has other kernels for the same instructions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].split() for line in lines if line.startswith("model name"))
+    return next(names, ["unknown"])[0]
+
+
 def unpack(name: str, place: Path) -> Path:
     """Put a folder of old into `place`, as if it had always lain there; returns its sweep.
 
@@ -162,6 +169,7 @@ def main() -> None:
 
     capability = torch.backends.cpu.get_cpu_capability()
     expected |= {"code": COMMIT, "torch": torch.__version__, "cpu_capability": capability}
+    expected["processor"] = processor()
     order = {name: expected["folders"][name] for name in WORDS if name in expected["folders"]}
     expected["folders"] = order
     file.write_text(json.dumps(expected, indent=1, sort_keys=False, ensure_ascii=False) + "\n")
