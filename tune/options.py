@@ -15,9 +15,10 @@ from mpcc.config import Config
 from mpcc.evaluation import inception
 from mpcc.options import path, usable
 from mpcc.runs.code_version import code_fingerprints
+from mpcc.shell import shown
 from tune.command import UsageError, number, option
 from tune.engine.spec import LOCAL, Settings
-from tune.plan.plan import Plan, check_same_base, new_plan
+from tune.plan.plan import Plan, check_same_base, differences, new_plan
 from tune.store.folder import Store
 from tune.store.remote import is_address
 
@@ -179,6 +180,16 @@ def begun(
     if options.accept_changed_code:
         return replace(old, code_files=code_fingerprints())
     return old
+
+
+def say_own_settings(store: Store, plan: Plan, preset: str, base: Config) -> None:
+    """Print where the settings that the folder was begun with differ from those of the preset."""
+    others = differences(plan, base)
+    if others:
+        print(
+            f"{shown(store.out)} goes on with the settings that it was begun with, not those of "
+            f"preset {preset}: {'; '.join(others.values())}"
+        )
 
 
 def settings(options: Options, store: Store) -> Settings:

@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING
 
 from mpcc import config as configs
 from mpcc.runs.run_dir import CHECKPOINT
-from mpcc.shell import shown
 from tune import options as common
 from tune.command import UsageError
 from tune.options import DEFAULT_PRESET
 from tune.plan import confirm, grid, leave_out, paper
 from tune.plan.cells import Cell, Trial, chosen, trials
-from tune.plan.plan import (
-    Plan,
-    PlanError,
-    check_same_base,
-    check_same_code,
-    differences,
-    new_plan,
-)
+from tune.plan.drop import dropped
+from tune.plan.plan import Plan, PlanError, check_same_base, check_same_code, new_plan
 from tune.plan.state import ENDED, State, Status
 from tune.store.adopt import sweep_elsewhere
 from tune.store.folder import Store
@@ -79,32 +72,6 @@ def _planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[
     keys = _chosen_keys(options, plan, {cell.key for cell in cells})
     wanted = (trial for trial in plan.trials() if trial.cell.key in keys)
     return plan, [trial for trial in wanted if not seeds or trial.seed in seeds]
-
-
-def dropped(plan: Plan, choices: Sequence[str]) -> Plan:
-    """The plan without the trials that these choices name (`tune.plan.cells.chosen`).
-
-    PlanError for a choice that names none, for a search's point, and where nothing is left.
-    """
-    every = plan.trials()
-    for choice in choices:
-        if not any(chosen(trial, choice) for trial in every):
-            raise PlanError(f"--drop {choice}: no planned trial has that")
-    gone = {t.key for t in every if any(chosen(t, choice) for choice in choices)}
-    if any(t.key in gone and t.cell.key in plan.search_points for t in every):
-        raise PlanError("--drop takes no point of a search: later points rest on it")
-    if len(gone) == len(every):
-        raise PlanError("--drop leaves no trial; delete the folder instead")
-    print("taken out: " + "; ".join(trial.text for trial in every if trial.key in gone))
-    left = []
-    for planned in plan.cells:
-        seeds, fresh = (
-            tuple(trial.seed for trial in trials(planned.cell, some) if trial.key not in gone)
-            for some in (planned.seeds, planned.confirm_seeds)
-        )
-        if seeds or fresh:
-            left.append(replace(planned, seeds=seeds, confirm_seeds=fresh))
-    return replace(plan, cells=tuple(left), dropped=tuple(sorted({*plan.dropped, *gone})))
 
 
 def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) -> list[Trial]:
@@ -190,14 +157,11 @@ def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     base = start.override(**common.changes(options))
     named = common.changes(replace(options, variant=None, iterations=None))
     trained = set(named).difference(configs.EVALUATION)
-    asked = (options.grid, options.table, options.preset, options.variant, trained)
+    asked = (options.table, options.preset, options.variant, trained)
     longer = options.iterations is not None and not options.continue_training
     given = any(asked) or longer
-    if options.grid and old and not given and (others := differences(old, base)):
-        print(
-            f"{shown(store.out)} goes on with the settings that it was begun with, not those of "
-            f"preset {preset}: {'; '.join(others.values())}"
-        )
+    if options.grid and old and not given:
+        common.say_own_settings(store, old, preset, base)
     return common.begun(options, store, old, preset, base, given=given)
 
 
