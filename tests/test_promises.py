@@ -372,7 +372,7 @@ def test_a_search_is_what_its_options_say(tmp_path: Path) -> None:
     assert "mse and" in told("--objective", "mse,silhouette")
     assert "gives up slow starters" in told("--prune", "median")
     assert "gives up slow starters" in told("--prune", "halving")
-    assert "startup" not in answered("search", *START["search"], "--startup", "0", cwd=tmp_path).stdout
+    assert answered("search", *START["search"], "--startup", "0", cwd=tmp_path).returncode == 2
     file = tmp_path / "space.toml"
     shutil.copy(ROOT / "tune" / "space.toml", file)
     argv = ["--preset", "tiny", "--space", str(file), "--out", "none", *DRY]
@@ -407,7 +407,7 @@ def test_help_status_dry_run_and_errors_take_half_a_second(tmp_path: Path) -> No
         ("make_tables", ["--runs", "nowhere"], 2),
     ):
         command = [sys.executable, *PROGRAMS[program], *words]
-        assert min(cpu_seconds(command, tmp_path, code) for _ in range(3)) < 0.5, command
+        assert any(cpu_seconds(command, tmp_path, code) < 0.5 for _ in range(3)), command
 
 
 # -- tables --------------------------------------------------------------------------------------
