@@ -1,4 +1,4 @@
-"""Malformed input as data: command lines, settings, run directories and data files.
+"""Malformed input as data: command lines, settings and run directories.
 
 A `Case` says which program is called, how, and what was spoilt before. Hypothesis draws the cases
 from one seed, so that everybody tries the same ones; `tests.malformed_runs` lays them out and
@@ -18,15 +18,9 @@ from hypothesis.strategies import SearchStrategy
 from mpcc.config import DEFAULTS
 
 MPCC, ABLATION, SEARCH = "python -m mpcc", "ablation.py", "search.py"
-TABLES, RESTART = "make_tables", "restart"
+TABLES = "make_tables"
 
-SHARES = {
-    "command line": 0.4,
-    "configuration": 0.2,
-    "run directory": 0.16,
-    "restart": 0.04,
-    "data": 0.2,
-}
+SHARES = {"command line": 0.5, "configuration": 0.25, "run directory": 0.25}
 
 REFUSED = frozenset({2})
 TOLERATED = frozenset({0, 2, 3})
@@ -50,7 +44,7 @@ class Case:
     program: str
     argv: tuple[str, ...]
     folder: str
-    """What lies in the folder before the damage: `plain`, `sweep`, or the name of a data set."""
+    """What lies in the folder before the damage: `plain` or `sweep`."""
     damage: tuple[Damage, ...] = ()
     codes: frozenset[int] = REFUSED
 
@@ -63,7 +57,7 @@ def cases(n: int, number: int) -> list[Case]:
     """`n` different cases over all kinds, the same for the same seed."""
     found: list[Case] = []
     for kind, share in SHARES.items():
-        wanted = n - len(found) if kind == "data" else round(n * share)
+        wanted = n - len(found) if kind == "run directory" else round(n * share)
         found += _draw(KINDS[kind], wanted, number)
     return found
 
@@ -437,22 +431,6 @@ _records = st.one_of(
 )
 _stopped = _spoilt("trials/done/result.json", _unreadable)
 """A finished trial whose end cannot be read must be shown as stopped, with the cause."""
-_restarted = st.one_of(
-    _spoilt("trials/done/result.json", _unreadable),
-    _spoilt("trials/done/metrics.jsonl", st.sampled_from([("truncate", 0.0), ("remove", None)])),
-    *(
-        _spoilt(f"trials/half/{file}", harm)
-        for file, harm in (
-            ("config.json", _unreadable),
-            ("metrics.jsonl", _unreadable),
-            ("provenance.json", _unreadable),
-            ("continues.json", _unreadable),
-            ("checkpoint.pt", _harm | st.sampled_from([("sealed pickle", None), ("other", None)])),
-        )
-    ),
-    st.just((Damage("trials/half/checkpoint.pt", "flip", 0.9),
-             Damage("trials/half/checkpoint-previous.pt", "truncate", 0.7))),
-)  # fmt: skip
 _directories = st.one_of(
     _on("run directory", ABLATION, _STATUS, _records, frozenset({3})),
     _on("run directory", ABLATION, _DRY, _records, frozenset({0})),
@@ -462,62 +440,8 @@ _directories = st.one_of(
     _on("run directory", MPCC, _RUN, _spoilt("trials/done/result.json", _unreadable), REFUSED),
 )
 
-# -- data ----------------------------------------------------------------------------------------
-
-_bytes = st.one_of(
-    st.sampled_from([("truncate", 0.0), ("truncate", 0.3), ("truncate", 0.95), ("folder", None)]),
-    st.sampled_from([("remove", None), ("dangling", None), ("loop", None)]),
-    st.binary(min_size=1, max_size=60).map(lambda data: ("bytes", data)),
-    st.just(("pickle", None)),
-)
-_idx = st.sampled_from(
-    [(b"\0\0\x08\x03", 0, 28, 28), (b"\0\0\x08\x03", 2, 0, 0), (b"\0\0\x08\x03", 2**31, 2**31, 4),
-     (b"\0\0\x0d\x03", 2, 2, 2), (b"\0\0\x08\x01", 5), (b"\0\0\x08\xff", 1), (b"\0\0\x08\x03", 1)]
-).map(lambda head: ("idx", head))  # fmt: skip
-_batch = st.sampled_from(
-    ["empty", "no images", "no labels", "few labels", "ragged", "floats", "large", "negative",
-     "list", "shape", "int64", "deep", "calls", "opens", "none", "text labels", "huge"]
-).map(lambda how: ("batch", how))  # fmt: skip
-_image = st.sampled_from(
-    ["cut", "size", "empty", "gif", "chunk", "zero", "bomb", "text"]
-).map(lambda how: ("image", how))  # fmt: skip
-_note = st.sampled_from([("bytes", b"\xff\xfe\x00\x80"), ("folder", None), ("remove", None)])
-
-
-def _data(name: str, file: str, harm: SearchStrategy[tuple[str, Any]]) -> SearchStrategy[Case]:
-    preset = ["--preset", "digits" if name == "folder" else name]
-    settings = ["--set", "image_size=8", "n_clusters=2"] + (
-        ["dataset=folder"] if name == "folder" else []
-    )
-    argv = (*preset, *settings, "--data-dir", "{work}/data", "--out", "{work}/r")
-    return _spoilt(file, harm).map(lambda d: Case("data", MPCC, argv, name, d))
-
-
-_IDX = "MNIST/raw/train-images-idx3-ubyte.gz"
-_LABELS = "MNIST/raw/t10k-labels-idx1-ubyte.gz"
-_datasets = st.one_of(
-    _data("mnist", _IDX, _bytes | _idx),
-    _data("mnist", _LABELS, _bytes | _idx | st.just(("idx", (b"\0\0\x08\x01", 4, 1, 2)))),
-    _data("mnist", "MNIST/raw/MODIFIED.txt", _note),
-    _data("cifar10", "cifar-10-batches-py/data_batch_2", _bytes | _batch),
-    _data("cifar10", "cifar-10-batches-py/test_batch", _batch),
-    _data("cifar20", "cifar-100-python/train", _bytes | _batch),
-    _data("cifar20", "cifar-100-python/MODIFIED.txt", _note),
-    _data(
-        "omniglot",
-        "Omniglot/images_background/a00/c0/0.png",
-        _image | st.sampled_from([("truncate", 0.0), ("truncate", 0.3), ("folder", None)]),
-    ),
-    _data("omniglot", "Omniglot/images_background", st.sampled_from([("remove", None)])),
-    _data("omniglot", "Omniglot/images_background/a03/c3", st.just(("remove", None))),
-    _data("folder", "cats/0.png", _image | st.sampled_from([("truncate", 0.0), ("truncate", 0.5)])),
-    _data("folder", "above.png", st.just(("image", "sound"))),
-)
-
 KINDS: Mapping[str, SearchStrategy[Case]] = {
     "command line": _commands,
     "configuration": _configuration,
     "run directory": _directories,
-    "restart": _on("restart", RESTART, "", _restarted, frozenset({0})),
-    "data": _datasets,
 }

@@ -7,7 +7,6 @@ a refusal is one line on stderr that begins with the program's name.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -16,7 +15,6 @@ import os
 import pickle
 import shutil
 import signal
-import struct
 import time
 import traceback
 from collections import Counter
@@ -26,15 +24,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
-import torch
-from PIL import Image
-
 from mpcc.__main__ import main as mpcc_main
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from mpcc.training import trainer
-from tests.malformed import ABLATION, MPCC, RESTART, SEARCH, TABLES, Case, Damage, cases
+from tests.malformed import ABLATION, MPCC, SEARCH, TABLES, Case, Damage, cases
 from tune import ablation, estimate, search
 from tune.plan import grid
 from tune.plan.plan import new_plan
@@ -91,12 +85,9 @@ def run(n: int, seed: int, folder: Path) -> Outcome:
 def attempt(case: Case, work: Path, templates: Templates) -> tuple[list[str], int | str]:
     """What was wrong with the answer to one case, and its exit code."""
     templates.lay_out(case.folder, work)
-    spoilt = work / ("sweep" if case.folder == "sweep" else "data")
     for damage in case.damage:
-        spoil(spoilt / templates.named(damage.file), damage)
+        spoil(work / "sweep" / templates.named(damage.file), damage)
     with inside(work.parent):
-        if case.program == RESTART:
-            return restarted(case, work, templates)
         before = snapshot(work.parent)
         places = {"{work}": str(work), "{out}": str(work.parent / "out")}
         argv = [templates.named(word) for word in case.argv]
@@ -131,43 +122,6 @@ def judge(case: Case, call: Call, before: dict[str, str], after: dict[str, str])
             if case.damage[0].how in ("truncate", "text", "bytes", "folder", "pickle", "loop"):
                 offences.append("the damaged trial is not shown as stopped with its cause")
     return offences
-
-
-def restarted(case: Case, work: Path, templates: Templates) -> tuple[list[str], int | str]:
-    """Repair and train as a sweep does: the end must be that of an undisturbed trial."""
-    out, offences = work / "sweep", []
-    store = Store(out)
-    plan = store.read_plan()
-    assert plan is not None
-    damaged = next(t for t in plan.trials() if t.key in templates.named(case.damage[0].file))
-    path = store.trial_dir(damaged.key)
-    logging.disable(logging.WARNING)
-    try:
-        store.repair(damaged)
-        with patch.object(trainer, "write_pictures"):  # Most of the time, and none of the numbers.
-            for _ in trainer.train(damaged.config, path):
-                pass
-        result = run_dir.read_result(path)
-        whole = run_dir.read_result(templates.undisturbed / damaged.key)
-        assert result is not None and whole is not None
-        for name in ("state", "iteration", "weights_sha256", "metrics"):
-            if result[name] != whole[name]:
-                offences.append(f"another {name} than undisturbed: {result[name]}")
-        if evaluations(path) != evaluations(templates.undisturbed / damaged.key):
-            offences.append(f"other evaluations than undisturbed: {evaluations(path)}")
-    except Exception as error:  # any is an offence
-        return [f"traceback: {_place(error)}"], type(error).__name__
-    finally:
-        logging.disable(logging.NOTSET)
-    if Path(CANARY).exists():
-        offences.append("the code of a file was run")
-    return offences, 0
-
-
-def evaluations(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, but for times; the file must have nothing else."""
-    rows = [json.loads(line) for line in (path / run_dir.METRICS).read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def called(program: str, argv: list[str]) -> Call:
@@ -275,49 +229,28 @@ def spoil(path: Path, damage: Damage) -> None:
         path.symlink_to(path.name if damage.how == "loop" else "nowhere")
     elif damage.how == "forbid" and path.exists():
         path.chmod(0)
-    elif damage.how == "image":
-        _image(path, damage.value)
-    new = _content(path, data, damage.how, damage.value)
+    new = _content(data, damage.how, damage.value)
     if new is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(new)
 
 
-def _content(path: Path, data: bytes, how: str, value: Any) -> bytes | None:
+def _content(data: bytes, how: str, value: Any) -> bytes | None:
     """What a file of these bytes is to hold after the damage; None where it is not written."""
     if how == "flip":
         at = int(len(data) * value)
         return data[:at] + bytes([data[at] ^ 0x11]) + data[at + 1 :] if data else None
-    if how in ("sealed pickle", "other"):
-        return _checkpoint_of_another(path) if how == "other" else _sealed(pickle.dumps(Payload()))
     contents: dict[str, Callable[[], bytes]] = {
         "truncate": lambda: data[: int(len(data) * value)],
         "text": lambda: value.encode(),
         "bytes": lambda: value,
         "pickle": lambda: pickle.dumps(Payload()),
-        "idx": lambda: _idx(value),
         "row": lambda: json.dumps({"iteration": value}).encode() + b"\n" + data,
         "json": lambda: json.dumps({"run_id": value, "delivered": value}).encode(),
         "drop": lambda: json.dumps(_edited(json.loads(data or b"{}"), how, value)).encode(),
         "set": lambda: json.dumps(_edited(json.loads(data or b"{}"), how, value)).encode(),
-        "batch": lambda: _batch(value),
     }
     return contents[how]() if how in contents else None
-
-
-def _idx(value: Any) -> bytes:
-    header = value[0] + struct.pack(f">{len(value) - 1}I", *value[1:])
-    return gzip.compress(header + b"\0\x0b" * 30)
-
-
-def _sealed(content: bytes) -> bytes:
-    return b"mpcc checkpoint 1\n" + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
-
-
-def _checkpoint_of_another(path: Path) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(_another(run_dir.read_checkpoints(path.parent)[0][0].payload), buffer)
-    return _sealed(buffer.getvalue())
 
 
 def _edited(content: Any, how: str, value: Any) -> Any:
@@ -333,74 +266,6 @@ def _edited(content: Any, how: str, value: Any) -> Any:
     return content
 
 
-def _another(payload: bytes) -> dict[str, Any]:
-    """A checkpoint that is sound and of this trial, but of other networks."""
-    content = torch.load(io.BytesIO(payload), weights_only=True)
-    content["parts"]["encoder"]["raw"] = content["parts"]["encoder"]["raw"][:-1]
-    return content
-
-
-def _batch(how: str) -> bytes:
-    """A CIFAR batch of four images that is not quite one."""
-    images, labels = np.zeros((4, 3072), np.uint8), [0, 1, 2, 3]
-    batch: Any = {"data": images, "labels": labels, "coarse_labels": labels}
-
-    def with_labels(given: Any) -> dict[str, Any]:
-        return {"data": images, "labels": given, "coarse_labels": given}
-
-    made = {
-        "empty": lambda: {"data": images[:0], "labels": [], "coarse_labels": []},
-        "no images": lambda: {k: v for k, v in batch.items() if k != "data"},
-        "no labels": lambda: {"data": images},
-        "few labels": lambda: with_labels([0]),
-        "ragged": lambda: with_labels([0, [1, 2], 3, 4]),
-        "floats": lambda: with_labels([0.0, 1.0, 2.0, 3.0]),
-        "large": lambda: with_labels([0, 1, 2, 99]),
-        "negative": lambda: with_labels([0, 1, 2, -1]),
-        "list": lambda: [images, labels],
-        "shape": lambda: batch | {"data": images[:, :-1]},
-        "int64": lambda: batch | {"data": images.astype(np.int64)},
-        "none": lambda: with_labels(None),
-        "text labels": lambda: with_labels(["a", "b", "c", "d"]),
-        "huge": lambda: with_labels([10**30, 0, 1, 2]),
-        "opens": lambda: batch | {"extra": Payload()},
-    }
-    if how == "deep":
-        return b"\x80\x04" + b"(" * 100_000 + b"."
-    if how == "calls":
-        return b"cos\nsystem\n(S'touch " + CANARY.encode() + b"'\ntR."
-    return pickle.dumps(made[how]())
-
-
-def _image(path: Path, how: str) -> None:
-    if how == "sound":
-        Image.new("L", (8, 8)).save(path)
-        return
-    data = path.read_bytes()
-    if how == "size":
-        Image.new("L", (5, 7)).save(path)
-        if path.parts[-2] == "cats":
-            path.write_bytes(b"")  # Images of one's own may have any size.
-    elif how == "gif":
-        path.write_bytes(b"GIF89a" + data[6:])
-    elif how == "bomb":
-        head = struct.pack(">II", 2**17, 2**17) + data[24:29]
-        crc = struct.pack(">I", __import__("zlib").crc32(b"IHDR" + head))
-        path.write_bytes(data[:16] + head + crc + data[33:])
-    elif how == "zero":
-        head = struct.pack(">II", 0, 0) + data[24:29]
-        crc = struct.pack(">I", __import__("zlib").crc32(b"IHDR" + head))
-        path.write_bytes(data[:16] + head + crc + data[33:])
-    else:
-        changed = {
-            "cut": data[:40],
-            "empty": b"",
-            "chunk": data[:37] + b"\xff" * 8 + data[45:],
-            "text": b"not an image",
-        }
-        path.write_bytes(changed[how])
-
-
 # -- what lies there before ----------------------------------------------------------------------
 
 
@@ -410,7 +275,6 @@ class Templates:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
-        self.undisturbed = folder / "undisturbed"
         self._keys: dict[str, str] = {}
         self._sweep(folder / "sweep" / "sweep")
         for name in ("sweep", "plain"):
@@ -419,8 +283,6 @@ class Templates:
             (place / "other" / "mine.txt").write_text("mine")
             (place / "file").write_text("a file")
             (place / "loop").symlink_to("loop")
-        for name in ("mnist", "cifar10", "cifar20", "omniglot", "folder"):
-            _DATA[name](folder / name / "data")
 
     def lay_out(self, name: str, work: Path) -> None:
         """A fresh copy of the folder of that name."""
@@ -441,10 +303,8 @@ class Templates:
         store.write_plan(plan)
         done, half, failed, _ = plan.trials()
         self._keys = {"done": done.key, "half": half.key, "failed": failed.key}
-        for trial in (done, half):
-            for _ in trainer.train(trial.config, self.undisturbed / trial.key):
-                pass
-        shutil.copytree(self.undisturbed / done.key, store.trial_dir(done.key))
+        for _ in trainer.train(done.config, store.trial_dir(done.key)):
+            pass
         path = store.trial_dir(half.key)
         with patch.object(trainer, "PROGRESS_SECONDS", -1.0):
             progress = trainer.train(half.config, path, checkpoint_seconds=-1)
@@ -454,55 +314,3 @@ class Templates:
         assert (path / run_dir.PREVIOUS_CHECKPOINT).exists()
         path = store.trial_dir(failed.key)
         record_end(path, failed.config, State.FAILED, "code: KeyError: 'a'")
-
-
-def _idx_data(folder: Path) -> None:
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        images = struct.pack(">4B3I", 0, 0, 8, 3, 30, 28, 28) + bytes(30 * 784)
-        labels = struct.pack(">4BI", 0, 0, 8, 1, 30) + bytes(i % 10 for i in range(30))
-        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    (raw / "MODIFIED.txt").write_text("made for tests")
-
-
-def _cifar_data(folder: Path, name: str, key: str, files: list[str]) -> None:
-    place = folder / name
-    place.mkdir(parents=True)
-    for file in files:
-        batch = {"data": np.zeros((4, 3072), np.uint8), key: [0, 1, 2, 3]}
-        (place / file).write_bytes(pickle.dumps(batch))
-    (place / "MODIFIED.txt").write_text("made for tests")
-
-
-def _omniglot_data(folder: Path) -> None:
-    place = folder / "Omniglot" / "images_background"
-    for i in range(100):
-        character = place / f"a{i // 10:02}" / f"c{i % 10}"
-        character.mkdir(parents=True)
-        for j in range(2 if i == 0 else 1):
-            Image.new("L", (12, 12), 255).save(character / f"{j}.png")
-
-
-def _folder_data(folder: Path) -> None:
-    for label in ("cats", "dogs"):
-        (folder / label).mkdir(parents=True)
-        for i in range(5):
-            Image.new("RGB", (9, 9), (i, 0, 0)).save(folder / label / f"{i}.png")
-
-
-_DATA: dict[str, Callable[[Path], None]] = {
-    "mnist": _idx_data,
-    "cifar10": lambda folder: _cifar_data(
-        folder,
-        "cifar-10-batches-py",
-        "labels",
-        [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"],
-    ),
-    "cifar20": lambda folder: _cifar_data(
-        folder, "cifar-100-python", "coarse_labels", ["train", "test"]
-    ),
-    "omniglot": _omniglot_data,
-    "folder": _folder_data,
-}

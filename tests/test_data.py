@@ -359,6 +359,11 @@ def say_modified(folder):
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(7))), "7 labels for 6 images"),
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(6, 10))), "labels beyond 0..9"),
         ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((6, 8, 8)))), "another size"),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            gzip.compress(b"\0\0\x08\x03" + b"\x80\0\0\0" * 3),
+            "truncated",
+        ),
     ],
 )
 def test_damaged_idx_file_is_named(root, name, content, says):
@@ -368,6 +373,21 @@ def test_damaged_idx_file_is_named(root, name, content, says):
     with pytest.raises(DataError) as error:
         data.load(config("mnist"), root)
     assert name in one_line(error) and says in one_line(error)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a loop", "a link to nothing"])
+def test_a_data_file_that_cannot_be_opened_is_named(root, kind):
+    folder = write_idx_set(root, "mnist")
+    say_modified(folder)
+    file = folder / "train-images-idx3-ubyte.gz"
+    file.unlink()
+    if kind == "a folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file.name if kind == "a loop" else "nowhere")
+    with pytest.raises(DataError) as error:
+        data.load(config("mnist"), root)
+    assert file.name in one_line(error)
 
 
 class Evil:
@@ -391,6 +411,18 @@ class Evil:
         (
             pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]})[:500],
             "not a batch",
+        ),
+        (b"\x80\x04" + b"(" * 100_000 + b".", "not a batch"),
+        *(
+            (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": labels}), says)
+            for labels, says in (
+                ([0, -1], "labels beyond"),
+                ([0.0, 1.0], "labels beyond"),
+                (["a", "b"], "labels beyond"),
+                ([10**30, 0], "labels beyond"),
+                (None, "1 labels for 2"),
+                ([0, [1, 2]], "no row of labels"),
+            )
         ),
     ],
 )

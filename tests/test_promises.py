@@ -6,6 +6,8 @@ programs by their command lines and their files alone.
 
 import ast
 import fnmatch
+import importlib
+import io
 import json
 import os
 import pty
@@ -17,6 +19,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ PROGRAMS = {
 SWEEPS = ("ablation", "search")
 KINDS = {"option", "variable", "exit code", "file", "command", "behaviour"}
 PROMISES: list[dict[str, Any]] = tomllib.loads((TESTS / "promises.toml").read_text())["promise"]
+ONLY_LOOK = {"--help", "--dry-run", "--status", "--release"}
 DRY = ["--dry-run", "--address", "auto"]
 """A dry run that has no time to measure: it would be a cluster's."""
 START = {"ablation": ["--grid", "esteps=1,2"], "search": ["--space", "eta_p=1e-3..1e-2:log"]}
@@ -50,7 +54,26 @@ def call(
         if value is not None:
             environment[name] = value
     command = [sys.executable, *PROGRAMS[program], *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    if program != "make_tables" and not ONLY_LOOK & set(command):
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return answered(program, *words, cwd=cwd)
+
+
+def answered(program: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process: it costs no imports, and is for what trains nothing."""
+    module = {
+        "ablation": "tune.ablation", "search": "tune.search", "mpcc": "mpcc.__main__",
+        "make_tables": "analysis.make_tables",
+    }[program]  # fmt: skip
+    out, err, argv = io.StringIO(), io.StringIO(), [str(word) for word in words]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setenv("COLUMNS", "200")
+        try:
+            code = importlib.import_module(module).main(argv)
+        except SystemExit as end:
+            code = end.code
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 def said(program: str, *words: object, cwd: Path) -> str:
@@ -210,7 +233,7 @@ def test_every_command_of_ray_in_deploy_is_one_of_rays_with_these_options() -> N
 
 @pytest.mark.parametrize("program", SWEEPS)
 def test_a_pilot_is_refused_and_dry_run_is_named(program: str, tmp_path: Path) -> None:
-    done = call(program, "--preset", "tiny", *START[program], "--pilot", cwd=tmp_path)
+    done = answered(program, "--preset", "tiny", *START[program], "--pilot", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "--dry-run" in done.stderr and list(tmp_path.iterdir()) == []
 
@@ -252,7 +275,7 @@ def test_a_value_that_makes_no_sense_is_one_line_with_exit_code_2(
 ) -> None:
     words, message = REFUSED[why]
     preset = [] if "--data-dir" in words else ["--preset", "tiny"]
-    done = call(program, *preset, *START[program], *words, "--out", "sweep", cwd=tmp_path)
+    done = answered(program, *preset, *START[program], *words, "--out", "sweep", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == "", done.stdout
     assert done.stderr.startswith(f"{program}.py: ") and done.stderr.count("\n") == 1
     assert message in done.stderr and list(tmp_path.iterdir()) == []
@@ -263,7 +286,7 @@ def test_what_is_missing_is_got_into_a_folder_and_into_no_address(
     program: str, tmp_path: Path
 ) -> None:
     words = ["--preset", "mnist", *START[program], "--download", "--data-dir", "s3://bucket/data"]
-    done = call(program, *words, "--out", "sweep", cwd=tmp_path)
+    done = answered(program, *words, "--out", "sweep", cwd=tmp_path)
     assert done.returncode == 2 and "--download fills a folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -349,7 +372,7 @@ def test_a_search_is_what_its_options_say(tmp_path: Path) -> None:
     assert "mse and" in told("--objective", "mse,silhouette")
     assert "gives up slow starters" in told("--prune", "median")
     assert "gives up slow starters" in told("--prune", "halving")
-    assert "startup" not in call("search", *START["search"], "--startup", "0", cwd=tmp_path).stdout
+    assert answered("search", *START["search"], "--startup", "0", cwd=tmp_path).returncode == 2
     file = tmp_path / "space.toml"
     shutil.copy(ROOT / "tune" / "space.toml", file)
     argv = ["--preset", "tiny", "--space", str(file), "--out", "none", *DRY]
@@ -384,7 +407,7 @@ def test_help_status_dry_run_and_errors_take_half_a_second(tmp_path: Path) -> No
         ("make_tables", ["--runs", "nowhere"], 2),
     ):
         command = [sys.executable, *PROGRAMS[program], *words]
-        assert min(cpu_seconds(command, tmp_path, code) for _ in range(3)) < 0.5, command
+        assert any(cpu_seconds(command, tmp_path, code) < 0.5 for _ in range(3)), command
 
 
 # -- tables --------------------------------------------------------------------------------------

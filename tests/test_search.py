@@ -1,6 +1,5 @@
-"""`python tune/search.py`: what it answers, and a search from end to end."""
+"""`python tune/search.py`: what it answers; searches that run are in test_promises_sweep.py."""
 
-import json
 import math
 import os
 import random
@@ -8,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,69 +237,3 @@ def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] in ("['numpy']", "[]"), done.stderr
     assert "examples:" in done.stdout and time.monotonic() - begun < 2
-
-
-def study(out: Path) -> list[Any]:
-    """The trials of study.db, as Optuna reads them."""
-    import optuna
-
-    found = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
-    return [(t.number, t.state.name, t.params, t.values) for t in found.get_trials()]
-
-
-# -- from end to end, with real Ray --------------------------------------------------------------
-
-WORDS = ["--preset", "tiny", "--space", "eta_p=1e-3..2e-2:log", "esteps=1..2", "--points", "5",
-         "--seeds", "2", "--startup", "2", "--ahead", "2", "--checkpoint-seconds", "0"]  # fmt: skip
-
-
-def launch(out: Path, *more: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tune" / "search.py"), "--out", str(out), *WORDS, *more],
-        cwd=out.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 500
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            pytest.fail("\n".join(process.communicate()))
-        time.sleep(0.02)
-
-
-def ends(out: Path) -> dict[str, Any]:
-    found = {}
-    for file in out.glob("trials/*/result.json"):
-        result = json.loads(file.read_text())
-        found[file.parent.name] = (result["weights_sha256"], result["metrics"])
-    return found
-
-
-@pytest.mark.slow
-def test_a_search_killed_and_gone_on_with_ends_where_an_undisturbed_one_does(
-    tmp_path: Path,
-) -> None:
-    from benchmarks.fault_tools import cut_power
-
-    whole, killed = launch(tmp_path / "whole"), launch(tmp_path / "killed")
-    wait_for(killed, lambda: len(ends(tmp_path / "killed")) >= 3)
-    cut_power(killed)
-    after = ends(tmp_path / "killed")
-    assert len(after) < 10
-    (tmp_path / "killed" / "study.db").unlink(missing_ok=True)
-    again = launch(tmp_path / "killed")
-    for process in (whole, again):
-        text, noise = process.communicate(timeout=600)
-        assert process.returncode == 0, text + noise
-        assert "10 of 10 trials done" in text and "Best: " in text
-        assert "--confirm" in text.splitlines()[-1]
-    assert ends(tmp_path / "killed") == ends(tmp_path / "whole")
-    plans = [Store(tmp_path / name).read_plan() for name in ("killed", "whole")]
-    assert plans[0] and plans[1] and plans[0].search == plans[1].search
-    assert study(tmp_path / "killed") == study(tmp_path / "whole")
-    assert len(study(tmp_path / "killed")) == 5

@@ -90,6 +90,7 @@ def spec_of(trial: Trial, remote: Remote) -> TrialSpec:
         ("s3://KEY:SECRET@bucket/x", "no credentials"),
         ("gs://someone@bucket/x", "no credentials"),
         (__file__, "is a file"),
+        (f"{__file__}/below", "is a file"),
     ],
 )
 def test_an_address_that_cannot_be_a_storage_is_refused_in_one_line(text: str, word: str) -> None:

@@ -248,8 +248,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Swe
     return {name: (sweep, sweep.run()) for name, sweep in sweeps.items()}
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(("workers", "late"), [(1, True), (4, False), (4, True)])
 @pytest.mark.parametrize("name", ["median", "halving", "tpe"])
 def test_a_search_is_the_same_with_any_workers_order_and_kills(
     name: str,

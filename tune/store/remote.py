@@ -179,8 +179,9 @@ def checked_address(text: str) -> str:
         path = usable(text).resolve()
     except ValueError as error:
         raise ValueError(f"--storage: {error}") from None
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--storage {path} is a file; name a folder")
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"--storage {path}: {there} is a file; name a folder")
     return str(path)
 
 
