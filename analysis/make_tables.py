@@ -118,7 +118,7 @@ def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tup
         from analysis.output.supplement import stage
 
         pictures = "html" in formats and not options.no_pictures
-        folders = stage(folders, scratch / "packed", options.anonymous, pictures)
+        folders = options.runs = stage(folders, scratch, options.anonymous, pictures)
         place = None
     tables = (place or folders[0]) / "tables"
     records = load(folders, curves=curves)
@@ -192,7 +192,7 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
     if options.export:
         from analysis.output.supplement import pack
 
-        print(pack(scratch / "packed", options))
+        print(pack(options))
         return 0
     tables = [table for product in found for table in product.tables]
     _report(tables, out, contents, options, _example(cells[0], records.axes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -362,6 +363,20 @@ def test_export_packs_records_and_tables_without_models_and_check_agrees(tmp_pat
     assert "geheim" not in (folder / "mlflow.json").read_text()
 
 
+def test_the_command_in_an_archive_of_several_sweeps_checks_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table1_sweep(Path("last"), seeds=(0, 1))
+    table1_sweep(Path("first"), seeds=(5,))
+    assert make_tables.main(["--runs", "last", "first", "--export", "all.zip"]) == 0
+    shutil.unpack_archive("all.zip", "place")
+    monkeypatch.chdir("place")
+    (words,) = re.findall(r"make_tables.py (.*)", Path("README.md").read_text())
+    assert words == "--runs last first --check"
+    assert make_tables.main(words.split()) == 0
+
+
 def test_anonymous_export_holds_no_name_of_a_person_or_a_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,6 +416,14 @@ def test_anonymous_export_holds_no_name_of_a_person_or_a_place(
     capsys.readouterr()
     assert make_tables.main([*command, "--anonymous"]) == 2
     assert "result.json is damaged (wrong hash)" in capsys.readouterr().err
+
+
+KEPT = sorted(file.parent for file in (SCRIPT.parents[1] / "results").glob("*/sweep.json"))
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_tables_of_the_kept_results_are_what_their_records_give(folder: Path) -> None:
+    assert make_tables.main(["--runs", str(folder), "--format", "md,csv", "--check"]) == 0
 
 
 def test_table_1_of_other_cells_is_refused(

@@ -8,6 +8,7 @@ repository: `runs/` and what is relative to it lie in a temporary one.
 import itertools
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,10 @@ def test_readme_has_its_title() -> None:
 
 COMMANDS = [
     pytest.param(program, words, id=f"{program} {words}")
-    for file in (ROOT / "README.md", ROOT / "deploy/README.md", *sorted(ROOT.glob("docs/*.md")))
+    for file in (
+        *(ROOT / name for name in ("README.md", "deploy/README.md", "results/README.md")),
+        *sorted(ROOT.glob("docs/*.md")),
+    )
     for program, words in commands(file)
     if words.partition(" ")[0] not in COMMANDS_OF_USE  # They run in test_using_page.py.
 ]
@@ -107,6 +111,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("readme")
     for name in ("DIR", "BUCKET/data", "shared/data"):
         (base / name).mkdir(parents=True)
+    shutil.copytree(ROOT / "results", base / "results")
     for i in range(12):  # Images of one's own.
         (base / "DIR" / f"kind{i % 4}").mkdir(exist_ok=True)
         Image.new("RGB", (40, 32), (30 * i, 90, 200)).save(base / f"DIR/kind{i % 4}/{i}.png")

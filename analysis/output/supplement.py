@@ -45,12 +45,12 @@ _FIRST_TIME = (1980, 1, 1, 0, 0, 0)
 Hide = Callable[[str], str]
 
 
-def stage(folders: Sequence[Path], place: Path, anonymous: bool, pictures: bool) -> list[Path]:
-    """Copy what goes into the archive below `place`; the copies, one for each folder.
+def stage(folders: Sequence[Path], scratch: Path, anonymous: bool, pictures: bool) -> list[Path]:
+    """Copy what goes into the archive below `scratch`; the copies, one for each folder.
 
     Raises RunDirError where `anonymous` meets a damaged record: its seal would hide the damage.
     """
-    hide = _hiding(folders) if anonymous else None
+    hide, place = _hiding(folders) if anonymous else None, scratch / "packed"
     copies: list[Path] = []
     for number, folder in enumerate(folders, 1):
         name = "sweep" if anonymous else folder.resolve().name
@@ -68,9 +68,10 @@ def stage(folders: Sequence[Path], place: Path, anonymous: bool, pictures: bool)
     return copies
 
 
-def pack(place: Path, options: argparse.Namespace) -> str:
-    """Write what lies below `place`, with a page of its own, into `--export`; says so."""
-    (place / README).write_text(_readme(place, options))
+def pack(options: argparse.Namespace) -> str:
+    """Write the copies that `--runs` now names, and a page, into `--export`; what was written."""
+    place = options.runs[0].parent
+    (place / README).write_text(_readme(options))
     files = sorted(path for path in place.rglob("*") if path.is_file())
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as packed:
@@ -83,20 +84,20 @@ def pack(place: Path, options: argparse.Namespace) -> str:
     return f"Written to {shown(options.export)}: {len(files)} files, see {README} in it"
 
 
-def _readme(place: Path, options: argparse.Namespace) -> str:
+def _readme(options: argparse.Namespace) -> str:
     """What is in the archive, and the commands that check it and train what is missing."""
-    names = sorted(path.name for path in place.iterdir())
+    names = [path.name for path in options.runs]
     words, usual = ["--runs", *names], vars(parser().parse_args([]))
     for name, value in vars(options).items():
         if value != usual[name] and name not in ("runs", "mlflow", "sweep", "export", "anonymous"):
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     lines = ["# Records and tables", "", "In the folder of the code, with these folders beside it:"]
     lines += ["", f"    python analysis/make_tables.py {shlex.join(words)} --check"]
-    for name in names:
-        plan = read_json(place / name / PLAN)
+    for copy in options.runs:
+        plan = read_json(copy / PLAN)
         if plan is not None:
             script = "search" if plan.get("search") else "ablation"
-            lines += [f"    python tune/{script}.py --out {shlex.quote(name)}"]
+            lines += [f"    python tune/{script}.py --out {shlex.quote(copy.name)}"]
     lines += ["", "The first makes the tables again and compares them. The others train what is"]
     lines += ["missing; checkpoints and models are left out here."]
     if options.anonymous:
