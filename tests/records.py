@@ -29,9 +29,7 @@ class SweepBuilder:
     def __init__(self, path: Path, name: str = "digits", **base: Any) -> None:
         self.path = path
         self.name = name
-        self.base = preset(name).override(
-            **({"iterations": ITERATIONS, "n_generated": None} | base)
-        )
+        self.base = preset(name).override(**({"iterations": ITERATIONS} | base))
         self.cells: list[dict[str, Any]] = []
 
     def plan(

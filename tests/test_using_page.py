@@ -22,7 +22,7 @@ from mpcc.use import commands
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "using-a-model.md"
 NOTEBOOK = ROOT / "examples" / "digits.ipynb"
-SMALL = PRESETS["digits"].override(iterations=3, width=1, n_encoder_steps=4, prior_lr=0.02)
+SMALL = PRESETS["digits"].override(iterations=3, width=1, n_encoder_steps=4, prior_lr=0.01)
 
 
 @pytest.fixture(scope="module")

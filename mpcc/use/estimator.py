@@ -34,7 +34,7 @@ class MPCC(ClusterMixin, TransformerMixin, BaseEstimator):
     iterations: generator updates; None: those of the preset.
     preset: whose settings hold where nothing else is said; `digits` takes about a minute on a core.
     settings: further fields of `mpcc.Config`, by full or short name, such as
-      {"n_encoder_steps": 4, "eta_p": 0.02}.
+      {"n_encoder_steps": 4, "eta_p": 0.01}.
     image_size: 8, 16, 32 or 64, to which images are resized; None: the smallest that loses nothing.
     value_range: of images that are floats; None: [0, 1].
     device: auto, cpu, cuda or cuda:N.
@@ -116,7 +116,7 @@ class MPCC(ClusterMixin, TransformerMixin, BaseEstimator):
         if base.n_channels != n_channels:
             changes["dataset"] = COLOUR if n_channels == 3 else GREY
         own = {*changes, "split"}
-        changes |= {"eval_every": changes["iterations"], "n_generated": None}
+        changes["eval_every"] = changes["iterations"]
         for name, value in (self.settings or {}).items():
             if full_name(name) in own:
                 raise ValueError(f"settings may not hold {name}: MPCC has its own word on it")

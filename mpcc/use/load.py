@@ -30,7 +30,7 @@ def load(
     path: a folder, a model's file, or the address of a model in MLflow: `runs:/ID` of a trial's
       run, `models:/NAME/VERSION` of the registry. MLflow is where MLFLOW_TRACKING_URI says.
     cell: of a sweep, `best` (the greatest mean I(x; y) of the seeds that are done), a cell's key,
-      or settings that one cell alone has, such as `esteps=4,eta_p=0.02`.
+      or settings that one cell alone has, such as `esteps=4,eta_p=0.01`.
     seed: of the cell's trials.
     device: auto, cpu, cuda or cuda:N.
     A trial that is done gives the model of its last evaluation, to the bit; another the one of its
@@ -175,7 +175,7 @@ def _named(trials: dict[Path, Config], cell: str, path: Path) -> str:
 
 
 def _differing(config: Config, others: list[Config]) -> str:
-    """A cell by what differs within the sweep: `esteps=4,eta_p=0.02 (key)`."""
+    """A cell by what differs within the sweep: `esteps=4,eta_p=0.01 (key)`."""
     values = [other.to_dict() for other in others]
     settings = [
         f"{SHORT.get(name, name)}={value_text(value)}"
