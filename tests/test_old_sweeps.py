@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mpcc.evaluation.metrics import METRICS
+from mpcc.evaluation.shown import column
 from tests.old.make import HERE, NEUTRAL, STORE, SWEEP, command, processor, tables_text, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +127,7 @@ def check_status(folder: dict[str, Any], said: str) -> None:
             assert "pruned" in line
         else:
             mean = sum(trial["metrics"]["cluster_information"] for trial in seeds) / len(seeds)
-            assert f"{mean:.4g}" in line
+            assert column("cluster_information").reading(mean) in line
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -20,6 +20,7 @@ from PIL import Image
 import mpcc.__main__ as one_run
 from analysis import make_tables
 from mpcc.config import PRESETS
+from mpcc.runs.run_dir import CHECKPOINT
 from mpcc.use.commands import COMMANDS as COMMANDS_OF_USE
 from tests.test_search import finish
 from tune import ablation, estimate, search
@@ -87,6 +88,7 @@ def leave(out: Path, plan: Plan) -> None:
     for trial in plan.trials():
         config = trial.config
         finish(out, trial, metrics=metrics_of(config.prior_lr, config.n_encoder_steps, trial.seed))
+        (Store(out).trial_dir(trial.key) / CHECKPOINT).touch()  # Models to evaluate, by their name.
 
 
 def searched(words: str) -> Plan:
