@@ -9,6 +9,7 @@ import pytest
 
 from mpcc.config import PRESETS, from_dict
 from mpcc.runs.code_version import code_hash
+from tune import preflight
 from tune.plan.cells import by_cell
 from tune.plan.grid import cells, parse_grid, table1_rows
 from tune.plan.plan import (
@@ -16,7 +17,6 @@ from tune.plan.plan import (
     PlanError,
     check_same_base,
     check_same_code,
-    check_same_data,
     images_name,
     new_plan,
 )
@@ -168,12 +168,12 @@ def test_the_images_that_a_trial_recorded_are_known_for_all_trials_of_the_same_s
 
 def test_other_images_than_those_of_the_plan_are_refused_by_name(digits) -> None:
     plan = planned("esteps=1,2")
-    check_same_data(OUT, plan, plan.trials(), None)
+    preflight.check_same_data(OUT, plan, plan.trials(), None)
     same = plan.with_data(DIGITS, {"fingerprint": digits.fingerprint})
-    check_same_data(OUT, same, same.trials(), None)
+    preflight.check_same_data(OUT, same, same.trials(), None)
     other = plan.with_data(DIGITS, {"fingerprint": "f00d"})
-    with pytest.raises(PlanError) as error:
-        check_same_data(OUT, other, other.trials(), None)
+    with pytest.raises(preflight.PreflightError) as error:
+        preflight.check_same_data(OUT, other, other.trials(), None)
     expected = f"{OUT} was written on other images: {DIGITS}: fingerprint f00d, now "
     assert str(error.value).startswith(expected + digits.fingerprint)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.filesize import decimal
 
 from mpcc import config as configs
 from mpcc.data import files as data_files
-from mpcc.data.prepared import description
+from mpcc.data.prepared import description, fingerprint
 from mpcc.machine import free_memory, gpus_here, processes_left, usable_cores
 from mpcc.runs import run_dir
 from mpcc.training import checks
@@ -24,7 +25,7 @@ from tune.engine.spec import Settings
 from tune.options import Options
 from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
-from tune.plan.plan import images_name
+from tune.plan.plan import Plan, images_name
 from tune.store.folder import Store
 
 OTHER_BYTES = 2**20
@@ -93,6 +94,21 @@ def check_fit(todo: Sequence[Trial], settings: Settings) -> None:
     kinds = {tuple(getattr(t.config, name) for name in checks.ASKED): t.config for t in todo}
     for config in kinds.values():
         checks.check_data(config, settings.data_dir)
+
+
+def check_same_data(out: Path, plan: Plan, trials: Iterable[Trial], data_dir: Path | None) -> None:
+    """PreflightError that names the images on this machine that are not those of the plan."""
+    changed = []
+    for name, config in {images_name(trial.config): trial.config for trial in trials}.items():
+        was = plan.fingerprint_for(config)
+        now = None if was is None else fingerprint(config, data_dir)
+        if was != now:
+            changed.append(f"{name}: fingerprint {was}, now {now}")
+    if changed:
+        raise PreflightError(
+            f"{out} was written on other images: {'; '.join(changed)}; "
+            "bring the same data or choose another --out"
+        )
 
 
 def cautions(todo: Sequence[Trial], options: Options) -> list[str]:

@@ -14,7 +14,7 @@ from tune.display import Display, log
 from tune.engine.spec import Settings
 from tune.options import Options
 from tune.plan.cells import Trial
-from tune.plan.plan import Plan, check_same_data
+from tune.plan.plan import Plan
 from tune.plan.source import TrialSource
 from tune.plan.state import ENDED, EventKind, State, Status
 from tune.plan.states import States
@@ -92,7 +92,7 @@ def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Tria
         log(f"note: {text}")
     plan, data_dir = work.source.plan, settings.data_dir
     if settings.local and not isinstance(data_dir, str):
-        check_same_data(settings.out, plan, todo, data_dir)
+        preflight.check_same_data(settings.out, plan, todo, data_dir)
     begun = work.old is not None
     problem = tracking.check_reachable(settings.uri, settings.out, plan.preset, begun=begun)
     if problem:

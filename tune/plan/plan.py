@@ -7,7 +7,7 @@ again (`Plan.drop`) it still names, so that the records on the disk are known to
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -245,23 +245,6 @@ def check_same_code(out: Path, plan: Plan) -> None:
         raise PlanError(
             f"{out} was written by other code: {', '.join(changed)} changed since; "
             "choose another --out, or mix old and new results knowingly with --accept-changed-code"
-        )
-
-
-def check_same_data(out: Path, plan: Plan, trials: Iterable[Trial], data_dir: Path | None) -> None:
-    """PlanError that names the images on this machine that are not those of the plan."""
-    from mpcc.data.prepared import fingerprint
-
-    changed = []
-    for name, config in {images_name(trial.config): trial.config for trial in trials}.items():
-        was = plan.fingerprint_for(config)
-        now = None if was is None else fingerprint(config, data_dir)
-        if was != now:
-            changed.append(f"{name}: fingerprint {was}, now {now}")
-    if changed:
-        raise PlanError(
-            f"{out} was written on other images: {'; '.join(changed)}; "
-            "bring the same data or choose another --out"
         )
 
 
