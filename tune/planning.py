@@ -196,7 +196,8 @@ def _asked(
         raise UsageError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
     # Levels of its own follow from a preset, which may have changed since this grid was planned.
     cells = [known.cell for known in plan.cells if asked.text in known.grids]
-    cells = cells or grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
+    if not cells or plan.dropped:  # What was dropped is planned again.
+        cells = grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
     together = grid.falling_together(asked, cells)
     if together:
         print(together)
