@@ -159,7 +159,7 @@ class Sweep:
         """Return file name -> content of the tables of it now, but for times and run ids."""
         folder = self.out.parent / f"tables-{self.out.name}"
         program = str(ROOT / "analysis" / "make_tables.py")
-        argv = ["--runs", str(self.out), "--table", "grid", "--format", "md,csv", "--no-pictures"]
+        argv = ["--runs", str(self.out), "--table", "grid", "--format", "md,csv"]
         made = subprocess.run(
             [sys.executable, program, *argv, "--out", str(folder)], capture_output=True, text=True
         )
@@ -171,9 +171,9 @@ class Sweep:
 
 
 def _without_own(text: str, suffix: str) -> str:
-    """Return a CSV text without the columns that are each sweep's own, any other text as it is."""
+    """Return a table's text without the columns and the line of costs that are each sweep's own."""
     if suffix != ".csv":
-        return text
+        return "\n".join(line for line in text.splitlines() if not line.startswith("Cost: "))
     rows = csv.DictReader(text.splitlines())
     return "\n".join(str({k: v for k, v in row.items() if k not in OWN_COLUMNS}) for row in rows)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import faults
-from benchmarks.fault_lab import Lab, Outcome, Sessions
+from benchmarks.fault_lab import ARGV, Lab, Outcome, Sessions
 from benchmarks.fault_tools import Progress
 
 pytestmark = pytest.mark.slow
@@ -29,6 +29,7 @@ class EmptyLab(Lab):
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.folder, self.seed, self.random = folder, seed, random.Random(seed)
+        self.argv = ARGV
         self.sessions = Sessions()
         self.keys, self.seconds, self.count = [], 0.0, 0
 

@@ -63,8 +63,8 @@ def _planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[
             raise UsageError(f"--drop: nothing is planned in {store.out} yet")
         old = dropped(old, options.drop)
     plan = _begun(options, store, old)
-    if options.confirm is not None and old is not None:
-        return _confirmed(options, store, old)
+    if options.confirm is not None:
+        return _confirmed(options, store, plan)
     typed = None if options.seeds is None else grid.parse_seeds(options.seeds)
     cells, default_seeds, name = _asked(options, store, plan)
     seeds = frozenset(typed or default_seeds)
