@@ -522,7 +522,7 @@ def said_of(out: Path) -> str:
 PRUNED = [
     "--preset", "tiny", "--iterations", "20", "--set", "eval_every=5", "--objective", "mse",
     "--space", "eta_p=1e-4..1e-1:log", "eta=1e-4..1e-1:log", "--prune", "median", "--points", "12",
-    "--seeds", "1", "--sampler", "random", "--sampler-seed", "3", "--startup", "2", "--ahead", "2",
+    "--seeds", "1", "--sampler", "random", "--sampler-seed", "3", "--ahead", "2",
 ]  # fmt: skip
 FRONT = [
     *COMMON, "--space", "eta_p=1e-3..1e-1:log", "esteps=1..4",
@@ -586,7 +586,7 @@ def test_a_search_gives_up_what_lies_behind_and_ends_with_0(searches: Searches) 
 
 def test_a_search_keeps_its_options_in_its_plan(searches: Searches) -> None:
     kept = json.loads((searches.pruned / "sweep.json").read_text())["search"]
-    for name, value in {"sampler": "random", "sampler_seed": 3, "startup": 2, "ahead": 2}.items():
+    for name, value in {"sampler": "random", "sampler_seed": 3, "ahead": 2}.items():
         assert kept[name] == value
     assert kept["prune"] == "median" and kept["objectives"] == ["mse"]
     assert kept["n_points"] == 12 and kept["seeds"] == [0] and len(kept["points"]) == 12

@@ -32,7 +32,7 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     or evaluated.
     """
     plan, wanted = _planned(options, store, old)
-    asks = options.retry or options.evaluate or options.changes
+    asks = options.retry or options.evaluate
     if not options.status and (
         asks or any(store.status(trial).state not in ENDED for trial in wanted)
     ):
