@@ -115,7 +115,7 @@ def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tup
         folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
         place = ROOT / "runs" / folders[0].name
     if options.export:
-        from analysis.output.supplement import stage
+        from analysis.supplement import stage
 
         pictures = "html" in formats and not options.no_pictures
         folders = options.runs = stage(folders, scratch, options.anonymous, pictures)
@@ -190,7 +190,7 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         return _check(out, contents, dict(ChainMap(*beside)), every)
     write(out, contents)
     if options.export:
-        from analysis.output.supplement import pack
+        from analysis.supplement import pack
 
         print(pack(options))
         return 0
@@ -214,7 +214,7 @@ def _report_page(
     """The page; it always has the grid's differences, whichever table was asked for."""
     from dataclasses import replace
 
-    from analysis.output.report import report
+    from analysis.report.page import report
     from analysis.tables.assemble import products
 
     if not any(product.result for product in found):

@@ -26,8 +26,7 @@ from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import Plan, new_plan
 from tune.plan.source import GridSource, TrialSource
-from tune.plan.state import ENDED, Event, EventKind, State
-from tune.plan.states import States
+from tune.plan.state import ENDED, Event, EventKind, State, States
 from tune.signals import Signals
 from tune.store.folder import Store
 from tune.store.lock import SweepLock

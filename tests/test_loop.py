@@ -27,8 +27,7 @@ from tune.engine.head import EngineError
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import PLAN, Plan, new_plan
 from tune.plan.source import GridSource
-from tune.plan.state import Event, EventKind, State
-from tune.plan.states import States
+from tune.plan.state import Event, EventKind, State, States
 from tune.store.folder import Store
 from tune.store.remote import Remote, RemoteError
 from tune.suggest.search import Search

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from analysis.records.load import load
+from analysis.report.summary import answers
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.ranking import Ranking, rank, tie_adjusted
-from analysis.tables.summary import answers
 from tests.records import SweepBuilder
 
 METRIC = "acc_majority"

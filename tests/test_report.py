@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from analysis.output.report import report
 from analysis.records.load import load
+from analysis.report.page import report
 from analysis.tables.assemble import Choices, products
 from analysis.tables.groups import groups
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes

@@ -8,11 +8,10 @@ import pytest
 from mpcc.config import PRESETS
 from tune.display import Display
 from tune.plan import cells as plan_cells
-from tune.plan import states as module
+from tune.plan import state as module
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
-from tune.plan.state import Event, EventKind, State, Status
-from tune.plan.states import States, clock
+from tune.plan.state import Event, EventKind, State, States, Status, clock
 
 BASE = PRESETS["tiny"].override(iterations=100)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tune.plan.cells import by_cell
-from tune.plan.states import States, clock
+from tune.plan.state import States, clock
 
 if TYPE_CHECKING:
     from rich.console import Group

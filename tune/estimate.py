@@ -28,7 +28,7 @@ from tune.display import log
 from tune.engine.spec import Settings
 from tune.plan.cells import Trial
 from tune.plan.plan import TRIALS
-from tune.plan.states import clock
+from tune.plan.state import clock
 from tune.store.folder import Store
 
 START_SECONDS = 7.0

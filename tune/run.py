@@ -16,8 +16,7 @@ from tune.options import Options
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan
 from tune.plan.source import TrialSource
-from tune.plan.state import ENDED, EventKind, State, Status
-from tune.plan.states import States
+from tune.plan.state import ENDED, EventKind, State, States, Status
 from tune.signals import QUICK_SECONDS, Interrupted, Signals
 from tune.store.adopt import adopt, extend, take_over_ends
 from tune.store.folder import Store

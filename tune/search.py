@@ -31,7 +31,7 @@ from tune.command import UsageError, number, option  # noqa: E402
 from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import grid, pruning  # noqa: E402
-from tune.plan.plan import Plan, check_same_code  # noqa: E402
+from tune.plan.plan import STUDY, Plan, check_same_code  # noqa: E402
 from tune.plan.state import ENDED  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 from tune.store.remote import is_address  # noqa: E402
@@ -130,7 +130,7 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
     if options.status:
         return _print_status(store, search, common.settings(options, store).uri)
     from tune.suggest.source import SearchSource
-    from tune.suggest.study import FILE, write_study
+    from tune.suggest.study import write_study
 
     if options.dry_run:
         return _print_dry_run(options, store, SearchSource(store, plan))
@@ -150,7 +150,7 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
     except OSError as error:
         print(f"{error}; nothing is lost: the same command writes it again")
     print(
-        f"Study:   optuna-dashboard sqlite:///{store.out / FILE}   (pip install optuna-dashboard)"
+        f"Study:   optuna-dashboard sqlite:///{store.out / STUDY}   (pip install optuna-dashboard)"
     )
     if not complete:
         print("Next:    the same command again goes on")

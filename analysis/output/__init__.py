@@ -1,1 +1,1 @@
-"""Laid-out tables as text, Markdown, LaTeX, CSV and HTML; figures; the report."""
+"""Laid-out tables as text, Markdown, LaTeX, CSV and HTML; figures."""

@@ -10,6 +10,7 @@ from mpcc.config.fields import Config
 _CIFAR: dict[str, Any] = dict(
     width=96, latent_size=128, latent_mode="split", prior_lr=6e-4, iterations=75_000
 )
+_DIGITS: dict[str, Any] = dict(dataset="digits", image_size=8, ema_decay=0.99, ema_start=100)
 
 PRESETS: dict[str, Config] = {
     # The paper's rows, Appendix C, on all images as in Table 4.
@@ -24,20 +25,16 @@ PRESETS: dict[str, Config] = {
     # few iterations need, and every block but the first works on 4×4 pixels. Its values were chosen
     # by measurement: results/README.md.
     "digits": Config(
-        dataset="digits",
-        image_size=8,
+        **_DIGITS,
         width=4,
         latent_size=16,
         iterations=800,
         network_lr=5e-4,
         prior_lr=1e-2,
-        ema_decay=0.99,
-        ema_start=100,
         eval_every=200,
     ),
     "tiny": Config(
-        dataset="digits",
-        image_size=8,
+        **_DIGITS,
         width=1,
         latent_size=4,
         iterations=4,
@@ -45,8 +42,6 @@ PRESETS: dict[str, Config] = {
         n_discriminator_steps=2,
         network_lr=8e-4,
         prior_lr=8e-3,
-        ema_decay=0.99,
-        ema_start=100,
         eval_every=2,
         n_standing_passes=2,
     ),

@@ -20,8 +20,7 @@ from tune.engine.spec import Settings, TrialSpec, spec_of
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan, images_name
 from tune.plan.source import TrialSource
-from tune.plan.state import ENDED, Event, EventKind, State, Status
-from tune.plan.states import States
+from tune.plan.state import ENDED, Event, EventKind, State, States, Status
 from tune.signals import Signals
 from tune.store.folder import Store
 from tune.store.lock import SweepLock, trained_elsewhere

@@ -1,10 +1,14 @@
-"""The state of a trial, and the events by which its worker and the engine say what changes it."""
+"""The state of a trial, the events that change it, and the object that knows those of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from tune.plan.cells import Trial
+from tune.plan.cost import cost
 
 Row = Mapping[str, object]
 """One evaluation: `iteration` and its metrics, as a line of metrics.jsonl holds them."""
@@ -87,3 +91,155 @@ class Event:
     def ends(self) -> bool:
         """Whether no worker has the trial any more."""
         return self.kind not in (EventKind.STARTED, EventKind.PROGRESS)
+
+
+# -- of all trials of a running sweep --------------------------------------------------------------
+
+PACE_SECONDS = 5.0
+"""How long trials have run before their pace says how long the rest will take."""
+STATE_OF = {
+    EventKind.STARTED: State.RUNNING,
+    EventKind.PROGRESS: State.RUNNING,
+    EventKind.STOPPED: State.STOPPED,
+    EventKind.EXCLUSIVE: State.PLANNED,
+}
+"""What a trial is after an event; after ENDED it is what the event says."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    trial: Trial
+    status: Status
+
+    @property
+    def part(self) -> float:
+        """How much of the trial is done, 0 to 1."""
+        if self.status.state in ENDED:
+            return 1.0
+        return min(1.0, self.status.iteration / self.trial.config.iterations)
+
+
+class States(Mapping[str, Status]):
+    """Trial key -> status, in the order in which the trials came; used by one thread.
+
+    It begins with what the records say and follows the events from then on.
+    """
+
+    def __init__(
+        self, trials: Sequence[Trial], statuses: Mapping[str, Status], n_trials: int = 0
+    ) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._at_start = 0.0
+        self._since: float | None = None
+        """When the last trial to begin before any ended made its first iterations: the time before
+        went into starting processes and says nothing of the pace."""
+        self._moving: set[str] = set()
+        """The trials that have made iterations."""
+        self.n_trials = n_trials
+        """Trials in all, where a search suggests more than there are yet."""
+        self.ended: list[Trial] = []
+        """The trials that have ended by an event, in that order."""
+        self.add(trials, statuses)
+
+    def add(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
+        """More trials: a search suggests them as it goes."""
+        entries = {t.key: _Entry(t, statuses.get(t.key, Status(State.PLANNED))) for t in trials}
+        self._at_start += sum(_work_done(entry) for entry in entries.values())
+        self._entries |= entries
+        self.n_trials = max(self.n_trials, len(self._entries))
+
+    def apply(self, event: Event) -> None:
+        """Follow an event of a trial that is known here."""
+        entry = self._entries[event.key]
+        before = entry.status
+        status = replace(before, state=STATE_OF.get(event.kind, event.state), cause=event.cause)
+        if event.iteration is not None:
+            status = replace(status, iteration=event.iteration)
+        if event.row is not None:
+            status = replace(status, metrics=event.row)
+        self._entries[event.key] = replace(entry, status=status)
+        if status.state in ENDED and before.state not in ENDED:
+            self.ended.append(entry.trial)
+        if status.iteration > before.iteration and event.key not in self._moving:
+            self._moving.add(event.key)
+            if not self.ended:
+                self._since, self._at_start = time.monotonic(), self._done()
+
+    def __getitem__(self, key: str) -> Status:
+        return self._entries[key].status
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def trial(self, key: str) -> Trial:
+        """The trial with this key."""
+        return self._entries[key].trial
+
+    def trials(self) -> list[Trial]:
+        """All of them, in the order in which they came."""
+        return [entry.trial for entry in self._entries.values()]
+
+    def running(self) -> frozenset[str]:
+        """The keys of the trials that run now."""
+        return frozenset(key for key in self if self[key].state == State.RUNNING)
+
+    def stop_running(self) -> None:
+        """What runs is stopped: Ray is dead or left behind, and no event will come."""
+        for key in self.running():
+            self.apply(Event(key, EventKind.STOPPED))
+
+    def count(self, state: State) -> int:
+        """How many trials are in this state."""
+        return sum(entry.status.state == state for entry in self._entries.values())
+
+    def part_of(self, key: str) -> float:
+        """How much of a trial is done, 0 to 1."""
+        return self._entries[key].part
+
+    def part(self) -> float:
+        """How much of the sweep's work is done, 0 to 1."""
+        return self._done() / max(1e-9, self._work())
+
+    def seconds_left(self) -> float | None:
+        """At the pace since the first trials were all under way; None while that says nothing."""
+        if self._since is None or not (self.ended or self.running() <= self._moving):
+            return None
+        elapsed, done = time.monotonic() - self._since, self._done()
+        fresh = done - self._at_start
+        if elapsed < PACE_SECONDS or fresh <= 0:
+            return None
+        return elapsed * (self._work() - done) / fresh
+
+    def line(self) -> str:
+        """One line: `3 of 15 done, 2 running, 21 %, about 6:10 left`."""
+        parts = [f"{self.count(State.DONE)} of {self.n_trials} done"]
+        for state in (State.RUNNING, State.DIVERGED, State.FAILED, State.PRUNED):
+            if self.count(state):
+                parts.append(f"{self.count(state)} {state}")
+        parts.append(f"{100 * self.part():.0f} %")
+        left = self.seconds_left()
+        if left is not None and self.part() < 1:
+            parts.append(f"about {clock(left)} left")
+        return ", ".join(parts)
+
+    def _work(self) -> float:
+        """Of all trials; those that are still to be suggested count as the others on average."""
+        known = sum(cost(entry.trial.config) for entry in self._entries.values())
+        return known * self.n_trials / max(1, len(self))
+
+    def _done(self) -> float:
+        return sum(_work_done(entry) for entry in self._entries.values())
+
+
+def _work_done(entry: _Entry) -> float:
+    return entry.part * cost(entry.trial.config)
+
+
+def clock(seconds: float) -> str:
+    """`0:42`, `6:10`, `1:02:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

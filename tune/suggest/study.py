@@ -26,7 +26,6 @@ from tune.suggest.search import Search
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-FILE = STUDY
 LOCK_SECONDS = 2.0
 """How long SQLite waits for a reader, such as a dashboard; Optuna may try several times."""
 
@@ -36,7 +35,7 @@ def write_study(store: Store, search: Search, points: Sequence[Point]) -> None:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import DatabaseError
 
-    file = store.out / FILE
+    file = store.out / STUDY
     for last in (False, True):
         try:
             return _write(store, search, points)
@@ -56,7 +55,7 @@ def _write(store: Store, search: Search, points: Sequence[Point]) -> None:
     import optuna
 
     timeout = {"connect_args": {"timeout": LOCK_SECONDS}}
-    url = f"sqlite:///{store.out.resolve() / FILE}"
+    url = f"sqlite:///{store.out.resolve() / STUDY}"
     storage = optuna.storages.RDBStorage(url, engine_kwargs=timeout)
     try:
         study = open_study(search, storage, store.out.name)

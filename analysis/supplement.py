@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.options import parser
-from analysis.output.report import PICTURES
+from analysis.report.page import PICTURES
 from mpcc.runs.files import SEAL, dumps, read_bytes, read_json, sealed, write_bytes
 from mpcc.runs.run_dir import (
     CONFIG,

@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 
 from analysis.output import html
-from analysis.output.confusion import figure as confusion
-from analysis.output.details import failures, folded, provenance, trials
 from analysis.records.frame import Records
-from analysis.tables import summary as words
+from analysis.report import summary as words
+from analysis.report.confusion import figure as confusion
+from analysis.report.details import failures, folded, provenance, trials
 from analysis.tables.assemble import Product
 from analysis.tables.columns import column
 from analysis.tables.grid import swept
