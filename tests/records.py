@@ -72,6 +72,7 @@ class SweepBuilder:
         cause: str | None = None,
         iteration: int | None = None,
         code: str = "c0de",
+        device: str = "cpu",
         fingerprint: str = "f00d",
         n_images: int = 1797,
         kmeans: float | None = 0.79,
@@ -89,7 +90,7 @@ class SweepBuilder:
         write_json(path / "config.json", config.to_dict())
         data = {"dataset": config.dataset, "fingerprint": fingerprint, "n_images": n_images}
         data |= {"notes": list(notes)}
-        write_provenance(path, {"code": code, "device": "cpu", "data": data})
+        write_provenance(path, {"code": code, "device": device, "data": data})
         reached = config.iterations if iteration is None else iteration
         rows = [*curve] or ([{"iteration": reached, **metrics}] if metrics else [])
         write_metrics(path, rows)

@@ -101,7 +101,7 @@ def test_every_other_field_changes_the_cell_key():
     changes = {
         "dataset": "cifar10", "split": "train", "image_size": 16, "latent_mode": "copy",
         "upsampling": "nearest", "prior": "normal", "prior_floor": "published",
-        "prior_entropy": "published", "cluster_weights": "learnt", "n_generated": 100,
+        "prior_entropy": "published", "n_generated": 100,
         "given_cluster_weights": (1.0,) * 9 + (2.0,), "prior_adversarial_lr": "network",
         "precision": "tf32", "image_ground": "black",
     }  # fmt: skip
@@ -137,6 +137,9 @@ def test_a_changed_default_changes_no_key_and_no_record(monkeypatch):
     monkeypatch.setitem(Config.__init__.__kwdefaults__, "width", 13)
     monkeypatch.setitem(c.FIRST_DEFAULTS, "width", 12)
     assert Config().cell_key == explicit and Config(width=12).cell_key == old
+    assert c.from_record({"cluster_weights": "uniform"}).width == 12  # a field that is gone
+    with pytest.raises(ValueError, match="unknown field 'cluster_weights'"):
+        c.from_record({"cluster_weights": "learnt"})
     assert c.from_record({}).width == 12 and c.from_record({"width": 14}).width == 14
 
 
@@ -147,7 +150,7 @@ def test_the_defaults_that_keys_go_by_are_frozen():
         latent_mode=plain upsampling=bilinear encoder_shares_discriminator=true conditional=false
         prior=gaussian_mixture n_clusters=10 latent_size=24 prior_init_log_var=1 prior_min_std=0.5
         prior_floor=variance prior_entropy=sampled prior_entropy_weight=0.01 prior_rank=2
-        cluster_weights=uniform given_cluster_weights=none iterations=125000 batch_size=50
+        given_cluster_weights=none iterations=125000 batch_size=50
         n_discriminator_steps=4 n_encoder_steps=4 network_lr=2e-4 prior_lr=1.6e-3
         prior_adversarial_lr=prior prior_learns_from_encoder_loss=false ema_decay=0.9999
         ema_start=1000 eval_every=5000 n_standing_passes=16 n_generated=none n_is_splits=10

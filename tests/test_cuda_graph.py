@@ -53,7 +53,7 @@ def small(tiny, **changes):
 @pytest.mark.parametrize(
     "changes",
     [c for name, c in VARIANTS.items() if name != "16 pixels, wide"]
-    + [{"cluster_weights": "learnt"}, {"given_cluster_weights": (1.0, 2.0, 3.0)}],
+    + [{"given_cluster_weights": (1.0, 2.0, 3.0)}],
     ids=str,
 )
 def test_an_iteration_asks_the_device_for_nothing(changes, tiny, some_images):
@@ -249,7 +249,6 @@ def emulated(state):
         {"conditional": True},
         {"prior": "low_rank_mixture"},
         {"latent_mode": "split"},
-        {"cluster_weights": "learnt"},
         {"upsampling": "nearest", "prior_adversarial_lr": "network"},
     ],
     ids=str,

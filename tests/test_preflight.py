@@ -15,7 +15,7 @@ from mpcc.runs import run_dir
 from tune import preflight
 from tune.engine.spec import Settings
 from tune.plan import cells as plan_cells
-from tune.plan.cells import Trial
+from tune.plan.cells import Cell, Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
 from tune.plan.grid import cells, parse_grid
 from tune.store.folder import Store
@@ -113,6 +113,13 @@ def test_checkpoints_of_a_remote_take_no_room_on_the_folders_disk(
     preflight.check_folder(todo, Store(tmp_path, Remote(str(tmp_path / "remote"), 0)))
     with pytest.raises(preflight.PreflightError, match="make room"):
         preflight.check_folder(todo, Store(tmp_path))
+
+
+def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    config = PRESETS["tiny"].override(precision="tf32")
+    todo = plan_cells.trials(Cell.of(config, {}), (0,))
+    with pytest.raises(preflight.PreflightError, match="precision=tf32 is of GPUs alone"):
+        preflight.check(todo, Settings(tmp_path, "", gpus=0), Store(tmp_path))
 
 
 def test_more_cores_for_a_trial_than_there_are_here_are_refused() -> None:

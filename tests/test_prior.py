@@ -108,14 +108,6 @@ def test_given_weights_shift_samples_and_memberships():
     torch.testing.assert_close(prior.log_memberships(z), joint.log_softmax(1), atol=1e-6, rtol=1e-6)
 
 
-def test_learnt_weights_get_a_gradient_and_fixed_ones_are_no_parameter():
-    assert "weight_logits" in dict(make(learn_weights=True).named_parameters())
-    assert "weight_logits" not in dict(make().named_parameters())
-    prior = make(learn_weights=True)
-    prior.log_memberships(torch.randn(2, 4, dtype=torch.float64))[:, 0].sum().backward()
-    assert prior.weight_logits.grad.abs().sum() > 0
-
-
 def test_normal_prior_has_no_clusters_and_no_parameters():
     prior = make("normal")
     z, y = prior.sample(50_000, rng())

@@ -161,8 +161,14 @@ def test_infinite_value_is_counted_out_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "defect",
-    [{"fingerprint": "beef"}, {"n_images": 1000}, {"code": "other"}, {"iteration": 1000}],
-    ids=["images", "sample count", "code", "iterations"],
+    [
+        {"fingerprint": "beef"},
+        {"n_images": 1000},
+        {"code": "other"},
+        {"device": "cuda:NVIDIA H200"},
+        {"iteration": 1000},
+    ],
+    ids=["images", "sample count", "code", "device", "iterations"],
 )
 def test_unlike_trials_of_a_cell_are_never_averaged(tmp_path: Path, defect: dict) -> None:
     sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[0]
@@ -171,6 +177,17 @@ def test_unlike_trials_of_a_cell_are_never_averaged(tmp_path: Path, defect: dict
     assert [value[-5:] for value in ours(table, "Acc, %")[:2]] == ["(2/3)", "(1/3)"]
     assert ours(table, "Acc, %")[1] == "99.0 (1/3)"
     assert "not alike" in note_of(table, 0, "Acc, %")
+
+
+def test_cells_of_a_cpu_and_a_gpu_are_neither_compared_nor_ranked(tmp_path: Path) -> None:
+    sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[4]
+    for seed in range(3):
+        sweep.trial(change, seed, {"acc_majority": 0.9 + seed / 100}, device="cuda:NVIDIA H200")
+    result = grid_of(sweep.path)
+    (line,) = [line for line in result.lines if line.group.done[0]["device_kind"] == "cuda"]
+    assert line.refused == "not compared: on cuda and cpu"
+    best = [row.cells[2].best for row in result.tables[0].rows[:5]]
+    assert best == [False, False, False, True, False]
 
 
 def test_code_versions_are_averaged_only_on_request(tmp_path: Path) -> None:

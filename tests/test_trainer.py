@@ -179,7 +179,6 @@ CHANGES = {
     "prior_entropy": "published",
     "prior_entropy_weight": 1.0,
     "prior_rank": 1,
-    "cluster_weights": "learnt",
     "given_cluster_weights": (1.0,) * 9 + (9.0,),
     "width": 2,
     "iterations": 3,
@@ -619,6 +618,8 @@ def test_what_would_fail_later_is_refused_before_anything_is_written(tiny, some_
     ):
         with pytest.raises(DataError, match=message):
             next(train(tiny.override(**changes), tmp_path / "r", image_set=images))
+    with pytest.raises(ValueError, match="precision=tf32 is of GPUs alone"):
+        next(train(tiny.override(precision="tf32"), tmp_path / "r", device="cpu"))
     assert not (tmp_path / "r").exists()
     config = tiny.override(prior="normal", n_clusters=n + 1, iterations=1)
     list(train(config, tmp_path / "r", image_set=some_digits))

@@ -63,7 +63,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"prior": "normal"},
     {"prior": "low_rank_mixture", "latent_mode": "copy", "encoder_shares_discriminator": False},
     {"prior": "laplace_mixture", "image_size": 16, "latent_mode": "split", "latent_size": 6},
-    {"cluster_weights": "learnt", "n_clusters": 1},
+    {"given_cluster_weights": (2.0,), "n_clusters": 1},
 ]
 
 

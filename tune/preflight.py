@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from mpcc import config as configs
+from mpcc.config.checks import TF32_NEEDS_GPU
 from mpcc.data import files as data_files
 from mpcc.data.prepared import description, fingerprint
 from mpcc.machine import free_memory, gpus_here, processes_left, usable_cores
@@ -53,7 +54,9 @@ def check(
     check_folder(todo, store, n_at_once)
     if settings.local:
         check_cores(settings.cpus)
-        if n_at_once and not gpus_here():
+        if n_at_once and (settings.gpus == 0 or not gpus_here()):
+            if any(trial.config.precision == "tf32" for trial in todo):
+                raise PreflightError(TF32_NEEDS_GPU)
             check_memory(todo, n_at_once)
 
 

@@ -41,6 +41,7 @@ META = (
     "code",
     "code_id",
     "device",
+    "device_kind",
     "fingerprint",
     "n_images",
     "data_notes",
@@ -57,6 +58,7 @@ META = (
 `source`: place of the trial's sweep in `Records.sweeps`;
 `changes`: what a named variant changes of the full model, in words;
 `code_id`: the hash of the modules that can change a number where a trial recorded it, else `code`;
+`device_kind`: `cpu` or `cuda`;
 `n_parameters`: of generator and encoder; `processor`: of the CPU or GPU that trained it;
 `run_dir`: relative to the sweep; `undefined`: metrics that were recorded as not a number;
 `data_notes`: what a reader must know of the images;

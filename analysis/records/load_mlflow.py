@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records.folders import LoadError
-from mpcc.config import full_name, parse_value
+from mpcc.config import REMOVED, full_name, parse_value
 from mpcc.runs.files import SEAL
 from mpcc.runs.run_dir import (
     CONFIG,
@@ -184,7 +184,7 @@ def _value(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return parse_value(full_name(name), text)
+        return text if name in REMOVED else parse_value(full_name(name), text)
 
 
 def _artifact(client: Any, run_id: str, name: str) -> bytes | None:

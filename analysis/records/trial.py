@@ -162,6 +162,7 @@ def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
         "code": provenance.get("code"),
         "code_id": code if files else provenance.get("code"),
         "device": provenance.get("device"),
+        "device_kind": str(provenance.get("device") or "").partition(":")[0] or None,
         "processor": provenance.get("processor"),
         "fingerprint": data.get("fingerprint"),
         "n_images": data.get("n_images"),

@@ -85,7 +85,8 @@ def collapse(groups: Sequence[Group]) -> str:
 def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) -> str:
     """Why these cells may not be set against each other; empty where they may.
 
-    They may where they are measured alike, by the same code, after equally many iterations. With
+    They may where they are measured alike, by the same code, on the same kind of device, after
+    equally many iterations. With
     `axes` also: where they differ in nothing that was not swept. What was swept may differ.
     """
     why = unlike(a, b, metric)
@@ -94,6 +95,8 @@ def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) ->
     first, second = a.done[0], b.done[0]
     if not a.code_pooled and first["code_id"] != second["code_id"]:
         return f"code {first['code'] or 'unknown'} and {second['code'] or 'unknown'}"
+    if first["device_kind"] != second["device_kind"]:
+        return f"on {first['device_kind'] or 'unknown'} and {second['device_kind'] or 'unknown'}"
     swept = axes or ()
     full = all(g.done[0]["iteration"] == g.settings["iterations"] for g in (a, b))
     if first["iteration"] != second["iteration"] and not ("iterations" in swept and full):
@@ -121,4 +124,5 @@ def kind(group: Group, metric: str) -> dict[str, str]:
     trial = group.done[0]
     found |= {"images": f"{trial['n_images']} ({trial['fingerprint']})"}
     found["iterations reached"] = f"{trial['iteration']:,}"
+    found["device"] = str(trial["device_kind"] or "unknown")
     return found if group.code_pooled else found | {"code": str(trial["code_id"])}

@@ -1,7 +1,7 @@
 """Trials to cells: which trials may be averaged, what is missing, and the summary of each metric.
 
 A cell is a configuration without its seed. Trials of one cell that differ in images, sample count,
-code version or iterations reached are unlike: they make separate groups and are never averaged.
+code version, kind of device or iterations reached are unlike: they make separate groups and are never averaged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from analysis.tables.columns import column
 from mpcc.config import DEFAULTS, value_text
 from mpcc.runs.run_dir import DONE, PRUNED
 
-MIX = ("fingerprint", "n_images", "iteration", "code_id")
+MIX = ("fingerprint", "n_images", "iteration", "code_id", "device_kind")
 """What must agree among the trials of an average."""
 
 _MIX_WORDS = {
@@ -32,6 +32,7 @@ _MIX_WORDS = {
     "n_images": "number of images",
     "iteration": "iterations reached",
     "code_id": "code",
+    "device_kind": "device",
 }
 
 

@@ -284,9 +284,8 @@ def cost_line(groups: Sequence[Group]) -> str:
     timed = [trial for trial in trials if np.isfinite(_seconds(trial))]
     hours: dict[str, float] = {}
     for trial in timed:
-        kind, _, name = str(trial["device"]).partition(":")
-        on_gpu = kind == "cuda"
-        name = trial["processor"] or (name if on_gpu else "") or "a processor not recorded"
+        on_gpu = trial["device_kind"] == "cuda"
+        name = trial["processor"] or "a processor not recorded"
         unit = f"{'GPU' if on_gpu else 'core'}-hours on {name}"
         spent = _seconds(trial) * (1 if on_gpu else trial["cpu_threads"]) / 3600
         hours[unit] = hours.get(unit, 0.0) + spent

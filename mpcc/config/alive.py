@@ -35,7 +35,6 @@ ALIVE: dict[str, Callable[[Config], bool]] = {
     "prior_entropy": lambda c: _has_clusters(c) and c.prior_entropy_weight > 0,
     "prior_entropy_weight": _has_clusters,
     "prior_rank": lambda c: c.prior == "low_rank_mixture",
-    "cluster_weights": _has_clusters,
     "given_cluster_weights": _has_clusters,
     "prior_lr": _has_clusters,
     "prior_adversarial_lr": _has_clusters,

@@ -64,6 +64,12 @@ def range_text(low: float, high: float) -> str:
     return f"at least {low:g}" if high >= 10**6 else f"between {low:g} and {high:g}"
 
 
+TF32_NEEDS_GPU = (
+    "precision=tf32 is of GPUs alone, and this would train on a CPU: leave it out (float32) or "
+    "train on a GPU"
+)
+
+
 def check_weights(weights: tuple[float, ...], n_clusters: int) -> None:
     """ValueError for given cluster weights that are too few, or that float32 cannot hold: there
     a weight, the sum of all or a share of it would be 0 or infinite."""

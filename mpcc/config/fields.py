@@ -78,10 +78,9 @@ class Config:
     """λ_p, the weight of Loss III, eq. 10. 0 removes the term."""
     prior_rank: int = 2
     """Rank of the shared part of a `low_rank_mixture` component's covariance."""
-    cluster_weights: Literal["uniform", "learnt"] = "uniform"
-    """φ, the probabilities of the clusters; the paper fixes 1/K."""
     given_cluster_weights: tuple[float, ...] | None = None
-    """φ as K positive numbers (scaled to sum to 1); None: uniform at the start."""
+    """φ, the probabilities of the clusters, as K positive numbers (scaled to sum to 1); None: 1/K,
+    as in the paper."""
 
     # -- optimisation (Algorithm 1) --------------------------------------------------------------
     iterations: int = 125_000
@@ -127,8 +126,8 @@ class Config:
     cpu_threads: int = 1
     """Threads of a trial on a CPU: a setting, since another order of sums changes the last bit."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of the networks' products. `tf32`: on a GPU their factors have 10 bits after the point, on a
-    CPU as float32. `bfloat16`: layers work in 7 bits; weights, statistics and losses keep 23."""
+    """Of the networks' products. `tf32`, on GPUs alone: their factors have 10 bits after the point.
+    `bfloat16`: layers work in 7 bits; weights, statistics and losses keep 23."""
     fast: bool = True
     """False: every layer, norm and optimiser by torch's own modules, one batch at a time. Slower,
     the oracle of the fast path."""
@@ -285,6 +284,9 @@ FIRST_DEFAULTS: dict[str, Any] = {}
 """Field whose default has changed -> its first one. Keys go by it, and so do records that were
 written before the field was there: configurations that train differently never share a key."""
 
+REMOVED = {"cluster_weights": "uniform"}
+"""Field that is gone -> the one value at which a record that has it can be read."""
+
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The configuration with these fields, full or short names; the rest at their defaults.
@@ -302,7 +304,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def from_record(values: Mapping[str, Any]) -> Config:
     """As `from_dict`, of what any version has written: fields that it lacks had first defaults."""
-    return from_dict(FIRST_DEFAULTS | dict(values))
+    known = {name: value for name, value in values.items() if REMOVED.get(name) != value}
+    return from_dict(FIRST_DEFAULTS | known)
 
 
 def full_name(name: str) -> str:

@@ -21,7 +21,7 @@ class Prior(nn.Module):
     published_floor: sample with std = exp(log_var / 2) + min_std instead, as the published code
       does, while memberships keep the formula above.
     published_entropy: take the entropy of Loss III from log_var alone, without the floor.
-    weights: φ, K positive numbers scaled to sum to 1; None: 1/K. `learn_weights` lets φ learn.
+    weights: φ, K positive numbers scaled to sum to 1; None: 1/K.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class Prior(nn.Module):
         published_entropy: bool = False,
         rank: int = 2,
         weights: Sequence[float] | None = None,
-        learn_weights: bool = False,
     ) -> None:
         super().__init__()
         if family not in FAMILIES:
@@ -45,22 +44,17 @@ class Prior(nn.Module):
         self.n_clusters, self.latent_size = n_clusters, latent_size
         self.min_std = min_std
         self.published_floor, self.published_entropy = published_floor, published_entropy
-        self.uniform = weights is None and not learn_weights
+        self.uniform = weights is None
         self.weight_logits: Tensor
         phi = torch.ones(n_clusters) if weights is None else torch.tensor(list(weights))
-        logits = (phi / phi.sum()).log()
+        self.register_buffer("weight_logits", (phi / phi.sum()).log())
         if family == "normal":
-            self.register_buffer("weight_logits", logits)
             return
         self.mean = nn.Parameter(torch.empty(n_clusters, latent_size))
         nn.init.orthogonal_(self.mean)
         self.log_var = nn.Parameter(torch.full((n_clusters, latent_size), init_log_var))
         if family == "low_rank_mixture":
             self.directions = nn.Parameter(0.1 * torch.randn(n_clusters, latent_size, rank))
-        if learn_weights:
-            self.weight_logits = nn.Parameter(logits)
-        else:
-            self.register_buffer("weight_logits", logits)
 
     @property
     def has_clusters(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mpcc.config import Config
+from mpcc.config.checks import TF32_NEEDS_GPU
 
 
 def resolve_device(device: str) -> torch.device:
@@ -22,6 +23,12 @@ def resolve_device(device: str) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device} is not here: there are {torch.cuda.device_count()} GPUs")
     return found
+
+
+def check_precision(config: Config, device: torch.device) -> None:
+    """ValueError for a precision that the device does not have."""
+    if config.precision == "tf32" and device.type == "cpu":
+        raise ValueError(TF32_NEEDS_GPU)
 
 
 def prepare_process(config: Config, device: torch.device) -> None:

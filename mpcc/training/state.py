@@ -168,7 +168,6 @@ def build_prior(config: Config) -> Prior:
         published_entropy=config.prior_entropy == "published",
         rank=config.prior_rank,
         weights=config.given_cluster_weights,
-        learn_weights=config.cluster_weights == "learnt",
     )
 
 

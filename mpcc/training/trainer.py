@@ -28,7 +28,7 @@ from mpcc.runs import run_dir
 from mpcc.runs.code_version import code_fingerprints, code_version
 from mpcc.training.algorithm import train_step
 from mpcc.training.checks import check_images
-from mpcc.training.device import prepare_process, resolve_device
+from mpcc.training.device import check_precision, prepare_process, resolve_device
 from mpcc.training.resume import restore, take_over, write_checkpoint
 from mpcc.training.state import TrainState, build_state
 from mpcc.use.trained import for_use
@@ -85,6 +85,7 @@ def train(
         yield Progress(ended["iteration"], config.iterations, seconds, ended["state"], None, cause)
         return
     where = resolve_device(device)
+    check_precision(config, where)
     prepare_process(config, where)
     # Before anything is written: images that are refused leave nothing behind.
     files = None
