@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpcc.config import Config, preset
+from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.run_dir import write_json, write_metrics, write_provenance, write_result
 
 TABLE1_ROWS = ((1, 1e-3), (2, 1e-3), (4, 1e-3), (4, 2e-3), (4, 5e-3))
@@ -82,6 +83,7 @@ class SweepBuilder:
         unavailable: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
         cost: Mapping[str, Any] = COST,
+        clusters: Sequence[int] = (),
     ) -> Path:
         """One run directory; `state` None leaves it without a result."""
         config = self.config(changes, seed)
@@ -101,7 +103,8 @@ class SweepBuilder:
             result |= {"failures": list(failures), "unavailable": dict(unavailable or {})}
             if kmeans is not None:
                 result["baseline"] = {"kmeans_acc_majority": kmeans}
-            write_result(path, {**result, **cost}, rows)
+            files = {CLUSTERS: clusters_bytes(clusters, [1.0] * len(clusters))} if clusters else {}
+            write_result(path, {**result, **cost}, rows, files)
         if run_id:
             write_json(path / "mlflow.json", {"run_id": run_id, "tracking_uri": "sqlite:////x"})
         return path

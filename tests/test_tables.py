@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import adjusted_rand_score
 
 from analysis.output.latex import latex
 from analysis.output.render import markdown, text
@@ -23,7 +25,7 @@ from analysis.tables.columns import column
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table, on_one_page
-from analysis.tables.shared import shown_metrics
+from analysis.tables.shared import CHOOSE_K, shown_metrics
 from mpcc.evaluation.metrics import METRICS
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 
@@ -188,6 +190,39 @@ def test_cells_of_a_cpu_and_a_gpu_are_neither_compared_nor_ranked(tmp_path: Path
     assert line.refused == "not compared: on cuda and cpu"
     best = [row.cells[2].best for row in result.tables[0].rows[:5]]
     assert best == [False, False, False, True, False]
+
+
+def test_without_labels_the_columns_need_none_and_say_what_may_choose_k(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan([{"n_clusters": 2}, {"n_clusters": 4}])
+    found: dict[int, list[list[int]]] = {}
+    rng = np.random.default_rng(0)
+    for k in (2, 4):
+        found[k] = [list(map(int, rng.integers(0, k, 60) * (np.arange(60) % 2))) for _ in range(3)]
+        for seed in range(3):
+            measured = {
+                "cluster_information": k / 10,
+                "cluster_information_share": k / 10 / math.log(k),
+                "silhouette": 0.1 * k + seed / 100,
+                "n_clusters_used": k,
+                "mse": 0.1 + seed / 100,
+            }
+            unavailable = {"acc_majority": "the images have no labels"}
+            clusters = found[k][seed]
+            sweep.trial(
+                {"n_clusters": k}, seed, measured, clusters=clusters, unavailable=unavailable
+            )
+    result = grid_of(sweep.path)
+    table = result.tables[0]
+    heads = [heading.text for heading in table.headings]
+    columns = ["I(x; y) / log K", "Silhouette", "Clusters used", "Agreement of seeds", "MSE"]
+    assert heads == ["K", *columns]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    for row, k in zip(table.rows, (2, 4), strict=False):
+        oracle = np.mean([adjusted_rand_score(found[k][a], found[k][b]) for a, b in pairs])
+        assert row.cells[4].text.startswith(f"{oracle:.3f} ± ")
+    assert CHOOSE_K in table.lines
+    depends = [line.refused for line in result.lines if line.metric == "seed_agreement"]
+    assert depends == ["not compared: the figures of a cell's seeds depend on each other"]
 
 
 def test_code_versions_are_averaged_only_on_request(tmp_path: Path) -> None:

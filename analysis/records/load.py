@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.records.agreement import add_agreement
 from analysis.records.folders import LoadError, check_folders
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
 from analysis.records.trial import blank, read_loose, read_planned
@@ -35,6 +36,7 @@ def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
     if unsealed:
         notes.append(f"{unsealed} of the results are of an earlier version, without a seal")
     rows, merged = merge_duplicates(rows)
+    add_agreement(rows, [Path(folder) for folder in folders])
     lines = [{"trial_key": row["trial_key"]} | line for row in rows for line in row.pop(CURVE, ())]
     return records(rows, sweeps, [*notes, *merged], lines)
 

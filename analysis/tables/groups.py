@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.records.agreement import AGREEMENT
 from analysis.records.frame import BASELINE, NAMED, PLANNED, STATES, Records, number, short
 from analysis.statistics import stats
 from analysis.tables.columns import column
@@ -271,6 +272,8 @@ def unlike(a: Group, b: Group, metric: str) -> str | None:
     Settings that a grid varies on purpose do not make groups unlike; what the number is measured
     on and with does.
     """
+    if metric == AGREEMENT:
+        return "the figures of a cell's seeds depend on each other"
     names = ("dataset", "split", "image_size", *column(metric).depends_on)
     measured = [n for n in names if n != "batch_size" and a.settings[n] != b.settings[n]]
     if measured:

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records, number
 from analysis.statistics import stats
-from analysis.tables.columns import GRID, Column, column, protocol_name, recorded
+from analysis.tables.columns import GRID, UNLABELLED, Column, column, protocol_name, recorded
 from analysis.tables.comparable import collapse
 from analysis.tables.compare import TEST_WORDS
 from analysis.tables.groups import Group, Summary, references, tally
@@ -19,6 +19,10 @@ from mpcc.evaluation.metrics import NEED_LABELS
 from mpcc.evaluation.shown import COSTS
 from mpcc.runs.run_dir import DONE
 
+CHOOSE_K = (
+    "I(x; y) / log K, silhouette and the agreement of seeds may choose K; the majority accuracy, "
+    "I(x; y), clusters used and MSE change with K by themselves."
+)
 MAX_NAMED = 4
 """Cells that a line names; it counts the others."""
 
@@ -146,7 +150,9 @@ def measured_of(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
 
 def shown_metrics(groups: Sequence[Group]) -> list[str]:
     """The metrics of the grid's tables that any finished trial has; the first where none has."""
-    asked = recorded(GRID, groups)
+    labelled = any(group.summary(name).n for group in groups for name in NEED_LABELS)
+    clusters = any(group.summary("cluster_information").n for group in groups)
+    asked = recorded(UNLABELLED if clusters and not labelled else GRID, groups)
     return [m for m in asked if any(not g.summary(m).absent for g in groups)] or [GRID[0]]
 
 
@@ -218,6 +224,8 @@ def explain_numbers(
     table.lines += [*_mark_lines(table, test), *record_lines(records), *_data_lines(groups)]
     if any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups):
         table.lines.append("Trials of several code versions are averaged, as was asked.")
+    if len({group.settings["n_clusters"] for group in groups}) > 1:
+        table.lines.append(CHOOSE_K)
     if test and collapse(groups) and any(g.summary(m).n for g in groups for m in shown):
         table.lines.append("No cell with a collapsed or diverged seed is called the best.")
     table.made.append(f"Values are those of {records.moment}.")

@@ -65,6 +65,9 @@ def evaluate(state: TrainState) -> Evaluation:
     clusters = None
     if state.prior.has_clusters:
         clusters, row["cluster_information"] = assign(state, z_means)
+        if config.n_clusters > 1:
+            share = row["cluster_information"] / math.log(config.n_clusters)
+            row["cluster_information_share"] = share
         row["n_clusters_used"] = metrics.n_clusters_used(clusters.cpu())
         row["silhouette"] = metrics.silhouette(z_means.cpu(), clusters.cpu())
         row["prior/std"] = float(state.prior.marginal_std.mean())
@@ -99,6 +102,7 @@ def reasons(state: TrainState) -> dict[str, str]:
     """Why a model may lack each metric that not every model has."""
     n = state.config.batch_size
     why = {
+        "cluster_information_share": "with one cluster log K is 0",
         "silhouette": "all of the images that it looks at are in one cluster",
         "saturation_excess": "all values of the data are at the ends of their range",
         "mse_published": f"the {len(state.images)} images are fewer than one batch of {n}",

@@ -73,6 +73,20 @@ METRICS: dict[str, Metric] = {
         "Entropy of the mean membership less the mean entropy of an image's membership: how surely "
         "and how evenly images are assigned, log K at best; needs no labels.",
     ),
+    "cluster_information_share": Metric(
+        "I(x; y) / log K",
+        "high",
+        "fraction",
+        "I(x; y) over the most that K clusters can have: comparable where K differs; needs no "
+        "labels.",
+    ),
+    "seed_agreement": Metric(
+        "Agreement of seeds",
+        None,
+        "1 at best, about 0 by chance",
+        "Adjusted Rand index of the clusters that two seeds of a cell find, averaged over the other "
+        "seeds; of images without labels.",
+    ),
     "silhouette": Metric(
         "Silhouette",
         "high",
@@ -181,7 +195,8 @@ NEED_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari", "fid_cnn")
 
 NEED_CLUSTERS = (
     *("acc_majority", "acc_hungarian", "nmi", "ari", "n_clusters_used", "cluster_information"),
-    *("silhouette", "diversity_min", "n_clusters_collapsed", "prior/std"),
+    *("cluster_information_share", "seed_agreement", "silhouette", "diversity_min"),
+    *("n_clusters_collapsed", "prior/std"),
     *("loss/membership", "loss/entropy"),
 )
 """Metrics that a model without clusters does not have."""

@@ -213,7 +213,7 @@ def warnings(search: Search) -> list[str]:
     """What the space does to the objectives by itself, a line each."""
     return [
         f"More clusters make {name} better by themselves ({reason}): the search will lean to a "
-        "large n_clusters"
+        "large n_clusters; cluster_information_share can be compared over them"
         for name, reason in RISES_WITH_K.items()
         if name in search.objectives and any(a.field == "n_clusters" for a in search.space.axes)
     ]
