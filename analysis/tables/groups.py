@@ -1,7 +1,8 @@
 """Trials to cells: which trials may be averaged, what is missing, and the summary of each metric.
 
 A cell is a configuration without its seed. Trials of one cell that differ in images, sample count,
-code version, kind of device or iterations reached are unlike: they make separate groups and are never averaged.
+code version, kind of device or iterations reached are unlike: they make separate groups and are
+never averaged.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ METRICS: dict[str, Metric] = {
         "Agreement of seeds",
         None,
         "1 at best, about 0 by chance",
-        "Adjusted Rand index of the clusters that two seeds of a cell find, averaged over the other "
+        "Adjusted Rand index of the clusters that two seeds of a cell find, mean over the other "
         "seeds; of images without labels.",
     ),
     "silhouette": Metric(
