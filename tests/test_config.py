@@ -103,7 +103,7 @@ def test_every_other_field_changes_the_cell_key():
         "upsampling": "nearest", "prior": "normal", "prior_floor": "published",
         "prior_entropy": "published", "n_generated": 100,
         "given_cluster_weights": (1.0,) * 9 + (2.0,), "prior_adversarial_lr": "network",
-        "precision": "tf32", "image_ground": "black",
+        "precision": "tf32", "image_ground": "black", "eval_split": "test",
     }  # fmt: skip
     for field in dataclasses.fields(Config):
         if field.name == "seed":
@@ -113,7 +113,8 @@ def test_every_other_field_changes_the_cell_key():
             value = (not field.default) if isinstance(field.default, bool) else None
         if value is None:
             value = field.default / 2 if isinstance(field.default, float) else field.default + 1
-        assert Config(**{field.name: value}).cell_key != Config().cell_key, field.name
+        base = Config(split="train" if field.name == "eval_split" else "all")
+        assert base.override(**{field.name: value}).cell_key != base.cell_key, field.name
 
 
 def test_another_seed_is_the_same_as_by_override():
@@ -153,8 +154,9 @@ def test_the_defaults_that_keys_go_by_are_frozen():
         given_cluster_weights=none iterations=125000 batch_size=50
         n_discriminator_steps=4 n_encoder_steps=4 network_lr=2e-4 prior_lr=1.6e-3
         prior_adversarial_lr=prior prior_learns_from_encoder_loss=false ema_decay=0.9999
-        ema_start=1000 eval_every=5000 n_standing_passes=16 n_generated=none n_is_splits=10
-        max_saturation=0.15 min_diversity=0.25 seed=0 cpu_threads=1 precision=float32 fast=true
+        ema_start=1000 eval_every=5000 eval_split=trained n_standing_passes=16 n_generated=none
+        n_is_splits=10 max_saturation=0.15 min_diversity=0.25 seed=0 cpu_threads=1 precision=float32
+        fast=true
     """
     assert dict(map(parse_assignment, frozen.split())) == c.DEFAULTS | c.FIRST_DEFAULTS
 
@@ -164,6 +166,7 @@ def test_what_trains_alike_has_one_training_key_and_nothing_else_has():
     alike = [
         ({}, {"eval_every": 3, "n_standing_passes": 3}),
         ({}, {"n_generated": 50, "n_is_splits": 5, "max_saturation": 0.5, "min_diversity": 0.5}),
+        ({"split": "train"}, {"split": "train", "eval_split": "test"}),
         ({"prior": "normal"}, {"prior": "normal", "n_clusters": 5, "prior_lr": 1e-3}),
         ({"ema_decay": 0.0}, {"ema_decay": 0.0, "ema_start": 7}),
         (weights, weights | {"given_cluster_weights": (0.3, 0.6, 1.2)}),

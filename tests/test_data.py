@@ -210,6 +210,17 @@ def test_omniglot_has_twenty_distorted_copies_of_each_drawing(root):
     assert len(data.load(config("omniglot", image_size=16, split="train"), root)) == 4000
 
 
+def test_the_training_part_of_omniglot_is_a_part_of_all_and_the_rest_is_held_out(root):
+    write_omniglot(root, n_drawings=5)
+    every = data.load(config("omniglot", image_size=8), root)
+    settings = config("omniglot", image_size=8, split="train", eval_split="test")
+    trained = data.load(settings, root)
+    held_out = data.held_out(settings, trained, root)
+    fifth = np.arange(len(every)) // 20 % 5 == 4
+    assert trained.images.equal(every.images[~fifth])
+    assert held_out.images.equal(every.images[fifth]) and held_out.labels.equal(every.labels[fifth])
+
+
 def test_omniglot_from_an_archive_equals_the_folder(root):
     write_omniglot(root, n_drawings=1)
     from_folder = data.load(config("omniglot", image_size=8), root)

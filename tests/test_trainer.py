@@ -10,9 +10,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 
+import mpcc
 from mpcc.config import ALIVE, EVALUATION, PRESETS, Config, dead, training_key, without_dead
-from mpcc.data.image_set import DataError, ImageSet
+from mpcc.data.image_set import DataError, ImageSet, load
 from mpcc.evaluation import metrics
 from mpcc.evaluation.evaluate import evaluate
 from mpcc.model.networks import n_parameters
@@ -192,6 +194,7 @@ CHANGES = {
     "ema_decay": 0.5,
     "ema_start": 0,
     "eval_every": 1,
+    "eval_split": None,  # test_images_that_were_not_trained_on_are_scored_by_the_trained_ones
     "n_standing_passes": 5,
     "max_saturation": None,  # test_saturation_is_named_beyond_its_threshold
     "min_diversity": 1.0,
@@ -623,6 +626,33 @@ def test_what_would_fail_later_is_refused_before_anything_is_written(tiny, some_
     assert not (tmp_path / "r").exists()
     config = tiny.override(prior="normal", n_clusters=n + 1, iterations=1)
     list(train(config, tmp_path / "r", image_set=some_digits))
+
+
+def test_images_that_were_not_trained_on_are_scored_by_the_trained_ones(tmp_path):
+    trained = PRESETS["tiny"].override(split="train", iterations=20)
+    for name, config in (("a", trained), ("b", trained.override(eval_split="test"))):
+        list(train(config, tmp_path / name, device="cpu"))
+    plain, both = (run_dir.read_result(tmp_path / name) for name in "ab")
+    assert both["weights_sha256"] == plain["weights_sha256"]
+    extra = {n for n in both["metrics"] if n not in plain["metrics"]}
+    named = ("acc_majority", "acc_hungarian", "nmi", "ari", "mse")
+    assert extra == {f"{name}@test" for name in named}
+    assert {n: both["metrics"][n] for n in plain["metrics"]} == plain["metrics"]
+    # Each score again, from the model as users load it and by other means.
+    everything = load(trained.override(split="all"))
+    kept = np.arange(len(everything)) % 5 != 4
+    model, x, y = mpcc.load(tmp_path / "b"), everything.images.numpy(), everything.labels.numpy()
+    ours, theirs = model.predict(x[kept]), model.predict(x[~kept])
+    label = {k: np.bincount(y[kept][ours == k]).argmax() for k in set(ours)}
+    found = both["metrics"]
+    right = np.mean([label.get(k, -1) == t for k, t in zip(theirs, y[~kept], strict=True)])
+    assert found["acc_majority@test"] == pytest.approx(right)
+    assert found["ari@test"] == pytest.approx(adjusted_rand_score(y[~kept], theirs))
+    # With all images as the test: the score of the training itself.
+    same = metrics.held_out_clustering(y[kept], ours, y[kept], ours, 10)
+    assert same["acc_hungarian"] == pytest.approx(plain["metrics"]["acc_hungarian"])
+    with pytest.raises(ValueError, match="eval_split=test needs split=train"):
+        trained.override(split="all", eval_split="test")
 
 
 def test_restore_gives_the_model_as_it_ended_or_raises(tiny, some_digits, tmp_path, caplog):

@@ -25,7 +25,15 @@ PAPER = Path(__file__).resolve().parent / "published"
 _PREFIX = {"acc_majority": "acc", "inception_score": "is", "fid": "fid", "mse_published": "mse"}
 """Metric -> prefix of its columns in the published tables."""
 
-_NO_MATTER = ("seed", "cpu_threads", "fast", "eval_every", "max_saturation", "min_diversity")
+_NO_MATTER = (
+    "seed",
+    "cpu_threads",
+    "fast",
+    "eval_every",
+    "eval_split",
+    "max_saturation",
+    "min_diversity",
+)
 """Settings in which a cell may differ from the paper's and still measure the same."""
 
 _FIRST = ("dataset", "split", "image_size", "iterations")

@@ -16,6 +16,7 @@ from typing import Any
 
 from analysis.records.folders import LoadError
 from mpcc.config import REMOVED, full_name, parse_value
+from mpcc.evaluation.metrics import TEST
 from mpcc.runs.files import SEAL
 from mpcc.runs.run_dir import (
     CONFIG,
@@ -169,13 +170,19 @@ def _seal_again(path: Path) -> None:
             write_result(path, result)
 
 
+MLFLOW_TEST = (TEST.replace("@", "/"), TEST)
+"""The end of a metric's name of images that were not trained on, in MLflow and in records."""
+
+
 def _rows(client: Any, run: Any) -> list[dict[str, Any]]:
     """Every evaluation, from the histories of the run's metrics."""
     rows: dict[int, dict[str, Any]] = {}
     for name in sorted(run.data.metrics):
         for item in client.get_metric_history(run.info.run_id, name):
             row = rows.setdefault(item.step, {"iteration": item.step})
-            row[name] = item.value if math.isfinite(item.value) else str(item.value)
+            row[name.replace(*MLFLOW_TEST)] = (
+                item.value if math.isfinite(item.value) else str(item.value)
+            )
     return [rows[step] for step in sorted(rows)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpcc.evaluation.metrics import METRICS
+from mpcc.evaluation.metrics import METRICS, TEST
 from mpcc.evaluation.shown import Column, column, metric_name
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ UNLABELLED = (
 
 def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
     """These metrics, each beside or, where no cell has it, behind what earlier versions measured
-    in its place: the two never share a column. `fid_cnn` stands behind FID where a cell has it."""
+    in its place: the two never share a column. Where a cell has them, `fid_cnn` stands behind FID,
+    and what was measured on images that were not trained on behind its metric."""
 
     def measured(name: str) -> bool:
         return any(group.summary(name).n for group in groups)
@@ -37,6 +38,7 @@ def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
         if not had or measured(metric):
             shown.append(metric)
         shown += had
+        shown += [name for name in (f"{metric}{TEST}",) if measured(name)]
         if metric == "fid" and measured("fid_cnn"):
             shown.append("fid_cnn")
     return shown

@@ -11,10 +11,10 @@ from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.columns import column
 from analysis.tables.groups import Group, unlike
-from mpcc.config import DEFAULTS, value_text
+from mpcc.config import DEFAULTS, EVALUATION, value_text
 from mpcc.runs.run_dir import DIVERGED
 
-WATCHING = ("eval_every", "n_generated", "n_is_splits", "max_saturation", "min_diversity")
+WATCHING = tuple(name for name in EVALUATION if name != "n_standing_passes")
 """Settings that look at a model without changing it; `unlike` knows which metrics they touch."""
 SPEED = ("cpu_threads", "fast")
 

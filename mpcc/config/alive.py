@@ -84,6 +84,7 @@ def idle_options(
 
 EVALUATION = (
     "eval_every",
+    "eval_split",
     "n_standing_passes",
     "n_generated",
     "n_is_splits",

@@ -107,6 +107,8 @@ class Config:
     # -- evaluation ------------------------------------------------------------------------------
     eval_every: int = 5_000
     """Iterations between evaluations; the last iteration is always evaluated."""
+    eval_split: Literal["trained", "test"] = "trained"
+    """`test`: scores of the images that `split=train` leaves out, too, under names of their own."""
     n_standing_passes: int = 16
     """Forward passes whose batch statistics the evaluated generator uses (Appendix C)."""
     n_generated: int | None = None
@@ -157,6 +159,11 @@ class Config:
             raise ValueError(
                 f"n_generated must be at least n_is_splits, {self.n_is_splits}, "
                 f"got {self.n_generated}"
+            )
+        if self.eval_split == "test" and self.split != "train":
+            raise ValueError(
+                f"eval_split=test needs split=train: with split={self.split} the model is trained "
+                "on all images"
             )
         if self.conditional and self.prior == "normal":
             raise ValueError("conditional needs a prior with clusters, got prior 'normal'")

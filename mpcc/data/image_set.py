@@ -21,7 +21,7 @@ import json
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,10 @@ from mpcc.data import prepared as data_cache
 from mpcc.data import readers as data_readers
 from mpcc.data.cache import locked
 from mpcc.data.files import DataError
+from mpcc.data.own_images import image_files
+from mpcc.data.source import in_training
 
-__all__ = ["DataError", "ImageSet", "check_available", "load", "to_float", "to_uint8"]
+__all__ = ["DataError", "ImageSet", "check_available", "held_out", "load", "to_float", "to_uint8"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,41 @@ def load(config: Config, data_dir: Path | None = None, *, download: bool = False
             images, labels, source.label_names, fingerprint(images, labels), source.notes
         )
         return _read_cached(_write_cached(place, image_set)) or image_set
+
+
+def held_out(config: Config, trained: ImageSet, data_dir: Path | None = None) -> ImageSet:
+    """The images that `split=train` leaves out, with labels numbered as in `trained`.
+
+    trained: what `load` gives for the configuration. DataError where that is no part of all images,
+    as where a label has no training image.
+    """
+    whole = config.override(split="all", eval_split="trained")
+    every = load(whole, data_dir)
+    files = image_files(whole, data_dir, len(every))
+    if files is not None:
+        ours = set(image_files(config, data_dir, len(trained)) or ())
+        kept = torch.tensor([file in ours for file in files])
+    elif config.dataset == "digits":
+        kept = torch.from_numpy(in_training(len(every)))
+    elif config.dataset == "omniglot" and every.labels is not None:
+        n_drawings = every.labels.bincount() // data_readers.N_COPIES
+        of_drawings = np.concatenate([in_training(n) for n in n_drawings.tolist()])
+        kept = torch.from_numpy(np.repeat(of_drawings, data_readers.N_COPIES))
+    else:
+        kept = torch.arange(len(every)) < len(trained)
+    parts = []
+    for chosen in (kept, ~kept):
+        labels = None if every.labels is None else every.labels[chosen]
+        images = every.images[chosen]
+        parts.append(
+            replace(every, images=images, labels=labels, fingerprint=fingerprint(images, labels))
+        )
+    if parts[0].fingerprint != trained.fingerprint or not len(parts[1]):
+        raise DataError(
+            f"eval_split=test: the training images of {config.dataset} are not a part of all of "
+            "them, with the same labels and others left"
+        )
+    return parts[1]
 
 
 def check_available(config: Config, data_dir: Path | None = None) -> None:

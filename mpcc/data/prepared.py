@@ -16,7 +16,7 @@ from mpcc.data import files as data_files
 from mpcc.data import folder
 from mpcc.data.places import DataError, cache_dir
 
-_VERSION = 1
+_VERSION = 2
 """Raise it when a reader gives other pixels from the same files."""
 _FOLDER_VERSION = 2
 """The same for images of one's own, and what is said of them."""

@@ -187,13 +187,11 @@ def _read_omniglot(config: Config, data_dir: Path | None) -> Source:
     place = data_files.find_omniglot(data_dir)
     images, labels, names = [], [], []
     for k, (name, drawings) in enumerate(_characters(place)):
-        if config.split == "train":
-            drawings = [
-                d for d, kept in zip(drawings, in_training(len(drawings)), strict=True) if kept
-            ]
         rng = np.random.default_rng([AUGMENTATION_SEED, k])
-        copies = [_distort(drawing, rng) for drawing in drawings for _ in range(N_COPIES)]
-        images.append(resize(np.stack(copies)[:, None], config.image_size))
+        copies = np.stack([_distort(drawing, rng) for drawing in drawings for _ in range(N_COPIES)])
+        if config.split == "train":  # Of the same copies, so that they are a part of all.
+            copies = copies[np.repeat(in_training(len(drawings)), N_COPIES)]
+        images.append(resize(copies[:, None], config.image_size))
         labels.append(np.full(len(copies), k))
         names.append(name)
     note = f"omniglot: the first {len(names)} characters of {place.name}, {N_COPIES} copies each"

@@ -13,7 +13,7 @@ from torch import Tensor
 from mpcc.data.image_set import to_uint8
 from mpcc.evaluation import failures, metrics
 from mpcc.model.networks import Generator
-from mpcc.training.state import TrainState, as_input, seeded
+from mpcc.training.state import TrainState, as_input, on_device, seeded
 
 CHUNK_BATCHES = 10
 """Batches that one pass of an evaluation takes at once."""
@@ -60,7 +60,7 @@ def evaluate(state: TrainState) -> Evaluation:
     check_weights(state)
     rng = evaluation_rng(state)
     generator = averaged_generator(state, rng)
-    z_means = encode(state)
+    z_means = encode(state, state.images)
     row: dict[str, Any] = {}
     clusters = None
     if state.prior.has_clusters:
@@ -73,8 +73,9 @@ def evaluate(state: TrainState) -> Evaluation:
         row["prior/std"] = float(state.prior.marginal_std.mean())
         if state.labels is not None:
             row |= metrics.clustering(state.labels.cpu(), clusters.cpu(), config.n_clusters)
-    moments = reconstruct(state, generator, z_means, clusters)
+    moments = reconstruct(state, generator, state.images, z_means, clusters)
     row |= metrics.reconstruction(moments.cpu(), config.batch_size)
+    row |= held_out_scores(state, generator, clusters)
     samples, of_cluster = sample_clusters_evenly(state, generator, rng)
     row["saturation_excess"] = failures.saturation_excess(samples.cpu(), image_set.images)
     if clusters is not None:
@@ -112,6 +113,8 @@ def reasons(state: TrainState) -> dict[str, str]:
         why |= dict.fromkeys(sorted(names), "the images have no labels")
     if not state.prior.has_clusters:
         why |= dict.fromkeys(metrics.NEED_CLUSTERS, "the prior is normal, without clusters")
+    if state.held_out is None:
+        return {name: text for name, text in why.items() if not name.endswith(metrics.TEST)}
     return why
 
 
@@ -150,9 +153,32 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     return generator
 
 
-def encode(state: TrainState) -> Tensor:
-    """Mean of q(z|x) of every image, (N, J)."""
-    chunks = state.images.split(images_at_once(state))
+def held_out_scores(
+    state: TrainState, generator: Generator, clusters: Tensor | None
+) -> dict[str, float]:
+    """Scores of the images that were not trained on, if there are any here, as `NAME@test`.
+
+    clusters: of the trained images, which say what label a cluster stands for.
+    """
+    if state.held_out is None:
+        return {}
+    data = on_device(state.held_out, state.device)
+    z_means, assigned = encode(state, data.images), None
+    row: dict[str, float] = {}
+    if clusters is not None:
+        assigned, _ = assign(state, z_means)
+        if state.labels is not None and data.labels is not None:
+            trained = state.labels.cpu(), clusters.cpu()
+            tested = data.labels.cpu(), assigned.cpu()
+            row = metrics.held_out_clustering(*trained, *tested, state.config.n_clusters)
+    moments = reconstruct(state, generator, data.images, z_means, assigned)
+    row["mse"] = float(moments[:, 1].mean())
+    return {f"{name}{metrics.TEST}": value for name, value in row.items()}
+
+
+def encode(state: TrainState, images: Tensor) -> Tensor:
+    """Mean of q(z|x) of uint8 images (N, C, H, W), (N, J)."""
+    chunks = images.split(images_at_once(state))
     z_means = torch.cat([state.encoder(as_input(state, chunk))[0] for chunk in chunks])
     _check_finite("the encoding of an image", z_means)
     return z_means
@@ -175,15 +201,19 @@ def assign(state: TrainState, z_means: Tensor) -> tuple[Tensor, float]:
 
 
 def reconstruct(
-    state: TrainState, generator: Generator, z_means: Tensor, clusters: Tensor | None
+    state: TrainState,
+    generator: Generator,
+    images: Tensor,
+    z_means: Tensor,
+    clusters: Tensor | None,
 ) -> Tensor:
     """Of x - G(μ̃, most likely cluster), x in [-1, 1], for each image: its mean and its mean
     square, (N, 2) in float64, on the device."""
     size = images_at_once(state)
     moments = []
-    for start in range(0, len(state.images), size):
+    for start in range(0, len(images), size):
         chunk = slice(start, start + size)
-        x = as_input(state, state.images[chunk])
+        x = as_input(state, images[chunk])
         x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk])
         difference = (x.double() - x_hat.double()).flatten(1)
         moments.append(torch.stack((difference.mean(1), difference.square().mean(1)), 1))

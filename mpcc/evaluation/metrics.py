@@ -7,7 +7,7 @@ it is used.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -190,11 +190,31 @@ METRICS: dict[str, Metric] = {
 }
 
 
-NEED_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari", "fid_cnn")
+TEST = "@test"
+"""End of the name of a metric of images that were not trained on."""
+_HELD_OUT = {
+    "acc_majority": "Every cluster takes its most frequent label among the training images",
+    "acc_hungarian": "Clusters and labels are matched one to one on the training images",
+    "nmi": "As NMI",
+    "ari": "As ARI",
+    "mse": "As MSE",
+}
+METRICS |= {
+    f"{name}{TEST}": replace(
+        METRICS[name],
+        label=f"{METRICS[name].label} (test)",
+        protocol=f"{how}; measured on the images that were not trained on.",
+    )
+    for name, how in _HELD_OUT.items()
+}
+
+_OF_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari")
+NEED_LABELS = (*_OF_LABELS, *(f"{name}{TEST}" for name in _OF_LABELS), "fid_cnn")
 """Metrics that look at labels: what is chosen by them is chosen by labels."""
 
 NEED_CLUSTERS = (
-    *("acc_majority", "acc_hungarian", "nmi", "ari", "n_clusters_used", "cluster_information"),
+    *(*_OF_LABELS, *(f"{name}{TEST}" for name in _OF_LABELS)),
+    *("n_clusters_used", "cluster_information"),
     *("cluster_information_share", "seed_agreement", "silhouette", "diversity_min"),
     *("n_clusters_collapsed", "prior/std"),
     *("loss/membership", "loss/entropy"),
@@ -262,6 +282,34 @@ def clustering(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> dict[
         "acc_hungarian": acc_hungarian(labels, clusters, n_clusters),
         "nmi": nmi(labels, clusters, n_clusters),
         "ari": ari(labels, clusters, n_clusters),
+    }
+
+
+def held_out_clustering(
+    labels: ArrayLike,
+    clusters: ArrayLike,
+    test_labels: ArrayLike,
+    test_clusters: ArrayLike,
+    n_clusters: int,
+) -> dict[str, float]:
+    """The scores of `clustering` on test images, where trained images say what label a cluster
+    stands for.
+
+    A cluster that no trained image, or no match, has given a label is wrong for every test image.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    counts = contingency(labels, clusters, n_clusters)
+    majority = np.where(counts.any(1), counts.argmax(1), -1)
+    matched = np.full(n_clusters, -1)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    matched[rows] = columns
+    theirs, of = np.asarray(test_labels, np.int64), np.asarray(test_clusters, np.int64)
+    return {
+        "acc_majority": float((majority[of] == theirs).mean()),
+        "acc_hungarian": float((matched[of] == theirs).mean()),
+        "nmi": nmi(theirs, of, n_clusters),
+        "ari": ari(theirs, of, n_clusters),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from mpcc.evaluation.metrics import METRICS
+from mpcc.evaluation.metrics import METRICS, TEST
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def column(metric: str) -> Column:
         return COSTS[metric]
     if known is None:
         return Column(metric, metric, "neither", decimals=4)
-    unit, scale, decimals, depends_on = _SHOWN.get(metric, ("", 1.0, 3, ()))
+    unit, scale, decimals, depends_on = _SHOWN.get(metric.removesuffix(TEST), ("", 1.0, 3, ()))
     better = "higher" if known.higher_is_better else "lower"
     return Column(
         metric,

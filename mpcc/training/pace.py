@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TIMELESS = frozenset(
     "seed iterations eval_every network_lr prior_lr prior_adversarial_lr prior_entropy_weight "
     "prior_entropy prior_floor prior_init_log_var prior_min_std given_cluster_weights ema_decay "
-    "ema_start max_saturation min_diversity".split()
+    "ema_start eval_split max_saturation min_diversity".split()
 )
 """Fields that do not change how long an iteration or an evaluation takes."""
 SECONDS = 4.0

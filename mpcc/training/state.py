@@ -63,6 +63,8 @@ class TrainState:
     rng: torch.Generator
     average: list[Tensor]
     """Moving average of G's raw parameters, in the order of its part's `raw`."""
+    held_out: ImageSet | None = None
+    """Images that are not trained on and are scored too."""
     updates: Updates | None = None
     """What makes the updates of an iteration; None: `algorithm.update_all`."""
     iteration: int = 0

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mpcc.config import Config
-from mpcc.data.image_set import DataError, ImageSet, load
+from mpcc.data.image_set import DataError, ImageSet, held_out, load
 from mpcc.data.own_images import image_files
 from mpcc.evaluation import baseline
 from mpcc.evaluation.evaluate import NotFinite, evaluate, generation_scores, said
@@ -96,8 +96,10 @@ def train(
     n_labels = None if labels is None else int(labels.max()) + 1
     check_images(config, image_set.images.shape, n_labels)
     check_same_images(trained or path, config, image_set, fingerprint)
+    others = held_out(config, image_set, data_dir) if config.eval_split == "test" else None
     run_dir.open_run(path, config)
     state = build_state(config, image_set, where)
+    state.held_out = others
     losses: dict[str, float] = {}
     if trained is None:
         restore(state, path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mpcc.config import Config, unknown
 from mpcc.data import files as data_files
 from mpcc.evaluation import inception
-from mpcc.evaluation.metrics import METRICS, NEED_CLUSTERS, NEED_LABELS
+from mpcc.evaluation.metrics import METRICS, NEED_CLUSTERS, NEED_LABELS, TEST
 from tune.plan.cells import Cell, Trial, trials
 from tune.plan.plan import PLAN, Plan, PlanError
 from tune.suggest.space import Space, space_of_dict
@@ -32,6 +32,7 @@ NEEDS = {
     "generated images": ("inception_score", "fid", "kid", "fid_cnn"),
     "Inception": ("inception_score", "fid", "kid"),
     "grey images": ("fid_cnn",),
+    "test images": tuple(name for name in METRICS if name.endswith(TEST)),
 }
 """What some metrics cannot be measured without -> these metrics; for labels see NEED_LABELS.
 Generated images are there at the last evaluation alone."""
@@ -41,6 +42,7 @@ LACKING = {
     "generated images": "is measured on generated images and none are asked for: "
     "add --set n_generated=50000",
     "grey images": "is of grey images, and these have colours: choose fid",
+    "test images": "is of images that are not trained on: add --set split=train eval_split=test",
 }
 """What to say of an objective whose need is not met."""
 
@@ -48,7 +50,7 @@ NO_AXES = {
     "points on different images cannot be compared": ("dataset", "split", "image_size"),
     "the longest training would win; give it as --iterations": ("iterations",),
     "it changes when or how a model is measured, not the model": (
-        *("eval_every", "n_generated", "n_is_splits", "n_standing_passes"),
+        *("eval_every", "eval_split", "n_generated", "n_is_splits", "n_standing_passes"),
     ),
     "it changes what counts as a failure, not the model": ("max_saturation", "min_diversity"),
     "it changes the speed of a trial, not the model": ("cpu_threads", "fast"),
@@ -184,6 +186,7 @@ def check(search: Search, base: Config) -> None:
         "clusters": "normal" in (priors or [base.prior]),
         "generated images": base.n_generated is None,
         "grey images": base.n_channels != 1,
+        "test images": base.eval_split != "test",
     }
     for need, text in LACKING.items():
         for name in search.objectives:

@@ -124,10 +124,11 @@ def _source(plan: Plan, code: str) -> dict[str, str]:
 def _numbers(row: Row) -> Evaluation:
     """What MLflow is sent of a row. `seconds` stays out: a repeated row would differ.
 
-    MLflow would store infinity as 1.8e308, so it becomes NaN.
+    MLflow would store infinity as 1.8e308, so it becomes NaN; it takes no @ in a name.
     """
     numbers = {}
     for name, value in row.items():
+        name = name.replace("@", "/")
         if isinstance(value, (int, float)) and name != "seconds":
             numbers[name] = float(value) if math.isfinite(value) else math.nan
         elif value in ("inf", "-inf", "nan"):  # As files of JSON hold them.
