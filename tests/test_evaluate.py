@@ -8,16 +8,21 @@ from typing import Any
 
 import pytest
 
+import tune.plan.plan
 from analysis.records.load import load
+from analysis.tables.groups import groups
+from mpcc.model import losses
 from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS
+from mpcc.runs.code_version import code_fingerprints
 from mpcc.runs.files import MODEL
 from mpcc.training import trainer
 from mpcc.use.load import find_trial
 from tests.old.make import unpack
-from tune import ablation
+from tune import ablation, options
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan
+from tune.store import same_code
 from tune.store.folder import Store
 
 SWEEP = ["--preset", "tiny", "--grid", "esteps=1,2", "--seeds", "1"]
@@ -204,3 +209,28 @@ def test_a_plan_that_is_evaluated_in_another_way_is_read_again_and_back(sweep: P
     assert Plan.from_dict(json.loads(json.dumps(other.to_dict()))) == other
     assert other.evaluated({"n_generated": None}) == plan
     assert [a.training_key for a in plan.trials()] == [b.training_key for b in other.trials()]
+
+
+def test_changed_code_counts_as_the_old_one_where_it_gives_the_same_numbers(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, before, said = Store(sweep), contents(sweep), []
+    plan = store.read_plan()
+    assert plan is not None
+    other = {**code_fingerprints(), "mpcc/model/losses.py": "changed"}
+    for module in (same_code, trainer, options, tune.plan.plan):
+        monkeypatch.setattr(module, "code_fingerprints", lambda: other)
+    joined = same_code.with_equal_code(store, plan, None, said.append)
+    assert said[-1].startswith("the codes give equal numbers on these trials")
+    assert same_code.with_equal_code(store, joined, None, pytest.fail) == joined  # known now
+    assert contents(sweep) == before
+    store.write_plan(joined)
+    assert run(sweep, "--grid", "esteps=1,2", "--seeds", "2", "--accept-changed-code") == 4
+    for text, parts in (({}, 2), ({"equal_code": None}, 4)):
+        found = json.loads((sweep / "sweep.json").read_text()) | text
+        (sweep / "sweep.json").write_text(json.dumps(found))
+        assert len(groups(load([sweep]))) == parts
+    # The same where a number is another one.
+    monkeypatch.setattr(losses, "generator_hinge_loss", lambda scores: -1.01 * scores.mean())
+    assert same_code.with_equal_code(store, plan, None, said.append) == plan
+    assert said[-1].startswith("the codes differ: ")

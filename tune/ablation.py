@@ -192,6 +192,8 @@ def _run(options: AblationOptions, received: signals.Signals) -> int:
         return report.print_status(store, trials, common.settings(options, store).uri)
     if options.dry_run:
         return report.print_dry_run(options, store, plan, trials)
+    if not options.next:
+        plan = common.with_equal_code(options, store, plan, ready)
     source = GridSource(store.with_recorded_images(plan), ready)
     work = run.Work(store, old, source, trials, options.adopt)
     return (run.run_next if options.next else run.run)(options, received, work)

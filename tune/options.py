@@ -17,8 +17,12 @@ from mpcc.options import path, usable
 from mpcc.runs.code_version import code_fingerprints
 from mpcc.shell import shown
 from tune.command import UsageError, number, option
+from tune.display import log
 from tune.engine.spec import LOCAL, Settings
+from tune.plan.cells import Trial
 from tune.plan.plan import Plan, check_same_base, differences, new_plan
+from tune.plan.state import ENDED
+from tune.store import same_code
 from tune.store.folder import Store
 from tune.store.remote import is_address
 
@@ -80,7 +84,11 @@ class Options:
     retry: str | None = _base(
         "run again what is failed, diverged or failed,diverged", "STATES", choices=RETRY
     )
-    accept_changed_code: bool = _base("go on in a folder that was written by other code")
+    accept_changed_code: bool = _base(
+        "go on in a folder that was written by other code; finished trials are trained anew, one "
+        "of each kind to its first evaluation, and where the numbers are equal tables count both "
+        "codes as one"
+    )
     out: Path | None = _where("where everything is written", "DIR", type=path)
     data_dir: Path | str | None = _where(
         "the data sets' files ($MPCC_DATA_DIR): a folder, on a cluster one of every machine, "
@@ -180,6 +188,20 @@ def begun(
     if options.accept_changed_code:
         return replace(old, code_files=code_fingerprints())
     return old
+
+
+def with_equal_code(
+    options: Options, store: Store, plan: Plan, trials: Sequence[Trial], *, more: bool = False
+) -> Plan:
+    """`tune.store.same_code.with_equal_code`, where changed code is accepted and any of these
+    trials, or `more` of a search, are to run on this machine."""
+    where = settings(options, store)
+    if not options.accept_changed_code or options.sync or not where.local:
+        return plan
+    ended = all(status.state in ENDED for status in store.statuses(trials).values())
+    if (ended and not more) or isinstance(where.data_dir, str):
+        return plan
+    return same_code.with_equal_code(store, plan, where.data_dir, log)
 
 
 def say_own_settings(store: Store, plan: Plan, preset: str, base: Config) -> None:

@@ -134,6 +134,8 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
 
     if options.dry_run:
         return _print_dry_run(options, store, SearchSource(store, plan))
+    more = len(search.points) < search.n_points
+    plan = common.with_equal_code(options, store, plan, search.trials(), more=more)
     writer = ThreadPoolExecutor(max_workers=1)
     source = SearchSource(store, store.with_recorded_images(plan), writer)
     settings = common.settings(options, store)

@@ -17,6 +17,7 @@ from analysis.records.folders import LoadError, check_folders
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
 from analysis.records.trial import blank, read_loose, read_planned
 from mpcc.config import DEFAULTS, EVALUATION, from_record, training_key, trial_key, value_text
+from mpcc.runs.code_version import latest_code
 from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
 from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN
 from tune.store.lock import sweep_owner
@@ -62,6 +63,14 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     extra, notes = _without_other_evaluations(extra, rows)
     unknown = (row["trial_key"] for row in extra if row["trial_key"] not in known)
     notes += [f"trial {key} is not in the plan of {name}" for key in unknown]
+    equal = plan.get("equal_code") or {}
+    for row in rows + extra:
+        row["code_id"] = latest_code(row["code_id"], equal)
+    notes += [
+        f"codes {code} and {found['code']} gave equal numbers on trained-anew trials "
+        f"{', '.join(found['trials'])}, and count as one"
+        for code, found in equal.items()
+    ]
     if dropped:
         notes.append(f"trials taken out of the plan by --drop and left out: {len(dropped)}")
     runs = _mlflow_runs(folder)
@@ -113,6 +122,9 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
             raise ValueError("a metric of confirm_by is no text")
         if not all(isinstance(key, str) for key in [*plan.get("dropped", ())]):
             raise ValueError("a key of dropped is no text")
+        for found in (plan.get("equal_code") or {}).values():
+            if not isinstance(found["code"], str) or not isinstance(found["trials"], list):
+                raise ValueError("a code of equal_code has no other code and trials")
         for cell in plan["cells"]:
             from_record(cell["changes"])
             texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]

@@ -27,6 +27,7 @@ from analysis.records.frame import (
     number,
 )
 from mpcc.config import Config, from_record
+from mpcc.runs.code_version import code_id
 from mpcc.runs.files import SEAL, read_bytes
 from mpcc.runs.run_dir import (
     CONFIG,
@@ -156,11 +157,9 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that say which code, machine and images made a number."""
     data = provenance.get("data") or {}
-    files = provenance.get("code_files")
-    code = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
     return {
         "code": provenance.get("code"),
-        "code_id": code if files else provenance.get("code"),
+        "code_id": code_id(provenance.get("code_files")) or provenance.get("code"),
         "device": provenance.get("device"),
         "device_kind": str(provenance.get("device") or "").partition(":")[0] or None,
         "processor": provenance.get("processor"),

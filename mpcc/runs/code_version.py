@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -54,6 +56,24 @@ def code_fingerprints() -> dict[str, str]:
         for name in sorted(files)
         if name.startswith(COUNTED) and not name.endswith(NOT_COUNTED)
     }
+
+
+def code_id(files: object) -> str | None:
+    """Twelve hexadecimal digits of `code_fingerprints`, as a provenance holds them; None without
+    any."""
+    text = json.dumps(files, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if files else None
+
+
+def latest_code(code: str | None, equal: Mapping[str, Mapping[str, object]]) -> str | None:
+    """The last code that was found to give the same numbers; `code` itself where there is none.
+
+    equal: `code_id` -> `code`, the later one, and `trials`, on which they were found to be equal.
+    """
+    for _ in equal:  # No more steps than that: a file that was altered may lead in a circle.
+        if code is not None and code in equal:
+            code = str(equal[code]["code"])
+    return code
 
 
 def code_hash(source: str) -> str:

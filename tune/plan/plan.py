@@ -66,6 +66,8 @@ class Plan:
     """What a search looks for (`tune.suggest`); None for a grid."""
     data: Mapping[str, Mapping[str, object]] | None = None
     """`images_name` -> what the first trial recorded of these images: `fingerprint` ..."""
+    equal_code: Mapping[str, Mapping[str, object]] | None = None
+    """Codes that give a later one's numbers (`mpcc.runs.code_version.latest_code`)."""
     dropped: tuple[str, ...] = ()
     """Keys of the trials that were taken out again; planned anew, they are taken off this list."""
 
@@ -277,8 +279,15 @@ def _read(values: Mapping[str, object]) -> Plan:
         confirm_by=_texts(values.get("confirm_by", [])),
         search=search or None,
         data=data or None,
+        equal_code=_equal_code(values.get("equal_code") or {}),
         dropped=_texts(values.get("dropped", [])),
     )
+
+
+def _equal_code(value: object) -> Mapping[str, Mapping[str, object]] | None:
+    for found in _typed(dict, value).values():
+        _texts([found["code"], *_typed(list, found["trials"])])
+    return _typed(dict, value) or None
 
 
 def _read_cell(base: Config, value: object) -> PlannedCell:

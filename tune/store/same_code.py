@@ -1,0 +1,55 @@
+"""Whether changed code matters (`--accept-changed-code`): finished trials are trained anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mpcc.config import Config
+from mpcc.runs import run_dir
+from mpcc.runs.code_version import code_fingerprints, code_id, latest_code
+from tune.plan.cells import Trial
+from tune.plan.plan import Plan
+from tune.plan.state import State
+from tune.store.folder import Store
+
+
+def with_equal_code(
+    store: Store, plan: Plan, data_dir: Path | None, log: Callable[[str], None]
+) -> Plan:
+    """The plan with the codes of its finished trials that give this code's numbers.
+
+    One trial of each kind is trained anew to its first evaluation. Where all its losses and metrics
+    are those of the record, tables count both codes as one.
+    """
+    equal, now = dict(plan.equal_code or {}), code_id(code_fingerprints())
+    codes: dict[str, dict[object, Trial]] = {}
+    for trial in plan.trials():
+        if store.status(trial).state == State.DONE:
+            provenance = run_dir.read_provenance(store.trial_dir(trial.key))
+            code = latest_code(code_id(provenance.get("code_files")), equal)
+            if code not in (None, now) and "evaluated_anew" not in provenance:
+                codes.setdefault(str(code), {}).setdefault(_kind(trial.config), trial)
+    for code, kinds in codes.items():
+        log(f"other code: training {len(kinds)} finished trials anew, to their first evaluation")
+        for trial in kinds.values():
+            from mpcc.training.again import differing  # torch: only where it is asked for
+
+            names = differing(store.trial_dir(trial.key), data_dir)
+            if names:
+                log(
+                    f"the codes differ: {', '.join(names[:3])} of {trial.text}; tables keep the "
+                    "trials of both apart"
+                )
+                break
+        else:
+            log("the codes give equal numbers on these trials: tables count them as one")
+            equal[code] = {"code": now, "trials": [trial.key for trial in kinds.values()]}
+    return replace(plan, equal_code=equal or None)
+
+
+def _kind(config: Config) -> object:
+    """What decides which code a trial runs through: all its settings but numbers."""
+    values = config.to_dict().values()
+    return tuple(value for value in values if isinstance(value, str | bool))
