@@ -7,7 +7,7 @@ network and by the data's fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def scores(
     known = reference(network, image_set)
     features, log_probs = extract(network, samples)
     return {
-        "inception_score": inception_score(log_probs, n_is_splits, seed)[0],
+        "inception_score": inception_score(log_probs, n_is_splits, seed),
         "fid": frechet_distance(statistics(features), known.statistics),
         "kid": kernel_distance(features, known.features, seed=seed),
     }
@@ -103,7 +103,7 @@ def reference(network: FeatureNetwork, image_set: ImageSet) -> Reference:
     """The data set's features in short, from the cache or computed and kept there."""
 
     def make() -> dict[str, NDArray[Any]]:
-        features, _ = extract(network, _batches(image_set.images))
+        features, _ = extract(network, image_set.images.split(1024))
         chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE_FEATURES]
         known = statistics(features)
         return {
@@ -186,11 +186,10 @@ def _squared_mmd(x: Tensor, y: Tensor) -> float:
     )
 
 
-def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """Mean and standard deviation over splits of exp(mean KL(p(y|x) || p(y))).
+def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> float:
+    """Mean over splits of exp(mean KL(p(y|x) || p(y))).
 
-    Samples are shuffled first, since they may come cluster by cluster. The deviation between splits
-    is not that between seeds.
+    Samples are shuffled first, since they may come cluster by cluster.
     """
     if len(log_probs) < n_splits:
         raise ValueError(f"{len(log_probs)} samples are too few for {n_splits} splits")
@@ -201,9 +200,4 @@ def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> tup
         p = part.exp()
         marginal = p.mean(0).clamp(min=torch.finfo(torch.float64).tiny).log()
         split_scores.append(float((p * (part - marginal)).sum(1).mean().exp()))
-    return float(np.mean(split_scores)), float(np.std(split_scores))
-
-
-def _batches(images: Tensor, size: int = 1024) -> Iterator[Tensor]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
+    return float(np.mean(split_scores))

@@ -11,9 +11,6 @@ from mpcc.evaluation import pictures, plots
 from mpcc.evaluation.evaluate import SAMPLES_PER_CLUSTER, Evaluation, draw, said
 from mpcc.training.state import TrainState
 
-MANY_CLUSTERS = 10
-"""More clusters than these have a row each, as in figures 11 and 12, not two columns."""
-
 _drawing = threading.Lock()
 """Matplotlib draws for one thread at a time."""
 
@@ -45,10 +42,7 @@ def _write_samples(file: Path, state: TrainState, evaluation: Evaluation) -> Non
     by_cluster = (n_clusters, -1, *evaluation.samples.shape[1:])
     samples = evaluation.samples.view(by_cluster)[:, :SAMPLES_PER_CLUSTER].flatten(0, 1).cpu()
     of_cluster = torch.arange(n_clusters).repeat_interleave(SAMPLES_PER_CLUSTER)
-    if n_clusters > MANY_CLUSTERS:
-        pictures.row_sheet(samples, of_cluster, file)
-    else:
-        pictures.sample_sheet(samples, of_cluster, n_clusters, file)
+    pictures.sample_sheet(samples, of_cluster, n_clusters, file)
 
 
 def _write_reconstructions(file: Path, state: TrainState, evaluation: Evaluation) -> None:

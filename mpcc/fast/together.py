@@ -11,8 +11,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -22,7 +21,6 @@ from mpcc.data.image_set import ImageSet
 from mpcc.training.algorithm import train_step
 from mpcc.training.device import prepare_process
 from mpcc.training.state import build_state
-from mpcc.training.trainer import Progress, train
 
 Said = TypeVar("Said")
 
@@ -31,34 +29,6 @@ MIN_GAIN = 1.1
 """Twice as many trials must make at least this many times the iterations a second."""
 MEMORY_SHARE = 0.8
 """Of the device's free memory, what `auto` may fill."""
-
-
-def train_together(
-    trials: Sequence[tuple[Config, Path]],
-    *,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    checkpoint_seconds: float = 60.0,
-    image_set: ImageSet | None = None,
-) -> Generator[tuple[str, Progress | Exception]]:
-    """Train every (configuration, run directory); yield what `train` yields with the trial's key.
-
-    A trial that raises yields its exception last, and the others go on. Closing the iterator early
-    lets every trial write a checkpoint. Raises ValueError for trials that cannot share a process.
-    """
-    check(trials)
-    runs = {
-        config.trial_key: train(
-            config,
-            path,
-            data_dir=data_dir,
-            device=device,
-            checkpoint_seconds=checkpoint_seconds,
-            image_set=image_set,
-        )
-        for config, path in trials
-    }
-    yield from side_by_side(runs, device)
 
 
 def side_by_side(
@@ -99,20 +69,6 @@ def side_by_side(
         stop.set()
         for thread in threads:
             thread.join()
-
-
-def check(trials: Sequence[tuple[Config, Path]]) -> None:
-    """Raise ValueError, one line, for trials that cannot run beside each other in one process."""
-    if len({config.trial_key for config, _ in trials}) < len(trials):
-        raise ValueError("the same trial is given twice; give each configuration and seed once")
-    first = trials[0][0]
-    for config, path in trials[1:]:
-        if config.of_the_process != first.of_the_process:
-            raise ValueError(
-                f"trials in one process need the same cpu_threads and precision: {trials[0][1]} "
-                f"has {first.cpu_threads} and {first.precision}, {path} {config.cpu_threads} and "
-                f"{config.precision}; run them in processes of their own"
-            )
 
 
 @contextlib.contextmanager
