@@ -267,6 +267,9 @@ def generation_scores(
     """
     row: dict[str, float] = {}
     unavailable: dict[str, str] = {}
+    if state.config.n_generated is None:
+        why = "n_generated is none: no images were drawn for it"
+        return row, dict.fromkeys((*INCEPTION_SCORES, "fid_cnn"), why)
     for names, scores in ((INCEPTION_SCORES, _inception_scores), (("fid_cnn",), _classifier_fid)):
         try:
             found, undefined = finite(scores(state, evaluation.generator))
@@ -317,16 +320,8 @@ def _classifier_fid(state: TrainState, generator: Generator) -> dict[str, float]
 
 
 def generated_batches(state: TrainState, generator: Generator) -> Iterator[Tensor]:
-    """`n_generated` images drawn from the prior, uint8, in batches; the same at every call.
-
-    Raises Unavailable where the configuration asks for none.
-    """
-    if state.config.n_generated is None:
-        raise Unavailable("n_generated is none: no images were drawn for it")
-    return _drawn(state, generator, state.config.n_generated)
-
-
-def _drawn(state: TrainState, generator: Generator, n: int) -> Iterator[Tensor]:
+    """`n_generated` images drawn from the prior, uint8, in batches; the same at every call."""
+    n = state.config.n_generated or 0
     rng = torch.Generator(state.device)
     rng.manual_seed(state.config.seed * 1_000_003 + state.iteration + 500_009)
     size = state.config.batch_size * CHUNK_BATCHES

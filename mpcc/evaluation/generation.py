@@ -48,15 +48,6 @@ class Statistics:
     n: int
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What is kept of a data set's features."""
-
-    statistics: Statistics
-    features: Tensor
-    """float32 (at most N_REFERENCE_FEATURES, D), drawn with a fixed seed."""
-
-
 def scores(
     network: FeatureNetwork,
     samples: Iterable[Tensor],
@@ -69,19 +60,19 @@ def scores(
 
     Samples are uint8, or floats in [-1, 1] that are rounded to uint8 first.
     """
-    known = reference(network, image_set)
+    known, some = reference(network, image_set)
     features, log_probs = extract(network, samples)
     return {
         "inception_score": inception_score(log_probs, n_is_splits, seed),
-        "fid": frechet_distance(statistics(features), known.statistics),
-        "kid": kernel_distance(features, known.features, seed=seed),
+        "fid": frechet_distance(statistics(features), known),
+        "kid": kernel_distance(features, some, seed=seed),
     }
 
 
 def feature_fid(network: FeatureNetwork, samples: Iterable[Tensor], image_set: ImageSet) -> float:
     """The Fréchet distance alone, for networks that are not Inception (`fid_cnn`)."""
-    known = reference(network, image_set)
-    return frechet_distance(statistics(extract(network, samples)[0]), known.statistics)
+    known, _ = reference(network, image_set)
+    return frechet_distance(statistics(extract(network, samples)[0]), known)
 
 
 @torch.no_grad()
@@ -99,8 +90,9 @@ def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> tuple[Tensor,
     return torch.cat(features), torch.cat(log_probs)
 
 
-def reference(network: FeatureNetwork, image_set: ImageSet) -> Reference:
-    """The data set's features in short, from the cache or computed and kept there."""
+def reference(network: FeatureNetwork, image_set: ImageSet) -> tuple[Statistics, Tensor]:
+    """Of the data set's features the statistics and N_REFERENCE_FEATURES at most, float32 (N, D),
+    drawn with a fixed seed; from the cache or computed and kept there."""
 
     def make() -> dict[str, NDArray[Any]]:
         features, _ = extract(network, image_set.images.split(1024))
@@ -115,7 +107,7 @@ def reference(network: FeatureNetwork, image_set: ImageSet) -> Reference:
 
     kept = cached_arrays(f"reference/{network.name}-{image_set.fingerprint}", make)
     mean, root, features = (torch.from_numpy(kept[name]) for name in ("mean", "root", "features"))
-    return Reference(Statistics(mean, root, int(kept["n"])), features)
+    return Statistics(mean, root, int(kept["n"])), features
 
 
 def statistics(features: Tensor) -> Statistics:

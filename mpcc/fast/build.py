@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpcc.fast.cuda_graph import Recorded, record
 from mpcc.fast.layers import quicken
 from mpcc.fast.memory import keep_freed_memory
-from mpcc.fast.weights import Pool
+from mpcc.fast.weights import FlatPart, Pool
 from mpcc.training.state import TrainState
 
 
@@ -16,19 +16,19 @@ def speed_up(state: TrainState) -> None:
     for network in (generator, discriminator, encoder):
         quicken(network)
     lr = state.config.network_lr
-    state.generator_part = Pool([[generator]]).part(0, 0, lr)
+    state.generator_part = FlatPart(Pool([[generator]]), 0, 0, lr)
     # D and E share the trunk's weights, each with its own Adam state.
     own_d = [m for name, m in discriminator.named_children() if name != "trunk"]
     own_e = [m for name, m in encoder.named_children() if name != "trunk"]
     if encoder.trunk is discriminator.trunk:
         pool = Pool([own_d, [discriminator.trunk], own_e])
-        state.discriminator_part = pool.part(0, 1, lr)
-        state.encoder_part = pool.part(1, 2, lr)
+        state.discriminator_part = FlatPart(pool, 0, 1, lr)
+        state.encoder_part = FlatPart(pool, 1, 2, lr)
     else:
-        state.discriminator_part = Pool([own_d, [discriminator.trunk]]).part(0, 1, lr)
-        state.encoder_part = Pool([[encoder.trunk], own_e]).part(0, 1, lr)
+        state.discriminator_part = FlatPart(Pool([own_d, [discriminator.trunk]]), 0, 1, lr)
+        state.encoder_part = FlatPart(Pool([[encoder.trunk], own_e]), 0, 1, lr)
     if state.prior_part is not None:
-        state.prior_part = Pool([[state.prior]]).part(0, 0, state.config.prior_lr)
+        state.prior_part = FlatPart(Pool([[state.prior]]), 0, 0, state.config.prior_lr)
     if state.device.type == "cuda":
         state.updates = Recorded(record)
     else:
