@@ -20,7 +20,7 @@ from mpcc.config import Config
 from mpcc.data.image_set import ImageSet
 from mpcc.training.algorithm import train_step
 from mpcc.training.device import prepare_process
-from mpcc.training.state import build_state
+from mpcc.training.state import TrainState, build_state
 
 Said = TypeVar("Said")
 
@@ -89,13 +89,15 @@ def n_trials_for(config: Config, image_set: ImageSet, device: torch.device) -> i
 
     As many as fit its free memory, doubled as long as more of them make more iterations a second.
     """
-    one = Trial(config, image_set, device)
+    state = trial_of(config, image_set, device)
     most = MAX_TRIALS
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        one.iterate(2)
-        needed = torch.cuda.max_memory_allocated(device) - before + one.n_bytes()
+        iterate(state, 2)
+        kept = [t for part in state.parts().values() for t in part.state().values()]
+        n_bytes = sum(t.numel() * t.element_size() for t in kept)
+        needed = torch.cuda.max_memory_allocated(device) - before + n_bytes
         free, _ = torch.cuda.mem_get_info(device)
         most = n_that_fit(free, needed)
     return n_worth_it(lambda n: iterations_per_second(config, image_set, device, n), most)
@@ -117,25 +119,18 @@ def n_worth_it(rate: Callable[[int], float], most: int) -> int:
     return n
 
 
-class Trial:
+def trial_of(config: Config, image_set: ImageSet, device: torch.device) -> TrainState:
     """A trial without a directory, to be timed."""
+    prepare_process(config, device)
+    return build_state(config, image_set, device)
 
-    def __init__(self, config: Config, image_set: ImageSet, device: torch.device) -> None:
-        prepare_process(config, device)
-        self.device = device
-        self.state = build_state(config, image_set, device)
 
-    def iterate(self, n: int) -> None:
-        """Make n iterations and wait for them."""
-        for _ in range(n):
-            train_step(self.state)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-
-    def n_bytes(self) -> int:
-        """Bytes of what it keeps from one iteration to the next."""
-        tensors = [t for part in self.state.parts().values() for t in part.state().values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+def iterate(state: TrainState, n: int) -> None:
+    """Make n iterations and wait for them."""
+    for _ in range(n):
+        train_step(state)
+    if state.device.type == "cuda":
+        torch.cuda.current_stream(state.device).synchronize()
 
 
 def iterations_per_second(
@@ -147,10 +142,10 @@ def iterations_per_second(
     def work() -> None:
         try:
             with own_stream(device):
-                trial = Trial(config, image_set, device)
-                trial.iterate(2)
+                state = trial_of(config, image_set, device)
+                iterate(state, 2)
                 start.wait()
-                trial.iterate(n_iterations)
+                iterate(state, n_iterations)
                 done.wait()
         except RuntimeError:  # such as memory running out: the others need not wait for this one
             start.abort()
