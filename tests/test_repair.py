@@ -173,6 +173,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert start == 0 if both else start == 2
 
 
+def test_the_trainer_by_itself_falls_back_to_the_checkpoint_before(
+    half: Path, whole: Path, images, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "trial"
+    shutil.copytree(half, path)
+    newest = path / run_dir.CHECKPOINT
+    newest.write_bytes(newest.read_bytes()[:-7])
+    assert ends_like(path, whole, images)["starts"] == [0, 2]
+    assert "is damaged" in caplog.text and "going on at iteration 2" in caplog.text
+
+
 @pytest.mark.parametrize("change", ['"seed": 1', '"prior_lr": 0.5'])
 def test_an_altered_configuration_is_written_again_from_the_plan(
     change: str, half: Path, whole: Path, images, tmp_path: Path
