@@ -124,13 +124,6 @@ def test_clusters_that_are_not_those_of_the_record_are_refused(trial: Path, tmp_
         read_clusters(tmp_path)
 
 
-def test_two_runs_of_a_trial_leave_the_same_model_and_clusters(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        list(train(TINY, tmp_path / name, device="cpu"))
-    for file in (MODEL, CLUSTERS):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
 def copied(trial: Path, to: Path, *names: str) -> Path:
     to.mkdir()
     for name in names or [file.name for file in trial.iterdir()]:
