@@ -97,8 +97,8 @@ class Emulated(TorchDispatchMode):
 
 def emulated(state):
     """As `cuda_graph.record`: the recorded run itself must leave the state as it was."""
-    tensors = [t for part in state.parts().values() for t in part.state().values()]
-    for part in state.parts().values():
+    tensors = [t for part in state.parts.values() for t in part.state().values()]
+    for part in state.parts.values():
         for group in part.groups:
             tensors += [group.u, group.v, group.sigma, group.normalised]
     before, random_state = [t.clone() for t in tensors], state.rng.get_state()
@@ -240,5 +240,5 @@ def test_a_recording_that_is_replayed_is_the_plain_iteration_to_the_bit(changes,
     recorded = Recorded(emulated)
     assert run(states[0], n) == run(states[1], n, recorded)
     assert recorded.outcome == "agrees with 3 plain ones, losses to 0.0001 of their size"
-    pairs = zip(*(state.parts().values() for state in states), strict=True)
+    pairs = zip(*(state.parts.values() for state in states), strict=True)
     assert all(torch.equal(a.raw[0], b.raw[0]) for a, b in pairs)

@@ -133,8 +133,8 @@ def test_the_encoder_loss_moves_the_prior_only_where_the_setting_says_so(tiny, s
     # By the text the prior's step does not depend on the encoder's weights at all.
     state = build_state(tiny, some_digits, dtype=torch.float64)
     with torch.no_grad():
-        state.encoder_part.raw[0].mul_(1.5).add_(0.01)
-        state.encoder_part.refresh()
+        state.parts["encoder"].raw[0].mul_(1.5).add_(0.01)
+        state.parts["encoder"].refresh()
         update_encoder_and_prior(state)
     assert torch.equal(snapshot(state)["prior"], text)
 
@@ -166,7 +166,7 @@ def test_average_is_a_copy_until_its_start_and_lags_after(tiny, some_digits):
     state = build_state(tiny.override(ema_start=2, ema_decay=0.9), some_digits)
     for _ in range(2):
         train_step(state)
-    live = state.generator_part.raw[0]
+    live = state.parts["generator"].raw[0]
     assert torch.equal(state.average[0], live)
     before = state.average[0].clone()
     train_step(state)
@@ -402,7 +402,7 @@ def test_weights_that_are_not_finite_at_an_evaluation_are_a_divergence(
     def broken(state):
         terms = usual(state)
         if state.iteration == 2:
-            state.parts()[part].raw[-1].view(-1)[-1] = math.nan
+            state.parts[part].raw[-1].view(-1)[-1] = math.nan
         return terms
 
     monkeypatch.setattr(trainer, "train_step", broken)

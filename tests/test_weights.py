@@ -86,7 +86,7 @@ def test_a_plain_trial_is_plain_throughout(changes):
         used = {name for name in called if name.startswith("mpcc.fast")}
         networks = (state.generator, state.discriminator, state.encoder, found.generator)
         kinds = {type(m).__module__ for network in networks for m in network.modules()}
-        kinds |= {type(part).__module__ for part in state.parts().values()}
+        kinds |= {type(part).__module__ for part in state.parts.values()}
         used |= {name for name in kinds if name.startswith("mpcc.fast")}
         assert bool(used) == fast and (state.updates is None or fast)
 

@@ -121,7 +121,7 @@ def reasons(state: TrainState) -> dict[str, str]:
 def check_weights(state: TrainState) -> None:
     """Raise NotFinite for weights of the networks or the prior, or an average of them, that are
     not finite: the losses may be so a step longer."""
-    for name, part in state.parts().items():
+    for name, part in state.parts.items():
         _check_finite(f"a weight of the {name}", *part.raw)
     _check_finite("a weight of the averaged generator", *state.average)
 
@@ -143,7 +143,7 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     config = state.config
     with seeded(config.seed):  # only so that the global random stream stays where it is
         generator = Generator(config).to(state.device, state.average[0].dtype)
-    state.generator_part.give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
+    state.parts["generator"].give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
     for statistics in generator.statistics():
         statistics.state = "collecting"
     for _ in range(config.n_standing_passes):

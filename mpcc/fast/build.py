@@ -15,20 +15,19 @@ def speed_up(state: TrainState) -> None:
     generator, discriminator, encoder = state.generator, state.discriminator, state.encoder
     for network in (generator, discriminator, encoder):
         quicken(network)
-    lr = state.config.network_lr
-    state.generator_part = FlatPart(Pool([[generator]]), 0, 0, lr)
+    lr, parts = state.config.network_lr, state.parts
+    parts["generator"] = FlatPart(Pool([[generator]]), 0, 0, lr)
     # D and E share the trunk's weights, each with its own Adam state.
     own_d = [m for name, m in discriminator.named_children() if name != "trunk"]
     own_e = [m for name, m in encoder.named_children() if name != "trunk"]
     if encoder.trunk is discriminator.trunk:
         pool = Pool([own_d, [discriminator.trunk], own_e])
-        state.discriminator_part = FlatPart(pool, 0, 1, lr)
-        state.encoder_part = FlatPart(pool, 1, 2, lr)
+        parts["discriminator"], parts["encoder"] = (FlatPart(pool, i, i + 1, lr) for i in (0, 1))
     else:
-        state.discriminator_part = FlatPart(Pool([own_d, [discriminator.trunk]]), 0, 1, lr)
-        state.encoder_part = FlatPart(Pool([[encoder.trunk], own_e]), 0, 1, lr)
-    if state.prior_part is not None:
-        state.prior_part = FlatPart(Pool([[state.prior]]), 0, 0, state.config.prior_lr)
+        parts["discriminator"] = FlatPart(Pool([own_d, [discriminator.trunk]]), 0, 1, lr)
+        parts["encoder"] = FlatPart(Pool([[encoder.trunk], own_e]), 0, 1, lr)
+    if "prior" in parts:
+        parts["prior"] = FlatPart(Pool([[state.prior]]), 0, 0, state.config.prior_lr)
     if state.device.type == "cuda":
         state.updates = Recorded(record)
     else:

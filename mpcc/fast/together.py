@@ -95,7 +95,7 @@ def n_trials_for(config: Config, image_set: ImageSet, device: torch.device) -> i
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         iterate(state, 2)
-        kept = [t for part in state.parts().values() for t in part.state().values()]
+        kept = [t for part in state.parts.values() for t in part.state().values()]
         n_bytes = sum(t.numel() * t.element_size() for t in kept)
         needed = torch.cuda.max_memory_allocated(device) - before + n_bytes
         free, _ = torch.cuda.mem_get_info(device)

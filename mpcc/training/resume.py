@@ -24,7 +24,7 @@ def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | Non
     content = {
         "trial_key": state.config.trial_key,
         "iteration": state.iteration,
-        "parts": {name: part.state() for name, part in state.parts().items()},
+        "parts": {name: part.state() for name, part in state.parts.items()},
         "average": state.average,
         "rng": state.rng.get_state(),
         "seconds": state.seconds,
@@ -113,7 +113,7 @@ def take_over(state: TrainState, trained: Path) -> dict[str, float]:
 
 def take_model(state: TrainState, content: dict[str, Any]) -> None:
     """Take over weights, their average and the iteration from the content of a checkpoint."""
-    for name, part in state.parts().items():
+    for name, part in state.parts.items():
         part.load_state(content["parts"][name])
     for average, saved in zip(state.average, content["average"], strict=True):
         average.copy_(saved)
@@ -142,7 +142,7 @@ def misfit(content: dict[str, Any], state: TrainState) -> str | None:
     """
     pairs = list(zip(state.average, content["average"], strict=False))
     complete = len(state.average) == len(content["average"])
-    for name, part in state.parts().items():
+    for name, part in state.parts.items():
         saved = content["parts"].get(name, {})
         for key, tensor in part.state().items():
             complete &= key in saved

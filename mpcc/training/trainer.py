@@ -277,7 +277,7 @@ def first_not_finite(waiting: list[dict[str, Tensor]], iteration: int) -> str | 
 def weights_hash(state: TrainState) -> str:
     """SHA-256 of all that the parts of a trial hold."""
     digest = hashlib.sha256()
-    for part in state.parts().values():
+    for part in state.parts.values():
         for name, tensor in part.state().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
