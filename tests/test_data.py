@@ -339,10 +339,6 @@ def test_missing_folder_is_named(data_dir):
             check_available(config(dataset), data_dir)
 
 
-def test_digits_need_no_folder():
-    check_available(PRESETS["digits"], None)
-
-
 def test_data_folder_is_found_by_the_environment(root, monkeypatch):
     make_official(monkeypatch, "mnist", write_idx_set(root, "mnist"))
     monkeypatch.setenv("MPCC_DATA_DIR", str(root))
@@ -464,17 +460,6 @@ def test_damaged_omniglot_is_named(root):
     write(root / "Omniglot/images_background/Abc0/character07/7_00.png", b"\x89PNG broken")
     with pytest.raises(DataError, match="7_00.png is damaged"):
         data.load(config("omniglot"), root)
-
-
-def test_folder_of_ones_own_says_what_is_wrong(root):
-    with pytest.raises(DataError, match="no images"):
-        check_available(config("folder"), root)
-    write(root / "a.png", b"not a picture")
-    with pytest.raises(DataError, match=r"a\.png is not a sound image"):
-        data.load(config("folder"), root)
-    write(root / "sub" / "b.png", png(np.zeros((4, 4), np.uint8)))
-    with pytest.raises(DataError, match="beside and inside subfolders"):
-        check_available(config("folder"), root)
 
 
 def test_failed_download_is_one_line(root, monkeypatch):
