@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,10 +14,12 @@ import pytest
 
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
+from mpcc.runs.files import with_hash
 from mpcc.runs.repair import repair
 from mpcc.training import trainer
 from mpcc.training.trainer import train
 
+OLD_MAGIC = b"mpcc checkpoint 1\n"
 CONFIG = PRESETS["tiny"].override(iterations=8, eval_every=2)
 
 
@@ -228,8 +229,7 @@ def test_a_checkpoint_of_earlier_code_goes_on_with_all_of_its_evaluations_or_not
         payloads = {n: c.payload for n, c in zip(names, found, strict=True)}
         for file in names:
             payload = payloads[file]
-            seal = hashlib.sha256(payload).hexdigest().encode()
-            (path / file).write_bytes(b"mpcc checkpoint 1\n" + seal + b"\n" + payload)
+            (path / file).write_bytes(with_hash(OLD_MAGIC, payload))
         if rows is not None:
             (path / run_dir.METRICS).write_bytes(rows)
         repair(path, CONFIG)
@@ -243,8 +243,7 @@ def test_a_checkpoint_that_would_run_code_costs_only_itself_whatever_lies_beside
     path, canary = tmp_path / "trial", tmp_path / "canary"
     shutil.copytree(half, path)
     payload = f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()
-    seal = hashlib.sha256(payload).hexdigest().encode()
-    (path / run_dir.CHECKPOINT).write_bytes(b"mpcc checkpoint 1\n" + seal + b"\n" + payload)
+    (path / run_dir.CHECKPOINT).write_bytes(with_hash(OLD_MAGIC, payload))
     (path / run_dir.METRICS).write_bytes(payload)
     assert repair(path, CONFIG) == [run_dir.METRICS]
     assert ends_like(path, whole, images)["starts"][1] == 2

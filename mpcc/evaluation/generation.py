@@ -45,7 +45,6 @@ class Statistics:
     """float64 (D,)."""
     root: Tensor
     """float64 (R, D), R the smaller of the number of samples and D."""
-    n: int
 
 
 def scores(
@@ -101,13 +100,12 @@ def reference(network: FeatureNetwork, image_set: ImageSet) -> tuple[Statistics,
         return {
             "mean": known.mean.cpu().numpy(),
             "root": known.root.cpu().numpy(),
-            "n": np.array(known.n),
             "features": features.cpu().numpy()[chosen],
         }
 
     kept = cached_arrays(f"reference/{network.name}-{image_set.fingerprint}", make)
     mean, root, features = (torch.from_numpy(kept[name]) for name in ("mean", "root", "features"))
-    return Statistics(mean, root, int(kept["n"])), features
+    return Statistics(mean, root), features
 
 
 def statistics(features: Tensor) -> Statistics:
@@ -119,9 +117,9 @@ def statistics(features: Tensor) -> Statistics:
     mean = features.mean(0)
     centred = (features - mean) / (n - 1) ** 0.5
     if n <= d:
-        return Statistics(mean, centred, n)
+        return Statistics(mean, centred)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
-    return Statistics(mean, values.clamp(min=0).sqrt()[:, None] * vectors.T, n)
+    return Statistics(mean, values.clamp(min=0).sqrt()[:, None] * vectors.T)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -19,7 +19,7 @@ import torch
 from mpcc.config import Config
 from mpcc.data.image_set import ImageSet
 from mpcc.training.algorithm import train_step
-from mpcc.training.device import prepare_process
+from mpcc.training.device import prepare_process, resolve_device
 from mpcc.training.state import TrainState, build_state
 
 Said = TypeVar("Said")
@@ -74,9 +74,7 @@ def side_by_side(
 @contextlib.contextmanager
 def own_stream(device: torch.device | str) -> Iterator[None]:
     """On a GPU, a CUDA stream of this thread's own."""
-    where = torch.device("cpu" if device == "auto" and not torch.cuda.is_available() else "cuda")
-    if device != "auto":
-        where = torch.device(device)
+    where = resolve_device(str(device))
     if where.type != "cuda":
         yield
         return
