@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import random
 import signal
@@ -18,6 +17,7 @@ from benchmarks import fault_tracking
 from benchmarks.fault_lab import TRIES, Lab, Outcome
 from benchmarks.fault_tools import Sweep, SweepFailed, finish, injected, wait_for
 from mpcc.runs import run_dir
+from mpcc.runs.files import with_hash
 
 OLD_MAGIC = b"mpcc checkpoint 1\n"
 CHECKPOINT_HEAD = len(OLD_MAGIC) + 65
@@ -158,8 +158,7 @@ def hostile_pickle(lab: Lab, outcome: Outcome) -> None:
             magic, content = whole[: len(OLD_MAGIC)], head + payload
         else:
             magic, content = OLD_MAGIC, payload
-        seal = hashlib.sha256(content).hexdigest().encode() + b"\n"
-        (path / "checkpoint.pt").write_bytes(magic + seal + content)
+        (path / "checkpoint.pt").write_bytes(with_hash(magic, content))
         (path / "metrics.jsonl").write_bytes(payload)
     (sweep.out / "trials" / done[0] / "result.json").write_bytes(payload)
     before = sweep.progress()

@@ -145,9 +145,9 @@ def assigned(texts: list[str]) -> dict[str, Any]:
 
 def dry_run(config: Config, options: argparse.Namespace) -> int:
     """Print the configuration, and what images of one's own are; refuse what cannot be trained."""
+    check_data(config, options.data_dir)
     if config.dataset == "folder" and resolve_data_dir(options.data_dir) is not None:
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
-    check_data(config, options.data_dir)
     print(json.dumps(config.to_dict(), indent=1))
     caution(config, options)
     return 0

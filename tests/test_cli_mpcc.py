@@ -175,12 +175,13 @@ def usual(tmp_path_factory):
 @pytest.mark.parametrize(
     "surroundings",
     [
-        {"PYTHONOPTIMIZE": "2", "TZ": "Pacific/Chatham"},
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # ASCII, as of old
-        {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "TERM": "dumb"},
-        {"HOME": "/proc/nowhere", "MPCC_CACHE_DIR": None, "XDG_CACHE_HOME": None},
+        # A notebook of another language, in a container without a home.
+        {"PYTHONOPTIMIZE": "2", "TZ": "Pacific/Chatham", "TERM": "dumb",
+         "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",  # ASCII, as of old
+         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+         "HOME": "/proc/nowhere", "MPCC_CACHE_DIR": None, "XDG_CACHE_HOME": None},
     ],
-)
+)  # fmt: skip
 def test_a_trial_is_the_same_bytes_in_any_surroundings(tmp_path, usual, surroundings):
     """A container, a notebook, another language, another mask: the same command, the same files."""
     assert surrounded(tmp_path / "r", {"TMPDIR": str(tmp_path)} | surroundings, 0o077) == usual

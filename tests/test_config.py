@@ -117,14 +117,6 @@ def test_every_other_field_changes_the_cell_key():
         assert base.override(**{field.name: value}).cell_key != base.cell_key, field.name
 
 
-def test_another_seed_is_the_same_as_by_override():
-    config = Config(prior_lr=6e-4).with_seed(3)
-    assert config == Config(prior_lr=6e-4, seed=3) and config.trial_key == TRIAL_KEY_OF_ANOTHER
-    for seed in (-1, 2**31, 1.5, True, "1"):
-        with pytest.raises(ValueError, match="seed must be"):
-            Config().with_seed(seed)
-
-
 def test_keys_stay_from_version_to_version():
     # Records on people's disks are found by these: a change here loses them.
     assert Config().trial_key == TRIAL_KEY_OF_DEFAULTS

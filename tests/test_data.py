@@ -19,6 +19,7 @@ from mpcc.config import PRESETS, from_dict
 from mpcc.data import files as data_files
 from mpcc.data import image_set as data
 from mpcc.data import readers as data_readers
+from mpcc.data.download import download
 from mpcc.data.image_set import DataError
 
 REAL = os.environ.get("MPCC_DATA_DIR")
@@ -42,6 +43,10 @@ def root(tmp_path):
 
 def config(dataset, **changes):
     return from_dict({"dataset": dataset} | changes)
+
+
+def check_available(config, data_dir=None):
+    data_files.check_available(config.dataset, data_dir)
 
 
 def write(path, content):
@@ -318,7 +323,7 @@ def one_line(error):
 
 @pytest.mark.parametrize("dataset", ["mnist", "fmnist", "cifar10", "cifar20", "omniglot"])
 def test_missing_files_are_named_with_the_place_to_put_them(root, dataset):
-    for ask in (data.check_available, data.load):
+    for ask in (check_available, data.load):
         with pytest.raises(DataError) as error:
             ask(config(dataset), root)
         text = one_line(error)
@@ -331,27 +336,23 @@ def test_missing_files_are_named_with_the_place_to_put_them(root, dataset):
 def test_missing_folder_is_named(data_dir):
     for dataset in ("mnist", "folder", "omniglot"):
         with pytest.raises(DataError, match="nowhere|--data-dir"):
-            data.check_available(config(dataset), data_dir)
-
-
-def test_digits_need_no_folder():
-    data.check_available(PRESETS["digits"], None)
+            check_available(config(dataset), data_dir)
 
 
 def test_data_folder_is_found_by_the_environment(root, monkeypatch):
     make_official(monkeypatch, "mnist", write_idx_set(root, "mnist"))
     monkeypatch.setenv("MPCC_DATA_DIR", str(root))
-    data.check_available(config("mnist"))
+    check_available(config("mnist"))
     assert len(data.load(config("mnist"))) == 18
 
 
 def test_file_with_another_checksum_is_refused_unless_it_says_so(root):
     folder = write_cifar(root, "cifar10")
-    for ask in (data.check_available, data.load):
+    for ask in (check_available, data.load):
         with pytest.raises(DataError, match="data_batch_1.*not the official file.*MODIFIED.txt"):
             ask(config("cifar10"), root)
     write(folder / "MODIFIED.txt", b"recompressed as JPEG\n")
-    data.check_available(config("cifar10"), root)
+    check_available(config("cifar10"), root)
     assert "recompressed as JPEG" in data.load(config("cifar10"), root).notes[0]
 
 
@@ -450,26 +451,15 @@ def test_damaged_or_hostile_cifar_batch_is_named(root, content, says, capfd):
 def test_damaged_omniglot_is_named(root):
     write(root / "Omniglot" / "images_background.zip", b"PK broken")
     with pytest.raises(DataError, match="images_background.zip is not a sound zip"):
-        data.check_available(config("omniglot"), root)
+        check_available(config("omniglot"), root)
     (root / "Omniglot" / "images_background.zip").unlink()
     write_omniglot(root, n_characters=99, n_drawings=1)
     with pytest.raises(DataError, match="99 characters, 100 are needed"):
-        data.check_available(config("omniglot"), root)
+        check_available(config("omniglot"), root)
     write_omniglot(root, n_drawings=1)
     write(root / "Omniglot/images_background/Abc0/character07/7_00.png", b"\x89PNG broken")
     with pytest.raises(DataError, match="7_00.png is damaged"):
         data.load(config("omniglot"), root)
-
-
-def test_folder_of_ones_own_says_what_is_wrong(root):
-    with pytest.raises(DataError, match="no images"):
-        data.check_available(config("folder"), root)
-    write(root / "a.png", b"not a picture")
-    with pytest.raises(DataError, match=r"a\.png is not a sound image"):
-        data.load(config("folder"), root)
-    write(root / "sub" / "b.png", png(np.zeros((4, 4), np.uint8)))
-    with pytest.raises(DataError, match="beside and inside subfolders"):
-        data.check_available(config("folder"), root)
 
 
 def test_failed_download_is_one_line(root, monkeypatch):
@@ -482,7 +472,7 @@ def test_failed_download_is_one_line(root, monkeypatch):
     monkeypatch.setattr(downloads, "download_and_extract_archive", no_network)
     for dataset in ("mnist", "cifar20", "omniglot"):
         with pytest.raises(DataError, match="the download into .* failed .*no route") as error:
-            data.load(config(dataset), root, download=True)
+            download(dataset, root)
         one_line(error)
 
 
@@ -497,7 +487,7 @@ def test_download_puts_files_where_they_are_found(tmp_path, root, monkeypatch):
         write(Path(folder) / name, (source / name).read_bytes())
 
     monkeypatch.setattr(downloads, "download_url", copy)
-    assert len(data.load(config("fmnist"), None, download=True)) == 18
+    download("fmnist", None)
     assert len(data.load(config("fmnist"), None)) == 18  # found again without being told
 
 

@@ -20,6 +20,7 @@ from mpcc.data import image_set as data
 from mpcc.data import pictures, prepared
 from mpcc.data.places import DataError
 from mpcc.runs.clusters import read_clusters
+from mpcc.training.checks import check_data
 
 RED, BLUE = (200, 30, 10), (10, 30, 200)
 
@@ -390,10 +391,11 @@ def test_one_label_and_labels_alike_are_said(root):
 def test_conditional_training_needs_labels_and_a_cluster_for_each(root):
     for label in ("a", "b", "c"):
         save(flat(), root / label / "x.png")
-    with pytest.raises(DataError, match="each of the 3 labels: n_clusters=3, got 2"):
-        prepared.description(config(conditional=True, n_clusters=2), root)
+    with pytest.raises(DataError, match="have 3 labels: set n_clusters=3, not 2"):
+        check_data(config(conditional=True, n_clusters=2), root)
+    save(flat(), root / "a" / "y.png")
     with pytest.raises(DataError, match="needs labels"):
-        prepared.description(config(conditional=True), root / "a")
+        check_data(config(conditional=True, n_clusters=2), root / "a")
 
 
 # -- what was read rightly is read alike ---------------------------------------------------------

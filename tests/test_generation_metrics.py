@@ -120,14 +120,6 @@ def test_distances_of_features_that_are_not_finite_are_no_numbers():
     assert math.isnan(kernel_distance(x, y))
 
 
-def test_order_of_samples_changes_no_fid():
-    x, y = normal(60, 8, 0), normal(50, 8, 1)
-    shuffled = x[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
-    assert frechet_distance(statistics(shuffled), statistics(y)) == pytest.approx(
-        frechet_distance(statistics(x), statistics(y)), rel=1e-9
-    )
-
-
 # -- kernel distance and inception score ---------------------------------------------------------
 
 
@@ -159,13 +151,13 @@ def test_kid_by_subsets_agrees_with_all_samples():
 
 def test_inception_score_of_sure_and_even_predictions_is_the_number_of_classes():
     sure = torch.eye(5).repeat(40, 1).clamp(min=1e-30).log()
-    assert inception_score(sure, 2)[0] == pytest.approx(5, rel=0.01)
-    assert inception_score(torch.full((40, 5), 0.2).log(), 2) == pytest.approx((1.0, 0.0))
+    assert inception_score(sure, 2) == pytest.approx(5, rel=0.01)
+    assert inception_score(torch.full((40, 5), 0.2).log(), 2) == pytest.approx(1.0)
 
 
 def test_inception_score_shuffles_samples_that_come_class_by_class():
     by_class = torch.eye(5).repeat_interleave(400, 0).clamp(min=1e-30).log()
-    assert inception_score(by_class, 5)[0] > 4.9  # unshuffled, each split would score 1
+    assert inception_score(by_class, 5) > 4.9  # unshuffled, each split would score 1
 
 
 def test_too_few_samples_are_refused_in_words():
@@ -204,14 +196,6 @@ def test_reference_of_a_data_set_is_computed_once():
     assert sum(calls) == 70
     assert feature_fid(network, [pixels(20, 1)], images) == first
     assert sum(calls) == 90
-
-
-def test_damaged_reference_is_computed_anew(tmp_path):
-    images = image_set(pixels(50, 0))
-    first = feature_fid(pixel_network(), [pixels(20, 1)], images)
-    (path,) = (tmp_path / "cache" / "reference").glob("*.npz")
-    path.write_bytes(path.read_bytes()[:300])
-    assert feature_fid(pixel_network(), [pixels(20, 1)], images) == first
 
 
 # -- the Inception network -----------------------------------------------------------------------
@@ -269,15 +253,6 @@ def test_right_weights_are_found_in_torchs_cache_and_loaded(tmp_path, monkeypatc
     assert network.name == f"inception-{digest[:8]}"
 
 
-def test_failed_download_gives_a_reason(monkeypatch):
-    def no_network(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    with pytest.raises(inception.InceptionMissing, match="download failed .no route to host"):
-        inception.find_weights(download=True)
-
-
 # -- the classifier of the data set itself -------------------------------------------------------
 
 
@@ -290,22 +265,6 @@ def test_classifier_learns_the_digits(quick):
     digits = data.load(PRESETS["digits"])
     _, log_probs = extract(classifier.load_classifier(digits), [digits.images])
     assert (log_probs.argmax(1) == digits.labels).float().mean() > 0.8
-
-
-def test_fid_cnn_is_zero_for_the_data_and_grows_with_noise(quick):
-    digits = data.load(PRESETS["digits"])
-    network = classifier.load_classifier(digits)
-    noise = torch.Generator().manual_seed(0)
-    distances = [
-        feature_fid(
-            network,
-            [data.to_float(digits.images) + s * torch.randn(digits.images.shape, generator=noise)],
-            digits,
-        )
-        for s in (0.0, 0.2, 0.6)
-    ]
-    assert distances[0] == pytest.approx(0, abs=1e-5)
-    assert distances[0] < distances[1] < distances[2]
 
 
 def test_fid_cnn_ranks_drawings_of_digits_as_an_eye_would():

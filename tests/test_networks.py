@@ -7,7 +7,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from mpcc.config import PRESETS, Config
 from mpcc.fast import doubled_conv
-from mpcc.fast.layers import quicken
 from mpcc.model.layers import Conv, Linear
 from mpcc.model.networks import Generator, build_networks, n_parameters
 
@@ -31,10 +30,7 @@ def test_parameter_counts_are_those_of_appendix_c(name):
     generator, discriminator, encoder = build_networks(PRESETS[name])
     own = n_parameters(encoder) - n_parameters(encoder.trunk)
     assert (n_parameters(generator), n_parameters(discriminator), own) == COUNTS[name]
-
-
-def test_mnist_encoder_counts_its_shared_blocks_too():
-    assert n_parameters(build_networks(PRESETS["mnist"])[2]) == 277_968
+    assert name != "mnist" or n_parameters(encoder) == 277_968  # with the blocks that it shares
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
@@ -98,15 +94,6 @@ def test_convolution_of_the_doubled_image_by_taps_is_torchs_own(
         strict=True,
     ):
         torch.testing.assert_close(a, b)
-
-
-def test_mean_before_the_convolution_is_the_mean_after_it():
-    conv = Conv(3, 4, 3).double()
-    x = torch.randn(2, 3, 6, 8).double()
-    plain, weight = conv.then_pool(x), conv.used_weight()
-    quicken(conv)
-    conv.normalised = weight
-    torch.testing.assert_close(conv.then_pool(x), plain)
 
 
 def _sn(layer):

@@ -83,18 +83,3 @@ def test_chosen_images_are_as_many_of_each_label():
     assert np.bincount(labels[chosen]).tolist() == [5, 3, 5]
     assert (pictures.choose_by_label(labels, 5) == chosen).all()
     assert (pictures.choose_by_label(labels, 5, seed=1) != chosen).any()
-
-
-def test_row_sheet_gives_each_cluster_a_row_after_its_number(tmp_path):
-    levels, clusters = [10, 20, 30, 40, 50, 60], [0, 1, 0, 1, 0, 1]
-    path = tmp_path / "rows.png"
-    pictures.row_sheet(level_images(levels), clusters, path, per_row=2)
-    for row, expected in ((0, [10, 30]), (1, [20, 40])):
-        seen = column_levels(path, pictures.GAP + row * (pictures.MIN_TILE + 1) + 1)
-        assert [v for v in seen if v in levels] == expected
-
-
-def test_thirty_of_many_clusters_are_drawn_the_same_each_time():
-    assert pictures.choose_clusters(20) == list(range(20))
-    chosen = pictures.choose_clusters(100)
-    assert len(chosen) == 30 and chosen == pictures.choose_clusters(100) == sorted(set(chosen))

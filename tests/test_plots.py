@@ -66,8 +66,9 @@ def test_curves_leave_out_what_never_occurs_and_bear_what_is_not_finite(tmp_path
         {"iteration": 2, "acc_majority": 0.4, "loss/generator": 0.5, "kid": None},
     ]
     plots.curve_picture(rows, tmp_path / "curves.png")
-    plots.curve_picture(rows, tmp_path / "one.png", panels=[["acc_majority"], ["fid"]])
-    assert size(tmp_path / "curves.png")[1] > size(tmp_path / "one.png")[1]
+    only = [{k: v for k, v in row.items() if k in ("iteration", "kid")} for row in rows]
+    plots.curve_picture(only, tmp_path / "one.png")
+    assert size(tmp_path / "curves.png")[0] > size(tmp_path / "one.png")[0]
     plots.curve_picture([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
@@ -95,17 +96,18 @@ plots.latent_picture([[i, i * i % 7, 1] for i in range(9)], [0, 1, 2] * 3, sys.a
 """
 
 
-@pytest.mark.parametrize(
-    "surroundings",
-    [
-        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-        {"MPLBACKEND": "no such backend"},
-        {"MPLBACKEND": ""},
-        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "/proc"},
-        {"PYTHONOPTIMIZE": "2", "LANG": "C", "LC_ALL": "C", "TZ": "Asia/Kolkata"},
-        {},
-    ],
-)
+ODD = {
+    "MPLBACKEND": "no such backend",
+    "HOME": "/proc/nowhere",
+    "XDG_CACHE_HOME": "",
+    "XDG_CONFIG_HOME": "/proc",
+    "PYTHONOPTIMIZE": "2",
+    "LC_ALL": "C",
+    "TZ": "Asia/Kolkata",
+}
+
+
+@pytest.mark.parametrize("surroundings", [ODD, {"MPLBACKEND": ""}])
 def test_pictures_are_the_same_bytes_whatever_the_users_style_and_surroundings(
     tmp_path, monkeypatch, surroundings
 ):

@@ -60,15 +60,17 @@ def test_low_rank_density_and_entropy_are_those_of_the_full_covariance():
 
 @pytest.mark.parametrize("family", ["gaussian_mixture", "laplace_mixture", "low_rank_mixture"])
 def test_samples_have_the_moments_of_their_component(family):
-    prior = make(family)
-    y = torch.full((200_000,), 3)
+    prior, k = make(family), 3
     with torch.no_grad():
-        z = prior.sample_z(y, len(y), rng())
-    torch.testing.assert_close(z.mean(0), prior.mean[3].detach(), atol=0.03, rtol=0)
-    covariance = torch.diag(prior.var[3])
-    if family == "low_rank_mixture":
-        covariance = covariance + prior.directions[3] @ prior.directions[3].T
-    torch.testing.assert_close(torch.cov(z.T), covariance.detach(), atol=0.12, rtol=0.03)
+        if family == "low_rank_mixture":
+            prior.directions.mul_(5)
+            assert (prior.marginal_std > 1.2 * prior.sampling_std).any()
+        z = prior.sample_z(torch.full((200_000,), k), 200_000, rng())
+        covariance = prior.covariances[k]
+        torch.testing.assert_close(z.mean(0), prior.mean[k], atol=0.03, rtol=0)
+        torch.testing.assert_close(z.std(0), prior.marginal_std[k], rtol=0.01, atol=0)
+        covariance = covariance if covariance.dim() == 2 else torch.diag(covariance)
+        torch.testing.assert_close(z.T.cov(), covariance, atol=0.12, rtol=0.03)
 
 
 def test_memberships_sum_to_one_and_follow_a_renaming_of_clusters():
@@ -133,18 +135,3 @@ def test_gradient_reaches_means_and_scales_through_samples():
 def test_unknown_family_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="family must be one of gaussian_mixture"):
         Prior(2, 2, family="cauchy")
-
-
-def test_the_deviation_and_covariance_of_samples_include_what_a_component_shares():
-    prior = Prior(3, 4, family="low_rank_mixture", rank=2)
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        prior.directions.mul_(20)
-        for k in range(3):
-            z = prior.sample_z(torch.full((200_000,), k), 200_000, rng)
-            torch.testing.assert_close(z.std(0), prior.marginal_std[k], rtol=0.01, atol=0)
-            torch.testing.assert_close(z.T.cov(), prior.covariances[k], rtol=0.02, atol=0.05)
-        assert (prior.marginal_std > 1.2 * prior.sampling_std).any()
-        diagonal = Prior(3, 4)
-        assert torch.equal(diagonal.marginal_std, diagonal.sampling_std)
-        torch.testing.assert_close(diagonal.covariances, diagonal.sampling_std.square())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,10 +14,12 @@ import pytest
 
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
+from mpcc.runs.files import with_hash
 from mpcc.runs.repair import repair
 from mpcc.training import trainer
 from mpcc.training.trainer import train
 
+OLD_MAGIC = b"mpcc checkpoint 1\n"
 CONFIG = PRESETS["tiny"].override(iterations=8, eval_every=2)
 
 
@@ -173,6 +174,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert start == 0 if both else start == 2
 
 
+def test_the_trainer_by_itself_falls_back_to_the_checkpoint_before(
+    half: Path, whole: Path, images, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "trial"
+    shutil.copytree(half, path)
+    newest = path / run_dir.CHECKPOINT
+    newest.write_bytes(newest.read_bytes()[:-7])
+    assert ends_like(path, whole, images)["starts"] == [0, 2]
+    assert "is damaged" in caplog.text and "going on at iteration 2" in caplog.text
+
+
 @pytest.mark.parametrize("change", ['"seed": 1', '"prior_lr": 0.5'])
 def test_an_altered_configuration_is_written_again_from_the_plan(
     change: str, half: Path, whole: Path, images, tmp_path: Path
@@ -217,8 +229,7 @@ def test_a_checkpoint_of_earlier_code_goes_on_with_all_of_its_evaluations_or_not
         payloads = {n: c.payload for n, c in zip(names, found, strict=True)}
         for file in names:
             payload = payloads[file]
-            seal = hashlib.sha256(payload).hexdigest().encode()
-            (path / file).write_bytes(b"mpcc checkpoint 1\n" + seal + b"\n" + payload)
+            (path / file).write_bytes(with_hash(OLD_MAGIC, payload))
         if rows is not None:
             (path / run_dir.METRICS).write_bytes(rows)
         repair(path, CONFIG)
@@ -232,8 +243,7 @@ def test_a_checkpoint_that_would_run_code_costs_only_itself_whatever_lies_beside
     path, canary = tmp_path / "trial", tmp_path / "canary"
     shutil.copytree(half, path)
     payload = f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()
-    seal = hashlib.sha256(payload).hexdigest().encode()
-    (path / run_dir.CHECKPOINT).write_bytes(b"mpcc checkpoint 1\n" + seal + b"\n" + payload)
+    (path / run_dir.CHECKPOINT).write_bytes(with_hash(OLD_MAGIC, payload))
     (path / run_dir.METRICS).write_bytes(payload)
     assert repair(path, CONFIG) == [run_dir.METRICS]
     assert ends_like(path, whole, images)["starts"][1] == 2

@@ -7,8 +7,13 @@ import torch
 
 from mpcc.data.image_set import ImageSet
 from mpcc.fast import together
-from mpcc.fast.together import iterations_per_second, n_that_fit, n_trials_for, n_worth_it
-from mpcc.fast.together import train_together as train_all
+from mpcc.fast.together import (
+    iterations_per_second,
+    n_that_fit,
+    n_trials_for,
+    n_worth_it,
+    side_by_side,
+)
 from mpcc.runs import run_dir
 from mpcc.training import state, trainer
 from mpcc.training.state import on_device
@@ -19,6 +24,12 @@ from tests.test_trainer import files
 @pytest.fixture(scope="module")
 def some_digits(digits) -> ImageSet:
     return ImageSet(digits.images[:40], digits.labels[:40], digits.label_names, "f" * 12)
+
+
+def train_all(trials, **how):
+    """Each trial's progress by its key, as `side_by_side` yields it."""
+    runs = {config.trial_key: train(config, path, **how) for config, path in trials}
+    return side_by_side(runs, how["device"])
 
 
 def ends(said) -> dict:
@@ -71,21 +82,6 @@ def test_closing_early_leaves_checkpoints_that_go_on_to_the_same_end(tiny, some_
     ends(train_all(trials, image_set=some_digits, device="cpu"))
     list(train(configs[1], tmp_path / "whole", image_set=some_digits, device="cpu"))
     assert files(tmp_path / "1") == files(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, "the same trial is given twice"),
-        ({"cpu_threads": 2}, "need the same cpu_threads and precision: .*a has 1 and float32, "),
-        ({"precision": "tf32"}, "b 1 and tf32; run them in processes of their own"),
-    ],
-)
-def test_trials_that_cannot_share_a_process_are_refused(changes, message, tiny, tmp_path):
-    trials = [(tiny, tmp_path / "a"), (tiny.override(**changes), tmp_path / "b")]
-    with pytest.raises(ValueError, match=message):
-        next(train_all(trials))
-    assert not any(tmp_path.iterdir())
 
 
 def test_images_are_copied_to_a_device_once():

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 import time
-from unittest.mock import patch
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mpcc.config import ALIVE, EVALUATION, PRESETS, Config, dead, training_key, 
 from mpcc.data.image_set import DataError, ImageSet, load
 from mpcc.evaluation import metrics
 from mpcc.evaluation.evaluate import evaluate
+from mpcc.evaluation.trial_pictures import write_pictures
 from mpcc.model.networks import n_parameters
 from mpcc.runs import run_dir
 from mpcc.training import trainer
@@ -31,12 +33,37 @@ from mpcc.training.algorithm import (
 )
 from mpcc.training.resume import restore
 from mpcc.training.state import build_state
-from mpcc.training.trainer import train, write_checkpoint, write_result
+from mpcc.training.trainer import train, weights_hash, write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def some_digits(digits) -> ImageSet:
     return ImageSet(digits.images[:80], digits.labels[:80], digits.label_names, "f" * 12)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They are most of the time; a test that looks at them asks for `pictures`."""
+    monkeypatch.setattr(trainer, "write_pictures", lambda *given: {})
+
+
+@pytest.fixture
+def pictures(no_pictures, monkeypatch):
+    monkeypatch.setattr(trainer, "write_pictures", write_pictures)
+
+
+@pytest.fixture(scope="module")
+def ended(some_digits, tmp_path_factory) -> Path:
+    """A trial that is done."""
+    path = tmp_path_factory.mktemp("ended") / "r"
+    list(train(PRESETS["tiny"], path, image_set=some_digits, checkpoint_seconds=0, device="cpu"))
+    return path
+
+
+@pytest.fixture
+def copy(ended, tmp_path) -> Path:
+    """The same, to be changed."""
+    return Path(shutil.copytree(ended, tmp_path / "r"))
 
 
 def snapshot(state) -> dict[str, torch.Tensor]:
@@ -106,8 +133,8 @@ def test_the_encoder_loss_moves_the_prior_only_where_the_setting_says_so(tiny, s
     # By the text the prior's step does not depend on the encoder's weights at all.
     state = build_state(tiny, some_digits, dtype=torch.float64)
     with torch.no_grad():
-        state.encoder_part.raw[0].mul_(1.5).add_(0.01)
-        state.encoder_part.refresh()
+        state.parts["encoder"].raw[0].mul_(1.5).add_(0.01)
+        state.parts["encoder"].refresh()
         update_encoder_and_prior(state)
     assert torch.equal(snapshot(state)["prior"], text)
 
@@ -135,22 +162,11 @@ def test_only_the_first_encoder_step_moves_the_prior(tiny, some_digits):
     assert not torch.equal(snapshot(one)["encoder"], snapshot(four)["encoder"])
 
 
-def test_zero_entropy_weight_equals_leaving_the_term_out(tiny, some_digits):
-    state = build_state(tiny.override(prior_entropy_weight=0), some_digits, dtype=torch.float64)
-    other = build_state(
-        tiny.override(prior_entropy_weight=0, prior_entropy="published"),
-        some_digits, dtype=torch.float64,
-    )  # fmt: skip
-    for _ in range(3):
-        train_step(state), train_step(other)
-    assert torch.equal(snapshot(state)["prior"], snapshot(other)["prior"])
-
-
 def test_average_is_a_copy_until_its_start_and_lags_after(tiny, some_digits):
     state = build_state(tiny.override(ema_start=2, ema_decay=0.9), some_digits)
     for _ in range(2):
         train_step(state)
-    live = state.generator_part.raw[0]
+    live = state.parts["generator"].raw[0]
     assert torch.equal(state.average[0], live)
     before = state.average[0].clone()
     train_step(state)
@@ -214,8 +230,7 @@ def test_every_field_is_listed_as_alive():
 
 
 def observed(config: Config, images: ImageSet, path) -> dict:
-    with patch.object(trainer, "write_pictures"):  # Most of the time, and not looked at.
-        list(train(config, path, image_set=images, device="cpu"))
+    list(train(config, path, image_set=images, device="cpu"))
     result = run_dir.read_result(path)
     rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
     # Key, seconds and their seal differ by design; everything else must tell the two apart.
@@ -289,8 +304,8 @@ def test_alive_fields_keep_configurations_apart():
 def test_saturation_is_named_beyond_its_threshold(tiny, some_digits, tmp_path):
     for threshold, names in ((0.1, ["saturated"]), (0.3, [])):
         state = build_state(tiny.override(max_saturation=threshold), some_digits)
-        write_result(tmp_path, state, run_dir.DONE, None, {"saturation_excess": 0.2}, {}, {})
-        assert run_dir.read_result(tmp_path)["failures"] == names
+        run = trainer._Run(state, tmp_path, 60, None)
+        assert run._end(run_dir.DONE, None, {"saturation_excess": 0.2})["failures"] == names
 
 
 def test_generated_images_are_scored_or_the_reason_is_recorded(
@@ -324,8 +339,8 @@ def files(path) -> dict[str, bytes]:
     result = run_dir.read_result(path)
     rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
     result.pop("seconds"), result.pop("seal")
-    pictures = {p.name: p.read_bytes() for p in sorted(path.glob("*.png"))}
-    return {"result": result, "rows": rows} | pictures
+    others = [p for p in path.iterdir() if p.suffix in (".png", ".gz", ".mpcc")]
+    return {"result": result, "rows": rows} | {p.name: p.read_bytes() for p in others}
 
 
 def test_the_errors_of_reconstruction_are_those_of_all_images(tiny, some_digits):
@@ -387,7 +402,7 @@ def test_weights_that_are_not_finite_at_an_evaluation_are_a_divergence(
     def broken(state):
         terms = usual(state)
         if state.iteration == 2:
-            state.parts()[part].raw[-1].view(-1)[-1] = math.nan
+            state.parts[part].raw[-1].view(-1)[-1] = math.nan
         return terms
 
     monkeypatch.setattr(trainer, "train_step", broken)
@@ -417,7 +432,7 @@ def test_an_evaluation_holds_nothing_of_images_times_clusters_times_dimensions()
     assert int(done.stdout) < 400  # megabytes; memberships alone took 2,000 once
 
 
-def test_what_only_looks_on_fails_no_trial(tiny, some_digits, tmp_path, monkeypatch):
+def test_what_only_looks_on_fails_no_trial(tiny, some_digits, tmp_path, monkeypatch, pictures):
     from mpcc.evaluation import baseline, classifier, plots
 
     def broken(*_, **__):
@@ -495,42 +510,11 @@ def test_checkpoints_come_after_so_many_iterations_where_these_are_given(
     assert seen == [3, 6, 7]
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(tiny, some_digits, tmp_path, caplog):
-    config = tiny.override(iterations=6, eval_every=1)
-    list(train(config, tmp_path / "whole", image_set=some_digits))
-    run = train(config, tmp_path / "cut", image_set=some_digits, checkpoint_seconds=0)
-    for _ in range(4):
-        next(run)
-    run.close()
-    newest = tmp_path / "cut" / run_dir.CHECKPOINT
-    newest.write_bytes(newest.read_bytes()[:-7])
-    assert (tmp_path / "cut" / run_dir.PREVIOUS_CHECKPOINT).exists()
-    list(train(config, tmp_path / "cut", image_set=some_digits))
-    assert "is damaged" in caplog.text and "going on at iteration" in caplog.text
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
-
-
-def test_pickle_that_would_run_code_is_not_run(tiny, some_digits, tmp_path, caplog):
-    import pickle
-
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    run_dir.open_run(tmp_path / "r", tiny)
-    run_dir.write_checkpoint(tmp_path / "r", pickle.dumps(Evil(), protocol=2))
-    list(train(tiny, tmp_path / "r", image_set=some_digits))
-    assert not (tmp_path / "ran").exists()
-    assert "cannot be read" in caplog.text and "starting over" in caplog.text
-    assert run_dir.read_result(tmp_path / "r")["state"] == "done"
-
-
-def test_ended_trial_says_so_at_once_and_writes_nothing(tiny, some_digits, tmp_path):
-    list(train(tiny, tmp_path / "r", image_set=some_digits))
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "r").iterdir()}
-    again = list(train(tiny, tmp_path / "r"))
+def test_ended_trial_says_so_at_once_and_writes_nothing(tiny, ended):
+    before = {p: p.stat().st_mtime_ns for p in ended.iterdir()}
+    again = list(train(tiny, ended))
     assert [p.state for p in again] == ["done"]
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "r").iterdir()} == before
+    assert {p: p.stat().st_mtime_ns for p in ended.iterdir()} == before
 
 
 def test_non_finite_loss_ends_the_trial_as_diverged_with_iteration_and_term(
@@ -547,17 +531,10 @@ def test_non_finite_loss_ends_the_trial_as_diverged_with_iteration_and_term(
     assert again.cause == last.cause
 
 
-def test_a_finished_trial_whose_result_is_deleted_ends_again_alike(tiny, some_digits, tmp_path):
-    for _ in train(tiny, tmp_path / "r", image_set=some_digits, checkpoint_seconds=0):
-        pass
-    before = run_dir.read_result(tmp_path / "r")
-    (tmp_path / "r" / run_dir.RESULT).unlink()
-    for _ in train(tiny, tmp_path / "r", image_set=some_digits):
-        pass
-    after = run_dir.read_result(tmp_path / "r")
-    assert before is not None and after is not None
-    for name in ("state", "metrics", "iteration", "weights_sha256"):
-        assert after[name] == before[name]
+def test_a_finished_trial_whose_result_is_deleted_ends_again_alike(tiny, some_digits, ended, copy):
+    (copy / run_dir.RESULT).unlink()
+    list(train(tiny, copy, image_set=some_digits))
+    assert files(copy) == files(ended)
 
 
 def test_a_checkpoint_of_other_networks_is_not_half_taken_over(tiny, some_digits, tmp_path, caplog):
@@ -574,12 +551,15 @@ def test_a_checkpoint_of_other_networks_is_not_half_taken_over(tiny, some_digits
     assert found["weights_sha256"] == fresh["weights_sha256"]
 
 
-def test_same_seed_gives_the_same_result_and_another_seed_another(tiny, some_digits, tmp_path):
+def test_same_seed_gives_the_same_files_and_another_seed_another(
+    tiny, some_digits, tmp_path, pictures
+):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(123 if name == "b" else 0)  # the global stream must not matter
         list(train(tiny.override(seed=seed), tmp_path / name, image_set=some_digits))
     a, b, c = (files(tmp_path / name) for name in "abc")
     assert a == b and a["result"]["weights_sha256"] != c["result"]["weights_sha256"]
+    assert {"model.mpcc", "clusters.csv.gz", "samples.png", "latent.png"} <= set(a)
 
 
 def test_other_data_than_before_are_refused(tiny, some_digits, tmp_path):
@@ -591,9 +571,8 @@ def test_other_data_than_before_are_refused(tiny, some_digits, tmp_path):
         next(train(tiny, tmp_path / "r", image_set=other))
 
 
-def test_run_directory_explains_itself(tiny, some_digits, tmp_path):
-    list(train(tiny, tmp_path / "r", image_set=some_digits))
-    path = tmp_path / "r"
+def test_run_directory_explains_itself(tiny, some_digits, ended):
+    path = ended
     assert run_dir.read_config(path) == tiny
     provenance = run_dir.read_json(path / run_dir.PROVENANCE)
     assert {"code", "python", "torch", "machine", "device", "data"} <= set(provenance)
@@ -602,7 +581,6 @@ def test_run_directory_explains_itself(tiny, some_digits, tmp_path):
         build_state(tiny, some_digits).generator
     )
     assert {"acc_majority", "acc_hungarian", "mse", "mse_published"} <= set(result["metrics"])
-    assert {"samples.png", "reconstructions.png"} <= {p.name for p in path.iterdir()}
 
 
 def test_what_would_fail_later_is_refused_before_anything_is_written(tiny, some_digits, tmp_path):
@@ -655,41 +633,24 @@ def test_images_that_were_not_trained_on_are_scored_by_the_trained_ones(tmp_path
         trained.override(split="all", eval_split="test")
 
 
-def test_restore_gives_the_model_as_it_ended_or_raises(tiny, some_digits, tmp_path, caplog):
-    list(train(tiny, tmp_path, image_set=some_digits, device="cpu"))
+def test_restore_gives_the_model_as_it_ended_or_raises(tiny, some_digits, copy, caplog):
     state = build_state(tiny, some_digits)
-    restore(state, tmp_path)
+    restore(state, copy)
     assert state.iteration == tiny.iterations and not caplog.records
-    (tmp_path / "again").mkdir()
-    run_dir.write_metrics(tmp_path / "again", state.rows)
-    write_result(tmp_path / "again", state, run_dir.DONE, None, {}, {}, {})
-    digest = run_dir.read_result(tmp_path)["weights_sha256"]
-    assert run_dir.read_result(tmp_path / "again")["weights_sha256"] == digest
-    for file in tmp_path.glob("checkpoint*"):
+    assert run_dir.read_result(copy)["weights_sha256"] == weights_hash(state)
+    for file in copy.glob("checkpoint*"):
         file.unlink()
     with pytest.raises(run_dir.RunDirError, match="has ended, and its model cannot be loaded"):
-        restore(build_state(tiny, some_digits), tmp_path)
+        restore(build_state(tiny, some_digits), copy)
 
 
-def test_unlabelled_images_train_without_accuracies(tiny, some_digits, tmp_path):
-    unlabelled = dataclasses.replace(some_digits, labels=None)
-    list(train(tiny, tmp_path / "r", image_set=unlabelled))
-    found = run_dir.read_result(tmp_path / "r")["metrics"]
-    assert "n_clusters_used" in found and not any(name.startswith("acc") for name in found)
-
-
-def test_model_under_a_normal_prior_ends_with_pictures_and_without_accuracies(
-    tiny, some_digits, tmp_path
+@pytest.mark.parametrize(("changes", "labelled"), [({}, False), ({"prior": "normal"}, True)])
+def test_a_model_without_labels_or_clusters_ends_with_pictures_and_without_accuracies(
+    changes, labelled, tiny, some_digits, tmp_path, pictures
 ):
-    list(train(tiny.override(prior="normal"), tmp_path / "r", image_set=some_digits))
+    images = some_digits if labelled else dataclasses.replace(some_digits, labels=None)
+    list(train(tiny.override(**changes), tmp_path / "r", image_set=images))
     result = run_dir.read_result(tmp_path / "r")
-    assert result["state"] == "done" and "acc_majority" not in result["metrics"]
-    assert len(list((tmp_path / "r").glob("*.png"))) == 4
-
-
-def test_model_under_a_normal_prior_is_evaluated_without_clusters(tiny, some_digits):
-    state = build_state(tiny.override(prior="normal"), some_digits)
-    train_step(state)
-    evaluation = evaluate(state)
-    assert evaluation.clusters is None and "acc_majority" not in evaluation.metrics
-    assert evaluation.metrics["mse"] > 0
+    assert result["state"] == "done" and len(list((tmp_path / "r").glob("*.png"))) == 4
+    assert not any(name.startswith("acc") for name in result["metrics"])
+    assert ("n_clusters_used" in result["metrics"]) == (not labelled)

@@ -205,17 +205,6 @@ class Config:
         """A copy with some fields changed, checked like any other."""
         return from_dict(self.to_dict() | changes)
 
-    def with_seed(self, seed: int) -> Config:
-        """A copy with another seed; nothing else is checked anew, as a sweep makes thousands."""
-        low, high = RANGES["seed"]
-        if not fits(seed, int) or not low <= seed <= high:
-            return self.override(seed=seed)  # which says what is wrong
-        copy = object.__new__(Config)
-        for name in DEFAULTS:
-            object.__setattr__(copy, name, getattr(self, name))
-        object.__setattr__(copy, "seed", seed)
-        return copy
-
     @property
     def cell_key(self) -> str:
         """Twelve hexadecimal digits that name this configuration whatever its seed.

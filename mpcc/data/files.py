@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpcc.data.folder import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from mpcc.data.folder import find_images as find_images
+from mpcc.data.folder import find
 from mpcc.data.places import DataError as DataError
 from mpcc.data.places import cache_dir as cache_dir
 from mpcc.data.places import required_dir
@@ -106,7 +106,7 @@ def check_available(dataset: str, data_dir: Path | str | None = None) -> None:
     if dataset == "omniglot":
         find_omniglot(data_dir)
     elif dataset == "folder":
-        find_images(data_dir)
+        find(data_dir)
     elif dataset in FILES:
         for path in missing_or_found(dataset, data_dir):
             read_checked(path, checksum(dataset, path), unpack=False)
@@ -124,7 +124,7 @@ def source_files(dataset: str, data_dir: Path | str | None) -> list[Path]:
     if dataset == "digits":
         return []
     if dataset == "folder":
-        return [path for path, _ in find_images(data_dir)]
+        return [path for path, _ in find(data_dir).images]
     if dataset == "omniglot":
         place = find_omniglot(data_dir)
         files = [place] if place.is_file() else sorted(place.glob("*/*/*.png"))

@@ -65,11 +65,6 @@ class _Walk:
     circles: list[str] = field(default_factory=list)
 
 
-def find_images(data_dir: Path | str | None) -> list[tuple[Path, str]]:
-    """Images of one's own by name, each with its label, '' where there is none."""
-    return find(data_dir).images
-
-
 def find(data_dir: Path | str | None) -> Found:
     """The images of a folder: all in it, without labels, or all in subfolders, which are labels.
 

@@ -23,14 +23,13 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mpcc.config import Config
-from mpcc.data import download as data_download
-from mpcc.data import files as data_files
 from mpcc.data import prepared as data_cache
 from mpcc.data import readers as data_readers
 from mpcc.data.cache import locked
@@ -38,7 +37,7 @@ from mpcc.data.files import DataError
 from mpcc.data.own_images import image_files
 from mpcc.data.source import in_training
 
-__all__ = ["DataError", "ImageSet", "check_available", "held_out", "load", "to_float", "to_uint8"]
+__all__ = ["DataError", "ImageSet", "held_out", "load", "to_float", "to_uint8"]
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,23 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the pixels and the labels of single images, as JSON holds it."""
+        return {
+            "shape": list(self.images.shape),
+            "n_labels": None if self.labels is None else len(self.labels),
+            "label_names": self.label_names,
+            "fingerprint": self.fingerprint,
+            "notes": self.notes,
+        }
 
-def load(config: Config, data_dir: Path | None = None, *, download: bool = False) -> ImageSet:
+
+def load(config: Config, data_dir: Path | None = None) -> ImageSet:
     """The data set that the configuration names, its split, at `image_size`.
 
     Raises DataError, one line, for files that are missing, damaged or mislabelled.
     """
-    if download:
-        data_dir = data_download.download(config.dataset, data_dir)
     place = data_cache.place_of(config, data_dir)
     cached = _read_cached(place)
     if cached is not None:
@@ -118,14 +126,6 @@ def held_out(config: Config, trained: ImageSet, data_dir: Path | None = None) ->
     return parts[1]
 
 
-def check_available(config: Config, data_dir: Path | None = None) -> None:
-    """Return if the data's files are there with the right sums; else DataError.
-
-    The same without importing torch: `data_files.check_available(dataset, data_dir)`.
-    """
-    data_files.check_available(config.dataset, data_dir)
-
-
 def to_float(images: Tensor) -> Tensor:
     """Pixels 0..255 as float32 in [-1, 1]."""
     return images.to(torch.float32) / 127.5 - 1
@@ -171,20 +171,13 @@ def _read_cached(place: Path) -> ImageSet | None:
 def _write_cached(place: Path, image_set: ImageSet) -> Path:
     """Write the prepared data, whole or not at all. A cache that cannot be written is no fault."""
     staged = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    about = {
-        "shape": list(image_set.images.shape),
-        "n_labels": None if image_set.labels is None else len(image_set.labels),
-        "label_names": image_set.label_names,
-        "fingerprint": image_set.fingerprint,
-        "notes": image_set.notes,
-    }
     with contextlib.suppress(OSError):
         try:
             staged.mkdir(parents=True)
             image_set.images.numpy().tofile(staged / "images.bin")
             if image_set.labels is not None:
                 image_set.labels.numpy().tofile(staged / "labels.bin")
-            (staged / "about.json").write_text(json.dumps(about))
+            (staged / "about.json").write_text(json.dumps(image_set.about))
             shutil.rmtree(place, ignore_errors=True)
             staged.rename(place)
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 from mpcc.config import Config
 from mpcc.data import files as data_files
 from mpcc.data import folder
-from mpcc.data.places import DataError, cache_dir
+from mpcc.data.places import cache_dir
 
 _VERSION = 2
 """Raise it when a reader gives other pixels from the same files."""
@@ -53,7 +53,7 @@ def place_of(config: Config, data_dir: Path | None) -> Path:
 
 
 def read_about(place: Path) -> dict[str, Any] | None:
-    """What lies there (`shape`, `n_labels`, `fingerprint` ...); None where it is not whole."""
+    """What lies there, as `ImageSet.about` has it; None where it is not whole."""
     try:
         about = json.loads((place / "about.json").read_bytes())
         whole = (place / "images.bin").stat().st_size == math.prod(about["shape"])
@@ -64,36 +64,21 @@ def read_about(place: Path) -> dict[str, Any] | None:
         return None
 
 
-def fingerprint(config: Config, data_dir: Path | None) -> str:
-    """The fingerprint of these images; they are read, by torch, only where none are prepared."""
-    about = read_about(place_of(config, data_dir))
-    if about is not None:
-        return str(about["fingerprint"])
-    from mpcc.data.image_set import load
+def about(config: Config, data_dir: Path | None) -> dict[str, Any]:
+    """The same of these images; they are read, by torch, only where none are prepared."""
+    found = read_about(place_of(config, data_dir))
+    if found is None:
+        from mpcc.data.image_set import load
 
-    return load(config, data_dir).fingerprint
+        found = load(config, data_dir).about
+    return found
+
+
+def fingerprint(config: Config, data_dir: Path | None) -> str:
+    """The fingerprint of these images."""
+    return str(about(config, data_dir)["fingerprint"])
 
 
 def description(config: Config, data_dir: Path | None) -> str:
-    """What is said of images of one's own before they are trained on, in one line.
-
-    They are read here where they have not been. DataError for what cannot be trained on.
-    """
-    about = read_about(place_of(config, data_dir))
-    if about is None:
-        from mpcc.data.image_set import load
-
-        images = load(config, data_dir)
-        names, notes = images.label_names, images.notes
-    else:
-        names, notes = tuple(about["label_names"]), tuple(about["notes"])
-    if config.conditional and len(names) > config.n_clusters:
-        raise DataError(
-            f"conditional=true needs a cluster for each of the {len(names)} labels: "
-            f"n_clusters={len(names)}, got {config.n_clusters}"
-        )
-    if config.conditional and not names:
-        raise DataError(
-            "conditional=true needs labels: put the images into subfolders named by them"
-        )
-    return "data: " + "; ".join(notes)
+    """What is said of images of one's own before they are trained on, in one line."""
+    return "data: " + "; ".join(about(config, data_dir)["notes"])

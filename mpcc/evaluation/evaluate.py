@@ -121,7 +121,7 @@ def reasons(state: TrainState) -> dict[str, str]:
 def check_weights(state: TrainState) -> None:
     """Raise NotFinite for weights of the networks or the prior, or an average of them, that are
     not finite: the losses may be so a step longer."""
-    for name, part in state.parts().items():
+    for name, part in state.parts.items():
         _check_finite(f"a weight of the {name}", *part.raw)
     _check_finite("a weight of the averaged generator", *state.average)
 
@@ -143,7 +143,7 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     config = state.config
     with seeded(config.seed):  # only so that the global random stream stays where it is
         generator = Generator(config).to(state.device, state.average[0].dtype)
-    state.generator_part.give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
+    state.parts["generator"].give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
     for statistics in generator.statistics():
         statistics.state = "collecting"
     for _ in range(config.n_standing_passes):
@@ -267,6 +267,9 @@ def generation_scores(
     """
     row: dict[str, float] = {}
     unavailable: dict[str, str] = {}
+    if state.config.n_generated is None:
+        why = "n_generated is none: no images were drawn for it"
+        return row, dict.fromkeys((*INCEPTION_SCORES, "fid_cnn"), why)
     for names, scores in ((INCEPTION_SCORES, _inception_scores), (("fid_cnn",), _classifier_fid)):
         try:
             found, undefined = finite(scores(state, evaluation.generator))
@@ -317,16 +320,8 @@ def _classifier_fid(state: TrainState, generator: Generator) -> dict[str, float]
 
 
 def generated_batches(state: TrainState, generator: Generator) -> Iterator[Tensor]:
-    """`n_generated` images drawn from the prior, uint8, in batches; the same at every call.
-
-    Raises Unavailable where the configuration asks for none.
-    """
-    if state.config.n_generated is None:
-        raise Unavailable("n_generated is none: no images were drawn for it")
-    return _drawn(state, generator, state.config.n_generated)
-
-
-def _drawn(state: TrainState, generator: Generator, n: int) -> Iterator[Tensor]:
+    """`n_generated` images drawn from the prior, uint8, in batches; the same at every call."""
+    n = state.config.n_generated or 0
     rng = torch.Generator(state.device)
     rng.manual_seed(state.config.seed * 1_000_003 + state.iteration + 500_009)
     size = state.config.batch_size * CHUNK_BATCHES

@@ -7,7 +7,7 @@ network and by the data's fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +45,6 @@ class Statistics:
     """float64 (D,)."""
     root: Tensor
     """float64 (R, D), R the smaller of the number of samples and D."""
-    n: int
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What is kept of a data set's features."""
-
-    statistics: Statistics
-    features: Tensor
-    """float32 (at most N_REFERENCE_FEATURES, D), drawn with a fixed seed."""
 
 
 def scores(
@@ -69,19 +59,19 @@ def scores(
 
     Samples are uint8, or floats in [-1, 1] that are rounded to uint8 first.
     """
-    known = reference(network, image_set)
+    known, some = reference(network, image_set)
     features, log_probs = extract(network, samples)
     return {
-        "inception_score": inception_score(log_probs, n_is_splits, seed)[0],
-        "fid": frechet_distance(statistics(features), known.statistics),
-        "kid": kernel_distance(features, known.features, seed=seed),
+        "inception_score": inception_score(log_probs, n_is_splits, seed),
+        "fid": frechet_distance(statistics(features), known),
+        "kid": kernel_distance(features, some, seed=seed),
     }
 
 
 def feature_fid(network: FeatureNetwork, samples: Iterable[Tensor], image_set: ImageSet) -> float:
     """The Fréchet distance alone, for networks that are not Inception (`fid_cnn`)."""
-    known = reference(network, image_set)
-    return frechet_distance(statistics(extract(network, samples)[0]), known.statistics)
+    known, _ = reference(network, image_set)
+    return frechet_distance(statistics(extract(network, samples)[0]), known)
 
 
 @torch.no_grad()
@@ -99,23 +89,23 @@ def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> tuple[Tensor,
     return torch.cat(features), torch.cat(log_probs)
 
 
-def reference(network: FeatureNetwork, image_set: ImageSet) -> Reference:
-    """The data set's features in short, from the cache or computed and kept there."""
+def reference(network: FeatureNetwork, image_set: ImageSet) -> tuple[Statistics, Tensor]:
+    """Of the data set's features the statistics and N_REFERENCE_FEATURES at most, float32 (N, D),
+    drawn with a fixed seed; from the cache or computed and kept there."""
 
     def make() -> dict[str, NDArray[Any]]:
-        features, _ = extract(network, _batches(image_set.images))
+        features, _ = extract(network, image_set.images.split(1024))
         chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE_FEATURES]
         known = statistics(features)
         return {
             "mean": known.mean.cpu().numpy(),
             "root": known.root.cpu().numpy(),
-            "n": np.array(known.n),
             "features": features.cpu().numpy()[chosen],
         }
 
     kept = cached_arrays(f"reference/{network.name}-{image_set.fingerprint}", make)
     mean, root, features = (torch.from_numpy(kept[name]) for name in ("mean", "root", "features"))
-    return Reference(Statistics(mean, root, int(kept["n"])), features)
+    return Statistics(mean, root), features
 
 
 def statistics(features: Tensor) -> Statistics:
@@ -127,9 +117,9 @@ def statistics(features: Tensor) -> Statistics:
     mean = features.mean(0)
     centred = (features - mean) / (n - 1) ** 0.5
     if n <= d:
-        return Statistics(mean, centred, n)
+        return Statistics(mean, centred)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
-    return Statistics(mean, values.clamp(min=0).sqrt()[:, None] * vectors.T, n)
+    return Statistics(mean, values.clamp(min=0).sqrt()[:, None] * vectors.T)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -186,11 +176,10 @@ def _squared_mmd(x: Tensor, y: Tensor) -> float:
     )
 
 
-def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """Mean and standard deviation over splits of exp(mean KL(p(y|x) || p(y))).
+def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> float:
+    """Mean over splits of exp(mean KL(p(y|x) || p(y))).
 
-    Samples are shuffled first, since they may come cluster by cluster. The deviation between splits
-    is not that between seeds.
+    Samples are shuffled first, since they may come cluster by cluster.
     """
     if len(log_probs) < n_splits:
         raise ValueError(f"{len(log_probs)} samples are too few for {n_splits} splits")
@@ -201,9 +190,4 @@ def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> tup
         p = part.exp()
         marginal = p.mean(0).clamp(min=torch.finfo(torch.float64).tiny).log()
         split_scores.append(float((p * (part - marginal)).sum(1).mean().exp()))
-    return float(np.mean(split_scores)), float(np.std(split_scores))
-
-
-def _batches(images: Tensor, size: int = 1024) -> Iterator[Tensor]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
+    return float(np.mean(split_scores))

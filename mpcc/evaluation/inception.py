@@ -32,19 +32,16 @@ class InceptionMissing(ValueError):
     """The network's weights are not there or not the right ones; one line, with what to do."""
 
 
-def find_weights(given: Path | str | None = None, *, download: bool = False) -> Path:
+def find_weights(given: Path | str | None = None) -> Path:
     """The checked file of weights: as given, by MPCC_INCEPTION_WEIGHTS, or in torch's hub cache.
 
-    Raises InceptionMissing, whose text can stand as the reason for an empty cell. Imports no torch
-    unless `download` is asked for and needed.
+    Raises InceptionMissing, whose text can stand as the reason for an empty cell. Imports no torch.
     """
     named = given or os.environ.get(WEIGHTS_VARIABLE)
     try:
         path = usable(named) if named else _hub_cache() / WEIGHTS_NAME
     except ValueError as error:
         raise InceptionMissing(f"{WEIGHTS_VARIABLE}: {error}") from None
-    if download and not named and not path.is_file():
-        _download(path)
     if not path.is_file():
         if named:
             raise InceptionMissing(f"Inception weights {path} do not exist; get {WEIGHTS_URL}")
@@ -122,14 +119,3 @@ def _hub_cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     home = os.environ.get("TORCH_HOME") or Path(cache) / "torch"
     return Path(home).expanduser() / "hub" / "checkpoints"
-
-
-def _download(path: Path) -> None:
-    import torch
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(WEIGHTS_URL, str(path), WEIGHTS_SHA256, progress=False)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InceptionMissing(f"Inception weights: the download failed ({reason})") from None

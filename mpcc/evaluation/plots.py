@@ -38,6 +38,8 @@ CURVE_PANELS = (
     ("prior/std", "prior/std_mean"),
 )
 """Metrics that share an axis in the picture of curves."""
+N_POINTS = 5000
+"""Encodings that the picture of the latent space shows at most."""
 
 
 @contextlib.contextmanager
@@ -76,9 +78,7 @@ def latent_picture(
     *,
     prior_means: ArrayLike | None = None,
     prior_covariances: ArrayLike | None = None,
-    group_names: Sequence[str] | None = None,
     title: str = "",
-    at_most: int = 5000,
 ) -> None:
     """Write encodings (N, J) in their two principal directions, coloured by group (N,).
 
@@ -87,7 +87,7 @@ def latent_picture(
     """
     z, groups = np.asarray(encodings, np.float64), np.asarray(groups)
     centre, axes, share = principal_axes(z)
-    chosen = np.random.default_rng(0).permutation(len(z))[:at_most]
+    chosen = np.random.default_rng(0).permutation(len(z))[:N_POINTS]
     points, groups = (z[chosen] - centre) @ axes, groups[chosen]
 
     from matplotlib.figure import Figure
@@ -100,9 +100,8 @@ def latent_picture(
     figure = Figure(figsize=(side, side), dpi=110)
     ax = figure.add_axes((0.12, 0.07, 0.86, 0.88))
     for k in present:
-        name = group_names[k] if group_names else str(k)
         ours = points[groups == k]
-        ax.scatter(ours[:, 0], ours[:, 1], s=7, color=colours[k], label=name, lw=0, alpha=0.7)
+        ax.scatter(ours[:, 0], ours[:, 1], s=7, color=colours[k], label=str(k), lw=0, alpha=0.7)
     if prior_means is not None:
         means = (np.asarray(prior_means, np.float64) - centre) @ axes
         spreads = _projected(prior_covariances, axes, len(means))
@@ -130,9 +129,6 @@ def latent_picture(
 def curve_picture(
     rows: Sequence[Mapping[str, Any]],
     path: Path,
-    *,
-    panels: Sequence[Sequence[str]] | None = None,
-    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Write metrics over iterations, rows as in metrics.jsonl, one panel per group of names.
 
@@ -141,7 +137,7 @@ def curve_picture(
     from matplotlib.figure import Figure
 
     known = {name for row in rows for name in row}
-    groups = [[n for n in group if n in known] for group in panels or CURVE_PANELS]
+    groups = [[n for n in group if n in known] for group in CURVE_PANELS]
     groups = [group for group in groups if group]
     if not groups:
         return
@@ -159,7 +155,7 @@ def curve_picture(
         ))  # fmt: skip
         for name in group:
             values = [_finite(row.get(name)) for row in rows]
-            ax.plot(iterations, values, marker=".", label=(labels or {}).get(name, name))
+            ax.plot(iterations, values, marker=".", label=name)
         ax.set_xlabel("iteration")
         ax.locator_params(nbins=5)
         ax.ticklabel_format(axis="y", scilimits=(-3, 4))

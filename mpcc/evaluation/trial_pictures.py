@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 
 from mpcc.evaluation import pictures, plots
-from mpcc.evaluation.evaluate import SAMPLES_PER_CLUSTER, Evaluation, draw, said
+from mpcc.evaluation.evaluate import (
+    MIN_SAMPLES,
+    SAMPLES_PER_CLUSTER,
+    Evaluation,
+    draw,
+    said,
+)
 from mpcc.training.state import TrainState
-
-MANY_CLUSTERS = 10
-"""More clusters than these have a row each, as in figures 11 and 12, not two columns."""
 
 _drawing = threading.Lock()
 """Matplotlib draws for one thread at a time."""
@@ -42,13 +45,12 @@ def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> dic
 
 def _write_samples(file: Path, state: TrainState, evaluation: Evaluation) -> None:
     n_clusters = state.config.n_clusters if state.prior.has_clusters else 1
+    # Fewer of each where there are many: a sheet stays a page.
+    n_each = max(4, min(SAMPLES_PER_CLUSTER, MIN_SAMPLES // n_clusters))
     by_cluster = (n_clusters, -1, *evaluation.samples.shape[1:])
-    samples = evaluation.samples.view(by_cluster)[:, :SAMPLES_PER_CLUSTER].flatten(0, 1).cpu()
-    of_cluster = torch.arange(n_clusters).repeat_interleave(SAMPLES_PER_CLUSTER)
-    if n_clusters > MANY_CLUSTERS:
-        pictures.row_sheet(samples, of_cluster, file)
-    else:
-        pictures.sample_sheet(samples, of_cluster, n_clusters, file)
+    samples = evaluation.samples.view(by_cluster)[:, :n_each].flatten(0, 1).cpu()
+    of_cluster = torch.arange(n_clusters).repeat_interleave(n_each)
+    pictures.sample_sheet(samples, of_cluster, n_clusters, file)
 
 
 def _write_reconstructions(file: Path, state: TrainState, evaluation: Evaluation) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpcc.fast.cuda_graph import Recorded, record
 from mpcc.fast.layers import quicken
 from mpcc.fast.memory import keep_freed_memory
-from mpcc.fast.weights import Pool
+from mpcc.fast.weights import FlatPart, Pool
 from mpcc.training.state import TrainState
 
 
@@ -15,20 +15,19 @@ def speed_up(state: TrainState) -> None:
     generator, discriminator, encoder = state.generator, state.discriminator, state.encoder
     for network in (generator, discriminator, encoder):
         quicken(network)
-    lr = state.config.network_lr
-    state.generator_part = Pool([[generator]]).part(0, 0, lr)
+    lr, parts = state.config.network_lr, state.parts
+    parts["generator"] = FlatPart(Pool([[generator]]), 0, 0, lr)
     # D and E share the trunk's weights, each with its own Adam state.
     own_d = [m for name, m in discriminator.named_children() if name != "trunk"]
     own_e = [m for name, m in encoder.named_children() if name != "trunk"]
     if encoder.trunk is discriminator.trunk:
         pool = Pool([own_d, [discriminator.trunk], own_e])
-        state.discriminator_part = pool.part(0, 1, lr)
-        state.encoder_part = pool.part(1, 2, lr)
+        parts["discriminator"], parts["encoder"] = (FlatPart(pool, i, i + 1, lr) for i in (0, 1))
     else:
-        state.discriminator_part = Pool([own_d, [discriminator.trunk]]).part(0, 1, lr)
-        state.encoder_part = Pool([[encoder.trunk], own_e]).part(0, 1, lr)
-    if state.prior_part is not None:
-        state.prior_part = Pool([[state.prior]]).part(0, 0, state.config.prior_lr)
+        parts["discriminator"] = FlatPart(Pool([own_d, [discriminator.trunk]]), 0, 1, lr)
+        parts["encoder"] = FlatPart(Pool([[encoder.trunk], own_e]), 0, 1, lr)
+    if "prior" in parts:
+        parts["prior"] = FlatPart(Pool([[state.prior]]), 0, 0, state.config.prior_lr)
     if state.device.type == "cuda":
         state.updates = Recorded(record)
     else:

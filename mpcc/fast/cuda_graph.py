@@ -85,13 +85,13 @@ class _Copy:
     """All that the updates of an iteration change, as it was."""
 
     def __init__(self, state: TrainState) -> None:
-        parts = state.parts().items()
+        parts = state.parts.items()
         self.parts = {name: {k: t.clone() for k, t in part.state().items()} for name, part in parts}
         self.random = state.rng.get_state()
 
     def restore(self, state: TrainState) -> None:
         """Write it back in place, where a recording reads it."""
-        for name, part in state.parts().items():
+        for name, part in state.parts.items():
             part.load_state(self.parts[name])
         state.rng.set_state(self.random)
 

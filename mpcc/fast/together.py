@@ -11,8 +11,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -20,9 +19,8 @@ import torch
 from mpcc.config import Config
 from mpcc.data.image_set import ImageSet
 from mpcc.training.algorithm import train_step
-from mpcc.training.device import prepare_process
-from mpcc.training.state import build_state
-from mpcc.training.trainer import Progress, train
+from mpcc.training.device import prepare_process, resolve_device
+from mpcc.training.state import TrainState, build_state
 
 Said = TypeVar("Said")
 
@@ -31,34 +29,6 @@ MIN_GAIN = 1.1
 """Twice as many trials must make at least this many times the iterations a second."""
 MEMORY_SHARE = 0.8
 """Of the device's free memory, what `auto` may fill."""
-
-
-def train_together(
-    trials: Sequence[tuple[Config, Path]],
-    *,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    checkpoint_seconds: float = 60.0,
-    image_set: ImageSet | None = None,
-) -> Generator[tuple[str, Progress | Exception]]:
-    """Train every (configuration, run directory); yield what `train` yields with the trial's key.
-
-    A trial that raises yields its exception last, and the others go on. Closing the iterator early
-    lets every trial write a checkpoint. Raises ValueError for trials that cannot share a process.
-    """
-    check(trials)
-    runs = {
-        config.trial_key: train(
-            config,
-            path,
-            data_dir=data_dir,
-            device=device,
-            checkpoint_seconds=checkpoint_seconds,
-            image_set=image_set,
-        )
-        for config, path in trials
-    }
-    yield from side_by_side(runs, device)
 
 
 def side_by_side(
@@ -101,26 +71,10 @@ def side_by_side(
             thread.join()
 
 
-def check(trials: Sequence[tuple[Config, Path]]) -> None:
-    """Raise ValueError, one line, for trials that cannot run beside each other in one process."""
-    if len({config.trial_key for config, _ in trials}) < len(trials):
-        raise ValueError("the same trial is given twice; give each configuration and seed once")
-    first = trials[0][0]
-    for config, path in trials[1:]:
-        if config.of_the_process != first.of_the_process:
-            raise ValueError(
-                f"trials in one process need the same cpu_threads and precision: {trials[0][1]} "
-                f"has {first.cpu_threads} and {first.precision}, {path} {config.cpu_threads} and "
-                f"{config.precision}; run them in processes of their own"
-            )
-
-
 @contextlib.contextmanager
 def own_stream(device: torch.device | str) -> Iterator[None]:
     """On a GPU, a CUDA stream of this thread's own."""
-    where = torch.device("cpu" if device == "auto" and not torch.cuda.is_available() else "cuda")
-    if device != "auto":
-        where = torch.device(device)
+    where = resolve_device(str(device))
     if where.type != "cuda":
         yield
         return
@@ -133,13 +87,15 @@ def n_trials_for(config: Config, image_set: ImageSet, device: torch.device) -> i
 
     As many as fit its free memory, doubled as long as more of them make more iterations a second.
     """
-    one = Trial(config, image_set, device)
+    state = trial_of(config, image_set, device)
     most = MAX_TRIALS
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        one.iterate(2)
-        needed = torch.cuda.max_memory_allocated(device) - before + one.n_bytes()
+        iterate(state, 2)
+        kept = [t for part in state.parts.values() for t in part.state().values()]
+        n_bytes = sum(t.numel() * t.element_size() for t in kept)
+        needed = torch.cuda.max_memory_allocated(device) - before + n_bytes
         free, _ = torch.cuda.mem_get_info(device)
         most = n_that_fit(free, needed)
     return n_worth_it(lambda n: iterations_per_second(config, image_set, device, n), most)
@@ -161,25 +117,18 @@ def n_worth_it(rate: Callable[[int], float], most: int) -> int:
     return n
 
 
-class Trial:
+def trial_of(config: Config, image_set: ImageSet, device: torch.device) -> TrainState:
     """A trial without a directory, to be timed."""
+    prepare_process(config, device)
+    return build_state(config, image_set, device)
 
-    def __init__(self, config: Config, image_set: ImageSet, device: torch.device) -> None:
-        prepare_process(config, device)
-        self.device = device
-        self.state = build_state(config, image_set, device)
 
-    def iterate(self, n: int) -> None:
-        """Make n iterations and wait for them."""
-        for _ in range(n):
-            train_step(self.state)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-
-    def n_bytes(self) -> int:
-        """Bytes of what it keeps from one iteration to the next."""
-        tensors = [t for part in self.state.parts().values() for t in part.state().values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+def iterate(state: TrainState, n: int) -> None:
+    """Make n iterations and wait for them."""
+    for _ in range(n):
+        train_step(state)
+    if state.device.type == "cuda":
+        torch.cuda.current_stream(state.device).synchronize()
 
 
 def iterations_per_second(
@@ -191,10 +140,10 @@ def iterations_per_second(
     def work() -> None:
         try:
             with own_stream(device):
-                trial = Trial(config, image_set, device)
-                trial.iterate(2)
+                state = trial_of(config, image_set, device)
+                iterate(state, 2)
                 start.wait()
-                trial.iterate(n_iterations)
+                iterate(state, n_iterations)
                 done.wait()
         except RuntimeError:  # such as memory running out: the others need not wait for this one
             start.abort()

@@ -130,13 +130,9 @@ class Pool:
         group.normalise(0)
         return group
 
-    def part(self, first: int, last: int, lr: float) -> FlatPart:
-        """The segments first..last (inclusive) under one Adam."""
-        return FlatPart(self, first, last, lr)
-
 
 class FlatPart(Part):
-    """Neighbouring segments of a pool under one Adam, which may share segments with another's."""
+    """The segments first..last (inclusive) of a pool under one Adam; parts may share segments."""
 
     def __init__(self, pool: Pool, first: int, last: int, lr: float) -> None:
         span = slice(pool.spans[first].start, pool.spans[last].stop)
@@ -163,7 +159,7 @@ class FlatPart(Part):
 
     def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
         quicken(module)
-        part = Pool([[module]]).part(0, 0, 0.0)
+        part = FlatPart(Pool([[module]]), 0, 0, 0.0)
         part.load_weights(raw[0], self.vectors(), n_power_iterations)
 
     def vectors(self) -> Tensor:

@@ -12,7 +12,6 @@ it but the last part is read without torch. Version 1, of earlier code, has the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpcc.runs.files import DAMAGED, RunDirError, dumps, read_bytes, set_aside, write_bytes
+from mpcc.runs.files import (
+    DAMAGED,
+    RunDirError,
+    dumps,
+    read_bytes,
+    set_aside,
+    with_hash,
+    without_hash,
+    write_bytes,
+)
 
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
@@ -32,8 +40,6 @@ so a trial that runs holds up to three files of this size, and one that has ende
 
 _MAGIC = b"mpcc checkpoint 2\n"
 _MAGIC_1 = b"mpcc checkpoint 1\n"
-_HASH = 65
-"""Bytes of a hash and its end of line."""
 
 
 @dataclass(frozen=True)
@@ -60,46 +66,36 @@ def write_checkpoint(
 ) -> None:
     """Replace the checkpoint; the one before stays as a fallback. One is intact at any moment."""
     path = Path(path)
-    current, staged = path / CHECKPOINT, path / STAGED_CHECKPOINT
     head = {"iteration": iteration, "rows": list(rows), "result": result}
-    content = dumps(head).encode() + b"\n" + payload
-    seal = hashlib.sha256(content).hexdigest().encode() + b"\n"
-    write_bytes(staged, _MAGIC + seal + content)
-    if current.exists():
-        os.replace(current, path / PREVIOUS_CHECKPOINT)
-    os.replace(staged, current)
+    write_bytes(path / STAGED_CHECKPOINT, with_hash(_MAGIC, dumps(head).encode() + b"\n" + payload))
+    _put_in_place(path)
 
 
-def read_checkpoints(path: Path) -> tuple[list[Checkpoint], list[str]]:
-    """The intact checkpoints, newest first, and a line for each file that is none."""
-    found, problems = [], []
+def read_checkpoints(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
+    """The intact checkpoints, newest first, and what is wrong with each file that is none, by name.
+
+    A line each.
+    """
+    found, problems = [], {}
     for name in CHECKPOINTS:
-        read = _read(Path(path) / name)
-        if isinstance(read, str):
-            problems.append(read)
-        elif read is not None:
-            found.append(read)
+        try:
+            found += _read(Path(path) / name)
+        except RunDirError as error:
+            problems[name] = str(error)
     return found, problems
 
 
-def settle(path: Path) -> dict[str, str]:
-    """Leave intact checkpoints only, under their two names; name and line of each set aside.
+def settle(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
+    """As `read_checkpoints`, and leave the intact ones alone, under their two names.
 
     Without this the next write would put a damaged file in the place of an intact one.
     """
-    path = Path(path)
-    problems = {}
-    for name in CHECKPOINTS:
-        read = _read(path / name)
-        if isinstance(read, str):
-            problems[name] = read
-            _set_aside(path / name)
-    staged, current = path / STAGED_CHECKPOINT, path / CHECKPOINT
-    if staged.exists():
-        if current.exists():
-            os.replace(current, path / PREVIOUS_CHECKPOINT)
-        os.replace(staged, current)
-    return problems
+    found, problems = read_checkpoints(path)
+    for name in problems:
+        _set_aside(Path(path) / name)
+    if (Path(path) / STAGED_CHECKPOINT).exists():
+        _put_in_place(Path(path))
+    return found, problems
 
 
 def refuse_foreign_checkpoints(path: Path) -> None:
@@ -117,29 +113,32 @@ def refuse_foreign_checkpoints(path: Path) -> None:
                 )
 
 
-def _read(file: Path) -> Checkpoint | str | None:
-    """The checkpoint in a file, what is wrong with it, or None where there is no file."""
-    try:
-        data = read_bytes(file)
-    except RunDirError as error:
-        return str(error)
+def _read(file: Path) -> list[Checkpoint]:
+    """The checkpoint in a file, none where there is no file; RunDirError for what is none."""
+    data = read_bytes(file)
     if data is None:
-        return f"{file} leads nowhere" if file.is_symlink() else None
-    if not data.startswith((_MAGIC, _MAGIC_1)):
-        return f"{file} is not a checkpoint of this program"
-    content = data[len(_MAGIC) + _HASH :]
-    seal = hashlib.sha256(content).hexdigest().encode() + b"\n"
-    if data[len(_MAGIC) : len(_MAGIC) + _HASH] != seal:
-        return f"{file} is damaged ({len(data)} bytes, wrong hash)"
-    if data.startswith(_MAGIC_1):
-        return Checkpoint(content)
+        if file.is_symlink():
+            raise RunDirError(f"{file} leads nowhere")
+        return []
+    magic = _MAGIC_1 if data.startswith(_MAGIC_1) else _MAGIC
+    content = without_hash(data, magic, str(file), "checkpoint")
+    if magic == _MAGIC_1:
+        return [Checkpoint(content)]
     head, _, payload = content.partition(b"\n")
     try:
         values = json.loads(head)
         rows = tuple({"iteration": int(row["iteration"])} | row for row in values["rows"])
-        return Checkpoint(payload, int(values["iteration"]), rows, values["result"])
+        return [Checkpoint(payload, int(values["iteration"]), rows, values["result"])]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return f"{file} is damaged (its head says nothing)"
+        raise RunDirError(f"{file} is damaged (its head says nothing)") from None
+
+
+def _put_in_place(path: Path) -> None:
+    """The staged checkpoint becomes the current one, and that the one before."""
+    current = path / CHECKPOINT
+    if current.exists():
+        os.replace(current, path / PREVIOUS_CHECKPOINT)
+    os.replace(path / STAGED_CHECKPOINT, current)
 
 
 def _set_aside(file: Path) -> None:

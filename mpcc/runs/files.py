@@ -144,6 +144,26 @@ def dumps(value: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, sort_keys=False, allow_nan=False)
 
 
+def with_hash(magic: bytes, content: bytes) -> bytes:
+    """The bytes of a file: a first line that says what it is, a hash of the rest, the rest."""
+    return magic + _hash_line(content) + content
+
+
+def without_hash(data: bytes, magic: bytes, name: str, what: str, hint: str = "") -> bytes:
+    """The content in the bytes of such a file; RunDirError with its name and `what` it is not."""
+    if not data.startswith(magic):
+        raise RunDirError(f"{name} is not a {what} of this program")
+    start = len(magic) + len(_hash_line(b""))
+    content = data[start:]
+    if data[len(magic) : start] != _hash_line(content):
+        raise RunDirError(f"{name} is damaged ({len(data):,} bytes, wrong hash){hint}")
+    return content
+
+
+def _hash_line(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
 def sealed(values: Mapping[str, Any], **files: bytes) -> dict[str, Any]:
     """The object with a hash of its content and of the bytes of each file that belongs to it."""
     record = {name: value for name, value in values.items() if name != SEAL} | {"schema": SCHEMA}

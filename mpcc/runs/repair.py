@@ -32,7 +32,7 @@ def repair(path: Path, config: Config, fingerprint: str | None = None) -> list[s
     try:
         run_dir.refuse_foreign_checkpoints(path)
     except RunDirError:  # Seen by the first bytes: no trial of ours may be refused for it.
-        damaged += checkpoints.settle(path)
+        damaged += checkpoints.settle(path)[1]
     if result is None or not _evaluations_fit(path, result):
         damaged += _restore(path, config, result, RESULT in damaged)
     if not (path / CONFIG).exists():
@@ -94,8 +94,8 @@ def _restore(
     path: Path, config: Config, result: dict[str, Any] | None, result_damaged: bool
 ) -> list[str]:
     """Write result and evaluations again from the checkpoints; what was damaged besides."""
-    damaged = list(checkpoints.settle(path))
-    found, _ = run_dir.read_checkpoints(path)
+    found, problems = checkpoints.settle(path)
+    damaged = list(problems)
     if result_damaged:
         result = next((c.result for c in found if _is_result(c.result, config)), None)
         if result is not None:

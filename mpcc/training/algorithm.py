@@ -44,20 +44,21 @@ def update_discriminator(state: TrainState, x: Tensor, labels: Tensor | None) ->
 
     Nothing else moves.
     """
-    with only_trainable(state.discriminator_part):
+    part = state.parts["discriminator"]
+    with only_trainable(part):
         real, fake = state.discriminator(x, labels).chunk(2)
         loss = losses.discriminator_hinge_loss(real, fake)
-        minimise(loss, state.discriminator_part)
+        minimise(loss, part)
     return loss.detach()
 
 
 def update_generator_and_prior(state: TrainState) -> Tensor:
     """Lines 14-17: G and the prior, z = μ_y + σ_y ε, learn to raise D's score."""
     config = state.config
-    parts = [state.generator_part] + ([state.prior_part] if state.prior_part else [])
-    if state.prior_part:
+    parts = [state.parts[name] for name in ("generator", "prior") if name in state.parts]
+    if "prior" in state.parts:
         own = config.prior_adversarial_lr == "prior"
-        state.prior_part.lr = config.prior_lr if own else config.network_lr
+        state.parts["prior"].lr = config.prior_lr if own else config.network_lr
     with only_trainable(*parts):
         z, y = state.prior.sample(config.batch_size, state.rng)
         scores = state.discriminator(state.generator(z, y), y if config.conditional else None)
@@ -71,16 +72,16 @@ def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
 
     G does not move, and eq. 7 does not move the prior unless the configuration says so.
     """
-    config, prior_part = state.config, state.prior_part
-    parts = [state.encoder_part] + ([prior_part] if prior_part else [])
+    config = state.config
+    parts = [state.parts[name] for name in ("encoder", "prior") if name in state.parts]
     with only_trainable(*parts):
         z, y = state.prior.sample(config.batch_size, state.rng)
         x_fake = generate(state, z.detach(), y)
         target = z if config.prior_learns_from_encoder_loss else z.detach()
         loss = encoder_loss(state, target, x_fake)
         terms = {"loss/encoder": loss.detach()}
-        if prior_part and y is not None:
-            prior_part.lr = config.prior_lr
+        if y is not None:
+            state.parts["prior"].lr = config.prior_lr
             membership = losses.membership_loss(state.prior.log_memberships(z), y)
             entropy = losses.prior_entropy_loss(
                 state.prior.log_weights, state.prior.entropies(), config.latent_size
@@ -93,9 +94,10 @@ def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
 
 def update_encoder(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
     """Lines 19-27 from the second time on: E alone learns q(z|x) on these images of z."""
-    with only_trainable(state.encoder_part):
+    part = state.parts["encoder"]
+    with only_trainable(part):
         loss = encoder_loss(state, z, x_fake)
-        minimise(loss, state.encoder_part)
+        minimise(loss, part)
     return loss.detach()
 
 
@@ -109,7 +111,7 @@ def update_average(state: TrainState) -> None:
     """Moving average of G's parameters; a copy up to and including iteration `ema_start`."""
     early = state.iteration <= state.config.ema_start
     decay = 0.0 if early else state.config.ema_decay
-    get_ema_multi_avg_fn(decay)(state.average, state.generator_part.raw, None)
+    get_ema_multi_avg_fn(decay)(state.average, state.parts["generator"].raw, None)
 
 
 def discriminator_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -5,7 +5,6 @@ Neither torch nor numpy, so that a command that only plans can ask.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,15 +64,8 @@ def check_data(config: Config, data_dir: Path | None) -> None:
     except DataError:
         return  # It is said where they are needed.
     about = prepared.read_about(place)
+    doubtful = config.conditional or config.dataset == "folder" or config.n_clusters > FEW
+    if about is None and doubtful:
+        about = prepared.about(config, data_dir)
     if about is not None:
-        labels = None
-        if about["n_labels"] is not None:
-            labels = max(array("q", (place / "labels.bin").read_bytes())) + 1
-        check_images(config, about["shape"], labels)
-    elif config.conditional or config.dataset == "folder" or config.n_clusters > FEW:
-        from mpcc.data.image_set import load
-
-        image_set = load(config, data_dir)
-        found = image_set.labels
-        labels = None if found is None else int(found.max()) + 1
-        check_images(config, image_set.images.shape, labels)
+        check_images(config, about["shape"], len(about["label_names"]) or None)

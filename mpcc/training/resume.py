@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Collection
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | Non
     content = {
         "trial_key": state.config.trial_key,
         "iteration": state.iteration,
-        "parts": {name: part.state() for name, part in state.parts().items()},
+        "parts": {name: part.state() for name, part in state.parts.items()},
         "average": state.average,
         "rng": state.rng.get_state(),
         "seconds": state.seconds,
@@ -41,21 +41,21 @@ def restore(state: TrainState, path: Path) -> None:
 
     Of a run that has ended, the model as it ended; RunDirError where there is none to be had.
     """
-    problems = list(settle(path).values())
+    found, damaged = settle(path)
+    problems = list(damaged.values())
     result = run_dir.read_result(path)
     ended = result is not None and result["state"] in (run_dir.DONE, run_dir.DIVERGED)
-    shorter = [state.config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
-    keys = {config.trial_key for config in (state.config, *shorter)}
-    for checkpoint in run_dir.read_checkpoints(path)[0]:
-        try:
-            file = io.BytesIO(checkpoint.payload)
-            content = torch.load(file, map_location=state.device, weights_only=True)
-            problem = unfit(content, state, keys, ended)
-            rows = None if problem else evaluations(checkpoint, content["iteration"], state, path)
-        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
-        if problem or rows is None:
-            problems.append(f"a checkpoint in {path} {problem or 'has lost its evaluations'}")
+    for checkpoint, content in fitting(found, state, path, problems):
+        iteration = content["iteration"]
+        if not 0 <= iteration < state.config.iterations + ended:
+            # One of the end has its result beside it, unless that was damaged or deleted: the last
+            # evaluation is then made again, from the checkpoint before.
+            why = f"is of iteration {iteration}, and the result is missing"
+            problems.append(f"a checkpoint in {path} {why}")
+            continue
+        rows = evaluations(checkpoint, iteration, state, path)
+        if rows is None:
+            problems.append(f"a checkpoint in {path} has lost its evaluations")
             continue
         take_model(state, content)
         state.rng.set_state(content["rng"].cpu())
@@ -69,6 +69,29 @@ def restore(state: TrainState, path: Path) -> None:
     if problems:
         start = f"going on at iteration {state.iteration}" if state.iteration else "starting over"
         log.warning("%s; %s", "; ".join(problems), start)
+
+
+def fitting(
+    found: Sequence[Checkpoint], state: TrainState, path: Path, problems: list[str]
+) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
+    """Each checkpoint of this trial, or of its shorter self, with its content.
+
+    Why another cannot be gone on from becomes one of the problems, a line each.
+    """
+    shorter = [state.config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
+    keys = {config.trial_key for config in (state.config, *shorter)}
+    for checkpoint in found:
+        try:
+            file = io.BytesIO(checkpoint.payload)
+            content = torch.load(file, map_location=state.device, weights_only=True)
+            foreign = content["trial_key"] not in keys
+            problem = "belongs to another trial" if foreign else misfit(content, state)
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
+            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
+        if problem:
+            problems.append(f"a checkpoint in {path} {problem}")
+        else:
+            yield checkpoint, content
 
 
 def take_over(state: TrainState, trained: Path) -> dict[str, float]:
@@ -90,7 +113,7 @@ def take_over(state: TrainState, trained: Path) -> dict[str, float]:
 
 def take_model(state: TrainState, content: dict[str, Any]) -> None:
     """Take over weights, their average and the iteration from the content of a checkpoint."""
-    for name, part in state.parts().items():
+    for name, part in state.parts.items():
         part.load_state(content["parts"][name])
     for average, saved in zip(state.average, content["average"], strict=True):
         average.copy_(saved)
@@ -112,22 +135,6 @@ def evaluations(
     return rows if wanted <= {row["iteration"] for row in rows} else None
 
 
-def unfit(
-    content: dict[str, Any], state: TrainState, keys: Collection[str], ended: bool
-) -> str | None:
-    """Why training cannot go on from a checkpoint.
-
-    `keys` are those of this trial and of its shorter self; `ended`: its result is there.
-    """
-    if content["trial_key"] not in keys:
-        return "belongs to another trial"
-    if not 0 <= content["iteration"] < state.config.iterations + ended:
-        # A checkpoint of the end has its result beside it, unless that was damaged or deleted: the
-        # last evaluation is then made again, from the checkpoint before.
-        return f"is of iteration {content['iteration']}, and the result is missing"
-    return misfit(content, state)
-
-
 def misfit(content: dict[str, Any], state: TrainState) -> str | None:
     """Why a checkpoint does not fit the state, such as one of another version's networks.
 
@@ -135,7 +142,7 @@ def misfit(content: dict[str, Any], state: TrainState) -> str | None:
     """
     pairs = list(zip(state.average, content["average"], strict=False))
     complete = len(state.average) == len(content["average"])
-    for name, part in state.parts().items():
+    for name, part in state.parts.items():
         saved = content["parts"].get(name, {})
         for key, tensor in part.state().items():
             complete &= key in saved

@@ -56,10 +56,8 @@ class TrainState:
     discriminator: Discriminator
     encoder: Encoder
     prior: Prior
-    generator_part: Part
-    discriminator_part: Part
-    encoder_part: Part
-    prior_part: Part | None
+    parts: dict[str, Part]
+    """Of `generator`, `discriminator`, `encoder` and, where the prior learns, `prior`."""
     rng: torch.Generator
     average: list[Tensor]
     """Moving average of G's raw parameters, in the order of its part's `raw`."""
@@ -87,15 +85,6 @@ class TrainState:
         """Where the trial runs."""
         return self.images.device
 
-    def parts(self) -> dict[str, Part]:
-        """All parts by name."""
-        parts = {
-            "generator": self.generator_part,
-            "discriminator": self.discriminator_part,
-            "encoder": self.encoder_part,
-        }
-        return parts | ({"prior": self.prior_part} if self.prior_part else {})
-
 
 def build_state(
     config: Config,
@@ -107,12 +96,14 @@ def build_state(
     with seeded(config.seed):
         prior = build_prior(config).to(device, dtype)
         generator, discriminator, encoder = build_networks(config)
-    for network in (generator, discriminator, encoder):
+    modules = {"generator": generator, "discriminator": discriminator, "encoder": encoder}
+    for network in modules.values():
         network.to(device, dtype)
-    has_prior_parameters = any(True for _ in prior.parameters())
+    parts: dict[str, Part] = {n: ModulePart([m], config.network_lr) for n, m in modules.items()}
+    if any(True for _ in prior.parameters()):
+        parts["prior"] = ModulePart([prior], config.prior_lr)
     rng = torch.Generator(device)
     rng.manual_seed(config.seed)
-    lr = config.network_lr
     state = TrainState(
         config=config,
         image_set=image_set,
@@ -121,10 +112,7 @@ def build_state(
         discriminator=discriminator,
         encoder=encoder,
         prior=prior,
-        generator_part=ModulePart([generator], lr),
-        discriminator_part=ModulePart([discriminator], lr),
-        encoder_part=ModulePart([encoder], lr),
-        prior_part=ModulePart([prior], config.prior_lr) if has_prior_parameters else None,
+        parts=parts,
         rng=rng,
         average=[],
     )
@@ -132,7 +120,7 @@ def build_state(
         from mpcc.fast.build import speed_up  # which imports the algorithm, and that this module
 
         speed_up(state)
-    state.average = [t.detach().clone() for t in state.generator_part.raw]
+    state.average = [t.detach().clone() for t in state.parts["generator"].raw]
     return state
 
 

@@ -109,9 +109,7 @@ def train(
     if state.updates is not None and trained is None:
         state.updates.check(state)
     write_provenance(path, state, trained)
-    reference = kmeans_baseline(state)
     run = _Run(state, path, checkpoint_seconds, checkpoint_iterations, files)
-    run.baseline = reference
     if trained is None:
         yield from run.iterate()
     else:
@@ -133,13 +131,12 @@ class _Run:
         self.checkpoint_seconds, self.checkpoint_iterations = seconds, iterations or math.inf
         self.between_checkpoints = seconds
         self.saved_iteration = state.iteration
+        self.baseline = kmeans_baseline(state)
         self.saved = self.spoke = self.clock = time.monotonic()
-        self.baseline: dict[str, float | str] = {}
 
     def iterate(self) -> Generator[Progress]:
         """Train to the end; see `train`."""
         state, config = self.state, self.state.config
-        self.saved = self.spoke = self.clock = time.monotonic()
         waiting: list[dict[str, Tensor]] = []
         flush_every = 1 if state.device.type == "cpu" else FLUSH_EVERY_ON_GPU
         try:
@@ -200,18 +197,45 @@ class _Run:
             unavailable |= write_pictures(self.path, state, evaluation)
             # In this order: a checkpoint at the end always has its result beside it.
             files = for_use(state, evaluation, self.files)
-            result = write_result(
-                self.path, state, run_dir.DONE, None, row, unavailable, self.baseline, files
-            )
-            self._save(result)
+            self._save(self._end(run_dir.DONE, None, row, unavailable, files))
         return row
 
     def _diverged(self, cause: str) -> Progress:
         """Record that training cannot go on."""
         self._count("train")
-        write_result(self.path, self.state, run_dir.DIVERGED, cause, {}, {}, self.baseline)
+        self._end(run_dir.DIVERGED, cause)
         self.saved_iteration = self.state.iteration
         return self._progress(state="diverged", cause=cause)
+
+    def _end(
+        self,
+        outcome: str,
+        cause: str | None,
+        row: Mapping[str, Any] = MappingProxyType({}),
+        unavailable: Mapping[str, str] = MappingProxyType({}),
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """Record how the trial ended, with the files that belong to it; returns the record.
+
+        `unavailable`: metric or picture -> why it is missing.
+        """
+        state, reasons = self.state, {n: v for n, v in self.baseline.items() if isinstance(v, str)}
+        last = {k: v for k, v in row.items() if k not in ("iteration", "seconds")}
+        networks = {n: getattr(state, n) for n in ("generator", "discriminator", "encoder")}
+        record = {
+            "state": outcome,
+            "cause": cause,
+            "iteration": state.iteration,
+            "trial_key": state.config.trial_key,
+            "metrics": last,
+            "failures": list(failures(last, state.config.max_saturation)),
+            "unavailable": {**unavailable, **reasons},
+            "baseline": {n: v for n, v in self.baseline.items() if n not in reasons},
+            "weights_sha256": weights_hash(state),
+            "n_parameters": {name: n_parameters(network) for name, network in networks.items()},
+            "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
+        }
+        return run_dir.write_result(self.path, record, state.rows, files)
 
     def _count(self, what: str) -> None:
         """Add the time since the last look to that of training or evaluation."""
@@ -250,49 +274,14 @@ def first_not_finite(waiting: list[dict[str, Tensor]], iteration: int) -> str | 
     return f"{term} is not finite at iteration {iteration - len(waiting) + 1 + row}"
 
 
-def write_result(
-    path: Path,
-    state: TrainState,
-    outcome: str,
-    cause: str | None,
-    row: dict[str, Any],
-    unavailable: dict[str, str],
-    baseline: dict[str, float | str],
-    files: Mapping[str, bytes] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """Record how the trial ended, with the files that belong to it; returns the record.
-
-    `unavailable`: metric or picture -> why it is missing; of the baseline a number or a reason.
-    """
-    unavailable = unavailable | {n: v for n, v in baseline.items() if isinstance(v, str)}
-    last = {k: v for k, v in row.items() if k not in ("iteration", "seconds")}
+def weights_hash(state: TrainState) -> str:
+    """SHA-256 of all that the parts of a trial hold."""
     digest = hashlib.sha256()
-    for part in state.parts().values():
+    for part in state.parts.values():
         for name, tensor in part.state().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return run_dir.write_result(
-        path,
-        {
-            "state": outcome,
-            "cause": cause,
-            "iteration": state.iteration,
-            "trial_key": state.config.trial_key,
-            "metrics": last,
-            "failures": list(failures(last, state.config.max_saturation)),
-            "unavailable": unavailable,
-            "baseline": {n: v for n, v in baseline.items() if not isinstance(v, str)},
-            "weights_sha256": digest.hexdigest(),
-            "n_parameters": {
-                "generator": n_parameters(state.generator),
-                "discriminator": n_parameters(state.discriminator),
-                "encoder": n_parameters(state.encoder),
-            },
-            "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
-        },
-        state.rows,
-        files,
-    )
+    return digest.hexdigest()
 
 
 def check_same_images(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +21,7 @@ from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.files import MODEL, RunDirError
 from mpcc.runs.model_file import Arrays, model_bytes, read_model
 from mpcc.training.device import resolve_device
-from mpcc.training.resume import misfit, take_model
+from mpcc.training.resume import fitting, take_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded
 from mpcc.use.images import CHUNK, Levels
 from mpcc.use.model import Model
@@ -32,9 +29,9 @@ from mpcc.use.model import Model
 
 def trained_bytes(state: TrainState, generator: Generator) -> bytes:
     """The file of a model as training has it; the generator that an evaluation has used."""
-    images = state.image_set
-    head = _head(state.config, state.iteration, images.label_names, Levels.of(images.images))
-    return model_bytes(head, _arrays(generator, state.encoder, state.prior))
+    names, levels = state.image_set.label_names, Levels.of(state.image_set.images)
+    networks = generator, state.encoder, state.prior
+    return _bytes(state.config, state.iteration, names, levels, *networks)
 
 
 def for_use(
@@ -60,8 +57,8 @@ def for_use(
 
 def bytes_of(model: Model) -> bytes:
     """The file of a model."""
-    head = _head(model.config, model.iteration, model.label_names, model.levels)
-    return model_bytes(head, _arrays(model.generator, model.encoder, model.prior))
+    networks = model.generator, model.encoder, model.prior
+    return _bytes(model.config, model.iteration, model.label_names, model.levels, *networks)
 
 
 def model_of(data: bytes, name: str, device: torch.device) -> Model:
@@ -102,42 +99,30 @@ def model_of_checkpoint(path: Path, config: Config, device: torch.device) -> Mod
     """
     blank = torch.zeros((1, config.n_channels, config.image_size, config.image_size))
     state = build_state(config, ImageSet(blank.to(device, torch.uint8), None, (), ""), device)
-    found, problems = run_dir.read_checkpoints(path)
-    shorter = [config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
-    for checkpoint in found:
-        try:
-            file = io.BytesIO(checkpoint.payload)
-            content = torch.load(file, map_location=device, weights_only=True)
-            foreign = content["trial_key"] not in {c.trial_key for c in (config, *shorter)}
-            problem = "belongs to another trial" if foreign else misfit(content, state)
-        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
-        if problem is None:
-            take_model(state, content)
-            with torch.no_grad():
-                generator = averaged_generator(state, evaluation_rng(state))
-            head = _head(config, state.iteration, (), None)
-            arrays = _arrays(generator, state.encoder, state.prior)
-            return model_of(model_bytes(head, arrays), str(path), device)
-        problems.append(f"a checkpoint in {path} {problem}")
+    found, damaged = run_dir.read_checkpoints(path)
+    problems = list(damaged.values())
+    for _, content in fitting(found, state, path, problems):
+        take_model(state, content)
+        with torch.no_grad():
+            generator = averaged_generator(state, evaluation_rng(state))
+        networks = generator, state.encoder, state.prior
+        return model_of(_bytes(config, state.iteration, (), None, *networks), str(path), device)
     raise RunDirError(
         "; ".join(problems) or f"{path} has no checkpoint yet: wait, or go on with the trial"
     )
 
 
-def _head(
-    config: Config, iteration: int, label_names: tuple[str, ...], levels: Levels | None
-) -> dict[str, Any]:
-    return {
-        "config": config.to_dict(),
-        "iteration": iteration,
-        "label_names": label_names,
-        "levels": levels,
-    }
-
-
-def _arrays(generator: Generator, encoder: Encoder, prior: nn.Module) -> Arrays:
-    """All tensors by name; a weight as the forward pass sees it where it is kept normalised."""
+def _bytes(
+    config: Config,
+    iteration: int,
+    label_names: tuple[str, ...],
+    levels: Levels | None,
+    generator: Generator,
+    encoder: Encoder,
+    prior: nn.Module,
+) -> bytes:
+    """The file of a model: all tensors by name, a weight as the forward pass sees it where it is
+    kept normalised."""
     found: dict[str, Tensor] = {}
     for prefix, network in (("generator", generator), ("encoder", encoder), ("prior", prior)):
         ours = network.state_dict()
@@ -150,7 +135,13 @@ def _arrays(generator: Generator, encoder: Encoder, prior: nn.Module) -> Arrays:
                 ours[f"{name}.standing_mean"] = module.statistics.mean
                 ours[f"{name}.standing_var"] = module.statistics.var
         found |= {f"{prefix}.{name}": tensor for name, tensor in ours.items()}
-    return {name: tensor.detach().cpu().float().numpy() for name, tensor in found.items()}
+    head = {
+        "config": config.to_dict(),
+        "iteration": iteration,
+        "label_names": label_names,
+        "levels": levels,
+    }
+    return model_bytes(head, {n: t.detach().cpu().float().numpy() for n, t in found.items()})
 
 
 def _part(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:

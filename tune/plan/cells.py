@@ -70,7 +70,8 @@ class Trial:
 def trials(cell: Cell, seeds: Iterable[int]) -> list[Trial]:
     """The trials of one cell."""
     return [
-        Trial(cell, seed, cell.config.with_seed(seed), trial_key(cell.key, seed)) for seed in seeds
+        Trial(cell, seed, cell.config.override(seed=seed), trial_key(cell.key, seed))
+        for seed in seeds
     ]
 
 

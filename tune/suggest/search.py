@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpcc.config import Config, unknown
-from mpcc.data import files as data_files
+from mpcc.data import folder
 from mpcc.evaluation import inception
 from mpcc.evaluation.metrics import METRICS, NEED_CLUSTERS, NEED_LABELS, TEST
 from tune.plan.cells import Cell, Trial, trials
@@ -205,7 +205,7 @@ def check_here(search: Search, base: Config, data_dir: Path | str | None) -> Non
     if not set(search.objectives).isdisjoint(NEEDS["Inception"]):
         inception.find_weights()
     if search.by_labels and base.dataset == "folder":
-        if not any(label for _, label in data_files.find_images(data_dir)):
+        if not any(label for _, label in folder.find(data_dir).images):
             raise ValueError(
                 f"--objective {search.by_labels[0]} needs labels and the images in {data_dir} have "
                 "none: put them into subfolders named by label, or choose another objective"
