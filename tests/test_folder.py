@@ -290,9 +290,7 @@ def test_damaged_files_are_left_out_on_demand_and_counted(root):
     _damaged(root)
     loaded = load(root, skip_damaged=True)
     assert len(loaded) == 1
-    assert "left out 6 damaged files: byte.png (broken data stream" in said(
-        root, skip_damaged=True
-    )
+    assert "left out 6 damaged files: byte.png (broken data stream" in said(root, skip_damaged=True)
     (root / "whole.jpg").unlink()
     assert "6 of 6 files" in refused(root, skip_damaged=True)
 
