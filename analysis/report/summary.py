@@ -132,26 +132,25 @@ def _kmeans(groups: Sequence[Group], metric: str) -> list[str]:
 
 def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
     spec, axes = column(metric), swept(records)
-    ranking = rank(groups, metric, spec.better, test)
+    ranking, failed = rank(groups, metric, spec.better, test), []
+    if ranking.failed:
+        verb = "is" if ranking.failed == 1 else "are"
+        cells = _many(ranking.failed, "cell").capitalize()
+        failed = [f"{cells} with a collapsed or diverged seed {verb} not ranked."]
     if not ranking.classes:
         valued = [g for g in groups if g.summary(metric).n]
         found = [
             f"{g.label(axes).capitalize()} gave {_name(spec)} {_value(g, spec)}."
             for g in valued[:MAX_CLASSES]
         ]
-        if len(valued) > 1:
+        if len(valued) > 1 and not ranking.failed:
             found.append("Cells that are not measured alike are not ranked.")
-        return found + _kmeans(groups, metric)
+        return found + failed + _kmeans(groups, metric)
     whole = not ranking.failed
     found = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if len(ranking.classes) > MAX_CLASSES:
         found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
-    if ranking.failed:
-        verb = "is" if ranking.failed == 1 else "are"
-        found.append(
-            f"{_many(ranking.failed, 'cell').capitalize()} with a collapsed or diverged seed "
-            f"{verb} not ranked."
-        )
+    found += failed
     if ranking.alone:
         found.append(
             f"{_many(ranking.alone, 'cell').capitalize()} measured like no other "
