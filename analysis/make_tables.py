@@ -160,11 +160,14 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         print(explain(records, cells, options.explain))
         return 0
     found = products(records, cells, choices)
-    compared = "html" in formats or any(p.result or p.name == "search" for p in found)
-    if options.baseline and not compared:
+    names = {"report"} if "html" in formats else {product.name for product in found}
+    idle = {
+        "--baseline": options.baseline and not names & {"report", "grid", "search"},
+        "--test": options.test != "welch" and not names & {"report", "table1", "grid", "layout"},
+    }
+    for name in filter(idle.get, idle):
         raise ValueError(
-            f"--baseline does nothing in the table {found[0].name}: nothing is compared with it; "
-            "add --table grid or --format html"
+            f"{name} does nothing in {found[0].name}; add --table grid or --format html"
         )
     contents: dict[str, bytes] = {}
     for product in found:

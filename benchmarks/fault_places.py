@@ -93,12 +93,9 @@ def own_images(lab: Lab, outcome: Outcome) -> None:
     """The driver of a sweep over a folder of mixed images is killed."""
     folder = lab.folder / "images"
     write_images(folder)
-    argv = (*SETTINGS, "--set", "dataset=folder", "n_clusters=4")
-    own = Lab(
-        lab.folder / "own-images",
-        lab.seed,
-        (*argv, "--data-dir", str(folder), "--grid", "esteps=1,2"),
-    )
+    images = ("--set", "dataset=folder", "n_clusters=4", "--data-dir", str(folder))
+    argv = (*SETTINGS, *images, "--grid", "esteps=1,2", "--checkpoint-seconds", "0")
+    own = Lab(lab.folder / "own-images", lab.seed, argv)
     try:
         sweep = own.sweep()
         process = sweep.start()

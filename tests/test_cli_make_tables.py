@@ -82,12 +82,19 @@ def test_copy_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(folders[0] / "tables") == contents(folders[1] / "tables")
 
 
-def test_a_baseline_that_no_table_compares_with_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "table"),
+    [
+        (["--baseline", "esteps=1"], "1"),
+        *((["--test", "paired"], name) for name in ("2", "3a", "4")),
+    ],
+)
+def test_what_a_table_does_not_compare_is_refused(
+    option: list[str], table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--runs", str(table1_sweep(tmp_path / "digits").path), "--baseline", "esteps=1"]
-    assert make_tables.main(command) == 2
-    assert "--baseline does nothing in the table table1" in capsys.readouterr().err
+    command = ["--runs", str(table1_sweep(tmp_path / "digits").path), *option]
+    assert make_tables.main([*command, "--table", table]) == 2
+    assert f"{option[0]} does nothing in table{table}; " in capsys.readouterr().err
     assert make_tables.main([*command, "--table", "grid"]) == 0
 
 

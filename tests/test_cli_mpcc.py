@@ -159,6 +159,7 @@ def surrounded(out: Path, surroundings: dict[str, str | None], mask: int) -> lis
         cwd=ROOT, env=env, umask=mask, stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and "arning" not in done.stderr, done.stderr
+    assert done.stderr.count("\n") <= 4 and not set("\r\x1b") & set(done.stderr)
     for word in ("temporary", "fontManager"):  # matplotlib's, where its own folder is not there
         assert word not in done.stderr
     pictures = [path.read_bytes() for path in sorted(out.glob("[lrs]*.png"))]

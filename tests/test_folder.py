@@ -261,6 +261,9 @@ def _damaged(root: Path) -> None:
     save(Image.effect_noise((64, 64), 90), root / "whole.jpg")
     whole = (root / "whole.jpg").read_bytes()
     write(root / "half.jpg", whole[: len(whole) // 2])
+    png = bytearray(save(Image.effect_noise((64, 64), 90), root / "byte.png").read_bytes())
+    png[len(png) // 2] ^= 0xFF
+    write(root / "byte.png", png)
     write(root / "empty.png", b"")
     write(root / "page.jpg", b"<!doctype html><title>404</title>")
     (root / "lost.png").symlink_to(root / "nowhere.png")
@@ -270,7 +273,8 @@ def _damaged(root: Path) -> None:
 def test_all_damaged_files_are_named_at_once(root):
     _damaged(root)
     text = refused(root)
-    assert text.startswith(f"5 of 6 files in {root} are not sound images: empty.png (0 bytes), ")
+    assert text.startswith(f"6 of 7 files in {root} are not sound images: byte.png (broken ")
+    assert "empty.png (0 bytes), " in text
     assert "half.jpg (image file is truncated" in text and "page.jpg (no image in it)" in text
     assert "lost.png (No such file" in text and "round.png (Too many levels" in text
     assert text.endswith("leave them out by --set skip_damaged=true")
@@ -287,18 +291,18 @@ def test_damaged_files_are_left_out_on_demand_and_counted(root):
     _damaged(root)
     loaded = load(root, skip_damaged=True)
     assert len(loaded) == 1
-    assert "left out 5 damaged files: empty.png (0 bytes), half.jpg" in said(
-        root, skip_damaged=True
-    )
+    assert "left out 6 damaged files: byte.png (broken data stream" in said(root, skip_damaged=True)
     (root / "whole.jpg").unlink()
-    assert "5 of 5 files" in refused(root, skip_damaged=True)
+    assert "6 of 6 files" in refused(root, skip_damaged=True)
 
 
 def test_a_name_that_is_no_text_can_be_printed(root):
-    for label, colour in ((b"caf\xe9", RED), (b"tea", BLUE)):
-        save(flat(colour), Path(os.fsdecode(os.fsencode(root) + b"/" + label)) / "a.png")
+    for label in (b"caf\xe8", b"caf\xe9", b"ice\ntea", "thé".encode()):
+        save(flat(), Path(os.fsdecode(os.fsencode(root) + b"/" + label)) / "a.png")
     said(root).encode()
-    assert load(root).label_names == ("caf�", "tea")
+    assert load(root).label_names == ("caf\\xe8", "caf\\xe9", "ice\\ntea", "thé")
+    with pytest.raises(DataError, match=r"a\.png is a file; correct --data-dir"):
+        load(root / "thé" / "a.png")
     assert json.loads(json.dumps(load(root).notes))
 
 
@@ -445,7 +449,7 @@ def test_damage_is_refused_before_anything_is_written(root, capsys, tmp_path):
     for more in ([], ["--dry-run"]):
         assert command.main([*ask, "--out", str(tmp_path / "out"), *more]) == 2
         out, err = capsys.readouterr()
-        assert "5 of 6 files" in err and err.count("\n") == 1 and out == ""
+        assert "6 of 7 files" in err and err.count("\n") == 1 and out == ""
     assert not (tmp_path / "out").exists()
 
 
@@ -458,9 +462,9 @@ def test_a_sweep_refuses_damage_before_ray_starts_and_says_what_it_found(root, c
     ask = ["--preset", "tiny", "--set", "dataset=folder", "--grid", "esteps=1"]
     ask += ["--data-dir", str(root), "--out", str(tmp_path / "sweep")]
     assert ablation.main(ask) == 2
-    assert "5 of 18 files" in capsys.readouterr().err and not (tmp_path / "sweep").exists()
+    assert "6 of 19 files" in capsys.readouterr().err and not (tmp_path / "sweep").exists()
     assert ablation.main([*ask, "--set", "skip_damaged=true", "--dry-run"]) == 0
-    assert "left out 5 damaged files" in capsys.readouterr().err
+    assert "left out 6 damaged files" in capsys.readouterr().err
 
 
 def test_many_images_are_read_fast_and_with_progress(root, capsys, monkeypatch):

@@ -76,6 +76,14 @@ def test_a_data_set_does_not_win_over_another(tmp_path: Path) -> None:
     assert "No configuration was compared with the baseline: measured with dataset" in text
 
 
+def test_what_is_left_beside_a_collapsed_cell_is_not_called_incomparable(tmp_path: Path) -> None:
+    collapsed = {"failures": ["collapsed"]}
+    sweep = filled(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=(collapsed, {}))
+    text = words(sweep.path)
+    assert "One cell with a collapsed or diverged seed is not ranked." in text
+    assert "not measured alike" not in text and "highest" not in text
+
+
 def test_a_fragment_of_other_code_is_not_the_best(tmp_path: Path) -> None:
     sweep = filled(tmp_path / "s", SQUARE, (0.5, 0.6, 0.7, 0.8))
     sweep.trial(SQUARE[0], 2, {METRIC: 0.99}, code="other")

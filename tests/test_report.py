@@ -189,7 +189,18 @@ def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
     assert "five configurations with five seeds each" in text
     assert "came with esteps 4, eta_p 5e-3; every other configuration differs" in text
     assert "k-means on the same pixels reaches 79.0 %" in text
+    assert "Of the variation in majority accuracy, 3 % goes with esteps (p" in text
+    assert (
+        "Acc: every cluster takes its most frequent label (eq. 11, also called purity); higher"
+        in content
+    )
     assert "a run on fresh seeds gives the figure to quote" in text
+
+
+def test_page_names_its_data_and_says_what_each_variant_is() -> None:
+    content = page(Path(__file__).resolve().parents[1] / "results" / "claim6-mnist8")
+    assert "<h1>MPCC ablation: mnist</h1>" in content  # The plan began from the preset digits.
+    assert "no-floor: sigma_min=0 (Floor of the components&#x27; standard deviation" in content
 
 
 def browse(file: Path, *options: str) -> str:

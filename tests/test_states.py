@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -147,6 +148,19 @@ def test_without_a_terminal_every_end_has_a_line(capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_lines_of_progress_grow_rare_as_hours_pass(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Display(States(trials(), {})) as display:
+        while now < 8 * 3600:
+            now += 1.0
+            display.show()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("[0:20] ") and 90 < len(lines) < 110  # 1,440, were they regular
+
+
 class Terminal(io.StringIO):
     """A stderr that is a terminal; `full` makes it fail as a full disk or a lost line does."""
 
@@ -162,10 +176,22 @@ class Terminal(io.StringIO):
         return super().write(text)
 
 
+def test_the_terminal_of_a_notebooks_cell_has_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell keeps each table that a terminal would draw over."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    with Display(States(trials(), {})) as display:
+        display.log("starting")
+        display.show(last=True)
+    assert terminal.getvalue() == "starting\n"
+
+
 def test_a_terminal_has_a_table_and_may_go_away(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     some = trials()
     states = States(some, {some[0].key: Status(State.DONE, iteration=100)})

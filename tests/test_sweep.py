@@ -31,6 +31,8 @@ pytestmark = pytest.mark.slow
 COMMON = ["--preset", "tiny", "--iterations", "60", "--set", "eval_every=20"]
 SMALL = [*COMMON, "--grid", "esteps=1,2", "--seeds", "2", "--checkpoint-seconds", "0"]
 LARGE = [*COMMON, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-seconds", "0"]
+NOTEBOOK = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+"""In the environment of a command that a cell of Jupyter or VS Code runs."""
 TIMEOUT = 600
 
 
@@ -98,7 +100,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     assert plan is not None
     states = {str(status.state) for status in store.statuses(plan.trials()).values()}
 
-    third = launch(out, *LARGE)
+    third = Sweep(out, tuple(LARGE)).start(NOTEBOOK)
     final, noise = third.communicate(timeout=TIMEOUT)
     return Story(
         out, after_kill, cut_off, second.returncode, seconds, text, after_interrupt, states,
@@ -180,6 +182,17 @@ def test_mlflow_has_one_finished_run_per_trial_under_one_parent(story: Story) ->
     assert sum(key is None for key, _ in runs) == 1
     assert {status for _, status in runs} == {"FINISHED"}
     assert rows == [(3, 3)] * 6
+
+
+def test_a_cell_of_a_notebook_is_not_filled_with_lines(story: Story) -> None:
+    """One for each trial that has ended, one every 20 s, and nothing that draws a table anew."""
+    assert "\r" not in story.noise and "\x1b" not in story.noise
+    first, *lines = story.noise.splitlines()
+    progress = [line for line in lines if " of 6 done, " in line]
+    assert first.endswith("trials to run; starting Ray …")
+    assert len(lines) == len(progress) + len(story.end) - len(story.after_interrupt)
+    minutes, seconds = lines[-1].removeprefix("[").partition("]")[0].split(":")
+    assert len(progress) <= (int(minutes) * 60 + int(seconds)) / 20
 
 
 def test_ray_is_kept_out_of_the_way(story: Story) -> None:

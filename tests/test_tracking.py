@@ -913,6 +913,23 @@ def test_models_are_those_of_the_best_cell_of_all_or_none_and_are_sent_once(
     assert models(copy) == sorted([first, last])
 
 
+def test_a_trial_without_clusters_has_no_model_and_its_run_says_why(out: Path) -> None:
+    base, grid = PRESETS["tiny"].override(prior="normal"), parse_grid(["esteps=1"], "tiny")
+    plan = new_plan("tiny", base).grow(cells(base, grid), (0,), grid.text)
+    Store(out).write_plan(plan)
+    (trial,) = plan.trials()
+    path = start(out, trial)
+    evaluate(path, 4)
+    end(path, trial, "done")
+    run_dir.write_result(path, run_dir.read_result(path) or {}, files={MODEL: b"of no clusters"})
+    for sent in (1, 0):
+        assert sync(Store(out), default_uri(out), plan, "always") == sent
+    client = connection.connect(default_uri(out))
+    run = client.get_run(runs(out)[trial.key][0])
+    assert run.data.tags["model"] == "none: prior=normal has no clusters"
+    assert not client.search_logged_models([run.info.experiment_id])
+
+
 def test_no_model_is_logged_before_all_have_ended_and_a_damaged_one_hinders_no_run(
     out: Path, modelled: Path
 ) -> None:

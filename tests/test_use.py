@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -304,6 +305,10 @@ def test_the_best_cell_is_that_of_most_information_whatever_the_labels(sweep: Sw
     key = sweep.config(best, 0).cell_key
     for cell in (key, key[:6], "esteps=2", "n_encoder_steps=2 batch_size=8"):
         assert find_trial(sweep.path, cell, 1) == sweep.folder(best, 1)
+    plan = json.loads((sweep.path / "sweep.json").read_text())
+    plan["dropped"] = [sweep.folder(best, seed).name for seed in (0, 1)]
+    (sweep.path / "sweep.json").write_text(json.dumps(plan))
+    assert find_trial(sweep.path, "best", 0) == sweep.folder({"n_encoder_steps": 4}, 0)
 
 
 @pytest.mark.parametrize(

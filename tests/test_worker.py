@@ -253,6 +253,19 @@ def test_other_images_than_those_of_the_sweep_fail_and_leave_nothing_of_them(
     assert about["starts"] == [0] and event.data == about["data"]
 
 
+def test_an_image_damaged_on_a_node_fails_its_trial_with_a_line_that_names_the_file(
+    tmp_path: Path,
+) -> None:
+    trial = planned("esteps=1", dataset="folder", n_clusters=2).trials()[0]
+    images, out = tmp_path / "images", tmp_path / "sweep"
+    images.mkdir()
+    (images / "half.jpg").write_bytes(b"\xff\xd8\xff")
+    (event,) = to_the_end(in_process([spec_of(out, trial, data_dir=str(images))]))
+    cause = str(Store(out).status(trial).cause)
+    assert event.state == State.FAILED and event.cause == cause and "\n" not in cause
+    assert cause.startswith(f"data: {images / 'half.jpg'} is not a sound image")
+
+
 # -- stopping and pruning ------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 TABLE_SECONDS = 0.5
 """Between two tables on a terminal."""
-LINE_SECONDS = 20.0
-"""Between two lines of progress elsewhere."""
+LINE_SECONDS, LINE_SHARE = 20.0, 0.05
+"""Between two lines of progress elsewhere: at least so long, and this share of the time so far."""
+INLINE_BACKEND = "matplotlib_inline"
+"""Named by MPLBACKEND in Jupyter and VS Code, whose cells keep every table that is drawn."""
 
 
 class Display:
@@ -35,7 +38,8 @@ class Display:
         """How many ends of trials have had their line."""
 
     def __enter__(self) -> Display:
-        if sys.stderr.isatty():
+        notebook = INLINE_BACKEND in os.environ.get("MPLBACKEND", "")
+        if sys.stderr.isatty() and not notebook:
             from rich.console import Console
             from rich.live import Live
 
@@ -60,7 +64,7 @@ class Display:
         waited = time.monotonic() - self._shown
         if self._live is None:
             self._log_ends()
-            if waited >= LINE_SECONDS:
+            if waited >= max(LINE_SECONDS, LINE_SHARE * (time.monotonic() - self._begun)):
                 self._shown += waited
                 self.log(f"[{self._spent()}] {self._states.line()}")
         elif last or waited >= TABLE_SECONDS:

@@ -56,7 +56,7 @@ def report(
     where these are not kept. Same records, same bytes: it holds no time stamp and no path of a
     machine.
     """
-    title = " and ".join(dict.fromkeys(sweep.name for sweep in records.sweeps))
+    title = " and ".join(dict.fromkeys(str(group.settings["dataset"]) for group in groups))
     result = next((p.result for p in products if p.result), None)
     fresh = groups_of(records, confirm=True)
     sections = {
@@ -155,13 +155,16 @@ def _strips(records: Records, groups: Sequence[Group]) -> str:
     for metric in shown_metrics(groups):
         drawn = html.strips(_named(records, groups, metric), column(metric))
         if drawn:
-            parts.append(f"<h3>{escape(column(metric).heading)}</h3>{drawn}")
+            spec = column(metric)
+            better = f"; {spec.better} is better" if spec.better != "neither" else ""
+            what = f'<p class="soft">{escape(spec.protocol.removesuffix("."))}{better}.</p>'
+            parts.append(f"<h3>{escape(spec.heading)}</h3>{what}{drawn}")
     if not parts:
         return ""
     legend = (
         '<p class="soft">Ring: a seed. Bar: the mean. Band: its 95 % interval (Student’s t), cut '
         "off at the edge. Dashed: k-means on the pixels of that cell, where it is known. "
-        "Right: mean ± standard deviation over the seeds.</p>"
+        "Right: mean ± standard deviation over the seeds, which says how far they scatter.</p>"
     )
     return legend + "".join(parts)
 

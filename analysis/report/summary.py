@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Sequence
 
 from analysis.records.frame import Records, short
@@ -19,7 +20,7 @@ from analysis.tables.groups import groups as groups_of
 from analysis.tables.ranking import Class, rank
 from analysis.tables.resolution import resolution
 from analysis.tables.shared import own_sentence, shown_metrics
-from mpcc.config import Config
+from mpcc.config import Config, full_name
 from mpcc.runs.run_dir import DIVERGED, DONE
 
 MAX_CLASSES = 3
@@ -59,6 +60,8 @@ def _design(records: Records, groups: Sequence[Group]) -> str:
     axes = " and ".join(short(axis) + _meaning(axis) for axis in swept(records)) or "the seed"
     if any(g.variant for g in groups):
         axes = "one part of the model at a time" if not swept(records) else f"{axes}, and parts"
+        parts = {g.variant: _part(g.changes) for g in groups if g.variant and g.changes}
+        axes += f" ({'; '.join(f'{name}: {change}' for name, change in parts.items())})"
     planned = sorted({g.n_planned for g in groups})
     seeds = " to ".join(count(n) for n in (planned[0], planned[-1])[: len(planned)])
     iterations = sorted({g.settings["iterations"] for g in groups})
@@ -80,9 +83,17 @@ def _meaning(field: str) -> str:
         match one, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
                 if name == field and isinstance(text, str):
-                    first = text.partition(". ")[0].removesuffix(".").replace("\n    ", " ")
-                    return f" ({first.partition(': ')[2] or first})"
+                    first = (
+                        re.split(r"(?<!eq)\. ", text)[0].removesuffix(".").replace("\n    ", " ")
+                    )
+                    return f" ({re.sub(r'^[^ ]+: ', '', first)})"  # Without its symbol.
     return ""
+
+
+def _part(changes: str) -> str:
+    """`lambda_p=0 (the weight of Loss III, eq. (5))`; of several settings the values alone."""
+    name, several = changes.partition("=")[0], ", " in changes
+    return changes if several else changes + _meaning(full_name(name))
 
 
 def _gaps(groups: Sequence[Group]) -> list[str]:
@@ -121,26 +132,25 @@ def _kmeans(groups: Sequence[Group], metric: str) -> list[str]:
 
 def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
     spec, axes = column(metric), swept(records)
-    ranking = rank(groups, metric, spec.better, test)
+    ranking, failed = rank(groups, metric, spec.better, test), []
+    if ranking.failed:
+        verb = "is" if ranking.failed == 1 else "are"
+        cells = _many(ranking.failed, "cell").capitalize()
+        failed = [f"{cells} with a collapsed or diverged seed {verb} not ranked."]
     if not ranking.classes:
         valued = [g for g in groups if g.summary(metric).n]
         found = [
             f"{g.label(axes).capitalize()} gave {_name(spec)} {_value(g, spec)}."
             for g in valued[:MAX_CLASSES]
         ]
-        if len(valued) > 1:
+        if len(valued) > 1 and not ranking.failed:
             found.append("Cells that are not measured alike are not ranked.")
-        return found + _kmeans(groups, metric)
+        return found + failed + _kmeans(groups, metric)
     whole = not ranking.failed
     found = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if len(ranking.classes) > MAX_CLASSES:
         found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
-    if ranking.failed:
-        verb = "is" if ranking.failed == 1 else "are"
-        found.append(
-            f"{_many(ranking.failed, 'cell').capitalize()} with a collapsed or diverged seed "
-            f"{verb} not ranked."
-        )
+    found += failed
     if ranking.alone:
         found.append(
             f"{_many(ranking.alone, 'cell').capitalize()} measured like no other "
@@ -259,8 +269,8 @@ def _effects(found: Sequence[designs.Effect], remark: str, metric: str) -> list[
     named = [e for e in found if e.name != "seed"]
     if not named:
         return []
-    parts = [f"{e.name} {100 * e.eta2:.0f} % (p {_equals(e.p)})" for e in named]
-    text = f"Of all variation in {_name(column(metric))} goes with {', '.join(parts)}, by analysis "
+    parts = [f"{100 * e.eta2:.0f} % goes with {e.name} (p {_equals(e.p)})" for e in named]
+    text = f"Of the variation in {_name(column(metric))}, {', '.join(parts)}, by analysis "
     text += "of variance (η²); the rest is that of seeds and chance."
     return [text + (" " + remark if remark else "")]
 

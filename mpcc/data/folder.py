@@ -97,14 +97,15 @@ def files_in(root: Path) -> list[Path]:
 
 
 def readable(text: str | Path) -> str:
-    """A name as it can be printed and written anywhere, whatever bytes it has on the disk."""
-    return os.fsencode(text).decode(errors="replace")
+    """A name as it can be printed and written in one line, each odd character or byte escaped."""
+    known = os.fsencode(text).decode(errors="backslashreplace")
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in known)
 
 
 def named(names: Sequence[str]) -> str:
     """The first ten of these names, and how many more there are."""
     more = len(names) - N_NAMED
-    return ", ".join(names[:N_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(readable, names[:N_NAMED])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def counted(n: int, noun: str) -> str:

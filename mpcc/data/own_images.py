@@ -86,7 +86,7 @@ def _damaged(
             f"{folder.readable(path)} is not a sound image ({error}); mend or remove it, or leave "
             "it out by --set skip_damaged=true"
         )
-    lines = [f"{folder.readable(path.relative_to(found.root))} ({error})" for path, error in wrong]
+    lines = [f"{path.relative_to(found.root)} ({error})" for path, error in wrong]
     if not skip or len(wrong) == len(kept):
         raise DataError(
             f"{len(wrong):,} of {len(kept):,} files in {found.root} are not sound images: "

@@ -140,8 +140,10 @@ def _span(lengths: Sequence[int]) -> str:
 def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
     tile = getattr(opened, "tile", None)  # What ImageFile's subclasses have before they load.
     deep = SIXTEEN.search(str(tile[0].args)) if tile else None
-    as_stored = _orientation(opened)  # Before TIFF's reader turns the image itself.
-    opened.load()
+    if opened.format != "TIFF":
+        opened.load()  # First: the reader of PNG's EXIF would take the error of damaged pixels.
+    as_stored = _orientation(opened)
+    opened.load()  # Now TIFF's, whose reader turns the image itself.
     remarks = [*_profile(opened.info.get("icc_profile"))]
     values, brightest = opened, None
     if opened.mode == "F" or opened.mode.startswith("I"):

@@ -86,5 +86,6 @@ def required_dir(dataset: str, data_dir: Path | str | None) -> Path:
             f"or {DATA_DIR_VARIABLE}{hint}"
         )
     if not root.is_dir():
-        raise DataError(f"data folder {root} does not exist; correct --data-dir{hint}")
+        wrong = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data folder {root} {wrong}; correct --data-dir{hint}")
     return root

@@ -6,18 +6,19 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpcc.config import SHORT, Config, parse_settings, training_cell_key, value_text
 from mpcc.options import usable
 from mpcc.runs import run_dir
-from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes
+from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes, read_json
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
 
-TRIALS = "trials"
+TRIALS, PLAN = "trials", "sweep.json"
 SCORE = "cluster_information"
 """What `cell="best"` goes by, I(x; y) in nats: it needs no labels."""
 
@@ -128,12 +129,15 @@ def _trials(path: Path) -> dict[Path, Config]:
 def best_cell(path: Path) -> str:
     """The key of the sweep's cell with the greatest mean of SCORE over its trials that are done.
 
-    RunDirError where there is none.
+    Trials that were taken out of the plan do not count. RunDirError where there is none.
     """
     values: dict[str, list[float]] = {}
     data = set()
+    dropped: Any = ()
+    with suppress(RunDirError):  # A damaged plan hinders nobody here.
+        dropped = (read_json(path / PLAN) or {}).get("dropped", ())
     for folder, config in _trials(path).items():
-        result = run_dir.read_result(folder) or {}
+        result = {} if folder.name in dropped else run_dir.read_result(folder) or {}
         value = result.get("metrics", {}).get(SCORE)
         if result.get("state") == run_dir.DONE and isinstance(value, float):
             values.setdefault(config.cell_key, []).append(value)

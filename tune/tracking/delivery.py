@@ -167,9 +167,12 @@ class Delivery:
     def _log_model(self, client: MlflowClient, trial: Trial) -> None:
         """Log a trial's model, unless the run has the one that the trial's result is sealed with.
 
-        A trial of earlier code has none.
+        A trial of earlier code has none. Without clusters there is nothing that it could predict.
         """
         run, folder = self.runs[trial.key], self.store.trial_dir(trial.key)
+        if trial.config.prior == "normal":
+            client.set_tag(run.info.run_id, "model", "none: prior=normal has no clusters")
+            return
         seal = read_lenient(folder / run_dir.RESULT).get(SEAL)
         digest = str(seal.get(MODEL, ""))[:12] if isinstance(seal, dict) else ""
         if digest and run.data.tags.get("model") != digest:
