@@ -94,7 +94,8 @@ def test_with_a_remote_the_folder_is_the_drivers_alone(remote: Remote, tmp_path:
 def test_inception_weights_are_wanted_everywhere_where_images_are_drawn_and_someone_has_them(
     tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawing = [replace(t, config=t.config.override(n_generated=50)) for t in TRIALS]
+    small = [replace(t, config=t.config.override(n_generated=50)) for t in TRIALS]
+    drawing = [replace(t, config=t.config.override(image_size=16)) for t in small]
     settings = Settings(tmp_path, "")
     monkeypatch.setenv("MPCC_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
     assert not needs_of(drawing, settings).inception
@@ -106,6 +107,7 @@ def test_inception_weights_are_wanted_everywhere_where_images_are_drawn_and_some
     monkeypatch.setattr(cluster.inception, "find_weights", lambda: Path(__file__))
     assert needs_of(drawing, settings).inception
     assert not needs_of(TRIALS, settings).inception
+    assert not needs_of(small, settings).inception  # 8×8 pixels say nothing to it
 
 
 def test_every_node_that_is_not_ready_is_named_and_data_come_after_all_else(

@@ -82,6 +82,8 @@ def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]
 
 
 S = ["--space", "eta_p=1e-3..1e-2:log"]
+NONE = ["--set", "n_generated=none"]
+LARGE = ["--set", "image_size=16", "n_generated=99"]
 
 BAD = [
     ([], "no search is planned in"),
@@ -98,9 +100,13 @@ BAD = [
     ([*S, "--sampler", "random", "--startup", "3"], "--startup is of --sampler tpe"),
     ([*S, "--startup", "-1"], "--startup: must be a whole number from 1"),
     ([*S, "--sampler-seed", "x"], "--sampler-seed: must be a whole number from"),
-    ([*S, "--objective", "fid"], "--objective fid is measured on generated images and none are"),
-    ([*S, "--objective", "mse,kid"], "add --set n_generated=50000"),
-    ([*S, "--objective", "fid_cnn"], "add --set n_generated=50000"),
+    ([*S, *NONE, "--objective", "fid"], "--objective fid is measured on generated images and none"),
+    ([*S, *NONE, "--objective", "mse,kid"], "add --set n_generated=50000"),
+    ([*S, *NONE, "--objective", "fid_cnn"], "add --set n_generated=50000"),
+    (
+        [*S, "--set", "n_generated=99", "--objective", "fid"],
+        "nothing of 8×8 pixels: choose fid_cnn",
+    ),
     ([*S, "--objective", "silhouette", "--set", "prior=normal"], "of clusters, and prior=normal"),
     ([*S, "prior=normal,gaussian_mixture"], "cluster_information is of clusters"),
     (["--space", "dataset=digits,mnist"], "dataset is no axis of a search: points on different"),
@@ -110,7 +116,7 @@ BAD = [
     ([*S, "--prune", "asha"], "argument --prune: invalid choice: 'asha' (choose from 'median'"),
     ([*S, "--prune", "median", "--objective", "mse,silhouette"], "--prune is for one objective"),
     (
-        [*S, "--prune", "median", "--objective", "fid", "--set", "n_generated=99"],
+        [*S, "--prune", "median", "--objective", "fid", *LARGE],
         "cannot go by fid",
     ),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
@@ -205,7 +211,7 @@ def test_what_is_measured_with_something_that_is_missing_here_is_refused(
     own = ["--set", "dataset=folder", "--data-dir", str(images)]
     for argv, message in (
         ([*own, "--objective", "acc_majority"], "--objective acc_majority needs labels and the"),
-        (["--objective", "fid", "--set", "n_generated=99"], "Inception weights missing: give"),
+        (["--objective", "fid", *LARGE], "Inception weights missing: give"),
     ):
         code, said, err = call(capsys, *out, *argv)
         assert code == 2 and said == "" and message in err and err.count("\n") == 1

@@ -188,6 +188,12 @@ class Config:
         return self.n_channels * self.image_size**2
 
     @property
+    def scored_by_inception(self) -> bool:
+        """Whether generated images are scored by IS, FID and KID: its network says nothing of 8×8
+        pixels."""
+        return self.n_generated is not None and self.image_size > 8
+
+    @property
     def n_generator_blocks(self) -> int:
         """One block per doubling from 4×4."""
         return (self.image_size // 4).bit_length() - 1

@@ -297,6 +297,8 @@ def _inception_scores(state: TrainState, generator: Generator) -> dict[str, floa
     from mpcc.evaluation import generation, inception
 
     samples, config = generated_batches(state, generator), state.config
+    if not config.scored_by_inception:
+        raise Unavailable("the Inception network says nothing of 8×8 pixels; FID-CNN is of them")
     try:
         network = inception.load_inception(inception.find_weights(), state.device)
     except inception.InceptionMissing as error:

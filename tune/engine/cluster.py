@@ -162,14 +162,14 @@ def refusal(address: str, text: str) -> EngineError:
 
 def needs_of(trials: Sequence[Trial], settings: Settings) -> NodeNeeds:
     """Return what each node must have for these trials."""
-    generates = any(trial.config.n_generated is not None for trial in trials)
+    scored = any(trial.config.scored_by_inception for trial in trials)
     return NodeNeeds(
         versions=versions_here(),
         out=None if settings.remote else str(settings.out),
         remote=settings.remote,
         datasets=tuple(sorted({trial.config.dataset for trial in trials})),
         data_dir=str(settings.data_dir) if settings.data_dir else None,
-        inception=generates and _weights_available(settings.data_dir),
+        inception=scored and _weights_available(settings.data_dir),
     )
 
 

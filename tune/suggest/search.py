@@ -41,6 +41,7 @@ LACKING = {
     "clusters": "is of clusters, and prior=normal has none: choose another prior, or mse",
     "generated images": "is measured on generated images and none are asked for: "
     "add --set n_generated=50000",
+    "Inception": "is of the Inception network, which says nothing of 8×8 pixels: choose fid_cnn",
     "grey images": "is of grey images, and these have colours: choose fid",
     "test images": "is of images that are not trained on: add --set split=train eval_split=test",
 }
@@ -185,6 +186,7 @@ def check(search: Search, base: Config) -> None:
     lacking = {
         "clusters": "normal" in (priors or [base.prior]),
         "generated images": base.n_generated is None,
+        "Inception": base.n_generated is not None and not base.scored_by_inception,
         "grey images": base.n_channels != 1,
         "test images": base.eval_split != "test",
     }
