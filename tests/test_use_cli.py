@@ -92,6 +92,7 @@ def test_samples_and_reconstructions_are_a_sheet_or_single_images(
         (["cluster", "one", "--images", "images", "--out", "images"], "is a folder; name a file"),
         (["cluster", "one", "--images", "sweep", "--out", "x.csv", "--cell", "best"], "no cells"),
         (["cluster", "sweep", "--images", "images", "--out", "x.csv"], 'cell="best"'),
+        (["cluster", "one", "--images", "images", "--out", "no/x.csv"], "there is no folder no"),
         (["cluster", "one", "--out", "x.csv"], "required: --images"),
         (["cluster", "one", "--imges", "images", "--out", "x.csv"], "required: --images"),
         (["sample", "one", "--cluster", "10", "--out", "x.png"], "cluster must be 0 to 9"),
@@ -116,6 +117,17 @@ def test_bad_input_is_one_line_and_exit_2_with_nothing_written(
     err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Model(")]
     assert code == 2 and len(err) == 1 and message in err[0], err
     assert sorted(os.listdir(place)) == before
+
+
+@pytest.mark.parametrize("command", ["cluster", "sample", "reconstruct"])
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(
+    command: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root, a file that is put in the place of /dev/full would take it from everyone."""
+    os.mkfifo(pipe := tmp_path / "pipe.png")
+    images = [] if command == "sample" else ["--images", str(place / "images")]
+    assert main([command, str(place / "one"), *images, "--out", str(pipe)]) == 2
+    assert "is a device or a pipe" in capsys.readouterr().err and pipe.is_fifo()
 
 
 def test_the_first_word_chooses_and_help_answers_at_once() -> None:

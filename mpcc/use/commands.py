@@ -74,8 +74,7 @@ def main(argv: list[str]) -> int:
     try:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
             raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got '{options.device}'")
-        if options.command == "cluster" and options.out.is_dir():
-            raise ValueError(f"--out {options.out} is a folder; name a file, such as clusters.csv")
+        _check_out(options.out, options.command)
         from mpcc.use.load import load
 
         model = load(options.run, options.cell, seed=options.seed, device=options.device)
@@ -87,6 +86,16 @@ def main(argv: list[str]) -> int:
         print(f"python -m mpcc {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_out(out: Path, command: str) -> None:
+    """ValueError for what cannot be written, or must not: a file is written whole, in its place."""
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise ValueError(f"--out {out} is a device or a pipe and would be replaced; name a file")
+    if command == "cluster" and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file, such as clusters.csv")
+    if command == "cluster" and not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
 
 
 def cluster(model: Model, options: argparse.Namespace) -> str:
@@ -101,7 +110,7 @@ def cluster(model: Model, options: argparse.Namespace) -> str:
     columns: dict[str, Any] = {"file": _names(options, files), "cluster": first}
     columns["probability"] = [f"{row[k]:.6f}" for row, k in zip(shares, first, strict=True)]
     columns["second_cluster"] = order[:, 1] if model.n_clusters > 1 else [""] * len(files)
-    write_bytes(options.out, csv_text(columns).encode(errors="surrogateescape"))
+    write_bytes(options.out.resolve(), csv_text(columns).encode(errors="surrogateescape"))
     return f"{len(files):,} images in {len(set(first.tolist()))} clusters: {options.out}"
 
 

@@ -23,10 +23,10 @@ Evaluation = Mapping[str, float]
 TABLES = "tables"
 """Where make_tables writes: a part of the sweep's folder, and of the artifacts of its run."""
 NOTE = """A sweep. Each run below is one trial: one choice of settings (its `cell`) with one seed.
-*Group by* the tag `cell` shows the mean of each cell over its seeds; leave out trials whose `state`
-is not done. `best_cell` has the greatest mean I(x; y) in nats, which needs no labels. Run
-`analysis/make_tables.py` and then the sweep's command again: the tables are among the artifacts.
-`docs/tables-and-statistics.md` says how to read them."""
+*Group by* the tag `cell` and a metric under *Columns* show each cell's mean over its seeds; leave
+out trials whose `state` is not done. `best_cell` has the greatest mean I(x; y) in nats, which needs
+no labels. Run `analysis/make_tables.py` and then the sweep's command again: the tables are among
+the artifacts. `docs/tables-and-statistics.md` says how to read them."""
 """The description of a sweep's run."""
 
 
