@@ -38,7 +38,7 @@ PROGRAMS = {
 SWEEPS = ("ablation", "search")
 KINDS = {"option", "variable", "exit code", "file", "command", "behaviour"}
 PROMISES: list[dict[str, Any]] = tomllib.loads((TESTS / "promises.toml").read_text())["promise"]
-ONLY_LOOK = {"--help", "--dry-run", "--status", "--release"}
+WITHOUT_RAY = {"--help", "--dry-run", "--status", "--release", "--sync", "--next"}
 DRY = ["--dry-run", "--address", "auto"]
 """A dry run that has no time to measure: it would be a cluster's."""
 START = {"ablation": ["--grid", "esteps=1,2"], "search": ["--space", "eta_p=1e-3..1e-2:log"]}
@@ -54,13 +54,13 @@ def call(
         if value is not None:
             environment[name] = value
     command = [sys.executable, *PROGRAMS[program], *map(str, words)]
-    if program != "make_tables" and not ONLY_LOOK & set(command):
+    if variables or (program in SWEEPS and not WITHOUT_RAY & set(command)):
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     return answered(program, *words, cwd=cwd)
 
 
 def answered(program: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The same in this process: it costs no imports, and is for what trains nothing."""
+    """The same in this process: it costs no imports, and is for what starts no Ray."""
     module = {
         "ablation": "tune.ablation", "search": "tune.search", "mpcc": "mpcc.__main__",
         "make_tables": "analysis.make_tables",

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from benchmarks.fault_tools import cut_power, descendants, mlflow_runs, process_table
-from tests.test_promises import PROGRAMS, call, said
+from tests.test_promises import PROGRAMS, answered, call, said
 
 pytestmark = pytest.mark.slow
 
@@ -361,6 +361,37 @@ def test_mlflow_alone_gives_the_tables_of_folders_that_are_gone(
     finally:
         for here, aside in gone:
             aside.rename(here)
+
+
+def test_processes_with_next_share_a_grid_and_give_the_numbers_of_a_sweep(
+    story: Story, tmp_path: Path
+) -> None:
+    out = tmp_path / "shared"
+    argv = [*GRID, "--seeds", "1", "--out", out, "--next"]
+    at_once = [start("ablation", *argv, cwd=tmp_path) for _ in range(3)]
+    ends = [process.communicate(timeout=300) and process.returncode for process in at_once]
+    assert sorted(ends) == [0, 0, 4]
+    before = written(out)
+    done = call("ablation", *argv, cwd=tmp_path)
+    assert done.returncode == 4 and "nothing is left to do" in done.stdout
+    assert len(before) == 2 and weights(out).items() <= weights(story.out).items()
+    assert "2 trials delivered" in said("ablation", "--out", out, "--sync", cwd=tmp_path)
+    assert written(out) == before
+
+
+def test_a_sweep_of_other_seeds_is_joined_and_nothing_of_it_runs_again(
+    story: Story, tmp_path: Path
+) -> None:
+    there = copied(story.out, tmp_path)
+    for _ in range(2):
+        said("ablation", *GRID, "--seeds", "0,", "--out", "here", "--next", cwd=tmp_path)
+    adopted = answered("ablation", "--out", "here", "--adopt", there, cwd=tmp_path)
+    assert adopted.returncode == 0, adopted.stderr
+    assert "2 trials adopted" in adopted.stdout and "4 of 4 trials done" in adopted.stdout
+    assert weights(tmp_path / "here") == weights(story.out)
+    shutil.rmtree(there)
+    again = answered("ablation", "--out", "here", cwd=tmp_path)
+    assert "4 of 4 trials done" in again.stdout
 
 
 # -- a storage -----------------------------------------------------------------------------------
