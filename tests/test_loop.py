@@ -23,7 +23,6 @@ from tests.stand_ins import (
     started,
 )
 from tune.engine import loop
-from tune.engine.head import EngineError
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import PLAN, Plan, new_plan
 from tune.plan.source import GridSource
@@ -365,17 +364,6 @@ def test_events_that_came_before_ray_died_still_count(
     engine.found = "Ray has died"
     sweep.run(engine, monkeypatch)
     assert sweep.states.count(State.DONE) == 2 and len(sweep.ended) == 2
-
-
-def test_a_ray_that_cannot_start_is_one_line_and_no_trial_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sweep, engine = looped(tmp_path, planned("esteps=1")), StandInEngine(lambda spec: [])
-    engine.error, engine.found = EngineError("no port is free"), "no port is free"
-    with pytest.raises(EngineError, match="^no port is free$"):
-        sweep.run(engine, monkeypatch)
-    assert engine.killed and sweep.states.count(State.PLANNED) == 2
-    assert not (tmp_path / "trials").exists()
 
 
 def test_mlflow_that_does_not_answer_is_told_once_and_training_goes_on(

@@ -208,7 +208,7 @@ class Story:
     noise: str
 
 
-@pytest.fixture(scope="module", params=UNFINISHED)
+@pytest.fixture(scope="module", params=sorted(set(UNFINISHED) - {"drivers"}))
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder, place = FOLDERS[request.param], tmp_path_factory.mktemp(request.param)
     out = unpack(request.param, place)

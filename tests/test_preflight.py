@@ -122,13 +122,6 @@ def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
         preflight.check(todo, Settings(tmp_path, "", gpus=0), Store(tmp_path))
 
 
-def test_more_cores_for_a_trial_than_there_are_here_are_refused() -> None:
-    preflight.check_cores(None)
-    preflight.check_cores(1.0)
-    with pytest.raises(preflight.PreflightError, match="--cpus-per-trial 5000: this machine has"):
-        preflight.check_cores(5000.0)
-
-
 def test_a_limit_of_processes_below_what_ray_needs_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

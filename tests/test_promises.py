@@ -231,18 +231,12 @@ def test_every_command_of_ray_in_deploy_is_one_of_rays_with_these_options() -> N
 # -- options of the sweeps -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", SWEEPS)
-def test_a_pilot_is_refused_and_dry_run_is_named(program: str, tmp_path: Path) -> None:
-    done = answered(program, "--preset", "tiny", *START[program], "--pilot", cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "--dry-run" in done.stderr and list(tmp_path.iterdir()) == []
-
-
 REFUSED = {
     "cores that are no number": (
         ["--cpus-per-trial", "many"],
         "--cpus-per-trial: must be a number",
     ),
+    "more cores than there are": (["--cpus-per-trial", "1000"], "no trial could ever start"),
     "a GPU and a half": (["--gpus-per-trial", "1.5"], "above 1 must be a whole number"),
     "no trials on a GPU": (
         ["--trials-per-gpu", "0"],
@@ -265,6 +259,11 @@ REFUSED = {
     "a field that is none": (["--set", "widht=3"], "did you mean 'width'?"),
     "iterations that are none": (["--iterations", "0"], "iterations must be at least 1"),
     "two ways not to run": (["--status", "--dry-run"], "exclude each other"),
+    "a pilot": (["--pilot"], "--pilot is no more: --dry-run measures"),
+    "a download into an address": (
+        ["--preset", "mnist", "--download", "--data-dir", "s3://bucket/data"],
+        "--download fills a folder",
+    ),
 }
 
 
@@ -279,16 +278,6 @@ def test_a_value_that_makes_no_sense_is_one_line_with_exit_code_2(
     assert done.returncode == 2 and done.stdout == "", done.stdout
     assert done.stderr.startswith(f"{program}.py: ") and done.stderr.count("\n") == 1
     assert message in done.stderr and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("program", SWEEPS)
-def test_what_is_missing_is_got_into_a_folder_and_into_no_address(
-    program: str, tmp_path: Path
-) -> None:
-    words = ["--preset", "mnist", *START[program], "--download", "--data-dir", "s3://bucket/data"]
-    done = answered(program, *words, "--out", "sweep", cwd=tmp_path)
-    assert done.returncode == 2 and "--download fills a folder" in done.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_output_folder_is_named_by_what_runs(tmp_path: Path) -> None:

@@ -1,12 +1,8 @@
 """`python tune/search.py`: what it answers; searches that run are in test_promises_sweep.py."""
 
 import math
-import os
 import random
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +16,6 @@ from tune import estimate, search
 from tune.plan.cells import Trial
 from tune.plan.plan import new_plan
 from tune.store.folder import Store
-from tune.store.lock import SweepLock
 from tune.suggest.points import best
 from tune.suggest.search import Search
 from tune.suggest.source import SearchSource
@@ -115,7 +110,6 @@ BAD = [
     ),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
     ([*S, "--preset", "digit"], "did you mean 'digits'?"),
-    ([*S, "--status", "--dry-run"], "exclude each other"),
 ]
 
 
@@ -129,21 +123,6 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
     assert err.startswith("search.py: ") and err.count("\n") == 1
     assert message in err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dry_run_shows_the_points_that_are_known_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--preset", "tiny", *S, "--points", "9", "--seeds", "2", "--out", str(tmp_path / "s")]
-    code, out, err = call(capsys, *argv, "--dry-run")
-    assert code == 0 and err == "" and list(tmp_path.iterdir()) == []
-    assert "space eta_p=1e-3..0.01:log" in out and "9 points of 2 seeds, 18 trials" in out
-    assert "5 more points" in out and out.count("\npoint ") == 4
-    assert "no labels" in out
-    _, out, _ = call(capsys, *argv, "--dry-run", "--objective", "acc_majority")
-    assert "labels chose (acc_majority)" in out
-    _, out, _ = call(capsys, *argv, "--dry-run", "--prune", "median")
-    assert "gives up slow starters" in out
 
 
 def test_status_shows_each_point_its_value_and_the_best(
@@ -182,17 +161,6 @@ def test_a_begun_search_cannot_become_another_but_may_grow(
     assert code == 0 and "8 points of 2 seeds" in out
 
 
-def test_a_second_driver_is_refused_with_the_owners_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begun(tmp_path, 12, n_ends=3)
-    with SweepLock(Store(tmp_path)):
-        code, _, err = call(capsys, "--out", str(tmp_path))
-        assert code == 2 and f"in use by process {os.getpid()} on" in err
-        said = call(capsys, "--out", str(tmp_path), "--status")[1]
-        assert f"points have ended; driver: process {os.getpid()} on" in said
-
-
 def test_what_is_measured_with_something_that_is_missing_here_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,20 +188,3 @@ def test_a_space_that_leans_to_one_side_is_told(
     assert "More clusters make cluster_information better by themselves" in said
     _, said, _ = call(capsys, *words, "--objective", "mse", "--dry-run")
     assert "More clusters" not in said
-
-
-def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tune import search\n"
-        "try:\n    search.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'optuna', 'numpy', 'scipy'}\n"
-        "print(sorted(heavy & set(sys.modules)))\n"
-    )
-    begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines()[-1] in ("['numpy']", "[]"), done.stderr
-    assert "examples:" in done.stdout and time.monotonic() - begun < 2
