@@ -1,25 +1,16 @@
 """`python tune/search.py`: what it answers; searches that run are in test_promises_sweep.py."""
 
-import math
 import random
 import statistics
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mpcc.config import PRESETS, Config
-from mpcc.runs import run_dir
+from mpcc.config import PRESETS
+from tests.test_suggest import begin, drive
 from tune import estimate, search
-from tune.plan.cells import Trial
-from tune.plan.plan import new_plan
-from tune.store.folder import Store
 from tune.suggest.points import best
-from tune.suggest.search import Search
 from tune.suggest.source import SearchSource
-from tune.suggest.space import parse_space
 
 ROOT = Path(search.__file__).resolve().parents[1]
 TINY = PRESETS["tiny"]
@@ -36,38 +27,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "measure", measure)
 
 
-def value_of(config: Config) -> dict[str, float]:
-    """A valley whose bottom lies at eta_p = 3e-3, esteps = 2; the seed adds a little."""
-    distance = abs(math.log10(config.prior_lr / 3e-3)) + 0.2 * abs(config.n_encoder_steps - 2)
-    return {"mse": distance + 0.01 * config.seed, "acc_majority": 1 / (1 + distance)}
-
-
-def finish(out: Path, trial: Trial, metrics: Mapping[str, float] | None = None) -> None:
-    """A record of this trial, done."""
-    config = trial.config
-    values = dict(metrics or value_of(config))
-    path = run_dir.open_run(Store(out).trial_dir(trial.key), config)
-    for iteration in (config.iterations // 2, config.iterations):
-        run_dir.append_metrics(path, {"iteration": iteration} | values)
-    result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": values}
-    run_dir.write_json(path / run_dir.RESULT, result)
-
-
-def begun(out: Path, n_points: int, n_ends: int = 10**6, **changes: Any) -> SearchSource:
+def begun(out: Path, n_points: int, n_ends: int = 10**6) -> SearchSource:
     """A search in this folder whose first trials have ended, in any order."""
-    known = Search(
-        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=n_points
-    )
-    store, known = Store(out), replace(known, **changes)
-    source = SearchSource(store, replace(new_plan("tiny", TINY), search=known.to_dict()))
-    rng, in_flight = random.Random(1), list(source.ready({}))
-    for _ in range(n_ends):
-        if not in_flight:
-            break
-        finish(out, in_flight.pop(rng.randrange(len(in_flight))))
-        in_flight += source.ready(store.statuses(source.trials()))
-    store.write_plan(source.plan)
-    return source
+    return drive(out, begin(n_points=n_points), random.Random(1), stop_after=n_ends)
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

@@ -211,25 +211,6 @@ def test_a_sweep_is_one_parent_with_one_child_per_trial_and_everything_about_it(
     assert in_step(Store(out), default_uri(out))
 
 
-def test_mlflow_is_not_imported_to_know_that_it_has_everything(out: Path) -> None:
-    plan = make_plan(out)
-    trial = plan.trials()[0]
-    end(start(out, trial), trial, "done")
-    deliver(out, plan)
-    program = (
-        "import sys; from pathlib import Path\n"
-        "from tune.store.folder import Store; from tune.tracking import in_step, uri\n"
-        "out = Path(sys.argv[1])\n"
-        "print(in_step(Store(out), uri.default_uri(out)))\n"
-        "print({'mlflow', 'pandas', 'torch', 'sqlalchemy'} & set(sys.modules))\n"
-    )
-    command = [sys.executable, "-c", program, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "set()"], done.stderr
-    end(Store(out).trial_dir(trial.key), trial, "failed", "code: KeyError")
-    assert not in_step(Store(out), default_uri(out))
-
-
 def test_nothing_is_in_step_while_a_driver_is_at_work(out: Path) -> None:
     """It may be killed before it has delivered the end of a trial whose result is there."""
     plan = make_plan(out)
@@ -512,7 +493,7 @@ def test_rows_wait_while_the_database_is_locked_and_arrive_once_it_is_free(out: 
     deliver(out, plan, (trial.key,))
     blocker = sqlite3.connect(out / DATABASE, check_same_thread=False)
     blocker.execute("begin exclusive")
-    threading.Timer(3, blocker.rollback).start()
+    threading.Timer(1.5, blocker.rollback).start()
     evaluate(path, 4)
     end(path, trial, "done")
     tracker = Tracker(Store(out), default_uri(out), plan)
@@ -724,20 +705,6 @@ def test_a_database_lost_in_the_middle_gets_everything_again(out: Path, database
     }
     assert [m[2] for m in metrics(out) if m[0] == found[second.key][0]] == [2, 4]
     assert close(tracker) is None
-
-
-def test_a_database_lost_after_the_last_trial_gets_everything_at_the_end(
-    out: Path, database: Path
-) -> None:
-    plan = make_plan(out)
-    for trial in plan.trials():
-        end(start(out, trial), trial, "done")
-    tracker = Tracker(Store(out), default_uri(out), plan)
-    until_delivered(out, tracker, "running", "done", "4 of 4")
-    wait_for(lambda: len(rows(out, "select 1 from tags where key = 'state'")) == 5)
-    shutil.copy(database, out / DATABASE)
-    assert close(tracker) is None
-    assert {status for _, status in runs(out).values()} == {"FINISHED"} and len(runs(out)) == 5
 
 
 def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -> None:
