@@ -269,24 +269,6 @@ def test_a_search_is_the_same_with_any_workers_order_and_kills(
         assert bool(kill_chance) == (sweep.n_starts > 5)
 
 
-def test_any_order_of_ends_gives_the_same_search(tmp_path: Path) -> None:
-    first = drive(tmp_path / "a", begin(), random.Random(1))
-    second = drive(tmp_path / "b", begin(), random.Random(2))
-    assert len(first.points) == 12 and first.complete() and first.finished
-    assert first.n_trials == len(first.trials()) == 24
-    assert found(first) == found(second)
-
-
-def test_a_search_cut_off_anywhere_goes_on_to_the_same_points(tmp_path: Path) -> None:
-    whole = drive(tmp_path / "a", begin(), random.Random(1))
-    for stop in (0, 1, 5, 13):
-        store = Store(tmp_path / f"cut{stop}")
-        drive(store.out, begin(), random.Random(stop), stop_after=stop)
-        saved = store.read_plan()
-        assert saved is not None
-        assert found(drive(store.out, saved, random.Random(3))) == found(whole)
-
-
 def test_points_that_were_lost_with_the_plan_are_drawn_again_with_their_records(
     tmp_path: Path,
 ) -> None:
