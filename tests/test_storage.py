@@ -19,11 +19,10 @@ from mpcc.config import PRESETS
 from mpcc.data import files as data_files
 from mpcc.runs import run_dir
 from tests import stand_ins
-from tests.stand_ins import spec_of
 from tune.engine.faults import trial_cause
 from tune.plan.cells import Cell, Trial
 from tune.plan.plan import Plan, PlanError
-from tune.plan.state import Event, EventKind, State
+from tune.plan.state import State
 from tune.store import datasets, transfer
 from tune.store import remote as remote_module
 from tune.store.adopt import extend, extends_from
@@ -252,46 +251,6 @@ def test_scratch_folders_of_dead_processes_are_removed(
     assert made.parent == tmp_path and made.name.startswith(f"{ours}{os.getpid()}-")
     assert {file.name for file in tmp_path.iterdir()} == {
         f"{ours}1-lives", "another", made.name}  # fmt: skip
-
-
-def steps(worker) -> list[Event]:
-    events = []
-    while not events or events[-1].kind != EventKind.ENDED:
-        events.append(worker.step())
-    return events
-
-
-@pytest.mark.slow
-def test_a_trial_whose_machine_is_lost_goes_on_elsewhere_to_the_same_bits(
-    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mpcc.training.trainer import train
-    from tune.engine.worker import TrialWorker
-
-    monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path / "scratch"))
-    trial = trial_of()
-    first = TrialWorker(spec_of(tmp_path, trial, remote=remote.address))
-    while remote.info(f"trials/{trial.key}/checkpoint.pt") is None:
-        assert first.step().kind == EventKind.PROGRESS
-    (lost,) = (tmp_path / "scratch").iterdir()  # The machine is gone, its scratch folder with it.
-    second = TrialWorker(spec_of(tmp_path, trial, remote=remote.address))
-    assert steps(second)[-1].state == State.DONE
-    second.release()
-    assert list((tmp_path / "scratch").iterdir()) == [lost]
-
-    for _ in train(trial.config, tmp_path / "alone"):
-        pass
-    there = Path(remote.address) / "trials" / trial.key
-    alone, carried = (run_dir.read_result(p) for p in (tmp_path / "alone", there))
-    assert alone and carried and carried["weights_sha256"] == alone["weights_sha256"]
-    rows = [[r["iteration"] for r in run_dir.read_metrics(p)] for p in (there, tmp_path / "alone")]
-    assert rows[0] == rows[1] == [10, 20, 30, 40]
-
-    third = TrialWorker(spec_of(tmp_path, trial, remote=remote.address))
-    before = (there / "result.json").read_bytes()
-    assert steps(third)[-1].state == State.DONE  # An end is downloaded, not trained again.
-    assert (there / "result.json").read_bytes() == before
-    third.release()
 
 
 # -- the driver ------------------------------------------------------------------------------------
