@@ -48,18 +48,17 @@ def call(
     program: str, *words: object, cwd: Path, **variables: str | None
 ) -> subprocess.CompletedProcess[str]:
     """What a program answers; a variable of None is taken out of the environment."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    for name, value in variables.items():
-        environment.pop(name, None)
-        if value is not None:
-            environment[name] = value
+    if program not in SWEEPS or WITHOUT_RAY & set(words):
+        return answered(program, *words, cwd=cwd, **variables)
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables}
+    environment = {name: value for name, value in given.items() if value is not None}
     command = [sys.executable, *PROGRAMS[program], *map(str, words)]
-    if variables or (program in SWEEPS and not WITHOUT_RAY & set(command)):
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    return answered(program, *words, cwd=cwd)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def answered(program: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def answered(
+    program: str, *words: object, cwd: Path, **variables: str | None
+) -> subprocess.CompletedProcess[str]:
     """The same in this process: it costs no imports, and is for what starts no Ray."""
     module = {
         "ablation": "tune.ablation", "search": "tune.search", "mpcc": "mpcc.__main__",
@@ -68,7 +67,8 @@ def answered(program: str, *words: object, cwd: Path) -> subprocess.CompletedPro
     out, err, argv = io.StringIO(), io.StringIO(), [str(word) for word in words]
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
-        patch.setenv("COLUMNS", "200")
+        for name, value in {"COLUMNS": "200", **variables}.items():
+            patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
         try:
             code = importlib.import_module(module).main(argv)
         except SystemExit as end:
