@@ -36,8 +36,9 @@ PROGRAMS = {
     "make_tables": [str(ROOT / "analysis" / "make_tables.py")],
 }
 SWEEPS = ("ablation", "search")
-KINDS = {"option", "variable", "exit code", "file", "command", "behaviour"}
-PROMISES: list[dict[str, Any]] = tomllib.loads((TESTS / "promises.toml").read_text())["promise"]
+KINDS = {"option", "variable", "exit-code", "file", "command", "behaviour"}
+PROMISES: dict[str, dict[str, Any]] = tomllib.loads((TESTS / "promises.toml").read_text())
+"""Kind -> name -> what is promised, and the tests that hold it."""
 WITHOUT_RAY = {"--help", "--dry-run", "--status", "--release", "--sync", "--next"}
 DRY = ["--dry-run", "--address", "auto"]
 """A dry run that has no time to measure: it would be a cluster's."""
@@ -83,22 +84,24 @@ def said(program: str, *words: object, cwd: Path) -> str:
     return done.stdout
 
 
-def ids(kind: str) -> set[str]:
-    return {promise["id"] for promise in PROMISES if promise["kind"] == kind}
-
-
 # -- the table -----------------------------------------------------------------------------------
 
 
+def programs_of(option: str) -> list[str]:
+    """Which commands know an option of the table."""
+    first = option.partition(" --")[0]
+    known = SWEEPS if option.startswith("--") else [first]
+    return list(PROMISES["option"][option].get("programs", known))
+
+
 def test_every_promise_has_a_name_a_sentence_and_a_test() -> None:
-    assert len({promise["id"] for promise in PROMISES}) == len(PROMISES)
-    for promise in PROMISES:
-        assert promise["kind"] in KINDS, promise
-        assert promise["what"].endswith(".") and "\n" not in promise["what"], promise
-        assert promise["tests"], promise
-        known = {"id", "kind", "what", "tests", "programs", "refused"}
-        assert set(promise) <= known, promise
-        assert (promise["kind"] == "option") == ("programs" in promise), promise
+    assert set(PROMISES) == KINDS
+    for kind, promises in PROMISES.items():
+        for name, promise in promises.items():
+            assert promise["what"].endswith(".") and "\n" not in promise["what"], name
+            assert promise["tests"], name
+            assert set(promise) <= {"what", "tests", "programs", "refused"}, name
+            assert kind == "option" or "programs" not in promise, name
 
 
 def test_every_test_of_the_table_is_there() -> None:
@@ -108,9 +111,9 @@ def test_every_test_of_the_table_is_there() -> None:
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
-    named = {test for promise in PROMISES for test in promise["tests"]}
-    missing = sorted(test for test in named if test.removeprefix("tests/") not in there)
-    assert missing == []
+    rows = [row for promises in PROMISES.values() for row in promises.values()]
+    named = {test for row in rows for test in row["tests"]}
+    assert sorted(named - there) == []
 
 
 def options_of_help(program: str, cwd: Path) -> set[str]:
@@ -127,9 +130,9 @@ def test_every_option_of_a_program_is_in_the_table_and_the_other_way_round(
     program: str, tmp_path: Path
 ) -> None:
     promised = {
-        "--" + promise["id"].partition("--")[2]
-        for promise in PROMISES
-        if program in promise.get("programs", ()) and not promise.get("refused")
+        "--" + name.partition("--")[2]
+        for name, promise in PROMISES["option"].items()
+        if program in programs_of(name) and not promise.get("refused")
     }
     assert options_of_help(program, tmp_path) == promised
 
@@ -152,19 +155,17 @@ def variables_of_code() -> Iterator[str]:
 
 
 def test_every_variable_that_is_read_is_in_the_table() -> None:
-    promised = ids("variable")
+    promised = set(PROMISES["variable"])
     found = set(variables_of_code())
     assert {"MPCC_DATA_DIR", "NO_COLOR", "MLFLOW_DB_PASSWORD"} <= found
     unknown = [n for n in found if not any(fnmatch.fnmatch(n, name) for name in promised)]
     assert sorted(unknown) == []
 
 
-def test_every_target_of_make_is_in_the_table_and_runs_what_is_there() -> None:
+def test_every_target_of_make_is_explained_and_runs_what_is_there() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.M))
-    assert {f"make {target}" for target in targets} == {
-        name for name in ids("command") if name.startswith("make ")
-    }
+    assert targets == set(re.findall(r"^# make ([a-z-]+) ", text, re.M))
     if not shutil.which("make"):
         pytest.skip("no make here")
     for target in targets:
@@ -194,7 +195,7 @@ def commands_of_deploy() -> Iterator[str]:
 
 
 def test_every_file_and_command_of_deploy_is_in_the_table() -> None:
-    promised = ids("command")
+    promised = set(PROMISES["command"])
     assert {f"deploy/{file.name}" for file in (ROOT / "deploy").iterdir()} <= promised
     found = set(commands_of_deploy())
     assert {"ray up", "kubectl apply", "sbatch", "docker compose"} <= found
