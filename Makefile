@@ -18,7 +18,7 @@ ablation: .venv/installed
 	$(BIN)/python analysis/make_tables.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-cluster: .venv/installed
 	@echo "Needs PostgreSQL's server programs (apt-get install postgresql) and, to hide the code" \

@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"make_tables: {error.strerror or error}{where}", file=sys.stderr)
+        text = f"{error.strerror or error}{where}"
+        print(f"make_tables: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
 

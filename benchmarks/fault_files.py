@@ -205,8 +205,8 @@ def trials_with_errors(lab: Lab, outcome: Outcome) -> None:
 
 def malformed_inputs(lab: Lab, outcome: Outcome) -> None:
     """Command lines, settings, run directories and data files that are wrong: one line, code 2."""
-    from tests import malformed_runs
+    from tests import malformed
 
-    found = malformed_runs.run(MALFORMED, 0, lab.folder / "malformed")
+    found = malformed.run(MALFORMED, 0, lab.folder / "malformed")
     outcome.notes += found.offences
-    outcome.tried += sum(found.tried.values()) - 1
+    outcome.tried += found.codes.total() - 1

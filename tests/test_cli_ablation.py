@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +16,6 @@ from tune.plan.plan import Plan
 from tune.planning import planned
 from tune.store.folder import Store
 from tune.store.lock import SweepLock
-from tune.tracking.uri import default_uri
 
 ROOT = Path(ablation.__file__).resolve().parents[1]
 TINY = ["--preset", "tiny"]
@@ -59,26 +55,19 @@ def finish(out: Path, trial: Trial, state: str = "done", cause: str | None = Non
 
 
 BAD = [
-    (["--grid", "esteps", "--checkpoint-iterations", "0"], "--checkpoint-iterations: must be"),
     (["--grid", "esteps", "--seed", "3"], "did you mean --seeds?"),
     (["--grid", "eta_p=0,001"], "write 0.001, not 0,001"),
     (["--grid", "esteps,eta_q"], "unknown field 'eta_q'; did you mean 'eta_p'?"),
-    (["--grid", ""], "the grid is empty"),
     (["--grid", "esteps=1", "2"], "'2' in --grid is no axis; values follow each other by commas"),
     (["--grid", "esteps", "--preset", "MNIST"], "unknown preset 'MNIST'; did you mean 'mnist'?"),
     (["--grid"], "argument --grid: expected at least one argument"),
-    (["--grid", "esteps="], "axis esteps has no values"),
-    (["--grid", "width"], "axis width needs values"),
     (["--grid", "esteps=1", "esteps=2"], "axis esteps is given twice"),
-    (["--grid", "esteps=0"], "n_encoder_steps must be between 1 and 1000, got 0"),
-    (["--grid", "eta_p=fast"], "eta_p must be a finite number, got 'fast'"),
     (["--grid", "K=10,1798"], "n_clusters=1798 is more than the 1797 images of digits"),
     (["--grid", "K=10,1798", "--dry-run"], "n_clusters=1798 is more than the 1797 images"),
     (["--grid", "conditional=true", "--set", "K=9", "--dry-run"], "set n_clusters=10, not 9"),
     (["--grid", "esteps", "--set", "n_generated=9"], "n_generated must be at least n_is_splits"),
     (["--grid", "esteps", "--preset", "digit"], "did you mean 'digits'?"),
     (["--grid", "esteps", "--dataset", "omniglt"], "did you mean 'omniglot'?"),
-    (["--grid", "esteps", "--set", "widht=3"], "did you mean 'width'?"),
     (["--table", "5"], "unknown table '5'; available: 1, 2, 3a, 3b, 4"),
     (["--table", "1", "--scale", "labtop"], "unknown scale 'labtop'; did you mean 'laptop'?"),
     (["--table", "1", "--grid", "esteps"], "--table and --grid exclude each other"),
@@ -88,8 +77,6 @@ BAD = [
     (["--grid", "esteps", "--drop", "esteps=3"], "give it without --grid"),
     (["--confirm", "--only", "esteps=1"], "--confirm chooses the cells itself"),
     (["--grid", "esteps", "--next", "--max-concurrent", "2"], "--max-concurrent does nothing with"),
-    (["--grid", "esteps", "--inception-weights", "no/such.pth"], "no/such.pth do not exist"),
-    (["--grid", "esteps", "--variant", "publishd-code"], "did you mean 'published-code'?"),
     (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),
     (["--grid", "esteps", "--set", "width=many"], "width must be a whole number, got 'many'"),
     (["--grid", "esteps", "--set", "width=0"], "width must be between 1 and 1024, got 0"),
@@ -100,20 +87,12 @@ BAD = [
     (["--grid", "esteps", "--seeds", "a"], "--seeds must be a count or a list like 0,3,7"),
     (["--grid", "seed=1,2", "--seeds", "2"], "the seeds are given by both"),
     (["--grid", "esteps", "--iterations", "none"], "iterations must be a whole number"),
-    (["--grid", "esteps", "--iterations", "-5"], "iterations must be at least 1, got -5"),
     (["--grid", "esteps", "--iterations", "5", "--set", "iterations=5"], "by both --iterations"),
     (["--grid", "esteps", "--only", "esteps=3"], "no cell is 'esteps=3'; there are: esteps=1"),
     (["--grid", "esteps=1", "--skip", "esteps=1"], "leave no cell"),
-    (["--grid", "esteps", "--retry", "planned"], "--retry: invalid choice: 'planned'"),
     (["--grid", "esteps", "--max-concurrent", "1.5"], "--max-concurrent: must be a whole number"),
     (["--grid", "esteps", "--cpus-per-trial", "nan"], "--cpus-per-trial: must be a number from"),
-    (["--grid", "esteps", "--checkpoint-seconds", "-1"], "--checkpoint-seconds: must be a number"),
-    (["--grid", "esteps", "--tracking-uri", "runs"], "--tracking-uri must start with sqlite:///"),
-    (["--grid", "esteps", "--data-dir", "no/such"], "no/such is no folder"),
-    (["--grid", "esteps", "--status", "--dry-run"], "exclude each other"),
-    (["--grid", "esteps", "--pilot"], "--pilot is no more: --dry-run measures"),
     (["--grid", "esteps", "--address", "here"], "--address: must be local, auto or HOST:PORT"),
-    (["--grid", "esteps", "--gpus-per-trial", "1.5"], "--gpus-per-trial: above 1 must be a whole"),
     (["--grd", "esteps"], "unrecognized arguments: --grd esteps"),
     ([], "nothing is planned in"),
 ]
@@ -178,19 +157,6 @@ def test_an_output_folder_that_is_not_ours_is_refused(
     (tmp_path / "sweep.json").write_text("{")
     code, _, err = call(capsys, *TINY, "--grid", "esteps", "--out", str(tmp_path))
     assert code == 2 and "sweep.json" in err and err.count("\n") == 1
-
-
-def test_a_dry_run_prints_every_cell_trial_and_key_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "sweep"
-    code, text, err = call(
-        capsys, *TINY, "--grid", "esteps,eta_p", "--seeds", "0,3", "--out", str(out), "--dry-run"
-    )
-    assert code == 0 and err == "" and not out.exists()
-    assert "5 cells, 10 trials, 10 to run" in text
-    assert text.count("  trial ") == 10 and text.count("seed 3") == 5
-    assert "per checkpoint" in text and "on the disk" in text
 
 
 def test_a_dry_run_says_what_is_done_already(
@@ -333,30 +299,6 @@ def test_a_folder_of_an_earlier_preset_goes_on_with_its_own_settings(
     assert code == 2 and f"K=7, now {now.n_clusters}" in err
 
 
-def test_other_code_is_refused_by_file_unless_accepted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_plan(tmp_path, "--grid", "esteps=1,2")
-    saved = json.loads((tmp_path / "sweep.json").read_text())
-    saved["code_files"]["mpcc/model/losses.py"] = "older"
-    (tmp_path / "sweep.json").write_text(json.dumps(saved))
-    (tmp_path / "sweep-copy.json").unlink()  # It would restore the other.
-    same = ["--out", str(tmp_path), "--dry-run"]
-    code, _, err = call(capsys, *same)
-    assert code == 2 and "mpcc/model/losses.py changed since" in err and err.count("\n") == 1
-    assert call(capsys, *same, "--accept-changed-code")[0] == 0
-
-
-def test_only_and_skip_choose_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    same = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]
-    assert "3 cells, 9 trials" in call(capsys, *same, "--only", "esteps=4")[1]
-    assert "2 cells, 6 trials" in call(capsys, *same, "--skip", "esteps=4")[1]
-    assert (
-        "1 cells, 3 trials"
-        in call(capsys, *same, "--only", f"esteps=4,eta_p={PRESETS['tiny'].prior_lr}")[1]
-    )
-
-
 def test_the_status_of_what_a_search_gave_up_is_as_good_as_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,19 +308,6 @@ def test_the_status_of_what_a_search_gave_up_is_as_good_as_done(
     assert call(capsys, "--out", str(tmp_path), "--status")[0] == 3
     finish(tmp_path, second, "pruned", "worse than the median")
     assert call(capsys, "--out", str(tmp_path), "--status")[0] == 0
-
-
-def test_a_second_driver_is_refused_with_the_owners_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_plan(tmp_path, "--grid", "esteps=1")
-    with SweepLock(Store(tmp_path)):
-        code, _, err = call(capsys, "--out", str(tmp_path))
-        assert code == 2 and f"in use by process {os.getpid()} on" in err
-        assert (
-            f"driver: process {os.getpid()}" in call(capsys, "--out", str(tmp_path), "--status")[1]
-        )
-        assert call(capsys, "--out", str(tmp_path), "--sync")[0] == 2
 
 
 def test_a_released_folder_has_no_driver_any_more(
@@ -408,61 +337,6 @@ def test_a_plan_that_another_command_has_just_changed_is_not_overwritten(
     after = json.loads((tmp_path / "sweep.json").read_text())
     assert len(after["cells"]) == 2 and (tmp_path / "sweep.json").read_bytes() != before
     assert [cell["seeds"] for cell in after["cells"]] == [[0, 1, 2]] * 2
-
-
-def test_a_finished_sweep_says_where_its_results_are_and_starts_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = write_plan(tmp_path, "--grid", "esteps=1,2", "--seeds", "2")
-    for trial in plan.trials():
-        finish(tmp_path, trial)
-    store, uri = Store(tmp_path), default_uri(tmp_path)
-    assert not tracking.in_step(store, uri)
-    monkeypatch.setattr(tracking, "in_step", lambda *_: True)
-    monkeypatch.setattr("tune.run._train", lambda *_: pytest.fail("a finished sweep was run"))
-    code, text, _ = call(capsys, "--out", str(tmp_path))
-    assert code == 0 and "4 of 4 trials done" in text
-    assert "make_tables.py --runs" in text and "server --backend-store-uri" in text
-
-
-def test_a_finished_sweep_with_a_failed_trial_exits_3_and_names_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = write_plan(tmp_path, "--grid", "esteps=1", "--seeds", "2")
-    finish(tmp_path, plan.trials()[0])
-    finish(tmp_path, plan.trials()[1], "failed", "code: KeyError: 'a'")
-    monkeypatch.setattr(tracking, "in_step", lambda *_: True)
-    code, text, _ = call(capsys, "--out", str(tmp_path))
-    assert code == 3
-    assert "failed: esteps=1, seed=1 (code: KeyError: 'a')" in text and "--retry failed" in text
-
-
-def test_help_and_errors_answer_at_once_from_any_folder(tmp_path: Path) -> None:
-    script = str(ROOT / "tune" / "ablation.py")
-    took = []
-    for argv, code in ((["--help"], 0), (["--grid", "nope"], 2)):
-        start = time.monotonic()
-        done = subprocess.run([sys.executable, script, *argv], cwd=tmp_path, capture_output=True)
-        took.append(time.monotonic() - start)
-        assert done.returncode == code, done.stderr
-    assert min(took) < 1.0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dry_run_imports_none_of_the_heavy_libraries(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tune import ablation\n"
-        "code = ablation.main(sys.argv[1:])\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'rich.console', 'numpy', 'matplotlib'}\n"
-        "print(code, sorted(heavy & set(sys.modules)))\n"
-    )
-    argv = [*TINY, "--grid", "esteps,eta_p", "--out", str(tmp_path / "sweep"), "--dry-run"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *argv], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
 def test_settings_stand_behind_one_set_or_behind_several() -> None:

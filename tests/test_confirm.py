@@ -10,6 +10,7 @@ import pytest
 
 from mpcc.config import PRESETS
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
+from tests.test_promises import DRY
 from tune.ablation import main
 from tune.plan import confirm
 from tune.plan.cells import trials
@@ -103,7 +104,7 @@ def test_confirm_excludes_what_would_plan_something_else(tmp_path: Path, capsys)
     assert "--confirm takes a folder whose grid has been run" in capsys.readouterr().err
     assert main([*words, "--confirm", "acc_majorty"]) == 2
     assert "unknown metric 'acc_majorty'; did you mean 'acc_majority'" in capsys.readouterr().err
-    assert main([*words, "--confirm", "--dry-run"]) == 0
+    assert main([*words, "--confirm", *DRY]) == 0
     out = capsys.readouterr().out
     assert "best or tied by acc_majority: esteps=4, eta_p=5e-3" in out
     assert "1 cells, 3 trials, 3 to run" in out
@@ -116,7 +117,7 @@ def test_ties_with_the_best_are_confirmed_too(tmp_path: Path, capsys) -> None:
         for seed, accuracy in enumerate((0.60, 0.65, 0.70)):
             sweep.trial(change, seed, metrics_of(accuracy + 0.01 * (change == changes[1]), rng))
     words = ["--out", str(sweep.path), "--iterations", "1500", "--accept-changed-code"]
-    assert main([*words, "--confirm", "--dry-run"]) == 0
+    assert main([*words, "--confirm", *DRY]) == 0
     out = capsys.readouterr().out
     assert out.count("best or tied by acc_majority: ") == 2
     assert "2 cells, 6 trials, 6 to run" in out

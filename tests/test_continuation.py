@@ -9,6 +9,7 @@ import pytest
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from mpcc.training.trainer import train
+from tests.test_promises import DRY
 from tune import ablation
 from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import PLAN, Plan, new_plan
@@ -103,12 +104,12 @@ def test_more_iterations_are_refused_without_the_option_and_planned_with_it(
     out = tmp_path / "out"
     Store(out).write_plan(plan("esteps=1,2"))
     settings = ["--preset", "tiny", "--set", "eval_every=2"]
-    assert command(out, *settings, "--iterations", "8", "--dry-run") == 2
+    assert command(out, *settings, "--iterations", "8", *DRY) == 2
     assert "iterations=4, now 8; go on to more iterations with --continue-training" in (
         capsys.readouterr().err
     )
     for words in ([], settings, [*settings, "--grid", "esteps=1,2,4"]):
-        longer = [*words, "--iterations", "8", "--continue-training", "--dry-run"]
+        longer = [*words, "--iterations", "8", "--continue-training", *DRY]
         assert command(out, *longer) == 0
         assert "8 iterations" in capsys.readouterr().out
     assert command(out, "--continue-training") == 2

@@ -11,19 +11,17 @@ import pytest
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from mpcc.training.pace import Pace, Shape, shape
+from tests.stand_ins import planned
 from tune import ablation, estimate
 from tune.engine.spec import Settings
-from tune.plan import cells as plan_cells
 from tune.plan.cells import Trial
-from tune.plan.grid import cells, parse_grid
 from tune.store.folder import Store
 
 BASE = PRESETS["tiny"].override(iterations=100, eval_every=50)
 
 
 def trials(*grid: str) -> list[Trial]:
-    made = cells(BASE, parse_grid(list(grid), "tiny"))
-    return [trial for cell in made for trial in plan_cells.trials(cell, (0, 1))]
+    return planned(*grid, iterations=100, eval_every=50).trials()
 
 
 def write(out: Path, trial: Trial, train: float, evaluate: float) -> None:

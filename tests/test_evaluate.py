@@ -18,7 +18,7 @@ from mpcc.runs.code_version import code_fingerprints
 from mpcc.runs.files import MODEL
 from mpcc.training import trainer
 from mpcc.use.load import find_trial
-from tests.old.make import unpack
+from tests.old.folders import unpack
 from tune import ablation, options
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan

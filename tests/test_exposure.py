@@ -7,12 +7,9 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
-
-from benchmarks.fault_tools import Sweep, cut_power, descendants, wait_for
+from benchmarks.fault_tools import descendants
 
 LISTENING = "0A"
-WORDS = ("--preset", "tiny", "--iterations", "400", "--grid", "esteps=1,2", "--seeds", "1")
 
 
 def listening(pid: int) -> dict[str, str]:
@@ -65,17 +62,3 @@ def test_the_kernels_own_spelling_of_an_address_is_read() -> None:
         assert address in listening(os.getpid()) and not is_loopback(address)
     assert is_loopback("[::1]:1") and is_loopback("[::ffff:127.0.0.1]:1")
     assert not is_loopback("[::]:1") and not is_loopback("[192.0.2.7]:1")
-
-
-@pytest.mark.slow
-def test_no_process_of_a_sweep_listens_beyond_the_loopback(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path / "out", WORDS)
-    driver = sweep.start()
-    try:
-        assert wait_for(driver, lambda: any(sweep.out.glob("trials/*/provenance.json")))
-        found = listening(driver.pid)
-    finally:
-        cut_power(driver)
-    assert any("gcs_server" in command for command in found.values()), found
-    assert any("raylet" in command for command in found.values()), found
-    assert [line for line in found.items() if not is_loopback(line[0])] == []

@@ -22,11 +22,8 @@ from tune.engine.supervisor import kill_session, session_members
 ROOT = Path(tune.__file__).parents[1]
 
 DRIVER = """
-import json, os, signal, sys, threading, time
+import json, os, sys, threading, time
 sys.path.insert(0, sys.argv[1])
-got = []
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, lambda number, frame: got.append(number))
 from tune.engine.head import EngineError, LocalHead
 ray_head = LocalHead()
 ray_head.start(2)
@@ -54,8 +51,6 @@ say(supervisor=ray_head._supervisor.pid, folder=str(ray_head._folder), address=a
     workers=[pid for pid, _ in said], greetings=[text for _, text in said])
 for line in sys.stdin:
     begun = time.monotonic()
-    if line == "ask\\n":
-        say(pids=[pid for pid, _ in ray.get([w.greet.remote() for w in workers])], signals=got)
     if line == "problem\\n":
         while ray_head.problem() is None and time.monotonic() < begun + 30:
             time.sleep(0.1)
@@ -138,11 +133,22 @@ def mode(path: str | Path) -> int:
     return stat.S_IMODE(os.stat(path).st_mode)
 
 
+LEFT_BY_OTHERS = {
+    "RAY_ADDRESS": "192.0.2.1:6379",
+    "RAY_AUTH_TOKEN": "of-another-cluster",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_REDIS_ADDRESS": "192.0.2.1:6379",
+    "TUNE_RESULT_DIR": "/nowhere",
+    "HOME": "/nowhere/at/all",
+}
+
+
 @pytest.mark.slow
 def test_ray_is_private_and_quiet_and_ends_at_once_without_a_trace(
     start: Callable[..., Driver],
 ) -> None:
-    driver = start()
+    """Whatever others left in the environment, and without a home."""
+    driver = start(dict(os.environ) | LEFT_BY_OTHERS)
     folder = Path(driver.facts["folder"])
     assert driver.facts["greetings"] == ["hello", "hello"]
     assert mode(folder) == 0o700
@@ -160,25 +166,17 @@ def test_ray_is_private_and_quiet_and_ends_at_once_without_a_trace(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("supervised", [True, False])
 def test_nothing_is_left_when_the_driver_is_killed_and_a_worker_is_stopped(
-    start: Callable[..., Driver],
+    supervised: bool, start: Callable[..., Driver]
 ) -> None:
+    """Even if the supervisor, which ends the rest at once, is killed with it."""
     driver = start()
     os.kill(driver.facts["workers"][0], signal.SIGSTOP)
+    if not supervised:
+        os.kill(driver.session, signal.SIGKILL)
     driver.process.kill()
-    assert driver.left_after(10) == []
-    assert not Path(driver.facts["folder"]).exists()
-
-
-@pytest.mark.slow
-def test_nothing_is_left_when_the_supervisor_is_killed_with_the_driver(
-    start: Callable[..., Driver],
-) -> None:
-    driver = start()
-    os.kill(driver.facts["workers"][0], signal.SIGSTOP)
-    os.kill(driver.session, signal.SIGKILL)
-    driver.process.kill()
-    assert driver.left_after(60) == []
+    assert driver.left_after(10 if supervised else 60) == []
     assert not Path(driver.facts["folder"]).exists()
 
 
@@ -200,38 +198,6 @@ def test_the_end_of_a_part_of_ray_is_named_and_nothing_is_left(
     assert victim == "supervisor" or victim in said["problem"]
     assert driver.ask("kill")["seconds"] < 10
     assert driver.left_after(0) == [] and driver.end() == ("", "")
-
-
-@pytest.mark.slow
-def test_signals_to_the_drivers_process_group_reach_the_driver_and_spare_ray(
-    start: Callable[..., Driver],
-) -> None:
-    driver = start()
-    pids = driver.facts["workers"]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        os.killpg(driver.process.pid, number)
-        time.sleep(0.5)
-    said = driver.ask("ask")
-    assert said["pids"] == pids
-    assert said["signals"] == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("home", ["/nowhere/at/all", None])
-def test_neither_a_home_nor_what_others_left_in_the_environment_matters(
-    home: str | None, start: Callable[..., Driver]
-) -> None:
-    variables = dict(os.environ) | {
-        "RAY_ADDRESS": "192.0.2.1:6379",
-        "RAY_AUTH_TOKEN": "of-another-cluster",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_REDIS_ADDRESS": "192.0.2.1:6379",
-        "TUNE_RESULT_DIR": "/nowhere",
-    }
-    variables.pop("HOME", None)
-    driver = start(variables if home is None else variables | {"HOME": home})
-    assert driver.facts["greetings"] == ["hello", "hello"]
-    assert driver.ask("stop") and driver.end() == ("", "")
 
 
 def test_a_ray_that_is_ready_before_it_has_written_its_address_is_waited_for(

@@ -14,6 +14,7 @@ from analysis.tables.groups import groups
 from mpcc.config import PRESETS, VARIANTS
 from mpcc.evaluation.metrics import METRICS, NEED_LABELS
 from tests.records import SweepBuilder, metrics_of
+from tests.test_promises import DRY
 from tune.ablation import main
 from tune.plan import leave_out
 from tune.plan.cells import Cell
@@ -94,7 +95,7 @@ def test_the_table_names_variants_with_the_full_model_first_and_as_baseline(tmp_
 
 
 def test_the_command_plans_the_variants_and_goes_on_with_them(tmp_path: Path, capsys) -> None:
-    words = ["--preset", "tiny", "--out", str(tmp_path / "s"), "--seeds", "2", "--dry-run"]
+    words = ["--preset", "tiny", "--out", str(tmp_path / "s"), "--seeds", "2", *DRY]
     assert main([*words, "--ablate", "no-floor,normal-prior"]) == 0
     out = capsys.readouterr().out
     assert "full model: base settings" in out and "3 cells, 6 trials" in out

@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from mpcc.runs.files import BusyError, exclusive
 from tests.stand_ins import end_record, planned
 from tests.test_promises import call, said
-from tests.test_promises_sweep import results, start, weights, written
+from tests.test_promises_sweep import results
 from tune.plan.plan import Plan, PlanError
 from tune.plan.state import State
 from tune.store import lock
@@ -38,37 +37,6 @@ def other_owner(pid: int, machine: str = "") -> bytes:
 
 
 # -- one trial without a driver --------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_processes_with_next_share_a_grid_and_give_the_numbers_of_a_sweep(tmp_path: Path) -> None:
-    argv = [*GRID, "--seeds", "1", "--out", tmp_path / "x", "--next"]
-    at_once = [start("ablation", *argv, cwd=tmp_path) for _ in range(3)]
-    ends = [process.communicate(timeout=300) and process.returncode for process in at_once]
-    assert sorted(ends) == [0, 0, 4]
-    before = written(tmp_path / "x")
-    done = call("ablation", *argv, cwd=tmp_path)
-    assert done.returncode == 4 and "nothing is left to do" in done.stdout
-    said("ablation", *argv[:-3], "--out", tmp_path / "sweep", cwd=tmp_path)
-    assert weights(tmp_path / "x") == weights(tmp_path / "sweep") and len(before) == 2
-    assert "2 trials delivered" in said("ablation", "--out", tmp_path / "x", "--sync", cwd=tmp_path)
-    assert written(tmp_path / "x") == before
-
-
-@pytest.mark.slow
-def test_a_driver_waits_for_the_trial_that_another_process_trains(tmp_path: Path) -> None:
-    long = ["--preset", "tiny", "--iterations", "400", "--grid", "esteps=1", "--seeds", "1"]
-    one = start("ablation", *long, "--out", "x", "--next", cwd=tmp_path)
-    end = time.monotonic() + 60
-    while not list(tmp_path.glob("x/trials/*/config.json")) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert "1 running" in call("ablation", "--out", "x", "--status", cwd=tmp_path).stdout
-    done = call("ablation", "--out", "x", cwd=tmp_path)
-    out, err = one.communicate(timeout=60)
-    assert (one.returncode, done.returncode) == (0, 0), (out, err, done.stderr)
-    assert "is trained by process" in done.stderr or "1 of 1 trials done" in done.stdout
-    (result,) = results(tmp_path / "x").values()
-    assert result["state"] == "done"
 
 
 def test_a_claim_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not(
@@ -142,19 +110,6 @@ def test_exported_records_go_on_without_checkpoints_and_only_what_is_missing_run
 
 
 # -- sweeps that are joined ------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_sweep_of_other_seeds_is_joined_and_nothing_of_it_runs_again(tmp_path: Path) -> None:
-    said("ablation", *GRID, "--seeds", "0,", "--out", "here", cwd=tmp_path)
-    said("ablation", *GRID, "--seeds", "1,", "--out", "there", cwd=tmp_path)
-    elsewhere = weights(tmp_path / "there")
-    printed = said("ablation", "--out", "here", "--adopt", "there", cwd=tmp_path)
-    assert "2 trials adopted" in printed and "4 of 4 trials done" in printed
-    joined = weights(tmp_path / "here")
-    assert len(joined) == 4 and joined.items() >= elsewhere.items()
-    shutil.rmtree(tmp_path / "there")
-    assert "4 of 4 trials done" in said("ablation", "--out", "here", cwd=tmp_path)
 
 
 def test_only_what_is_done_there_and_not_here_is_adopted(tmp_path: Path) -> None:

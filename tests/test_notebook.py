@@ -274,6 +274,7 @@ def test_the_iteration_may_be_chosen_without_labels_and_is_named_so(
         ("700", "no trial was evaluated at 700; there are iterations 500, 1000, 1500"),
         ("soon", "--at must be an iteration or best:METRIC"),
         ("0", "--at must be an iteration or best:METRIC"),
+        ("9" * 400, "--at must be an iteration or best:METRIC"),
         ("best:acc_majority", "an iteration is chosen without labels, by one of"),
     ],
 )

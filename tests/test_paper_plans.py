@@ -43,13 +43,6 @@ def test_what_a_cell_changes_leads_from_the_base_to_its_settings(table, scale):
         assert paper.base(scale).override(**cell.changes, seed=0) == cell.config
 
 
-def test_unknown_tables_and_scales_name_what_there_is():
-    with pytest.raises(ValueError, match="unknown table '5'; available: 1, 2, 3a, 3b, 4"):
-        paper.cells("5", "full", {})
-    with pytest.raises(ValueError, match="unknown scale 'labtop'; did you mean 'laptop'?"):
-        paper.cells("1", "labtop", {})
-
-
 def test_a_plan_knows_each_set_of_images_by_itself():
     plan = new_plan("cifar10", paper.base("minute"))
     for table in ("1", "4"):

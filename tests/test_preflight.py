@@ -6,25 +6,24 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mpcc.config import PRESETS
 from mpcc.machine import free_memory
 from mpcc.runs import run_dir
+from tests.stand_ins import planned
 from tune import preflight
 from tune.engine.spec import Settings
-from tune.plan import cells as plan_cells
-from tune.plan.cells import Cell, Trial
+from tune.plan.cells import Trial
 from tune.plan.cost import checkpoint_bytes, memory_need
-from tune.plan.grid import cells, parse_grid
 from tune.store.folder import Store
 from tune.store.remote import Remote
 
 
-def trials(preset: str = "tiny") -> list[Trial]:
-    made = cells(PRESETS[preset], parse_grid(["esteps=1,2"], preset))
-    return [trial for cell in made for trial in plan_cells.trials(cell, (0, 1))]
+def trials(**changes: Any) -> list[Trial]:
+    return planned("esteps=1,2", **changes).trials()
 
 
 def test_a_sound_folder_passes(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_data_that_are_not_here_are_missed_only_where_the_trials_run_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
-    todo = trials("mnist")[:1]
+    todo = trials(dataset="mnist")[:1]
     here = Settings(tmp_path, "", data_dir=tmp_path / "none")
     with pytest.raises(preflight.PreflightError, match="none is no folder"):
         preflight.check(todo, here, Store(tmp_path))
@@ -116,17 +115,9 @@ def test_checkpoints_of_a_remote_take_no_room_on_the_folders_disk(
 
 
 def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
-    config = PRESETS["tiny"].override(precision="tf32")
-    todo = plan_cells.trials(Cell.of(config, {}), (0,))
+    todo = trials(precision="tf32")
     with pytest.raises(preflight.PreflightError, match="precision=tf32 is of GPUs alone"):
         preflight.check(todo, Settings(tmp_path, "", gpus=0), Store(tmp_path))
-
-
-def test_more_cores_for_a_trial_than_there_are_here_are_refused() -> None:
-    preflight.check_cores(None)
-    preflight.check_cores(1.0)
-    with pytest.raises(preflight.PreflightError, match="--cpus-per-trial 5000: this machine has"):
-        preflight.check_cores(5000.0)
 
 
 def test_a_limit_of_processes_below_what_ray_needs_is_refused(

@@ -11,17 +11,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.fault_tools import cut_power, descendants, mlflow_runs, process_table
-from tests.test_promises import PROGRAMS, call, said
+from benchmarks.fault_tools import descendants, mlflow_runs, process_table
+from tests.test_promises import PROGRAMS, answered, call, said
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # of MLflow, where it is called in this process
+]
 
 COMMON = ["--preset", "tiny", "--set", "eval_every=10", "--iterations", "20"]
 GRID = [*COMMON, "--seeds", "2", "--grid", "esteps=1,2"]
@@ -50,16 +53,12 @@ def written(out: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
 
 
-def lasting(out: Path) -> list[tuple[int, int]]:
-    """When each trial began and ended, in the order of their beginnings."""
-    return sorted(
+def one_at_a_time(trials: Iterable[Path]) -> bool:
+    """Whether each of these trials began when the one before it had ended."""
+    times = sorted(
         ((p / "config.json").stat().st_mtime_ns, (p / "result.json").stat().st_mtime_ns)
-        for p in out.glob("trials/*")
+        for p in trials
     )
-
-
-def one_at_a_time(out: Path) -> bool:
-    times = lasting(out)
     return all(after[0] >= before[1] for before, after in zip(times, times[1:], strict=False))
 
 
@@ -159,30 +158,24 @@ def test_progress_goes_to_stderr_and_nothing_of_rays_is_seen(story: Story) -> No
 
 
 def test_a_trial_of_a_sweep_equals_the_same_run_alone(story: Story, tmp_path: Path) -> None:
-    words = ["--preset", "tiny", "--set", "eval_every=10", "iterations=20", "esteps=2", "seed=1"]
-    said("mpcc", *words, "--out", "alone", cwd=tmp_path)
-    alone = json.loads((tmp_path / "alone" / "result.json").read_text())
-    key = alone["trial_key"]
+    run = alone(tmp_path, "iterations=20", "esteps=2", "seed=1")
+    expected = json.loads((run / "result.json").read_text())
+    key = expected["trial_key"]
     swept = results(story.out)[key]
     for name in ("weights_sha256", "metrics", "iteration", "state"):
-        assert swept[name] == alone[name]
-    assert rows(story.out / "trials" / key) == rows(tmp_path / "alone")
+        assert swept[name] == expected[name]
+    assert rows(story.out / "trials" / key) == rows(run)
 
 
 def test_at_most_as_many_trials_run_at_a_time_as_were_allowed(story: Story) -> None:
-    assert one_at_a_time(story.out)
+    assert one_at_a_time(story.out.glob("trials/*"))
 
 
-def test_several_trials_to_a_gpu_give_the_results_of_each_alone(
-    story: Story, tmp_path: Path
-) -> None:
-    """Without a GPU so many processes; here of all cores each, so that one runs at a time."""
-    cores = str(len(os.sched_getaffinity(0)))
-    words = [*COMMON, "--grid", "esteps=1", "--seeds", "2", "--out", "wide"]
-    said("ablation", *words, "--trials-per-gpu", "2", "--cpus-per-trial", cores, cwd=tmp_path)
-    found = weights(tmp_path / "wide")
-    assert len(found) == 2 and found.items() <= weights(story.out).items()
-    assert one_at_a_time(tmp_path / "wide")
+def alone(place: Path, *settings: str) -> Path:
+    """The run directory of the trial with these settings that `python -m mpcc` has trained."""
+    words = ["--preset", "tiny", "--set", "eval_every=10", *settings]
+    said("mpcc", *words, "--out", "alone", cwd=place)
+    return place / "alone"
 
 
 def ended_otherwise(path: Path, state: str, cause: str) -> None:
@@ -212,7 +205,7 @@ def test_failed_and_diverged_trials_run_again_only_where_retry_says_so(
 ) -> None:
     out, bad = mixed
     before = written(out)
-    done = call("ablation", *GRID, "--out", out, cwd=out.parent)
+    done = answered("ablation", *GRID, "--out", out, cwd=out.parent)
     assert done.returncode == 3 and written(out) == before
     assert "KeyError" in done.stdout and "--retry" in done.stdout
     said("ablation", *GRID, "--out", out, "--retry", "failed,diverged", cwd=out.parent)
@@ -221,37 +214,19 @@ def test_failed_and_diverged_trials_run_again_only_where_retry_says_so(
     assert weights(out) == weights(story.out)
 
 
-def test_status_names_every_state_and_its_cause(
-    story: Story, mixed: tuple[Path, list[str]]
-) -> None:
-    whole = said("ablation", "--out", story.out, "--status", cwd=story.base)
-    assert "4 trials: 4 done" in whole and "driver" not in whole
-    out, _ = mixed
-    done = next(key for key, result in results(out).items() if result["state"] == "done")
-    shutil.rmtree(out / "trials" / done)
-    told = call("ablation", "--out", out, "--status", cwd=out.parent)
-    assert told.returncode == 3 and told.stderr == ""
-    assert "4 trials: 1 planned, 1 done, 1 diverged, 1 failed" in told.stdout
-    assert "KeyError: 'a'" in told.stdout and "loss/encoder is not finite" in told.stdout
-
-
 def test_a_choice_of_cells_that_are_done_ends_with_0_whatever_else_failed(
     mixed: tuple[Path, list[str]],
 ) -> None:
     out, _ = mixed
     before = written(out)
     words = [*GRID, "--out", out]
-    said("ablation", *words, "--only", "esteps=1", cwd=out.parent)
-    said("ablation", *words, "--skip", "esteps=2", cwd=out.parent)
-    assert call("ablation", *words, "--only", "esteps=2", cwd=out.parent).returncode == 3
+    for choice, code in (
+        (["--only", "esteps=1"], 0),
+        (["--skip", "esteps=2"], 0),
+        (["--only", "esteps=2"], 3),
+    ):
+        assert answered("ablation", *words, *choice, cwd=out.parent).returncode == code
     assert written(out) == before
-
-
-def test_other_settings_are_refused_by_name(story: Story) -> None:
-    words = [*GRID, "--out", story.out, "--dry-run", "--set", "lambda_p=0.3"]
-    done = call("ablation", *words, cwd=story.base)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "lambda_p=0.01, now 0.3" in done.stderr
 
 
 def test_other_images_are_refused_by_name(story: Story, tmp_path: Path) -> None:
@@ -261,7 +236,7 @@ def test_other_images_are_refused_by_name(story: Story, tmp_path: Path) -> None:
     (out / "sweep.json").write_text(text.replace(image, "f00df00df00d"))
     (out / "sweep-copy.json").unlink()  # It would restore the other.
     shutil.rmtree(next(iter((out / "trials").iterdir())))
-    done = call("ablation", *GRID, "--out", out, cwd=tmp_path)
+    done = answered("ablation", *GRID, "--out", out, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"fingerprint f00df00df00d, now {image}" in done.stderr
 
@@ -302,14 +277,15 @@ def test_trials_that_go_on_to_more_iterations_end_as_if_planned_so_and_keep_thei
 ) -> None:
     out = copied(story.out, tmp_path)
     longer = ["--preset", "tiny", "--set", "eval_every=10", "--iterations", "40"]
-    refused = call("ablation", *longer, "--out", out, cwd=tmp_path)
+    refused = answered("ablation", *longer, "--out", out, cwd=tmp_path)
     assert refused.returncode == 2 and "--continue-training" in refused.stderr
-    words = ["--out", out, "--iterations", "40", "--continue-training"]
-    assert DONE.search(said("ablation", *words, cwd=tmp_path)).groups() == ("4", "4")  # type: ignore[union-attr]
-    words = ["--preset", "tiny", "--set", "eval_every=10", "iterations=40", "esteps=2", "seed=1"]
-    said("mpcc", *words, "--out", "alone", cwd=tmp_path)
-    key = json.loads((tmp_path / "alone" / "result.json").read_text())["trial_key"]
-    assert rows(out / "trials" / key) == rows(tmp_path / "alone")
+    words = ["--out", out, "--iterations", "40", "--continue-training", "--next"]
+    for _ in range(4):
+        said("ablation", *words, cwd=tmp_path)
+    assert "4 trials: 4 done" in said("ablation", "--out", out, "--status", cwd=tmp_path)
+    run = alone(tmp_path, "iterations=40", "esteps=2", "seed=1")
+    key = json.loads((run / "result.json").read_text())["trial_key"]
+    assert rows(out / "trials" / key) == rows(run)
     for path in (out / "trials").iterdir():
         starts = json.loads((path / "provenance.json").read_text())["starts"]
         assert starts == [0, 20], "not gone on with"
@@ -363,6 +339,37 @@ def test_mlflow_alone_gives_the_tables_of_folders_that_are_gone(
             aside.rename(here)
 
 
+def test_processes_with_next_share_a_grid_and_give_the_numbers_of_a_sweep(
+    story: Story, tmp_path: Path
+) -> None:
+    out = tmp_path / "shared"
+    argv = [*GRID, "--seeds", "1", "--out", out, "--next"]
+    at_once = [start("ablation", *argv, cwd=tmp_path) for _ in range(3)]
+    ends = [process.communicate(timeout=300) and process.returncode for process in at_once]
+    assert sorted(ends) == [0, 0, 4]
+    before = written(out)
+    done = call("ablation", *argv, cwd=tmp_path)
+    assert done.returncode == 4 and "nothing is left to do" in done.stdout
+    assert len(before) == 2 and weights(out).items() <= weights(story.out).items()
+    assert "2 trials delivered" in said("ablation", "--out", out, "--sync", cwd=tmp_path)
+    assert written(out) == before
+
+
+def test_a_sweep_of_other_seeds_is_joined_and_nothing_of_it_runs_again(
+    story: Story, tmp_path: Path
+) -> None:
+    there = copied(story.out, tmp_path)
+    for _ in range(2):
+        said("ablation", *GRID, "--seeds", "0,", "--out", "here", "--next", cwd=tmp_path)
+    adopted = answered("ablation", "--out", "here", "--adopt", there, cwd=tmp_path)
+    assert adopted.returncode == 0, adopted.stderr
+    assert "2 trials adopted" in adopted.stdout and "4 of 4 trials done" in adopted.stdout
+    assert weights(tmp_path / "here") == weights(story.out)
+    shutil.rmtree(there)
+    again = answered("ablation", "--out", "here", cwd=tmp_path)
+    assert "4 of 4 trials done" in again.stdout
+
+
 # -- a storage -----------------------------------------------------------------------------------
 
 
@@ -377,11 +384,15 @@ class Stored:
 
 @pytest.fixture(scope="module")
 def stored(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    """The grid, grown by two trials and sent to a storage, with secrets in the environment."""
+    """The grid, grown by two trials and sent to a storage, with secrets in the environment.
+
+    Two trials to a GPU: without one so many processes, here of all cores each, one at a time.
+    """
     base = tmp_path_factory.mktemp("stored")
     out = copied(story.out, base)
     before = written(out)
     words = [*COMMON, "--seeds", "2", "--grid", "esteps=1,2,3", "--out", out]
+    words += ["--trials-per-gpu", "2", "--cpus-per-trial", str(len(os.sched_getaffinity(0)))]
     places = {"MPCC_SCRATCH_DIR": str(base / "scratch"), "MPCC_CACHE_DIR": str(base / "cache")}
     done = call("ablation", *words, "--storage", base / "store", cwd=base, **SECRETS, **places)
     assert done.returncode == 0, done.stderr
@@ -403,10 +414,16 @@ def test_a_sweep_that_was_begun_here_goes_to_a_storage_later_and_runs_nothing_ag
     assert weights(story.out).items() <= weights(stored.store).items()
     for path in (stored.store / "trials").iterdir():
         assert (path / "checkpoint.pt").is_file()
-    for key in results(stored.out).keys() - stored.before.keys():
-        names = {file.name for file in (stored.out / "trials" / key).iterdir()}
-        assert "samples.png" in names
-        assert not any(name.startswith(("checkpoint", "owner", "attempts")) for name in names)
+
+
+def test_several_trials_to_a_gpu_give_the_results_of_each_alone(
+    stored: Stored, tmp_path: Path
+) -> None:
+    new = [stored.out / "trials" / key for key in results(stored.out).keys() - stored.before.keys()]
+    assert len(new) == 2 and one_at_a_time(new)
+    run = alone(tmp_path, "iterations=20", "esteps=3", "seed=1")
+    key = json.loads((run / "result.json").read_text())["trial_key"]
+    assert rows(stored.out / "trials" / key) == rows(run)
 
 
 def test_a_cache_and_a_scratch_folder_lie_where_the_variables_say(stored: Stored) -> None:
@@ -458,28 +475,34 @@ class Stopped:
     code: int
     seconds: float
     text: str
+    noise: str
     left: list[int]
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    """A trial in the middle of a long interval, a second driver refused, and SIGHUP."""
+    """A trial in the middle of a long interval, a second driver refused, and a terminal closed.
+
+    That is SIGHUP to the whole process group: Ray must outlive it until the checkpoint is there.
+    """
     base = tmp_path_factory.mktemp("stopped")
     out = base / "long"
     driver = start("ablation", *LONG, "--out", out, cwd=base)
     wait_for(driver, lambda: list(out.glob("trials/*/checkpoint.pt")))
-    second = call("ablation", *LONG, "--out", out, cwd=base)
+    second = answered("ablation", *LONG, "--out", out, cwd=base)
     status = call("ablation", "--out", out, "--status", cwd=base).stdout
     processes = descendants(driver.pid)
     begun = time.monotonic()
-    driver.send_signal(signal.SIGHUP)
-    text, _ = driver.communicate(timeout=60)
+    os.killpg(driver.pid, signal.SIGHUP)
+    text, noise = driver.communicate(timeout=60)
     seconds = time.monotonic() - begun
     end = time.monotonic() + 15
     while process_table().keys() & processes and time.monotonic() < end:
         time.sleep(0.2)
     left = sorted(process_table().keys() & processes)
-    return Stopped(base, out, driver.pid, second, status, driver.returncode, seconds, text, left)
+    return Stopped(
+        base, out, driver.pid, second, status, driver.returncode, seconds, text, noise, left
+    )
 
 
 def test_checkpoints_come_after_so_many_iterations(stopped: Stopped) -> None:
@@ -490,31 +513,17 @@ def test_checkpoints_come_after_so_many_iterations(stopped: Stopped) -> None:
 def test_sighup_writes_checkpoints_and_exits_129_within_20_seconds(stopped: Stopped) -> None:
     assert stopped.code == 129 and stopped.seconds < 20
     assert DONE.search(stopped.text).groups() == ("0", "1")  # type: ignore[union-attr]
-    assert "stopped: esteps=1" in stopped.text
+    assert "stopped: esteps=1" in stopped.text and "writing checkpoints" in stopped.noise
+    assert "Ray has died" not in stopped.noise and "received" not in stopped.noise
+    assert {status for status, *_ in runs(stopped.out / "mlflow.db").values()} <= {"KILLED"}
     assert stopped.left == []
 
 
-def test_a_second_driver_is_refused_with_the_owners_name_and_a_dead_one_replaced(
-    stopped: Stopped, tmp_path: Path
-) -> None:
+def test_a_second_driver_is_refused_with_the_owners_name(stopped: Stopped) -> None:
     assert stopped.second.returncode == 2 and stopped.second.stdout == ""
     assert stopped.second.stderr.count("\n") == 1
     assert f"in use by process {stopped.pid} on " in stopped.second.stderr
     assert f"driver: process {stopped.pid} on " in stopped.status and "1 running" in stopped.status
-    out = copied(stopped.out, tmp_path)
-    first = start("ablation", *LONG, "--out", out, cwd=tmp_path)
-    wait_for(first, lambda: f"process {first.pid}" in said_of(out))
-    cut_power(first)
-    again = start("ablation", *LONG, "--out", out, cwd=tmp_path)
-    wait_for(again, lambda: "1 running" in said_of(out))
-    assert f"driver: process {again.pid} on " in said_of(out)
-    cut_power(again)
-    freed = said("ablation", "--out", out, "--release", cwd=tmp_path)
-    assert "driver: process" not in said_of(out) and "driver" in freed
-
-
-def said_of(out: Path) -> str:
-    return call("ablation", "--out", out, "--status", cwd=out.parent).stdout
 
 
 # -- searches ------------------------------------------------------------------------------------
@@ -552,14 +561,11 @@ def searches(tmp_path_factory: pytest.TempPathFactory) -> Searches:
     front = base / "front"
     driver = start("search", *FRONT, "--out", front, cwd=base)
     wait_for(driver, lambda: results(front))
-    second = call("search", *FRONT, "--out", front, cwd=base)
+    second = answered("search", *FRONT, "--out", front, cwd=base)
     driver.send_signal(signal.SIGTERM)
     driver.communicate(timeout=60)
     status = call("search", "--out", front, "--status", cwd=base)
     after_stop = written(front)
-    again = start("search", *FRONT, "--out", front, cwd=base)
-    wait_for(again, lambda: len(results(front)) > len(after_stop))
-    cut_power(again)
     (front / "study.db").unlink(missing_ok=True)
     front_text = said("search", *FRONT, "--out", front, cwd=base)
     return Searches(
@@ -625,10 +631,10 @@ def test_a_search_has_one_driver(searches: Searches) -> None:
     assert "in use by process" in searches.second.stderr
 
 
-def test_a_search_stopped_and_killed_ends_where_an_undisturbed_one_does(
+def test_a_search_that_was_stopped_ends_where_an_undisturbed_one_does(
     searches: Searches, tmp_path: Path
 ) -> None:
-    """By SIGTERM, then by SIGKILL, and its study was lost."""
+    """By SIGTERM, and its study was lost."""
     assert searches.stopped_code == 143
     assert searches.stopped_status.returncode == 3 and len(searches.after_stop) < 6
     after = written(searches.front)
@@ -660,7 +666,7 @@ def test_what_several_drivers_of_old_left_does_no_harm(searches: Searches, tmp_p
     for file in (*out.glob("claims/*"), *out.glob("drivers/*")):
         os.utime(file, (long_ago, long_ago))
     before = written(out)
-    said("search", *FRONT, "--out", out, cwd=tmp_path)
+    assert answered("search", *FRONT, "--out", out, cwd=tmp_path).returncode == 0
     assert written(out) == before
 
 

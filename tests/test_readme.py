@@ -22,7 +22,7 @@ from analysis import make_tables
 from mpcc.config import PRESETS
 from mpcc.runs.run_dir import CHECKPOINT
 from mpcc.use.commands import COMMANDS as COMMANDS_OF_USE
-from tests.test_search import finish
+from tests.test_suggest import finish
 from tune import ablation, estimate, search
 from tune.plan import grid
 from tune.plan.cells import Cell
@@ -87,7 +87,8 @@ def leave(out: Path, plan: Plan) -> None:
     Store(out).write_plan(plan)
     for trial in plan.trials():
         config = trial.config
-        finish(out, trial, metrics=metrics_of(config.prior_lr, config.n_encoder_steps, trial.seed))
+        metrics = metrics_of(config.prior_lr, config.n_encoder_steps, trial.seed)
+        finish(Store(out), trial, metrics=metrics)
         (Store(out).trial_dir(trial.key) / CHECKPOINT).touch()  # Models to evaluate, by their name.
 
 

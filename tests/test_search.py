@@ -1,30 +1,16 @@
 """`python tune/search.py`: what it answers; searches that run are in test_promises_sweep.py."""
 
-import math
-import os
 import random
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mpcc.config import PRESETS, Config
-from mpcc.runs import run_dir
+from mpcc.config import PRESETS
+from tests.test_suggest import begin, drive
 from tune import estimate, search
-from tune.plan.cells import Trial
-from tune.plan.plan import new_plan
-from tune.store.folder import Store
-from tune.store.lock import SweepLock
 from tune.suggest.points import best
-from tune.suggest.search import Search
 from tune.suggest.source import SearchSource
-from tune.suggest.space import parse_space
 
 ROOT = Path(search.__file__).resolve().parents[1]
 TINY = PRESETS["tiny"]
@@ -41,38 +27,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "measure", measure)
 
 
-def value_of(config: Config) -> dict[str, float]:
-    """A valley whose bottom lies at eta_p = 3e-3, esteps = 2; the seed adds a little."""
-    distance = abs(math.log10(config.prior_lr / 3e-3)) + 0.2 * abs(config.n_encoder_steps - 2)
-    return {"mse": distance + 0.01 * config.seed, "acc_majority": 1 / (1 + distance)}
-
-
-def finish(out: Path, trial: Trial, metrics: Mapping[str, float] | None = None) -> None:
-    """A record of this trial, done."""
-    config = trial.config
-    values = dict(metrics or value_of(config))
-    path = run_dir.open_run(Store(out).trial_dir(trial.key), config)
-    for iteration in (config.iterations // 2, config.iterations):
-        run_dir.append_metrics(path, {"iteration": iteration} | values)
-    result = {"state": "done", "cause": None, "iteration": config.iterations, "metrics": values}
-    run_dir.write_json(path / run_dir.RESULT, result)
-
-
-def begun(out: Path, n_points: int, n_ends: int = 10**6, **changes: Any) -> SearchSource:
+def begun(out: Path, n_points: int, n_ends: int = 10**6) -> SearchSource:
     """A search in this folder whose first trials have ended, in any order."""
-    known = Search(
-        parse_space(SPACE, TINY), ("mse",), seeds=(0, 1), startup=4, ahead=3, n_points=n_points
-    )
-    store, known = Store(out), replace(known, **changes)
-    source = SearchSource(store, replace(new_plan("tiny", TINY), search=known.to_dict()))
-    rng, in_flight = random.Random(1), list(source.ready({}))
-    for _ in range(n_ends):
-        if not in_flight:
-            break
-        finish(out, in_flight.pop(rng.randrange(len(in_flight))))
-        in_flight += source.ready(store.statuses(source.trials()))
-    store.write_plan(source.plan)
-    return source
+    return drive(out, begin(n_points=n_points), random.Random(1), stop_after=n_ends)
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -121,7 +78,6 @@ BAD = [
     ),
     ([*S, "--set", "eta_p=1e-3"], "eta_p is both set and searched"),
     ([*S, "--preset", "digit"], "did you mean 'digits'?"),
-    ([*S, "--status", "--dry-run"], "exclude each other"),
 ]
 
 
@@ -135,21 +91,6 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
     assert err.startswith("search.py: ") and err.count("\n") == 1
     assert message in err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dry_run_shows_the_points_that_are_known_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--preset", "tiny", *S, "--points", "9", "--seeds", "2", "--out", str(tmp_path / "s")]
-    code, out, err = call(capsys, *argv, "--dry-run")
-    assert code == 0 and err == "" and list(tmp_path.iterdir()) == []
-    assert "space eta_p=1e-3..0.01:log" in out and "9 points of 2 seeds, 18 trials" in out
-    assert "5 more points" in out and out.count("\npoint ") == 4
-    assert "no labels" in out
-    _, out, _ = call(capsys, *argv, "--dry-run", "--objective", "acc_majority")
-    assert "labels chose (acc_majority)" in out
-    _, out, _ = call(capsys, *argv, "--dry-run", "--prune", "median")
-    assert "gives up slow starters" in out
 
 
 def test_status_shows_each_point_its_value_and_the_best(
@@ -188,17 +129,6 @@ def test_a_begun_search_cannot_become_another_but_may_grow(
     assert code == 0 and "8 points of 2 seeds" in out
 
 
-def test_a_second_driver_is_refused_with_the_owners_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begun(tmp_path, 12, n_ends=3)
-    with SweepLock(Store(tmp_path)):
-        code, _, err = call(capsys, "--out", str(tmp_path))
-        assert code == 2 and f"in use by process {os.getpid()} on" in err
-        said = call(capsys, "--out", str(tmp_path), "--status")[1]
-        assert f"points have ended; driver: process {os.getpid()} on" in said
-
-
 def test_what_is_measured_with_something_that_is_missing_here_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,20 +156,3 @@ def test_a_space_that_leans_to_one_side_is_told(
     assert "More clusters make cluster_information better by themselves" in said
     _, said, _ = call(capsys, *words, "--objective", "mse", "--dry-run")
     assert "More clusters" not in said
-
-
-def test_help_answers_at_once_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tune import search\n"
-        "try:\n    search.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'ray', 'mlflow', 'pandas', 'optuna', 'numpy', 'scipy'}\n"
-        "print(sorted(heavy & set(sys.modules)))\n"
-    )
-    begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines()[-1] in ("['numpy']", "[]"), done.stderr
-    assert "examples:" in done.stdout and time.monotonic() - begun < 2

@@ -14,7 +14,6 @@ from benchmarks.fault_tools import (
     Sweep,
     descendants,
     injected,
-    mlflow_runs,
     processes,
     wait_for,
 )
@@ -151,28 +150,3 @@ def test_sigterm_while_ray_starts_has_its_exit_code_and_its_summary(tmp_path: Pa
     while any(map(process_lives, below)) and time.monotonic() < end:
         time.sleep(0.1)
     assert not any(map(process_lives, below))
-
-
-@pytest.mark.slow
-def test_sigterm_to_the_whole_group_still_lets_trials_write_their_checkpoints(
-    tmp_path: Path,
-) -> None:
-    """As a batch system ends a job: Ray must outlive the signal until the checkpoints are there."""
-    argv = ("--preset", "tiny", "--iterations", "2000", "--set", "eval_every=500")
-    argv += ("--grid", "esteps=1", "--seeds", "1", "--checkpoint-seconds", "600")
-    sweep = Sweep(tmp_path / "out", argv)
-    process = sweep.start()
-    database = sweep.out / "mlflow.db"
-    assert wait_for(
-        process, lambda: list(sweep.out.glob("trials/*/provenance.json")) and database.exists()
-    )
-    time.sleep(3)
-    assert not sweep.checkpointed()
-    begun = time.monotonic()
-    os.killpg(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert time.monotonic() - begun < SECONDS
-    assert process.returncode == 143 and "writing checkpoints" in err, err
-    assert "Ray has died" not in err and "received" not in err, err
-    assert len(sweep.checkpointed()) == 1
-    assert {status for _, status, *_ in mlflow_runs(database)} <= {"KILLED"}

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from mpcc.config import PRESETS
+from tests.stand_ins import planned
 from tune.display import Display
 from tune.plan import cells as plan_cells
 from tune.plan import state as module
@@ -18,8 +19,7 @@ BASE = PRESETS["tiny"].override(iterations=100)
 
 
 def trials() -> list[Trial]:
-    made = cells(BASE, parse_grid(["esteps=1,2"], "tiny"))
-    return [trial for cell in made for trial in plan_cells.trials(cell, (0, 1))]
+    return planned("esteps=1,2", iterations=100).trials()
 
 
 def test_every_kind_of_event_has_its_state() -> None:

@@ -18,12 +18,11 @@ import pytest
 from mpcc.config import PRESETS
 from mpcc.data import files as data_files
 from mpcc.runs import run_dir
+from tests import stand_ins
 from tune.engine.faults import trial_cause
-from tune.engine.spec import TrialSpec
 from tune.plan.cells import Cell, Trial
-from tune.plan.grid import cells, parse_grid
-from tune.plan.plan import Plan, PlanError, new_plan
-from tune.plan.state import Event, EventKind, State
+from tune.plan.plan import Plan, PlanError
+from tune.plan.state import State
 from tune.store import datasets, transfer
 from tune.store import remote as remote_module
 from tune.store.adopt import extend, extends_from
@@ -65,20 +64,6 @@ def trial_dir(tmp_path: Path, scratch: str = "scratch") -> Path:
 
 def trial_of(config=SHORT) -> Trial:
     return Trial(Cell(config, {}), config.seed, config, config.trial_key)
-
-
-def spec_of(trial: Trial, remote: Remote) -> TrialSpec:
-    return TrialSpec(
-        key=trial.key,
-        config=trial.config,
-        run_dir="/nowhere",
-        remote=remote.address,
-        data_dir=None,
-        device="cpu",
-        checkpoint_seconds=0.0,
-        checkpoint_iterations=None,
-        fingerprint=None,
-    )
 
 
 @pytest.mark.parametrize(
@@ -268,52 +253,11 @@ def test_scratch_folders_of_dead_processes_are_removed(
         f"{ours}1-lives", "another", made.name}  # fmt: skip
 
 
-def steps(worker) -> list[Event]:
-    events = []
-    while not events or events[-1].kind != EventKind.ENDED:
-        events.append(worker.step())
-    return events
-
-
-@pytest.mark.slow
-def test_a_trial_whose_machine_is_lost_goes_on_elsewhere_to_the_same_bits(
-    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mpcc.training.trainer import train
-    from tune.engine.worker import TrialWorker
-
-    monkeypatch.setenv("MPCC_SCRATCH_DIR", str(tmp_path / "scratch"))
-    trial = trial_of()
-    first = TrialWorker(spec_of(trial, remote))
-    while remote.info(f"trials/{trial.key}/checkpoint.pt") is None:
-        assert first.step().kind == EventKind.PROGRESS
-    (lost,) = (tmp_path / "scratch").iterdir()  # The machine is gone, its scratch folder with it.
-    second = TrialWorker(spec_of(trial, remote))
-    assert steps(second)[-1].state == State.DONE
-    second.release()
-    assert list((tmp_path / "scratch").iterdir()) == [lost]
-
-    for _ in train(trial.config, tmp_path / "alone"):
-        pass
-    there = Path(remote.address) / "trials" / trial.key
-    alone, carried = (run_dir.read_result(p) for p in (tmp_path / "alone", there))
-    assert alone and carried and carried["weights_sha256"] == alone["weights_sha256"]
-    rows = [[r["iteration"] for r in run_dir.read_metrics(p)] for p in (there, tmp_path / "alone")]
-    assert rows[0] == rows[1] == [10, 20, 30, 40]
-
-    third = TrialWorker(spec_of(trial, remote))
-    before = (there / "result.json").read_bytes()
-    assert steps(third)[-1].state == State.DONE  # An end is downloaded, not trained again.
-    assert (there / "result.json").read_bytes() == before
-    third.release()
-
-
 # -- the driver ------------------------------------------------------------------------------------
 
 
-def planned(n_seeds: int = 2) -> tuple[Plan, list[Trial]]:
-    made = cells(SHORT, parse_grid(["esteps=1,2"], "tiny"))
-    plan = new_plan("tiny", SHORT).grow(made, range(n_seeds), "esteps=1,2")
+def planned() -> tuple[Plan, list[Trial]]:
+    plan = stand_ins.planned("esteps=1,2", iterations=40, eval_every=10)
     return plan, plan.trials()
 
 

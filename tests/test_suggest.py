@@ -24,14 +24,14 @@ import pytest
 from mpcc.config import PRESETS, Config
 from mpcc.evaluation.metrics import NEED_LABELS
 from mpcc.runs import run_dir
-from tune.plan.cells import Cell, Trial, trials
+from tune.plan.cells import Trial, trials
 from tune.plan.plan import Plan, PlanError, new_plan
 from tune.plan.pruning import PruneRule
 from tune.plan.state import State, Status
 from tune.store.folder import Store, record_end
 from tune.suggest import points, study
 from tune.suggest.points import Point, read_points
-from tune.suggest.search import NEEDS, Search, check_objectives, check_same, search_of
+from tune.suggest.search import NEEDS, Search, check_objectives, search_of
 from tune.suggest.source import SearchSource
 from tune.suggest.space import parse_space
 from tune.suggest.study import write_study
@@ -269,24 +269,6 @@ def test_a_search_is_the_same_with_any_workers_order_and_kills(
         assert bool(kill_chance) == (sweep.n_starts > 5)
 
 
-def test_any_order_of_ends_gives_the_same_search(tmp_path: Path) -> None:
-    first = drive(tmp_path / "a", begin(), random.Random(1))
-    second = drive(tmp_path / "b", begin(), random.Random(2))
-    assert len(first.points) == 12 and first.complete() and first.finished
-    assert first.n_trials == len(first.trials()) == 24
-    assert found(first) == found(second)
-
-
-def test_a_search_cut_off_anywhere_goes_on_to_the_same_points(tmp_path: Path) -> None:
-    whole = drive(tmp_path / "a", begin(), random.Random(1))
-    for stop in (0, 1, 5, 13):
-        store = Store(tmp_path / f"cut{stop}")
-        drive(store.out, begin(), random.Random(stop), stop_after=stop)
-        saved = store.read_plan()
-        assert saved is not None
-        assert found(drive(store.out, saved, random.Random(3))) == found(whole)
-
-
 def test_points_that_were_lost_with_the_plan_are_drawn_again_with_their_records(
     tmp_path: Path,
 ) -> None:
@@ -455,17 +437,6 @@ def test_a_damaged_search_is_refused_in_one_line(damage: dict[str, Any]) -> None
         search_of(replace(plan, search={**(plan.search or {}), **damage}))
     with pytest.raises(PlanError, match="damaged"):
         search_of(replace(plan, search={"space": {}}))
-
-
-def test_a_begun_search_cannot_become_another() -> None:
-    was = search_of(begin(points=()))
-    check_same(Path("out"), was, replace(was, n_points=40))
-    for name, value in (("ahead", 7), ("prune", "median"), ("space", parse_space(["J=1,2"], TINY))):
-        with pytest.raises(PlanError, match=f"out holds a search with {name} "):
-            check_same(Path("out"), was, replace(was, **{name: value}))
-    begun = replace(was, points=(Cell.of(TINY, {}), Cell.of(LONG, {})))
-    with pytest.raises(PlanError, match="has 2 points already"):
-        check_same(Path("out"), begun, replace(begun, n_points=1))
 
 
 def test_what_metrics_need_is_declared_for_metrics_that_exist() -> None:

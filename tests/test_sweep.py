@@ -1,11 +1,11 @@
-"""A sweep from end to end, with real Ray and real MLflow: killed, grown, interrupted, gone on with.
+"""A sweep with a storage, from end to end with real Ray and real MLflow, as one story.
 
-One story in three starts of Ray, told by the fixture; the tests look at its stages.
+Killed; grown and interrupted; gone on with from another folder as another machine would, the
+storage away for a while. Three starts of Ray, told by the fixture; the tests look at its stages.
 """
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,10 +21,9 @@ import pytest
 from benchmarks.fault_tools import NAMESAKES, Sweep, cut_power, wait_for, write_namesakes
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
-from tests.stand_ins import spec_of
+from tests.test_exposure import is_loopback, listening
 from tune.plan.cells import Trial, trials
 from tune.plan.grid import cells, parse_grid
-from tune.plan.state import State
 from tune.store.folder import Store
 
 pytestmark = pytest.mark.slow
@@ -34,10 +33,6 @@ LARGE = [*COMMON, "--grid", "esteps=1,2,3", "--seeds", "2", "--checkpoint-second
 NOTEBOOK = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 """In the environment of a command that a cell of Jupyter or VS Code runs."""
 TIMEOUT = 600
-
-
-def launch(out: Path, *argv: str) -> "subprocess.Popen[str]":
-    return Sweep(out, argv).start()
 
 
 def results(out: Path) -> dict[str, tuple[int, dict[str, Any]]]:
@@ -63,7 +58,9 @@ def unfinished(out: Path, n_evaluations: int = 1) -> list[Path]:
 
 @dataclass
 class Story:
-    out: Path
+    store: Path
+    first: Path
+    second: Path
     after_kill: dict[str, tuple[int, dict[str, Any]]]
     cut_off: list[str]
     interrupt_code: int
@@ -71,6 +68,8 @@ class Story:
     interrupt_text: str
     after_interrupt: dict[str, tuple[int, dict[str, Any]]]
     states_after_interrupt: set[str]
+    status: str
+    sockets: dict[str, str]
     code: int
     text: str
     noise: str
@@ -79,32 +78,41 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    out = tmp_path_factory.mktemp("sweep") / "out"
-    write_namesakes(out.parent)
-    first = launch(out, *SMALL)
-    wait(first, lambda: bool(results(out)) and bool(unfinished(out)))
-    cut_power(first)
-    after_kill = results(out)
+    base = tmp_path_factory.mktemp("sweep")
+    store, first, second = base / "store", base / "first", base / "second"
+    storage = ("--storage", str(store))
+    write_namesakes(base)
+    driver = Sweep(first, (*SMALL, *storage)).start()
+    wait(driver, lambda: bool(results(store)) and bool(unfinished(store)))
+    cut_power(driver)
+    after_kill = results(store)
     # A trial may have come a little further between the look and the blow.
-    cut_off = [path.name for path in unfinished(out, n_evaluations=3)]
+    cut_off = [path.name for path in unfinished(store, n_evaluations=3)]
 
-    second = launch(out, *LARGE)
-    wait(second, lambda: len(results(out)) > len(after_kill) and bool(unfinished(out)))
+    driver = Sweep(first, tuple(LARGE)).start()
+    wait(driver, lambda: len(results(store)) > len(after_kill) and bool(unfinished(store)))
     begun = time.monotonic()
-    os.kill(second.pid, signal.SIGINT)
-    text, _ = second.communicate(timeout=60)
-    seconds = time.monotonic() - begun
-    after_interrupt = results(out)
-    store = Store(out)
-    plan = store.read_plan()
+    os.kill(driver.pid, signal.SIGINT)
+    interrupt_text, _ = driver.communicate(timeout=60)
+    interrupt_code, seconds = driver.returncode, time.monotonic() - begun
+    after_interrupt = results(store)
+    plan = Store(first).read_plan()
     assert plan is not None
-    states = {str(status.state) for status in store.statuses(plan.trials()).values()}
+    states = {str(status.state) for status in Store(store).statuses(plan.trials()).values()}
 
-    third = Sweep(out, tuple(LARGE)).start(NOTEBOOK)
-    final, noise = third.communicate(timeout=TIMEOUT)
+    driver = Sweep(second, (*LARGE, *storage)).start(NOTEBOOK)
+    watcher = Sweep(base / "third", ("--status", *storage)).command()
+    status, sockets = "", {}
+    while "running" not in status and driver.poll() is None:  # Two may just have ended at a time.
+        sockets = listening(driver.pid) or sockets
+        status = subprocess.run(watcher, capture_output=True, text=True, timeout=60).stdout
+    store.rename(base / "away")
+    time.sleep(3)
+    (base / "away").rename(store)
+    text, noise = driver.communicate(timeout=TIMEOUT)
     return Story(
-        out, after_kill, cut_off, second.returncode, seconds, text, after_interrupt, states,
-        third.returncode, final, noise, results(out),
+        store, first, second, after_kill, cut_off, interrupt_code, seconds, interrupt_text,
+        after_interrupt, states, status, sockets, driver.returncode, text, noise, results(store),
     )  # fmt: skip
 
 
@@ -123,7 +131,7 @@ def test_a_sweep_killed_grown_and_interrupted_ends_with_every_trial_done(story: 
 
 
 def test_modules_in_the_directory_of_the_start_change_nothing(story: Story) -> None:
-    assert all((story.out.parent / name).exists() for name in NAMESAKES)
+    assert all((story.store.parent / name).exists() for name in NAMESAKES)
     assert story.code == 0 and "working directory" not in story.text + story.noise
 
 
@@ -157,11 +165,12 @@ def test_a_trial_in_the_sweep_equals_the_same_trial_alone(story: Story, tmp_path
         alone = json.loads((path / run_dir.RESULT).read_text())
         swept = story.end[trial.key][1]
         assert swept["weights_sha256"] == alone["weights_sha256"]
-        here = run_dir.read_metrics(Store(story.out).trial_dir(trial.key))
-        assert [r["iteration"] for r in here] == [20, 40, 60]
-        assert [_without_time(r) for r in here] == [
-            _without_time(r) for r in run_dir.read_metrics(path)
-        ]
+        for folder in (story.store, story.second):
+            here = run_dir.read_metrics(Store(folder).trial_dir(trial.key))
+            assert [r["iteration"] for r in here] == [20, 40, 60]
+            assert [_without_time(r) for r in here] == [
+                _without_time(r) for r in run_dir.read_metrics(path)
+            ]
 
 
 def _without_time(row: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +178,7 @@ def _without_time(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_mlflow_has_one_finished_run_per_trial_under_one_parent(story: Story) -> None:
-    with sqlite3.connect(story.out / "mlflow.db") as connection:
+    with sqlite3.connect(story.second / "mlflow.db") as connection:
         runs = connection.execute(
             "select t.value, r.status from runs r left join tags t on t.run_uuid = r.run_uuid and "
             "t.key = 'trial_key' where r.lifecycle_stage = 'active'"
@@ -198,11 +207,33 @@ def test_a_cell_of_a_notebook_is_not_filled_with_lines(story: Story) -> None:
 def test_ray_is_kept_out_of_the_way(story: Story) -> None:
     lines = story.noise.strip().splitlines()
     assert lines and all(line.startswith("[") or "trials to run" in line for line in lines), lines
-    names = {path.name for path in story.out.iterdir()}
-    assert names == {
-        "sweep.json", "sweep-copy.json", "trials", "driver.lock",
-        "mlflow.db", "mlflow.json", "mlflow-artifacts",
-    }  # fmt: skip
+
+
+def test_no_process_of_a_sweep_listens_beyond_the_loopback(story: Story) -> None:
+    for program in ("gcs_server", "raylet"):
+        assert any(program in command for command in story.sockets.values()), story.sockets
+    assert [line for line in story.sockets.items() if not is_loopback(line[0])] == []
+
+
+def test_the_state_is_seen_from_any_machine_while_the_sweep_runs(story: Story) -> None:
+    assert "running" in story.status and "driver: process" in story.status
+
+
+def test_the_output_folder_holds_every_record_and_no_checkpoint(story: Story) -> None:
+    names = {path.name for path in story.second.glob("trials/*/*")}
+    assert {"config.json", "metrics.jsonl", "result.json", "samples.png"} <= names
+    assert not any(name.startswith(("checkpoint", "owner", "attempts")) for name in names)
+    assert all(
+        (story.second / path.relative_to(story.store)).read_bytes() == path.read_bytes()
+        for path in story.store.glob("trials/*/result.json")
+    )
+
+
+def test_the_first_folder_fetches_the_rest_without_being_told_where(story: Story) -> None:
+    first, second = Sweep(story.first, ()), Sweep(story.second, ())
+    text = first.run()
+    assert "6 of 6 trials done" in text and "starting Ray" not in text
+    assert first.tables() and first.tables() == second.tables()
 
 
 REFUSING = """
@@ -220,34 +251,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_finished_sweep_starts_nothing_and_answers_at_once(story: Story) -> None:
     begun = time.monotonic()
     again = subprocess.run(
-        [sys.executable, "-c", REFUSING, *Sweep(story.out, tuple(LARGE)).command()[1:]],
+        [sys.executable, "-c", REFUSING, *Sweep(story.second, tuple(LARGE)).command()[1:]],
         capture_output=True,
         text=True,
     )
     assert time.monotonic() - begun < 3
     assert again.returncode == 0 and "6 of 6 trials done" in again.stdout, again.stderr
-    assert results(story.out) == story.end
-
-
-def test_a_lost_result_runs_its_trial_again_to_the_same_end(story: Story, tmp_path: Path) -> None:
-    """Through the class that Tune drives, without Ray."""
-    from tune.engine.trainable import MPCCTrainable
-
-    out = tmp_path / "copy"
-    shutil.copytree(story.out, out)
-    store = Store(out)
-    plan = store.read_plan()
-    assert plan is not None and plan.data is not None
-    trial = plan.trials()[0]
-    path = store.trial_dir(trial.key)
-    (path / run_dir.RESULT).unlink()
-    assert store.repair(trial) is None
-    spec = spec_of(out, trial, fingerprint=plan.fingerprint_for(trial.config))
-    worker = MPCCTrainable.__new__(MPCCTrainable)
-    worker.setup({"sweep": [spec]})
-    while not (result := worker.step())["done"]:
-        pass
-    worker.cleanup()
-    assert result["event"].state == State.DONE
-    again = json.loads((path / run_dir.RESULT).read_text())
-    assert again["weights_sha256"] == story.end[trial.key][1]["weights_sha256"]
+    assert results(story.store) == story.end

@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,63 +139,28 @@ def test_a_gpu_that_cannot_be_measured_is_told_in_one_line(
     assert not (tmp_path / "trials").exists()
 
 
-def test_more_cores_than_there_are_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    done = subprocess.run(
-        Sweep(tmp_path / "out", ARGV).command("--cpus-per-trial", "1000"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "no trial could ever start" in done.stderr
-    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+def test_more_gpus_than_there_are_is_told_once_ray_has_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_with(monkeypatch)
+    with pytest.raises(EngineError, match="only 0 GPUs are available here"):
+        looped(tmp_path, planned("esteps=1")).run(None, monkeypatch, gpus=1.0)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a GPU")
-def test_more_gpus_than_there_are_is_told_once_ray_has_looked(tmp_path: Path) -> None:
-    done = subprocess.run(
-        Sweep(tmp_path / "out", ARGV).command("--gpus-per-trial", "1"),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    assert "only 0 GPUs are available here" in done.stderr.splitlines()[-1]
-
-
-@dataclass
-class Both:
-    """Two sweeps that were started in the same second, one of them with a full disk for stderr."""
-
-    first: Sweep
-    second: Sweep
-    codes: tuple[int, int]
-    text: str
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    base = tmp_path_factory.mktemp("both")
-    first, second = Sweep(base / "first", ARGV), Sweep(base / "second", ARGV)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_two_sweeps_started_in_the_same_second_both_end_even_if_their_words_find_no_room(
+    tmp_path: Path,
+) -> None:
+    first, second = Sweep(tmp_path / "first", ARGV), Sweep(tmp_path / "second", ARGV)
     with open("/dev/full", "w") as full:
         one = subprocess.Popen(first.command(), stdout=subprocess.PIPE, stderr=full, text=True)
         other = second.start()
         text, _ = one.communicate(timeout=400)
     _, noise = other.communicate(timeout=400)
-    return Both(first, second, (one.returncode, other.returncode), text + noise)
-
-
-@pytest.mark.slow
-def test_a_sweep_whose_words_find_no_room_ends_as_ever(both: Both) -> None:
-    assert both.codes[0] == 0, both.text
-    assert {result["state"] for _, result in both.first.results().values()} == {"done"}
-
-
-@pytest.mark.slow
-def test_two_sweeps_started_in_the_same_second_both_end(both: Both) -> None:
-    assert both.codes == (0, 0), both.text
-    assert both.first.stored() == both.second.stored() != {}
+    assert (one.returncode, other.returncode) == (0, 0), text + noise
+    assert first.stored() == second.stored() != {}
+    assert {result["state"] for result in first.stored().values()} == {"done"}
 
 
 def test_words_that_find_no_room_are_dropped() -> None:

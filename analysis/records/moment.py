@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.records.frame import STOPPED, Records, records
+from mpcc.config import RANGES
 from mpcc.evaluation.metrics import METRICS, NEED_LABELS
 from mpcc.evaluation.shown import metric_name
 from mpcc.runs.run_dir import DONE
@@ -48,7 +49,7 @@ def checked(text: str) -> str:
                 f"{', '.join(n for n in METRICS if n not in NEED_LABELS and '/' not in n)}"
             )
         return BEST + metric
-    if not text.isdecimal() or not int(text):
+    if not text.isdecimal() or not 0 < int(text) <= RANGES["iterations"][1]:
         raise ValueError(f"--at must be an iteration or best:METRIC, got '{text}'")
     return str(int(text))
 
