@@ -176,10 +176,9 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         contents |= _encoded({"report.html": page} | companion(records, every, "report", choices))
     if "fig" in formats:
         from analysis.output.figures import figures
-        from analysis.tables.grid import swept
         from analysis.tables.shared import shown_metrics
 
-        contents |= figures(cells, swept(records), shown_metrics(cells)[0])
+        contents |= figures(cells, records.swept, shown_metrics(cells)[0])
         contents |= _search_figures(records, cells)
         contents |= _encoded(companion(records, every, "figures", choices))
     if options.check:

@@ -11,8 +11,8 @@ import pytest
 from analysis import make_tables
 from analysis.output.render import text
 from analysis.paper.protocol import gap, published_rows, table1_settings
-from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import table4
+from analysis.paper.tables import table1, table1_groups
 from analysis.records.load import load
 from analysis.report.page import report
 from analysis.tables.grid import baseline_of, grid_tables

@@ -13,9 +13,8 @@ import pytest
 from analysis.output.latex import latex
 from analysis.output.render import markdown, text
 from analysis.paper.protocol import differences, published, published_rows, table1_settings
-from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import table4
-from analysis.paper.tables import table2, table3
+from analysis.paper.tables import table1, table1_groups, table2, table3
 from analysis.records.frame import Records
 from analysis.records.load import load
 from analysis.tables.assemble import Choices, files, products

@@ -10,7 +10,6 @@ from analysis.output.render import text
 from analysis.records.frame import Records
 from analysis.tables.columns import column
 from analysis.tables.compare import find_group
-from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
@@ -21,7 +20,7 @@ from mpcc.runs.run_dir import DONE
 
 def explain(records: Records, groups: Sequence[Group], name: str) -> str:
     """The report; ValueError, in one line, where `name` is no cell or several."""
-    axes = swept(records)
+    axes = records.swept
     key = find_group(groups, name, axes).cell_key
     parts = [group for group in groups if group.cell_key == key]
     parts += [group for group in groups_of(records, confirm=True) if group.cell_key == key]

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from analysis.records.frame import STATES, Records
 from analysis.statistics import stats
@@ -26,7 +28,7 @@ def trials_csv(records: Records, groups: Sequence[Group]) -> str:
 
     `not_finite` names the metrics that were recorded as infinite or undefined: they are empty.
     """
-    axes = [axis for axis in records.axes if axis != "seed"]
+    axes = records.swept
     measured = [name for name in records.trials if name.startswith("baseline/")]
     names = [*records.metrics, *measured]
     header = [*_TRIAL_META, *axes, "seed", "state", "cause", "iteration", *names, *_TRIAL_END]
@@ -47,7 +49,7 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
 
     `seeds` is `fresh` for a cell's seeds that confirm a choice: they are a row of their own.
     """
-    axes = [axis for axis in records.axes if axis != "seed"]
+    axes = records.swept
     states = [f"n_{state}" for state in STATES]
     header = ["cell_key", "part", "seeds", "variant", *axes, "metric", "protocol", "n_cell"]
     header += [*states, "n", "mean"]
@@ -60,7 +62,9 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
         counts = [group.counts.get(state, 0) for state in STATES]
         for metric in records.metrics:
             s = group.summary(metric)
-            least, median, greatest = s.quantiles()
+            least, median, greatest = np.nan, np.nan, np.nan
+            if s.n:
+                least, median, greatest = s.array.min(), np.median(s.array), s.array.max()
             values = ";".join(f"{seed}:{float(value)!r}" for seed, value in s.values)
             protocol = protocol_name(metric, group.settings)
             row = [*head, metric, protocol, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
@@ -71,7 +75,7 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
 
 def differences_csv(records: Records, lines: Sequence[Line]) -> str:
     """One row per comparison, in recorded units."""
-    axes = [axis for axis in records.axes if axis != "seed"]
+    axes = records.swept
     header = ["metric", "cell_key", "part", *axes, "baseline_key", "n_pair", "difference"]
     header += ["ci95_low", "ci95_high", "hedges_g", "test", "df", "p", "p_holm", "seeds_needed"]
     header += ["verdict"]
@@ -86,7 +90,7 @@ def differences_csv(records: Records, lines: Sequence[Line]) -> str:
     return _csv(header, rows)
 
 
-def effects_csv(measured: dict[str, tuple[list[Effect], str]]) -> str:
+def effects_csv(measured: Mapping[str, tuple[list[Effect], str]]) -> str:
     """One row per metric and effect."""
     rows = [
         [_plain(value) for value in (m, e.name, e.df, e.f, e.p, e.eta2, remark)]

@@ -170,6 +170,11 @@ class Records:
         """The swept fields of all sweeps, in order, then those in which the sweeps differ."""
         return tuple(dict.fromkeys((*_swept(self.sweeps), *self.between)))
 
+    @property
+    def swept(self) -> list[str]:
+        """The axes of a table: all but the seed, which is averaged over."""
+        return [axis for axis in self.axes if axis != "seed"]
+
     def run_dir(self, trial: Mapping[str, Any]) -> Path | None:
         """Where a trial's records are; None for one that left none."""
         return self.sweeps[trial["source"]].path / trial["run_dir"] if trial["run_dir"] else None

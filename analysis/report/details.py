@@ -11,7 +11,6 @@ from typing import Any
 from analysis.output import html
 from analysis.records.frame import PLANNED, RUNNING, Records, short
 from analysis.tables.columns import column
-from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.shared import cost_line, shown_metrics
 from mpcc.config import DEFAULTS, value_text
@@ -27,7 +26,7 @@ def cell_name(group: Group, axes: Sequence[str]) -> str:
 
 
 def failures(records: Records, groups: Sequence[Group]) -> str:
-    axes = swept(records)
+    axes = records.swept
     rows = [
         [cell_name(g, axes), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
         for g in groups
@@ -61,7 +60,7 @@ def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def trials(records: Records, groups: Sequence[Group], place: Path | None) -> str:
     """Every trial with its first metric and links to its pictures, scores and run in MLflow."""
-    axes, metric = swept(records), shown_metrics(groups)[0]
+    axes, metric = records.swept, shown_metrics(groups)[0]
     pages = [_mlflow_page(sweep.path) for sweep in records.sweeps]
     rows = []
     for group in groups:
@@ -110,7 +109,7 @@ def _width(text: str) -> str:
 
 
 def provenance(records: Records, groups: Sequence[Group]) -> str:
-    first, axes = groups[0].settings, swept(records)
+    first, axes = groups[0].settings, records.swept
     shared = {
         n: first[n]
         for n in DEFAULTS

@@ -16,17 +16,10 @@ from analysis.report.confusion import figure as confusion
 from analysis.report.details import failures, folded, provenance, trials
 from analysis.tables.assemble import Product
 from analysis.tables.columns import column
-from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.layout import PAPER, Table, on_one_page
-from analysis.tables.shared import (
-    own_sentence,
-    progress,
-    shown_metrics,
-    unfinished,
-    value_cell,
-)
+from analysis.tables.layout import PAPER, Table, on_one_page, own_sentence
+from analysis.tables.shared import progress, shown_metrics, unfinished, value_cell
 
 SCREEN_DPI = 200
 MAX_PANELS, MAX_SHEETS = 60, 12
@@ -91,7 +84,7 @@ def _summary(answers: dict[str, str]) -> str:
 
 def _effects(records: Records, groups: Sequence[Group]) -> str:
     """The first metric along each axis; matplotlib is opened only where there is an axis."""
-    axes, metric = swept(records), shown_metrics(groups)[0]
+    axes, metric = records.swept, shown_metrics(groups)[0]
     if records.searches or not axes or not any(group.summary(metric).n for group in groups):
         return ""
     from analysis.output.figures import figures
@@ -130,7 +123,7 @@ def _tables(tables: Sequence[Table]) -> str:
 
 
 def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple[str, Group, str]]:
-    axes, scratch = swept(records), Table("", "")
+    axes, scratch = records.swept, Table("", "")
     return [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
 
 
@@ -183,7 +176,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
                 if rows is not None:
                     points = zip(rows["iteration"].astype(int), rows[metric], strict=True)
                     lines[trial["seed"]] = [(int(i), float(v)) for i, v in points]
-            panels.append((group.label(swept(records)), lines))
+            panels.append((group.label(records.swept), lines))
         drawn = html.curves(panels, column(metric))
         if drawn:
             parts.append(f"<h3>{escape(column(metric).heading)} over iterations</h3>{drawn}")
@@ -194,7 +187,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 
 
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
-    metric, axes = shown_metrics(groups)[0], swept(records)
+    metric, axes = shown_metrics(groups)[0], records.swept
     spec = column(metric)
     parts: list[str] = []
     n_cells = 0

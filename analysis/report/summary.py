@@ -12,13 +12,13 @@ from analysis.records.frame import Records, short
 from analysis.statistics import factorial as designs
 from analysis.tables.columns import Column, column
 from analysis.tables.comparable import p_text
-from analysis.tables.compare import TEST_WORDS, Line
-from analysis.tables.grid import GridResult, swept
+from analysis.tables.compare import TEST_WORDS, Line, resolution
+from analysis.tables.grid import GridResult
 from analysis.tables.groups import Group, references, tally
 from analysis.tables.groups import groups as groups_of
+from analysis.tables.layout import own_sentence
 from analysis.tables.ranking import Class, rank
-from analysis.tables.resolution import resolution
-from analysis.tables.shared import own_sentence, shown_metrics
+from analysis.tables.shared import shown_metrics
 from mpcc.config import Config
 from mpcc.runs.run_dir import DIVERGED, DONE
 
@@ -56,9 +56,9 @@ def _many(n: int, word: str) -> str:
 
 
 def _design(records: Records, groups: Sequence[Group]) -> str:
-    axes = " and ".join(short(axis) + _meaning(axis) for axis in swept(records)) or "the seed"
+    axes = " and ".join(short(axis) + _meaning(axis) for axis in records.swept) or "the seed"
     if any(g.variant for g in groups):
-        axes = "one part of the model at a time" if not swept(records) else f"{axes}, and parts"
+        axes = "one part of the model at a time" if not records.swept else f"{axes}, and parts"
     planned = sorted({g.n_planned for g in groups})
     seeds = " to ".join(count(n) for n in (planned[0], planned[-1])[: len(planned)])
     iterations = sorted({g.settings["iterations"] for g in groups})
@@ -120,8 +120,8 @@ def _kmeans(groups: Sequence[Group], metric: str) -> list[str]:
 
 
 def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
-    spec, axes = column(metric), swept(records)
-    ranking = rank(groups, metric, spec.better, test)
+    spec, axes = column(metric), records.swept
+    ranking = rank(groups, metric, test)
     if not ranking.classes:
         valued = [g for g in groups if g.summary(metric).n]
         found = [
@@ -215,8 +215,8 @@ def _baseline(
     if not tested:
         why = lines[0].verdict.removeprefix("not compared: ")
         return [f"No configuration was compared with the baseline: {why}."]
-    base = lines[0].baseline.label(swept(records))
-    classes = rank(groups, metric, column(metric).better, test).classes
+    base = lines[0].baseline.label(records.swept)
+    classes = rank(groups, metric, test).classes
     own = classes and groups[classes[0].best].cell_key == lines[0].baseline.cell_key
     itself = ["The best configuration is the baseline itself."] if own else []
     if not differing:
@@ -242,7 +242,7 @@ def _baseline(
         f"Against the baseline ({base}), {who}; the largest difference, "
         f"{_signed(spec, d.estimate)} (95 % interval {low} to "
         f"{_signed(spec, d.high)}, {g}adjusted p {_equals(top.holm)}), is that of "
-        f"{top.group.label(swept(records))}.",
+        f"{top.group.label(records.swept)}.",
     ]
 
 

@@ -9,8 +9,8 @@ from analysis.records.frame import Records
 from analysis.searches.search import Found, found
 from analysis.statistics import stats
 from analysis.tables.columns import Column, column
-from analysis.tables.comparable import p_text
-from analysis.tables.groups import Group, unlike
+from analysis.tables.comparable import p_text, unlike
+from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from mpcc.config import from_record
 from mpcc.evaluation.metrics import METRICS
@@ -83,7 +83,7 @@ def _verdict(a: Group, b: Group, spec: Column, tested: bool) -> str:
     if why:
         return f"{spec.label} not compared: {why}"
     x, y = a.summary(spec.metric), b.summary(spec.metric)
-    result = stats.welch_many([x.array], y.array)[0]
+    result = stats.welch(x.array, y.array)
     difference = result.difference
     text = f"{spec.reading(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
     if not tested:

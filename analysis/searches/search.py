@@ -19,8 +19,8 @@ from analysis.statistics import stats
 from analysis.tables.columns import column
 from analysis.tables.comparable import collapse
 from analysis.tables.groups import Group
-from analysis.tables.layout import Cell, Heading, Row, Table
-from analysis.tables.shared import own_sentence, row_notes
+from analysis.tables.layout import Cell, Heading, Row, Table, own_sentence
+from analysis.tables.shared import row_notes
 from mpcc.config import value_text
 from mpcc.evaluation.metrics import METRICS
 

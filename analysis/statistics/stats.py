@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,76 +104,20 @@ def _nothing(a: NDArray[np.float64], b: NDArray[np.float64], test: str, n: int) 
 
 def welch(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:
     """Welch's t test and its interval; no assumption that the spreads agree."""
-    return welch_many([a], b, confidence)[0]
+    from scipy.special import stdtr
 
-
-def welch_many(
-    cells: Sequence[ArrayLike], b: ArrayLike, confidence: float = CONFIDENCE
-) -> list[Comparison]:
-    """Welch's test of each cell against `b`; cells of one size go through SciPy together."""
-    arrays, y = [np.asarray(x, float) for x in cells], np.asarray(b, float)
-    found = [_nothing(x, y, "Welch", min(x.size, y.size)) for x in arrays]
-    flat = std(y) == 0
-    by_size: dict[int, list[int]] = {}
-    for i, x in enumerate(arrays):
-        if min(x.size, y.size) > 1 and not (flat and std(x) == 0):
-            by_size.setdefault(x.size, []).append(i)
-    for indices in by_size.values():
-        for i, result in zip(
-            indices, _welch_rows(np.stack([arrays[i] for i in indices]), y, confidence), strict=True
-        ):
-            found[i] = result
-    return found
-
-
-class _Tests(NamedTuple):
-    df: NDArray[np.float64]
-    pvalue: NDArray[np.float64]
-
-
-class _Intervals(NamedTuple):
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-def _welch_tests(
-    x: NDArray[np.float64], y: NDArray[np.float64], confidence: float
-) -> tuple[_Tests, _Intervals]:
-    """Welch's test of every row of `x` against `y`.
-
-    By hand on SciPy's Student t: `scipy.stats` takes a second to import, and every table needs
-    this test. The tests check it against `scipy.stats.ttest_ind`.
-    """
-    from scipy.special import stdtr, stdtrit
-
-    a, b = x.var(axis=1, ddof=1) / x.shape[1], y.var(ddof=1) / y.size
-    df = (a + b) ** 2 / (a**2 / (x.shape[1] - 1) + b**2 / (y.size - 1))
-    difference, error = x.mean(axis=1) - y.mean(), np.sqrt(a + b)
-    half = stdtrit(df, (1 + confidence) / 2) * error
-    p = 2 * stdtr(df, -np.abs(difference) / error)
-    return _Tests(df, p), _Intervals(difference - half, difference + half)
-
-
-def _welch_rows(
-    x: NDArray[np.float64], y: NDArray[np.float64], confidence: float
-) -> list[Comparison]:
-    result, interval = _welch_tests(x, y, confidence)
-    return [
-        Comparison(
-            Estimate(
-                _mean(row) - _mean(y),
-                float(interval.low[i]),
-                float(interval.high[i]),
-                min(row.size, y.size),
-            ),
-            float(result.df[i]),
-            float(result.pvalue[i]),
-            g,
-            "Welch",
-            g,
-        )
-        for i, row, g in zip(range(len(x)), x, [hedges_g(row, y) for row in x], strict=True)
-    ]
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    n = min(x.size, y.size)
+    if n < 2 or std(x) == std(y) == 0:
+        return _nothing(x, y, "Welch", n)
+    u, v = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
+    df = (u + v) ** 2 / (u**2 / (x.size - 1) + v**2 / (y.size - 1))
+    difference, error = x.mean() - y.mean(), np.sqrt(u + v)
+    half = _t_quantile(confidence, df) * error
+    p = 2 * stdtr(df, -abs(difference) / error)
+    interval = float(difference - half), float(difference + half)
+    estimate, g = Estimate(_mean(x) - _mean(y), *interval, n), hedges_g(x, y)
+    return Comparison(estimate, float(df), float(p), g, "Welch", g)
 
 
 def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:

@@ -11,16 +11,14 @@ from analysis.output.check import COMPANION
 from analysis.output.latex import latex
 from analysis.output.render import how, markdown
 from analysis.paper.beside import Figure, add
-from analysis.paper.table1 import table1, table1_groups
 from analysis.paper.table4 import DATASETS, table4
-from analysis.paper.tables import plan_names, table2, table3
+from analysis.paper.tables import plan_names, table1, table1_groups, table2, table3
 from analysis.records.frame import Records
 from analysis.tables.columns import TABLE1, metric_name, recorded
 from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_tables
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.layout import Table
-from analysis.tables.shared import own_sentence
+from analysis.tables.layout import Table, own_sentence
 from mpcc.config import full_name
 
 
