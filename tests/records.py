@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis.options import parser
 from mpcc.config import Config, preset
 from mpcc.runs.run_dir import write_json, write_metrics, write_provenance, write_result
 
@@ -21,6 +23,11 @@ COST = {"seconds": {"train": 12.5, "evaluate": 2.5}, "n_parameters": PARAMETERS}
 def table1_changes(rows: Sequence[tuple[int, float]] = TABLE1_ROWS) -> list[dict[str, Any]]:
     """The five cells of Table 1 at the scale of `digits`."""
     return [{"n_encoder_steps": steps, "prior_lr": rate} for steps, rate in rows]
+
+
+def options(table: str | None = None, *words: str) -> argparse.Namespace:
+    """What `make_tables.py --table TABLE` takes."""
+    return parser().parse_args([*(["--table", table] if table else []), *words])
 
 
 class SweepBuilder:

@@ -38,8 +38,8 @@ def filled(
     return sweep
 
 
-def ranked(*paths: Path, metric: str = METRIC, better: str = "higher", test: str = "welch"):
-    return rank(groups(load(paths)), metric, better, test)
+def ranked(*paths: Path, metric: str = METRIC, test: str = "welch"):
+    return rank(groups(load(paths)), metric, test)
 
 
 def grid_of(*paths: Path, test: str = "welch") -> GridResult:
@@ -61,7 +61,7 @@ def marks(result: GridResult, column: int) -> list[str]:
 def test_scores_at_other_counts_are_not_ranked_together(tmp_path: Path) -> None:
     counts = [{"n_generated": n, "prior_lr": r} for n in (1000, 50_000) for r in (1e-3, 2e-3)]
     sweep = filled(tmp_path / "s", counts, (0.6, 0.8, 0.7, 0.9))
-    found = ranked(sweep.path, metric="fid", better="lower")
+    found = ranked(sweep.path, metric="fid")
     assert [c.label for c in found.classes] == ["n_generated 1000", "n_generated 50000"]
     assert found.best == {1, 3} and ranked(sweep.path).best == {3}
 
@@ -99,7 +99,7 @@ def test_cells_of_other_code_or_fewer_iterations_are_neither_compared_nor_ranked
 
 def test_code_versions_are_compared_on_request(tmp_path: Path) -> None:
     sweep = filled(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=({}, {"code": "new"}))
-    found = rank(groups(load([sweep.path]), pool_code=True), METRIC, "higher", "welch")
+    found = rank(groups(load([sweep.path]), pool_code=True), METRIC, "welch")
     assert found.best == {1} and not found.tied
 
 

@@ -10,9 +10,9 @@ from analysis.make_tables import main
 from analysis.output.render import markdown
 from analysis.records.load import load
 from analysis.searches import search as found_in
-from analysis.tables.assemble import Choices, files, products
+from analysis.tables.assemble import files, products
 from analysis.tables.groups import groups
-from tests.records import table1_sweep
+from tests.records import options, table1_sweep
 from tests.test_search import begun, finish, value_of
 from tune import ablation
 from tune.plan.cells import trials
@@ -59,12 +59,12 @@ def check_said(folder: Path, words: str) -> set[str]:
     """Each table and companion file of the folder says so, once; returns the tables' names."""
     records, names = load([folder]), set()
     cells = groups(records)
-    for product in products(records, cells, Choices("all")):
+    for product in products(records, cells, options("all")):
         for table in product.tables:
             text = "\n".join([*table.lines, table.chosen]).lower()
             assert text.count(words) == text.count("labels chose") + text.count("labels may") == 1
             names.add(table.name)
-        made = files(records, product, Choices("all"))
+        made = files(records, product, options("all"), ("md", "csv", "tex"))
         companion = json.loads(made[f"{product.name}-provenance.json"])
         assert companion["selection"] == f"the last iteration (@last); {words}"
     return names
@@ -175,7 +175,7 @@ def test_a_cell_with_a_pruned_seed_has_no_mean_and_no_rank_in_any_table(tmp_path
     found = groups(records)
     own = next(g for g in found if g.cell_key == first.cell.key)
     assert own.summary("mse").n == 0 and own.summary("mse").n_pruned == 1 and len(own.done) == 1
-    made = products(records, found, Choices("all"))
+    made = products(records, found, options("all"))
     values = next(t for p in made for t in p.tables if t.name == "grid")
     row = next(r for r in values.rows if any("pruned (1 of 2 seeds)" in c.text for c in r.cells))
     assert not any(cell.best or cell.tied for cell in row.cells)
@@ -187,14 +187,14 @@ def test_a_cell_with_a_pruned_seed_has_no_mean_and_no_rank_in_any_table(tmp_path
 def test_every_table_of_a_pruned_search_says_what_that_does(tmp_path: Path) -> None:
     searched(tmp_path, n_points=10, prune="median")
     records = load([tmp_path])
-    tables = [t for p in products(records, groups(records), Choices("all")) for t in p.tables]
+    tables = [t for p in products(records, groups(records), options("all")) for t in p.tables]
     assert len(tables) >= 3
     for table in tables:
         line = " ".join(table.lines)
         assert "gives up slow starters" in line and "any one of its seeds" in line, table.name
     searched(tmp_path / "whole", n_points=10)
     records = load([tmp_path / "whole"])
-    for product in products(records, groups(records), Choices("all")):
+    for product in products(records, groups(records), options("all")):
         assert not any("pruned" in line for table in product.tables for line in table.lines)
 
 

@@ -185,13 +185,14 @@ def test_pooled_comparison_of_two_groups_is_students_t_test() -> None:
     assert result.g == pytest.approx(stats.hedges_g(SLEEP_1, SLEEP_2), abs=1e-12)
 
 
-def test_welch_of_many_cells_is_scipys() -> None:
+def test_welch_is_scipys_whatever_the_sizes_and_spreads() -> None:
     from scipy.stats import ttest_ind
 
     rng = np.random.default_rng(3)
     base = rng.standard_normal(4)
     cells = [1 + scale * rng.standard_normal(n) for scale in (0.1, 1, 9) for n in (2, 3, 5)]
-    for cell, result in zip(cells, stats.welch_many(cells, base), strict=True):
+    for cell in cells:
+        result = stats.welch(cell, base)
         expected = ttest_ind(cell, base, equal_var=False)
         interval = expected.confidence_interval()
         assert (result.p, result.df) == pytest.approx((expected.pvalue, expected.df), rel=1e-12)

@@ -17,14 +17,14 @@ from analysis.paper.table4 import table4
 from analysis.paper.tables import table1, table1_groups, table2, table3
 from analysis.records.frame import Records
 from analysis.records.load import load
-from analysis.tables.assemble import Choices, files, products
+from analysis.tables.assemble import files, products
 from analysis.tables.columns import column
 from analysis.tables.grid import GridResult, baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.layout import PAPER, REFERENCE, Cell, Heading, Row, Table, on_one_page
 from analysis.tables.shared import shown_metrics
 from mpcc.evaluation.metrics import METRICS
-from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
+from tests.records import SweepBuilder, metrics_of, options, table1_changes, table1_sweep
 
 
 def latex_program() -> str | None:
@@ -292,14 +292,14 @@ def test_latex_says_data_n_and_spread_in_its_caption_and_has_at_most_three_lines
 def test_what_a_table_leaves_unsaid_stands_in_the_file_that_it_cites(tmp_path: Path) -> None:
     sweep = table1_sweep(tmp_path / "s")
     records = load([sweep.path])
-    (product,) = products(records, groups(records), Choices("1"))
-    made = files(records, product, Choices("1"))
+    (product,) = products(records, groups(records), options("1"))
+    made = files(records, product, options("1"), ("md", "csv", "tex"))
     (table,) = product.tables
     assert "[How these numbers were made](table1-how.md)" in made["table1.md"]
     assert "table1-how.md" in made["table1.tex"]
     for line in (*table.made, *table.notes):
         assert line.replace("_", "\\_").replace("~", "\\~") in made["table1-how.md"]
-    full = files(records, product, Choices("1", full=True))["table1.md"]
+    full = files(records, product, options("1", "--style", "full"), ("md",))["table1.md"]
     assert "code c0de" in full and "code c0de" not in made["table1.md"]
 
 
@@ -449,7 +449,7 @@ def test_fresh_seeds_of_several_code_versions_are_averaged_only_on_request(tmp_p
         sweep.trial(change, seed, {"acc_majority": 0.7}, code=code)
     records = load([sweep.path])
     for pooled, parts in ((False, 2), (True, 1)):
-        (made,) = products(records, groups(records, pool_code=pooled), Choices("grid"))
+        (made,) = products(records, groups(records, pool_code=pooled), options("grid"))
         assert len(made.fresh) == parts
 
 
