@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,24 +32,21 @@ class Estimate:
     n: int
 
 
-def _t_quantile(confidence: float, df: ArrayLike) -> NDArray[np.float64]:
+def _quantile(df: ArrayLike) -> float:
+    """How many standard errors Student's interval reaches to each side."""
     from scipy.special import stdtrit
 
-    return stdtrit(np.asarray(df, float), (1 + confidence) / 2)
+    return float(stdtrit(df, (1 + CONFIDENCE) / 2))
 
 
-def mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def mean(values: ArrayLike) -> Estimate:
     """Mean with Student's t interval."""
     x = np.asarray(values, float)
-    n = x.size
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    if n == 1:
-        return Estimate(float(x[0]), math.nan, math.nan, 1)
-    centre, spread = _mean(x), std(x)
-    if spread == 0:
+    n, spread = x.size, std(x)
+    centre = _mean(x) if n else math.nan
+    if not spread > 0:
         return Estimate(centre, math.nan, math.nan, n)
-    half = float(_t_quantile(confidence, n - 1)) * spread / math.sqrt(n)
+    half = _quantile(n - 1) * spread / math.sqrt(n)
     return Estimate(centre, centre - half, centre + half, n)
 
 
@@ -92,52 +89,82 @@ class Comparison:
     paired test, else g."""
 
 
-TESTS = ("welch", "paired", "pooled", "permutation")
+def _nothing(x: NDArray[np.float64], y: NDArray[np.float64], test: str) -> Comparison:
+    """What is known where there is nothing to test: the difference of the means, if both exist."""
+    difference = _mean(x) - _mean(y) if x.size and y.size else math.nan
+    estimate = Estimate(difference, math.nan, math.nan, min(x.size, y.size))
+    return Comparison(estimate, math.nan, math.nan, math.nan, test)
 
 
-def _nothing(a: NDArray[np.float64], b: NDArray[np.float64], test: str, n: int) -> Comparison:
-    difference = _mean(a) - _mean(b) if a.size and b.size else math.nan
-    return Comparison(
-        Estimate(difference, math.nan, math.nan, n), math.nan, math.nan, math.nan, test
-    )
-
-
-def welch(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:
-    """Welch's t test and its interval; no assumption that the spreads agree."""
+def _student(
+    x: NDArray[np.float64], y: NDArray[np.float64], error: float, df: float, g: float, test: str
+) -> Comparison:
+    """The difference of the means, in Student's t with this standard error and these degrees."""
     from scipy.special import stdtr
 
+    difference = float(x.mean() - y.mean())
+    half, p = _quantile(df) * error, 2 * float(stdtr(df, -abs(difference) / error))
+    estimate = Estimate(difference, difference - half, difference + half, min(x.size, y.size))
+    return Comparison(estimate, df, p, g, test, g)
+
+
+def welch(a: ArrayLike, b: ArrayLike) -> Comparison:
+    """Welch's t test and its interval; no assumption that the spreads agree."""
     x, y = np.asarray(a, float), np.asarray(b, float)
-    n = min(x.size, y.size)
-    if n < 2 or std(x) == std(y) == 0:
-        return _nothing(x, y, "Welch", n)
-    u, v = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
+    if min(x.size, y.size) < 2 or std(x) == std(y) == 0:
+        return _nothing(x, y, "Welch")
+    u, v = float(x.var(ddof=1)) / x.size, float(y.var(ddof=1)) / y.size
     df = (u + v) ** 2 / (u**2 / (x.size - 1) + v**2 / (y.size - 1))
-    difference, error = x.mean() - y.mean(), np.sqrt(u + v)
-    half = _t_quantile(confidence, df) * error
-    p = 2 * stdtr(df, -abs(difference) / error)
-    interval = float(difference - half), float(difference + half)
-    estimate, g = Estimate(_mean(x) - _mean(y), *interval, n), hedges_g(x, y)
-    return Comparison(estimate, float(df), float(p), g, "Welch", g)
+    found = _student(x, y, math.sqrt(u + v), df, hedges_g(x, y), "Welch")
+    # The table's means are rounded once (`_mean`), and so is their difference.
+    return replace(found, difference=replace(found.difference, estimate=_mean(x) - _mean(y)))
 
 
-def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:
+def pooled(a: ArrayLike, b: ArrayLike, spread: float, df: float) -> Comparison:
+    """t test with a standard deviation pooled over a whole grid, which has `df` degrees.
+
+    Stronger than Welch at three seeds, and only right where the cells' spreads agree.
+    """
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    if not min(x.size, y.size) or not spread > 0:
+        return _nothing(x, y, "pooled SD")
+    error = spread * math.sqrt(1 / x.size + 1 / y.size)
+    g = float(x.mean() - y.mean()) / spread * hedges_correction(df)
+    return _student(x, y, error, df, g, "pooled SD")
+
+
+def paired(a: ArrayLike, b: ArrayLike) -> Comparison:
     """Paired t test of values that belong together by position (the same seed)."""
     x, y = np.asarray(a, float), np.asarray(b, float)
     if x.size != y.size:
         raise ValueError(f"pairs need equally many values, got {x.size} and {y.size}")
-    size = float(np.abs([x, y]).max()) if x.size else 0.0
-    spread = std(x - y, size)
-    if x.size < 2 or spread == 0:
-        return _nothing(x, y, "paired t", x.size)
+    spread = std(x - y, float(np.abs([x, y]).max(initial=0.0)))
+    if not spread > 0:
+        return _nothing(x, y, "paired t")
     from scipy.stats import ttest_rel
 
     result = ttest_rel(x, y)
-    interval = result.confidence_interval(confidence)
+    interval = result.confidence_interval(CONFIDENCE)
     difference = Estimate(float((x - y).mean()), float(interval.low), float(interval.high), x.size)
     effect = difference.estimate / spread * hedges_correction(x.size - 1)
-    return Comparison(
-        difference, float(result.df), float(result.pvalue), paired_g(x, y), "paired t", effect
-    )
+    df, p = float(result.df), float(result.pvalue)
+    return Comparison(difference, df, p, paired_g(x, y), "paired t", effect)
+
+
+def permutation(a: ArrayLike, b: ArrayLike) -> Comparison:
+    """Permutation test of the mean difference, exact up to MAX_ARRANGEMENTS; Welch's interval."""
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    base = welch(x, y)
+    if min(x.size, y.size) < 2:
+        return base
+    from scipy.stats import permutation_test
+
+    def statistic(u: NDArray[np.float64], v: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        return np.asarray(u.mean(axis=axis) - v.mean(axis=axis))
+
+    rng, draws = np.random.default_rng(0), MAX_ARRANGEMENTS
+    result = permutation_test((x, y), statistic, vectorized=True, n_resamples=draws, rng=rng)
+    return Comparison(base.difference, math.nan, float(result.pvalue), base.g, "permutation")
 
 
 def hedges_g(a: ArrayLike, b: ArrayLike) -> float:
@@ -194,49 +221,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     steps = p[order] * np.arange(order.size, 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
-
-
-def pooled(
-    a: ArrayLike, b: ArrayLike, spread: float, df: float, confidence: float = CONFIDENCE
-) -> Comparison:
-    """t test with a standard deviation pooled over a whole grid, which has `df` degrees.
-
-    Stronger than Welch at three seeds, and only right where the cells' spreads agree.
-    """
-    from scipy.special import stdtr
-
-    x, y = np.asarray(a, float), np.asarray(b, float)
-    n = min(x.size, y.size)
-    if not n or not spread > 0:
-        return _nothing(x, y, "pooled SD", n)
-    difference = float(x.mean() - y.mean())
-    error = spread * math.sqrt(1 / x.size + 1 / y.size)
-    half = float(_t_quantile(confidence, df)) * error
-    p = 2 * float(stdtr(df, -abs(difference) / error))
-    g = difference / spread * hedges_correction(df)
-    estimate = Estimate(difference, difference - half, difference + half, n)
-    return Comparison(estimate, df, p, g, "pooled SD", g)
-
-
-def permutation(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:
-    """Permutation test of the mean difference, exact up to MAX_ARRANGEMENTS; Welch's interval."""
-    x, y = np.asarray(a, float), np.asarray(b, float)
-    base = welch(x, y, confidence)
-    if min(x.size, y.size) < 2:
-        return base
-    from scipy.stats import permutation_test
-
-    def statistic(u: NDArray[np.float64], v: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        return np.asarray(u.mean(axis=axis) - v.mean(axis=axis))
-
-    result = permutation_test(
-        (x, y),
-        statistic,
-        vectorized=True,
-        n_resamples=MAX_ARRANGEMENTS,
-        rng=np.random.default_rng(0),
-    )
-    return Comparison(base.difference, math.nan, float(result.pvalue), base.g, "permutation")
 
 
 def smallest_p(test: str, n_a: int, n_b: int) -> float:
