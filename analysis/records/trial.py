@@ -64,17 +64,10 @@ def read_loose(
     except (ValueError, TypeError) as error:
         raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
     row = blank(config, sweep, variant=None, planned=False)
-    return row | _read(path, folder, config.trial_key, running, curves)
+    return row | read_record(path, folder, config.trial_key, running, curves)
 
 
-def read_planned(
-    row: Mapping[str, Any], path: Path, folder: Path, running: Collection[str], curves: bool
-) -> dict[str, Any]:
-    """The row of a planned trial with what lies in the folder that the plan gave to it."""
-    return {**row} | _read(path, folder, str(row["trial_key"]), running, curves)
-
-
-def _read(
+def read_record(
     path: Path, folder: Path, key: str, running: Collection[str], curves: bool
 ) -> dict[str, Any]:
     """State, metrics and provenance of one run directory, if its record is that of this trial."""
