@@ -66,11 +66,11 @@ def figures(
             figure = Figure(figsize=(WIDTH, 0.75 * WIDTH))
             others = [a for a in varied if a != axis]
             effect(used, axis, others, metric, figure.subplots(), left)
-            made |= _files(figure, f"effect-{short(axis)}", kinds, dpi)
+            made |= saved(figure, f"effect-{short(axis)}", kinds, dpi)
         if len(varied) == 2:
             figure = Figure(figsize=(WIDTH, 0.8 * WIDTH))
             heatmap(grid, (varied[0], varied[1]), metric, figure.subplots())
-            made |= _files(figure, "heatmap", kinds, dpi)
+            made |= saved(figure, "heatmap", kinds, dpi)
     return made
 
 
@@ -206,7 +206,7 @@ def _levels(groups: Sequence[Group], axis: str) -> list[Any]:
     return sorted(values, key=None if numbers else value_text)
 
 
-def _files(figure: Figure, name: str, kinds: Sequence[str], dpi: int) -> dict[str, bytes]:
+def saved(figure: Figure, name: str, kinds: Sequence[str], dpi: int) -> dict[str, bytes]:
     """The figure in each of these formats; no date or program name enters, so bytes repeat."""
     made = {}
     unsaid = {"pdf": "CreationDate", "png": "Software"}
