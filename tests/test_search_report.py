@@ -29,6 +29,14 @@ def searched(out: Path, n_points: int = 16, **changes) -> SearchSource:
     return begun(out, n_points, **changes)
 
 
+def found(out: Path) -> found_in.Found:
+    """What the records of a search hold."""
+    records = load([out])
+    search = found_in.found(records, groups(records))
+    assert search is not None
+    return search
+
+
 def confirm(out: Path, *words: str) -> Plan:
     """Plan a confirmation as the command does."""
     store = Store(out)
@@ -40,13 +48,13 @@ def confirm(out: Path, *words: str) -> Plan:
 
 def test_the_best_points_are_those_of_the_search(tmp_path: Path) -> None:
     source = searched(tmp_path)
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None and len(search.points) == 16
+    search = found(tmp_path)
+    assert len(search.points) == 16
     assert [p.values for p in search.points] == [pytest.approx(p.values) for p in source.points]
     assert found_in.best(search)[0].number == best(source.search, source.points)[0].number
     text = markdown(found_in.best_table(search))
-    assert "16 of 16 complete" in text and "Labels chose nothing: the search went by mse." in text
+    assert "16 of 16 complete" in text
+    check_said(tmp_path, "labels chose nothing: the search went by mse")
 
 
 def test_labels_that_chose_are_named_in_every_table(tmp_path: Path) -> None:
@@ -125,9 +133,7 @@ def test_the_page_of_a_sweep_says_who_chose(tmp_path: Path, capsys) -> None:
 
 def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Path) -> None:
     searched(tmp_path, n_points=24, sampler="random")
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None
+    search = found(tmp_path)
     by_axis = {i.axis: i for i in found_in.importances(search, 0)}
     rate, steps = by_axis["prior_lr"], by_axis["n_encoder_steps"]
     assert rate.mean > 0.5 > steps.mean
@@ -140,9 +146,7 @@ def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Pa
 
 def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> None:
     source = searched(tmp_path, objectives=("mse", "acc_majority"))
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None
+    search = found(tmp_path)
     table = found_in.best_table(search)
     assert table.title.startswith("Pareto front")
     front = best(source.search, source.points)
@@ -152,9 +156,8 @@ def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> No
 def test_unfinished_and_pruned_points_are_left_out_and_counted(tmp_path: Path) -> None:
     source = searched(tmp_path, n_points=10, prune="median")
     pruned_seed(tmp_path, source, 3, 0)
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None and len(search.points) == 9
+    search = found(tmp_path)
+    assert len(search.points) == 9
     table = found_in.best_table(search)
     assert "9 of 10 complete" in table.title
 
@@ -249,8 +252,6 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
 
 
 def test_a_folder_is_a_baseline_for_a_search_alone(tmp_path: Path, capsys) -> None:
-    from tests.records import table1_sweep
-
     sweep = table1_sweep(tmp_path / "s")
     assert main(["--runs", str(sweep.path), "--baseline", str(tmp_path)]) == 2
     assert "is a folder, which only a search takes" in capsys.readouterr().err
