@@ -149,7 +149,7 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
         contents["report.html"] = _report_page(records, cells, found, options, lines, place)
         contents |= companion(records, every, "report", options.test)
     if "fig" in formats:
-        contents |= _figures(records, cells)
+        contents |= _figures(records, cells, found)
         contents |= companion(records, every, "figures", options.test)
     if options.check:
         return _check(records, found, options, out, contents, every)
@@ -199,19 +199,20 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
     return against(records, cells, load([other]), other.resolve().name)
 
 
-def _figures(records: Records, cells: list[Group]) -> dict[str, bytes]:
+def _figures(records: Records, cells: list[Group], made: list[Product]) -> dict[str, bytes]:
     """The effects of the axes, and what belongs to a search."""
     from analysis.output.figures import figures
     from analysis.tables.shared import shown_metrics
 
-    made = figures(cells, records.swept, shown_metrics(cells)[0])
+    drawn = figures(cells, records.swept, shown_metrics(cells)[0])
     if records.searches:
         from analysis.output.search_figures import files
         from analysis.searches.search import found
 
-        search = found(records, cells)
-        made |= files(search) if search else {}
-    return made
+        known = next((product.search for product in made if product.search), None)
+        search = known or found(records, cells)
+        drawn |= files(search) if search else {}
+    return drawn
 
 
 def write(out: Path, files: dict[str, str | bytes]) -> None:

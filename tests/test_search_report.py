@@ -134,14 +134,13 @@ def test_the_page_of_a_sweep_says_who_chose(tmp_path: Path, capsys) -> None:
 def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Path) -> None:
     searched(tmp_path, n_points=24, sampler="random")
     search = found(tmp_path)
-    by_axis = {i.axis: i for i in found_in.importances(search, 0)}
+    by_axis = {i.axis: i for i in search.importances[0]}
     rate, steps = by_axis["prior_lr"], by_axis["n_encoder_steps"]
     assert rate.mean > 0.5 > steps.mean
     assert rate.low < rate.mean < rate.high <= 1
-    again = found_in.importances(search, 0)
-    assert again == list(by_axis.values())
+    assert replace(search).importances == search.importances
     few = replace(search, points=search.points[:5])
-    assert found_in.importances(few, 0) == [] and len(found_in.tables(few)) == 1
+    assert few.importances == [[]] and len(found_in.tables(few)) == 1
 
 
 def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> None:

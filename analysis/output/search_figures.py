@@ -16,7 +16,7 @@ import numpy as np
 from analysis.output.figures import STYLE, WIDTH, saved
 from analysis.output.html import COLOURS
 from analysis.records.frame import short
-from analysis.searches.search import Found, Importance, best, importances
+from analysis.searches.search import Found, Importance, best
 from analysis.tables.columns import column
 from mpcc.config import value_text
 from mpcc.evaluation.metrics import METRICS
@@ -70,7 +70,7 @@ def _figures(search: Found) -> dict[str, tuple[Figure, str]]:
                 f"{label} of each point: mean over seeds, seeds as dots, and the best so far.",
                 partial(course, search, i),
             )
-            measured = importances(search, i)
+            measured = search.importances[i]
             if measured:
                 draw(
                     f"importance{tag}",

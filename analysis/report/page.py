@@ -54,7 +54,7 @@ def report(
     fresh = groups_of(records, confirm=True)
     sections = {
         "Summary": _summary(words.answers(records, groups, result, test)),
-        "Search": _search(records, groups, lines) if pictures else "",
+        "Search": _search(records, groups, products, lines) if pictures else "",
         "Effects": _effects(records, groups) if pictures else "",
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),
@@ -127,14 +127,17 @@ def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple
     return [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
 
 
-def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> str:
+def _search(
+    records: Records, groups: Sequence[Group], products: Sequence[Product], lines: Sequence[str]
+) -> str:
     """The pictures of a search; Optuna and matplotlib are opened only where there is one."""
     if not records.searches:
         return ""
     from analysis.output.search_figures import pictures
     from analysis.searches.search import found
 
-    search = found(records, groups)
+    known = next((product.search for product in products if product.search), None)
+    search = known or found(records, groups)
     parts = [f"<p>{escape(line)}</p>" for line in (own_sentence(records.selection), *lines)]
     figures = []
     for name, (png, text) in (pictures(search) if search else {}).items():

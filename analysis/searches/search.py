@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,11 @@ class Found:
     def axes(self) -> list[str]:
         """The searched fields."""
         return list(self.space)
+
+    @cached_property
+    def importances(self) -> list[list[Importance]]:
+        """Of each objective, the importance of every axis; none where the points are too few."""
+        return [_importances(self, i) for i in range(len(self.objectives))]
 
     def is_log(self, axis: str) -> bool:
         """Whether the axis was searched on a logarithmic scale."""
@@ -115,8 +121,7 @@ def best(search: Found) -> list[Point]:
 def tables(search: Found) -> list[Table]:
     """The best points, and the importance of the axes where there are points enough."""
     made = [best_table(search)]
-    measured = [importances(search, i) for i in range(len(search.objectives))]
-    return [*made, importance_table(search, measured)] if any(measured) else made
+    return [*made, importance_table(search)] if any(search.importances) else made
 
 
 def best_table(search: Found) -> Table:
@@ -156,12 +161,12 @@ def best_table(search: Found) -> Table:
     return table
 
 
-def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) -> Table:
+def importance_table(search: Found) -> Table:
     """fANOVA's importance of each axis, with what it would be on other points."""
     table = Table("search-importance", "Importance of each axis (fANOVA)")
     table.headings = [Heading("axis", numeric=False)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
-    by_axis = [{i.axis: i for i in importance} for importance in measured]
+    by_axis = [{i.axis: i for i in importance} for importance in search.importances]
     for axis in sorted(search.axes, key=lambda a: -by_axis[0][a].mean if by_axis[0] else 1):
         cells = [Cell(short(axis))]
         for known in by_axis:
@@ -181,7 +186,7 @@ def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) ->
     return table
 
 
-def importances(search: Found, objective: int) -> list[Importance]:
+def _importances(search: Found, objective: int) -> list[Importance]:
     """The importance of each axis over resamples of the points, each with a forest of its own."""
     if len(search.points) < LEAST_POINTS:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from analysis.options import listed
 from analysis.output import export
@@ -21,6 +22,9 @@ from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Table, own_sentence
 
+if TYPE_CHECKING:
+    from analysis.searches.search import Found
+
 
 @dataclass(frozen=True)
 class Product:
@@ -32,6 +36,7 @@ class Product:
     fresh: list[Group] = field(default_factory=list)
     """Cells of `groups` on fresh seeds, which confirm a choice among them."""
     result: GridResult | None = None
+    search: Found | None = None
 
 
 def products(
@@ -133,7 +138,7 @@ def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> 
     assert found is not None
     made = search.tables(found)
     made[0].lines += [*rival.against_base(records, groups), *lines]
-    return Product("search", made, list(groups), _fresh(records, groups))
+    return Product("search", made, list(groups), _fresh(records, groups), search=found)
 
 
 def files(
