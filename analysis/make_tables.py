@@ -207,10 +207,9 @@ def _figures(records: Records, cells: list[Group], made: list[Product]) -> dict[
     drawn = figures(cells, records.swept, shown_metrics(cells)[0])
     if records.searches:
         from analysis.output.search_figures import files
-        from analysis.searches.search import found
+        from analysis.tables.assemble import search_of
 
-        known = next((product.search for product in made if product.search), None)
-        search = known or found(records, cells)
+        search = search_of(records, cells, made)
         drawn |= files(search) if search else {}
     return drawn
 

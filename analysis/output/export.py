@@ -33,7 +33,7 @@ def trials_csv(records: Records, groups: Sequence[Group]) -> str:
     names = [*records.metrics, *measured]
     header = [*_TRIAL_META, *axes, "seed", "state", "cause", "iteration", *names, *_TRIAL_END]
     rows = [
-        [*(_plain(t[name]) for name in header), _not_finite(t, names)]
+        [*(t[name] for name in header), _not_finite(t, names)]
         for group in groups
         for t in group.trials
     ]
@@ -69,7 +69,7 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
             protocol = protocol_name(metric, group.settings)
             row = [*head, metric, protocol, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
             row += [s.mean.low, s.mean.high, median, least, greatest, len(s.not_finite), values]
-            rows.append([_plain(value) for value in row])
+            rows.append(row)
     return _csv(header, rows)
 
 
@@ -86,14 +86,14 @@ def differences_csv(records: Records, lines: Sequence[Line]) -> str:
         row += [line.baseline.cell_key, result.difference.n, result.difference.estimate]
         row += [result.difference.low, result.difference.high, result.g, result.test, result.df]
         row += [result.p, line.holm, line.seeds_needed, line.verdict]
-        rows.append([_plain(value) for value in row])
+        rows.append(row)
     return _csv(header, rows)
 
 
 def effects_csv(measured: Mapping[str, tuple[list[Effect], str]]) -> str:
     """One row per metric and effect."""
     rows = [
-        [_plain(value) for value in (m, e.name, e.df, e.f, e.p, e.eta2, remark)]
+        [m, e.name, e.df, e.f, e.p, e.eta2, remark]
         for m, (found, remark) in measured.items()
         for e in found
     ]
@@ -150,5 +150,5 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_plain(value) for value in row] for row in rows)
     return file.getvalue()

@@ -18,6 +18,7 @@ from typing import Any
 from analysis.records.frame import short
 from analysis.tables.columns import column
 from analysis.tables.groups import Group
+from analysis.tables.shared import distinct
 from mpcc.config import PRESETS, Config, full_name, parse_value, value_text
 
 PAPER = Path(__file__).resolve().parent / "published"
@@ -122,8 +123,7 @@ def gap(group: Group, theirs: Config, metrics: Iterable[str]) -> str:
 
 
 def _distinct(group: Group, name: str) -> list[str]:
-    values = sorted({t[name] for t in group.done} - {None}, key=str)
-    return [f"{v:,}" if isinstance(v, int) else str(v).rstrip(".") for v in values]
+    return [text.rstrip(".") for text in distinct(trial[name] for trial in group.done)]
 
 
 def against(

@@ -12,7 +12,7 @@ from analysis.output import html
 from analysis.records.frame import PLANNED, RUNNING, Records, short
 from analysis.tables.columns import column
 from analysis.tables.groups import Group
-from analysis.tables.shared import cost_line, shown_metrics
+from analysis.tables.shared import cost_line, distinct, shown_metrics
 from mpcc.config import DEFAULTS, value_text
 from mpcc.runs.run_dir import DONE, METRICS, RESULT, read_json
 from tune.plan.plan import MLFLOW
@@ -116,13 +116,17 @@ def provenance(records: Records, groups: Sequence[Group]) -> str:
         if n != "seed" and all(g.settings[n] == first[n] for g in groups)
     }
     settings = ", ".join(f"{short(n)}={value_text(v)}" for n, v in shared.items())
-    trials = [t for g in groups for t in g.trials]
+    done = [trial for group in groups for trial in group.done]
+
+    def known(name: str) -> str:
+        return " and ".join(distinct(trial[name] for trial in done)) or "unknown"
+
     facts = [
         ["sweep", ", ".join(s.name for s in records.sweeps)],
         ["grids", "; ".join(g for s in records.sweeps for g in s.grids) or "none"],
-        ["code", _distinct(trials, "code")],
-        ["images", f"{_distinct(trials, 'n_images')}, content {_distinct(trials, 'fingerprint')}"],
-        ["device", _distinct(trials, "device")],
+        ["code", known("code")],
+        ["images", f"{known('n_images')}, content {known('fingerprint')}"],
+        ["device", known("device")],
         ["cost", cost_line(groups).removeprefix("Cost: ").removesuffix(".")],
         ["selection", f"{records.moment}; {records.selection}"],
     ]
@@ -136,11 +140,6 @@ def provenance(records: Records, groups: Sequence[Group]) -> str:
     body = _plain_table(["", ""], facts)
     body += f"<p>Settings that all cells share: <code>{escape(settings)}</code></p>"
     return folded("Code, images, machine, keys", body + _plain_table(head, rows))
-
-
-def _distinct(trials: Sequence[dict[str, Any]], name: str) -> str:
-    values = {t[name] for t in trials if t["state"] == DONE and t[name] is not None}
-    return " and ".join(_text(v) for v in sorted(values, key=str)) or "unknown"
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from analysis.records.frame import Records
 from analysis.report import summary as words
 from analysis.report.confusion import figure as confusion
 from analysis.report.details import failures, folded, provenance, trials
-from analysis.tables.assemble import Product
+from analysis.tables.assemble import Product, search_of
 from analysis.tables.columns import column
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
@@ -122,11 +122,6 @@ def _tables(tables: Sequence[Table]) -> str:
     return made + (how if lines else "")
 
 
-def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple[str, Group, str]]:
-    axes, scratch = records.swept, Table("", "")
-    return [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
-
-
 def _search(
     records: Records, groups: Sequence[Group], products: Sequence[Product], lines: Sequence[str]
 ) -> str:
@@ -134,10 +129,8 @@ def _search(
     if not records.searches:
         return ""
     from analysis.output.search_figures import pictures
-    from analysis.searches.search import found
 
-    known = next((product.search for product in products if product.search), None)
-    search = known or found(records, groups)
+    search = search_of(records, groups, products)
     parts = [f"<p>{escape(line)}</p>" for line in (own_sentence(records.selection), *lines)]
     figures = []
     for name, (png, text) in (pictures(search) if search else {}).items():
@@ -147,10 +140,10 @@ def _search(
 
 
 def _strips(records: Records, groups: Sequence[Group]) -> str:
-    parts = []
+    axes, scratch, parts = records.swept, Table("", ""), []
     for metric in shown_metrics(groups):
-        drawn = html.strips(_named(records, groups, metric), column(metric))
-        if drawn:
+        named = [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
+        if drawn := html.strips(named, column(metric)):
             parts.append(f"<h3>{escape(column(metric).heading)}</h3>{drawn}")
     if not parts:
         return ""

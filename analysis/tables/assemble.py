@@ -141,6 +141,16 @@ def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> 
     return Product("search", made, list(groups), _fresh(records, groups), search=found)
 
 
+def search_of(
+    records: Records, groups: Sequence[Group], products: Sequence[Product]
+) -> Found | None:
+    """The search that a table is of, or that no table was asked for."""
+    from analysis.searches import search
+
+    known = next((product.search for product in products if product.search), None)
+    return known or search.found(records, groups)
+
+
 def files(
     records: Records, product: Product, options: argparse.Namespace, formats: Sequence[str]
 ) -> dict[str, str]:

@@ -196,7 +196,7 @@ def explain_numbers(
         *((True, line) for line in table.lines),
         (marks, " ".join(marks)),
         *((True, line) for line in _record_lines(records)),
-        *((True, sentence(n)) for n in _distinct(t["data_notes"] for g in groups for t in g.done)),
+        *((True, sentence(n)) for n in distinct(t["data_notes"] for g in groups for t in g.done)),
         (
             any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups),
             "Trials of several code versions are averaged, as was asked.",
@@ -250,10 +250,10 @@ def _protocol(groups: Sequence[Group], metric: str) -> str:
 def _provenance_line(groups: Sequence[Group]) -> str:
     """Images, iterations reached and code of the trials, in one sentence."""
     done = [trial for group in groups for trial in group.done]
-    iterations = _distinct(t["iteration"] for t in done)
-    iterations = iterations or _distinct(group.settings["iterations"] for group in groups)
-    images = _distinct(trial["n_images"] for trial in done)
-    prints = _distinct(trial["fingerprint"] for trial in done)
+    iterations = distinct(t["iteration"] for t in done)
+    iterations = iterations or distinct(group.settings["iterations"] for group in groups)
+    images = distinct(trial["n_images"] for trial in done)
+    prints = distinct(trial["fingerprint"] for trial in done)
     return (
         f"{' and '.join(iterations)} iterations; {' and '.join(images) or 'unknown'} images "
         f"(content {' and '.join(prints) or 'unknown'}); code {_codes(groups)}."
@@ -311,7 +311,8 @@ def _codes(groups: Sequence[Group]) -> str:
     return " and ".join(named)
 
 
-def _distinct(values: Iterable[Any]) -> list[str]:
+def distinct(values: Iterable[Any]) -> list[str]:
+    """The different values in words, but for None."""
     found = {v for v in values if v is not None}
     return [f"{v:,}" if isinstance(v, int) else str(v) for v in sorted(found, key=str)]
 
