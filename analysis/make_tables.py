@@ -159,7 +159,12 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
 
         print(pack(options))
         return 0
-    _print(found, out, contents, options, _example(cells[0], records.swept))
+    from analysis.records.frame import short
+    from mpcc.config import value_text
+
+    first = cells[0]  # As --explain takes it.
+    settings = [f"{short(axis)}={value_text(first.settings[axis])}" for axis in records.swept]
+    _print(found, out, contents, options, ",".join(settings) or first.cell_key)
     return 0
 
 
@@ -275,14 +280,6 @@ def _print(
         print(f'Next: {again} --explain CELL   (every trial behind a cell: "{example}")')
     else:
         print(f"Next: {again} --format html   (the report: differences, seeds, curves, pictures)")
-
-
-def _example(group: Group, axes: Sequence[str]) -> str:
-    """The first cell as --explain takes it."""
-    from analysis.records.frame import short
-    from mpcc.config import value_text
-
-    return ",".join(f"{short(a)}={value_text(group.settings[a])}" for a in axes) or group.cell_key
 
 
 if __name__ == "__main__":

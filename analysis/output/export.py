@@ -32,16 +32,11 @@ def trials_csv(records: Records, groups: Sequence[Group]) -> str:
     measured = [name for name in records.trials if name.startswith("baseline/")]
     names = [*records.metrics, *measured]
     header = [*_TRIAL_META, *axes, "seed", "state", "cause", "iteration", *names, *_TRIAL_END]
-    rows = [
-        [*(t[name] for name in header), _not_finite(t, names)]
-        for group in groups
-        for t in group.trials
-    ]
+    rows = []
+    for trial in (trial for group in groups for trial in group.trials):
+        odd = [n for n in names if math.isinf(trial[n]) or n in trial["undefined"]]
+        rows.append([*(trial[name] for name in header), " ".join(odd)])
     return _csv([*header, "not_finite"], rows)
-
-
-def _not_finite(trial: dict[str, Any], names: Sequence[str]) -> str:
-    return " ".join(n for n in names if math.isinf(trial[n]) or n in trial["undefined"])
 
 
 def cells_csv(records: Records, groups: Sequence[Group]) -> str:

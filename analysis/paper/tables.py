@@ -140,16 +140,16 @@ def _ours(
         return [Row((Cell(label, notes), *[Cell("not run")] * len(metrics)))]
     rows = []
     for group in parts:
-        cells = [_value_or_empty(table, group, metric) for metric in metrics]
+        clusters = group.settings["prior"] != "normal" and not group.settings["conditional"]
+        none = "This model does not cluster: no accuracy."
+        cells = [
+            value_cell(table, group, metric)
+            if clusters or not metric.startswith("acc")
+            else Cell("–", table.noted((True, none)))
+            for metric in metrics
+        ]
         rows.append(Row((Cell(label, notes + row_notes(table, group)), *cells)))
     return rows
-
-
-def _value_or_empty(table: Table, group: Group, metric: str) -> Cell:
-    clusters = group.settings["prior"] != "normal" and not group.settings["conditional"]
-    if metric.startswith("acc") and not clusters:
-        return Cell("–", table.noted((True, "This model does not cluster: no accuracy.")))
-    return value_cell(table, group, metric)
 
 
 def finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:

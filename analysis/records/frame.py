@@ -170,7 +170,10 @@ def records(
     """
     extra = sorted({name for row in rows for name in row} - NAMED)
     metrics = tuple(name for name in extra if not name.startswith(BASELINE))
-    columns = {n: pd.Series([r[n] for r in rows], dtype=_kind(n)) for n in (*META, *DEFAULTS)}
+    columns = {
+        name: pd.Series([row[name] for row in rows], dtype=_KINDS.get(name, "object"))
+        for name in (*META, *DEFAULTS)
+    }
     for name in extra:
         columns[name] = pd.Series([number(row.get(name)) for row in rows], dtype="float64")
     frame = pd.DataFrame(columns)
@@ -189,9 +192,8 @@ NAMED = {*META, *DEFAULTS}
 """Columns of the frame that are no metric and no reference figure."""
 
 
-def _kind(name: str) -> str:
-    """The dtype of a column of settings or META: plain ones only where None cannot be."""
-    return {"seed": "int64", "planned": "bool", "confirm": "bool"}.get(name, "object")
+_KINDS = {"seed": "int64", "planned": "bool", "confirm": "bool"}
+"""The dtypes of settings and META where None cannot be; the others are objects."""
 
 
 def _swept(sweeps: Sequence[Sweep]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     plan = _read_plan(folder)
     if plan is None:
         return _load_loose(folder, curves)
-    name, there = str(plan.get("preset") or "sweep"), _names(folder / "trials")
+    name, there = str(plan.get("preset") or "sweep"), set[str]()
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / "trials") as entries:
+        there = {entry.name for entry in entries if entry.is_dir()}
     owner = sweep_owner(folder)
     running = owner.running if owner else ()
     rows = planned_rows(plan, name)
@@ -79,15 +82,6 @@ def _mlflow_runs(folder: Path) -> dict[str, str]:
         return {}
     known = runs.items() if isinstance(runs, dict) else ()
     return {key: run for key, run in known if isinstance(run, str)}
-
-
-def _names(folder: Path) -> set[str]:
-    """The folders in this one; none where it is missing."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_dir()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
 
 
 def _what_to_do(folder: Path) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def read_record(
         made = evaluations(path, content) if result is None or SEAL not in result else []
         check_identity(path, key, ended, provenance, made)
         if curves:
-            row[CURVE] = _curve(path, content)
+            with suppress(RunDirError):
+                rows = evaluations(path, content)
+                row[CURVE] = [{k: number(v) for k, v in one.items()} for one in rows]
     except (RunDirError, OSError) as error:
         return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
     if result is None:
@@ -174,11 +177,3 @@ def digest(path: Path) -> str:
             data = str(error.errno).encode()
         content.update(f"{name} {len(data)}\n".encode() + data)
     return content.hexdigest()[:12]
-
-
-def _curve(path: Path, content: bytes) -> list[dict[str, Any]]:
-    try:
-        rows = evaluations(path, content)
-    except RunDirError:
-        return []
-    return [{k: number(v) for k, v in row.items()} for row in rows]

@@ -52,13 +52,20 @@ def report(
     title = " and ".join(dict.fromkeys(sweep.name for sweep in records.sweeps))
     result = next((p.result for p in products if p.result), None)
     fresh = groups_of(records, confirm=True)
+    answers = "".join(
+        f"<dt>{escape(question)}</dt><dd>{html.prose(answer)}</dd>"
+        for question, answer in words.answers(records, groups, result, test).items()
+    )
+    tables: dict[str, Table] = {}  # Once each: a confirmation may be of Table 1 and of the grid.
+    for table in (table for product in products for table in product.tables):
+        tables.setdefault(table.title, table)
     sections = {
-        "Summary": _summary(words.answers(records, groups, result, test)),
+        "Summary": f'<dl class="answers">{answers}</dl>',
         "Search": _search(records, groups, products, lines) if pictures else "",
         "Effects": _effects(records, groups) if pictures else "",
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),
-        "Tables": _tables(_distinct_tables(products)),
+        "Tables": _tables([*tables.values()]),
         "Pictures": _sheets(records, groups) if pictures else "",
         "Failures": failures(records, [*groups, *fresh]),
         "Trials": trials(records, [*groups, *fresh], place),
@@ -75,11 +82,6 @@ def report(
         f"<header><h1>MPCC ablation: {escape(title)}</h1><p>{badge}</p><nav>{links}</nav></header>"
         f"<main>{body}</main><script>{html.script()}</script></body></html>\n"
     )
-
-
-def _summary(answers: dict[str, str]) -> str:
-    items = "".join(f"<dt>{escape(q)}</dt><dd>{html.prose(a)}</dd>" for q, a in answers.items())
-    return f'<dl class="answers">{items}</dl>'
 
 
 def _effects(records: Records, groups: Sequence[Group]) -> str:
@@ -100,14 +102,6 @@ def _effects(records: Records, groups: Sequence[Group]) -> str:
             )
         drawn.append(html.picture(png, text))
     return f'<div class="pictures">{"".join(drawn)}</div>' if drawn else ""
-
-
-def _distinct_tables(products: Sequence[Product]) -> list[Table]:
-    """Every table once: a confirmation may belong to Table 1 and to the grid."""
-    found: dict[str, Table] = {}
-    for table in (table for product in products for table in product.tables):
-        found.setdefault(table.title, table)
-    return list(found.values())
 
 
 def _tables(tables: Sequence[Table]) -> str:

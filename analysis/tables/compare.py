@@ -254,7 +254,9 @@ def effects(
     varied = [axis for axis, n in levels.items() if n > 1]
     if len(varied) < 2:
         return [], ""
-    why = _unlike_cells(used, metric, axes) or collapse(cells)
+    parts = [f"a cell has trials that are not alike ({g.part})" for g in used if g.part]
+    whys = filter(None, (apart(g, used[0], metric, axes) for g in used[1:]))
+    why = next(iter([*parts, *(f"cells are not alike ({why})" for why in whys)]), collapse(cells))
     if why:
         return [], f"No analysis of variance: {why}."
     combinations = {tuple(g.settings[a] for a in varied) for g in used}
@@ -270,12 +272,3 @@ def effects(
     if full:
         return found, ""
     return found, "Not every combination was run: main effects only, as if they added up."
-
-
-def _unlike_cells(used: Sequence[Group], metric: str, axes: Sequence[str]) -> str:
-    """Why these cells may not stand in one analysis; empty where they may."""
-    part = next((g.part for g in used if g.part), "")
-    if part:
-        return f"a cell has trials that are not alike ({part})"
-    why = next(filter(None, (apart(g, used[0], metric, axes) for g in used[1:])), "")
-    return f"cells are not alike ({why})" if why else ""

@@ -211,14 +211,12 @@ def _alike(
     differing = [i for i in range(len(mix)) if len({key[i] for key in parts}) > 1]
     order = sorted(parts, key=lambda key: (-len(parts[key]), [str(k) for k in key]))
     parts[order[0]] += [trial for trial in trials if trial["state"] != DONE]
-    words = {k: [f"{MIX[mix[i]]} {_mix_text(k[i])}" for i in differing] for k in order}
-    return [(", ".join(words[key]), parts[key]) for key in order]
-
-
-def _mix_text(value: Any) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    named = []
+    for key in order:
+        texts = {i: f"{key[i]:,}" if isinstance(key[i], int) else key[i] for i in differing}
+        words = [f"{MIX[mix[i]]} {text or 'unknown'}" for i, text in texts.items()]
+        named.append((", ".join(words), parts[key]))
+    return named
 
 
 def references(found: Iterable[Group], metric: str) -> dict[str, list[float]]:

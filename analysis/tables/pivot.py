@@ -99,15 +99,12 @@ def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
     if [*names] == ["all"]:
         return [name for name in METRICS if name in trials.columns] or [GRID[0]]
     found = [metric_name(name) for name in names]
+    # What trials measured that METRICS does not know: another version's metrics.
+    recorded = {*trials.columns} - NAMED
     for name in found:
-        if name not in METRICS and name not in COSTS and name not in _recorded(trials):
+        if name not in METRICS and name not in COSTS and name not in recorded:
             raise ValueError(unknown("metric", name, [*METRICS, *COSTS]))
     return list(dict.fromkeys(found))
-
-
-def _recorded(trials: pd.DataFrame) -> set[str]:
-    """What trials measured that METRICS does not know: another version's metrics."""
-    return {str(name) for name in trials.columns} - NAMED
 
 
 def fields_of(

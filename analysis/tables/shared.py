@@ -188,6 +188,8 @@ def explain_numbers(
     valued = [m for m in shown if any(g.summary(m).n for g in groups)]
     cells = [cell for row in table.rows for cell in row.cells]
     best, tied = any(cell.best for cell in cells), any(cell.tied for cell in cells)
+    found, n_more = list(records.notes[:8]), len(records.notes) - 8
+    found += [f"and {n_more} more such records"] if n_more > 0 else []
     by, moment = TEST_WORDS.get(test or "", ""), f"Values are those of {records.moment}."
     marks = ["Bold: best mean among cells measured alike."] if best else []
     marks += [f"~: tested and not told apart from it ({by}, adjusted)."] if tied else []
@@ -195,7 +197,7 @@ def explain_numbers(
         ("@last" not in records.moment, moment),
         *((True, line) for line in table.lines),
         (marks, " ".join(marks)),
-        *((True, line) for line in _record_lines(records)),
+        (found, "Records: " + sentence("; ".join(found))),
         *((True, sentence(n)) for n in distinct(t["data_notes"] for g in groups for t in g.done)),
         (
             any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups),
@@ -328,11 +330,3 @@ def progress(groups: Sequence[Group]) -> str:
 def unfinished(groups: Sequence[Group]) -> bool:
     """Whether trials are still to come."""
     return not {PLANNED, RUNNING, STOPPED}.isdisjoint(tally(groups))
-
-
-def _record_lines(records: Records) -> list[str]:
-    """What loading found to be wrong or merged."""
-    shown = list(records.notes[:8])
-    if len(records.notes) > len(shown):
-        shown.append(f"and {len(records.notes) - len(shown)} more such records")
-    return [sentence("Records: " + "; ".join(shown))] if shown else []
