@@ -7,6 +7,7 @@ import gc
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +15,13 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 
-from analysis.options import formats_of, listed, parser  # noqa: E402
-from mpcc.shell import guard_output  # noqa: E402
+from analysis.options import formats_of, parser  # noqa: E402
+from mpcc.shell import guard_output, script, shown  # noqa: E402
 
 if TYPE_CHECKING:
-    from analysis.paper.beside import Figure
     from analysis.records.frame import Records
-    from analysis.tables.assemble import Choices, Product
+    from analysis.tables.assemble import Product
     from analysis.tables.groups import Group
-    from analysis.tables.layout import Table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         formats = formats_of(options.format)
-        return _run(options, formats)
+        _refuse(options, formats)
+        with tempfile.TemporaryDirectory() as scratch:
+            return _make(options, formats, Path(scratch))
     except ValueError as error:
         print(f"make_tables: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -41,61 +42,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _published(options: argparse.Namespace) -> tuple[Figure, ...]:
-    if not options.beside:
-        return ()
-    from analysis.paper.beside import read
-
-    return tuple(read(options.beside))
-
-
-def _run(options: argparse.Namespace, formats: list[str]) -> int:
-    import tempfile
-
-    if options.mlflow and options.runs:
-        raise ValueError("--mlflow and --runs are two sources; give one of them")
-    if options.out is not None and options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; name a folder")
-    if options.table and any((options.metrics, options.rows, options.columns)):
-        raise ValueError(
-            "--metrics, --rows and --columns make a table of their own; leave out --table"
-        )
-    if options.sweep and not options.mlflow:
-        raise ValueError("--sweep goes with --mlflow; a folder is named with --runs")
-    _check_export(options)
-    if options.no_pictures and "html" not in formats:
-        raise ValueError("--no-pictures is of the report; add --format html")
-    if options.explain:
-        _refuse_idle(options)
-    with tempfile.TemporaryDirectory() as scratch:
-        return _make(options, formats, Path(scratch))
-
-
-def _check_export(options: argparse.Namespace) -> None:
-    if options.export is None:
-        if options.anonymous:
-            raise ValueError("--anonymous goes with --export; the records themselves keep names")
-        return
-    if options.export.suffix != ".zip" or options.export.is_dir():
-        raise ValueError(f"--export takes the name of a .zip file, got {options.export}")
-    elsewhere = options.baseline and Path(options.baseline).is_dir()
-    given = {"--out": options.out, "--check": options.check, "--explain": options.explain}
-    given |= {"--beside": options.beside, "a folder as --baseline": elsewhere}
-    for name, value in given.items():
-        if value:
-            raise ValueError(f"--export packs the tables of --runs alone; leave out {name}")
+def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
+    """ValueError for the first of what does not go together."""
+    usual, out, archive = parser().parse_args([]), options.out, options.export
+    other = options.baseline and Path(options.baseline).is_dir()
+    elsewhere = {"--out": out, "--check": options.check, "--explain": options.explain}
+    elsewhere |= {"--beside": options.beside, "a folder as --baseline": other}
+    idle = ("metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
+    wrong = {
+        "--mlflow and --runs are two sources; give one of them": options.mlflow and options.runs,
+        f"--out {out} is a file; name a folder": out and out.exists() and not out.is_dir(),
+        "--metrics, --rows and --columns make a table of their own; leave out --table": (
+            options.table and (options.metrics or options.rows or options.columns)
+        ),
+        "--sweep goes with --mlflow; a folder is named with --runs": (
+            options.sweep and not options.mlflow
+        ),
+        "--anonymous goes with --export; the records themselves keep names": (
+            options.anonymous and archive is None
+        ),
+        f"--export takes the name of a .zip file, got {archive}": (
+            archive and (archive.suffix != ".zip" or archive.is_dir())
+        ),
+        **{
+            f"--export packs the tables of --runs alone; leave out {name}": archive and value
+            for name, value in elsewhere.items()
+        },
+        "--no-pictures is of the report; add --format html": (
+            options.no_pictures and "html" not in formats
+        ),
+        **{
+            f"--{name} does nothing with --explain; leave one of them out": (
+                options.explain and getattr(options, name) != getattr(usual, name)
+            )
+            for name in idle
+        },
+    }
+    for message, holds in wrong.items():
+        if holds:
+            raise ValueError(message)
 
 
-def _refuse_idle(options: argparse.Namespace) -> None:
-    """ValueError for options beside --explain, which prints one cell and writes nothing."""
-    names = ("metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
-    usual = parser().parse_args([])
-    for name in names:
-        if getattr(options, name) != getattr(usual, name):
-            raise ValueError(f"--{name} does nothing with --explain; leave one of them out")
-
-
-def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tuple[Records, Path]:
+def _read(
+    options: argparse.Namespace, formats: Sequence[str], scratch: Path
+) -> tuple[Records, Path]:
     """The records that were asked for, and the folder that their tables are written to."""
     from analysis.records.folders import check_folders, latest_sweep, sweeps_below
 
@@ -130,37 +120,21 @@ def _read(options: argparse.Namespace, formats: list[str], scratch: Path) -> tup
     return at(records, moment), options.out or tables / f"at-{moment.replace(':', '-')}"
 
 
-def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int:
+def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) -> int:
+    """Read, make every file, and check, pack or write them."""
     records, out = _read(options, formats, scratch)
 
-    from collections import ChainMap
-    from dataclasses import replace
-
-    from analysis.records.frame import left_out
-    from analysis.tables.assemble import Choices, companion, files, products
+    from analysis.tables.assemble import companion, files, products
     from analysis.tables.groups import groups
 
     cells = groups(records, pool_code=options.pool_code)
     lines = _against(options, records, cells)
-    baseline = None if lines else options.baseline
-    choices = Choices(
-        table=options.table,
-        formats=tuple(formats),
-        test=options.test,
-        baseline=baseline,
-        metrics=listed(options.metrics),
-        rows=listed(options.rows),
-        columns=listed(options.columns),
-        beside=_published(options),
-        full=options.style == "full",
-        lines=tuple(lines),
-    )
     if options.explain:
         from analysis.output.explain import explain
 
         print(explain(records, cells, options.explain))
         return 0
-    found = products(records, cells, choices)
+    found = products(records, cells, options, lines)
     names = {"report"} if "html" in formats else {product.name for product in found}
     idle = {
         "--baseline": options.baseline and not names & {"report", "grid", "search"},
@@ -170,65 +144,52 @@ def _make(options: argparse.Namespace, formats: list[str], scratch: Path) -> int
         raise ValueError(
             f"{name} does nothing in {found[0].name}; add --table grid or --format html"
         )
-    contents: dict[str, bytes] = {}
+    contents: dict[str, str | bytes] = {}
     for product in found:
-        contents |= _encoded(files(records, product, choices))
+        contents |= files(records, product, options, formats)
     every = [*cells, *groups(records, pool_code=options.pool_code, confirm=True)]
     if "html" in formats:
         place = None if options.mlflow else out
-        page = _report_page(records, cells, found, choices, options, place)
-        contents |= _encoded({"report.html": page} | companion(records, every, "report", choices))
+        contents["report.html"] = _report_page(records, cells, found, options, lines, place)
+        contents |= companion(records, every, "report", options.test)
     if "fig" in formats:
-        from analysis.output.figures import figures
-        from analysis.tables.grid import swept
-        from analysis.tables.shared import shown_metrics
-
-        contents |= figures(cells, swept(records), shown_metrics(cells)[0])
-        contents |= _search_figures(records, cells)
-        contents |= _encoded(companion(records, every, "figures", choices))
+        contents |= _figures(records, cells, found)
+        contents |= companion(records, every, "figures", options.test)
     if options.check:
-        other = replace(choices, formats=("md", "csv", "tex"))
-        beside = [_encoded(files(records, product, other)) for product in found]
-        for cause in left_out(records):
-            print(f"left out: {cause}")
-        return _check(out, contents, dict(ChainMap(*beside)), every)
+        return _check(records, found, options, out, contents, every)
     write(out, contents)
     if options.export:
         from analysis.supplement import pack
 
         print(pack(options))
         return 0
-    tables = [table for product in found for table in product.tables]
-    _report(tables, out, contents, options, _example(cells[0], records.axes))
+    from analysis.records.frame import short
+    from mpcc.config import value_text
+
+    first = cells[0]  # As --explain takes it.
+    settings = [f"{short(axis)}={value_text(first.settings[axis])}" for axis in records.swept]
+    _print(found, out, contents, options, ",".join(settings) or first.cell_key)
     return 0
-
-
-def _encoded(files: dict[str, str]) -> dict[str, bytes]:
-    return {name: content.encode() for name, content in files.items()}
 
 
 def _report_page(
     records: Records,
     cells: list[Group],
     found: list[Product],
-    choices: Choices,
     options: argparse.Namespace,
+    lines: Sequence[str],
     place: Path | None,
 ) -> str:
     """The page; it always has the grid's differences, whichever table was asked for."""
-    from dataclasses import replace
-
     from analysis.report.page import report
     from analysis.tables.assemble import products
 
     if not any(product.result for product in found):
-        found = [*found, *products(records, cells, replace(choices, table="grid"))]
+        grid = argparse.Namespace(**vars(options) | {"table": "grid"})
+        found = [*found, *products(records, cells, grid, lines)]
     pictures = not options.no_pictures
     return report(
-        *(records, cells, found, choices.test),
-        pictures=pictures,
-        lines=choices.lines,
-        place=place,
+        *(records, cells, found, options.test), pictures=pictures, lines=lines, place=place
     )
 
 
@@ -247,30 +208,50 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
     return against(records, cells, load([other]), other.resolve().name)
 
 
-def _search_figures(records: Records, cells: list[Group]) -> dict[str, bytes]:
-    if not records.searches:
-        return {}
-    from analysis.output.search_figures import files
-    from analysis.searches.search import found
+def _figures(records: Records, cells: list[Group], made: list[Product]) -> dict[str, bytes]:
+    """The effects of the axes, and what belongs to a search."""
+    from analysis.output.figures import figures
+    from analysis.tables.shared import shown_metrics
 
-    search = found(records, cells)
-    return files(search) if search else {}
+    drawn = figures(cells, records.swept, shown_metrics(cells)[0])
+    if records.searches:
+        from analysis.output.search_figures import files
+        from analysis.tables.assemble import search_of
+
+        search = search_of(records, cells, made)
+        drawn |= files(search) if search else {}
+    return drawn
 
 
-def write(out: Path, files: dict[str, bytes]) -> None:
+def write(out: Path, files: dict[str, str | bytes]) -> None:
     """Every file, whole or not at all; one that says the same already is left alone."""
     from mpcc.runs.run_dir import write_bytes
 
     out.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        file = out / name
+    for name, content in files.items():
+        file, data = out / name, content.encode() if isinstance(content, str) else content
         if not file.exists() or file.read_bytes() != data:
             write_bytes(file, data)
 
 
-def _check(out: Path, asked: dict[str, bytes], beside: dict[str, bytes], cells: list[Group]) -> int:
+def _check(
+    records: Records,
+    found: Sequence[Product],
+    options: argparse.Namespace,
+    out: Path,
+    asked: dict[str, str | bytes],
+    cells: list[Group],
+) -> int:
+    """Say which files are stale, among those asked for and those beside them; 1 where some are."""
     from analysis.output.check import outdated, stale
+    from analysis.records.frame import left_out
+    from analysis.tables.assemble import files
 
+    for cause in left_out(records):
+        print(f"left out: {cause}")
+    beside: dict[str, str | bytes] = {}
+    for product in found:
+        beside |= files(records, product, options, ("md", "csv", "tex"))
     wrong = stale(out, asked, beside) + outdated(out, [*asked, *beside], cells)
     if wrong:
         print(f"stale or missing in {out}: {', '.join(wrong)}; run make_tables.py again")
@@ -279,19 +260,19 @@ def _check(out: Path, asked: dict[str, bytes], beside: dict[str, bytes], cells: 
     return 0
 
 
-def _report(
-    tables: Sequence[Table],
+def _print(
+    found: Sequence[Product],
     out: Path,
-    files: dict[str, bytes],
+    files: dict[str, str | bytes],
     options: argparse.Namespace,
     example: str,
 ) -> None:
+    """The tables, where they were written, and what to do next."""
     from analysis.output.render import text
     from analysis.tables.layout import on_one_page
-    from mpcc.shell import script, shown
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for table in on_one_page(tables):
+    for table in on_one_page([table for product in found for table in product.tables]):
         print(text(table, colour=colour, full=options.style == "full"))
     print(f"Written to {shown(out)}: {', '.join(sorted(files))}")
     runs = "".join(f" {shlex.quote(shown(folder))}" for folder in options.runs or ())
@@ -303,15 +284,6 @@ def _report(
         print(f'Next: {again} --explain CELL   (every trial behind a cell: "{example}")')
     else:
         print(f"Next: {again} --format html   (the report: differences, seeds, curves, pictures)")
-
-
-def _example(group: Group, axes: Sequence[str]) -> str:
-    """The first cell as --explain takes it."""
-    from analysis.records.frame import short
-    from mpcc.config import value_text
-
-    settings = [f"{short(a)}={value_text(group.settings[a])}" for a in axes if a != "seed"]
-    return ",".join(settings) or group.cell_key
 
 
 if __name__ == "__main__":

@@ -149,29 +149,22 @@ def _anonymous(source: Path, files: Mapping[str, bytes], hide: Hide) -> dict[str
     read_sealed(source)
     made: dict[str, dict[str, Any]] = {}
     if PROVENANCE in files:
-        made[PROVENANCE] = _provenance(read_provenance(source), hide)
+        made[PROVENANCE] = record = read_provenance(source)
+        data = record.get("data", {})
+        if "notes" in data:
+            record["data"] = data | {"notes": [hide(note) for note in data["notes"]]}
+        if "machine" in record:
+            record["machine"] = hide(str(record["machine"]))
     if RESULT in files:
-        made[RESULT] = _result(json.loads(files[RESULT]), hide)
+        made[RESULT] = record = json.loads(files[RESULT])
+        if record.get("cause"):
+            record["cause"] = hide(record["cause"])
+        if "unavailable" in record:
+            whys = record["unavailable"].items()
+            record["unavailable"] = {name: hide(why) for name, why in whys}
     for name, record in made.items():
         record["anonymous"] = ANONYMOUS
         if SEAL in record:
             belongs = {METRICS: files.get(METRICS, b"")} if name == RESULT else {}
             made[name] = sealed(record, **belongs)
     return {name: (dumps(record, indent=1) + "\n").encode() for name, record in made.items()}
-
-
-def _provenance(record: dict[str, Any], hide: Hide) -> dict[str, Any]:
-    data = record.get("data", {})
-    if "notes" in data:
-        record["data"] = data | {"notes": [hide(note) for note in data["notes"]]}
-    if "machine" in record:
-        record["machine"] = hide(str(record["machine"]))
-    return record
-
-
-def _result(record: dict[str, Any], hide: Hide) -> dict[str, Any]:
-    if record.get("cause"):
-        record["cause"] = hide(record["cause"])
-    if "unavailable" in record:
-        record["unavailable"] = {name: hide(why) for name, why in record["unavailable"].items()}
-    return record

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis.options import parser
+from analysis.records.load import load
+from analysis.tables.grid import GridResult, baseline_of, grid_tables
+from analysis.tables.groups import groups
+from analysis.tables.layout import OURS, Table
 from mpcc.config import Config, preset
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.run_dir import write_json, write_metrics, write_provenance, write_result
@@ -22,6 +28,11 @@ COST = {"seconds": {"train": 12.5, "evaluate": 2.5}, "n_parameters": PARAMETERS}
 def table1_changes(rows: Sequence[tuple[int, float]] = TABLE1_ROWS) -> list[dict[str, Any]]:
     """The five cells of Table 1 at the scale of `digits`."""
     return [{"n_encoder_steps": steps, "prior_lr": rate} for steps, rate in rows]
+
+
+def options(table: str | None = None, *words: str) -> argparse.Namespace:
+    """What `make_tables.py --table TABLE` takes."""
+    return parser().parse_args([*(["--table", table] if table else []), *words])
 
 
 class SweepBuilder:
@@ -108,6 +119,47 @@ class SweepBuilder:
         if run_id:
             write_json(path / "mlflow.json", {"run_id": run_id, "tracking_uri": "sqlite:////x"})
         return path
+
+    def fill(self, changes: Mapping[str, Any], values: Iterable[Any], **trial: Any) -> SweepBuilder:
+        """The trials of a cell, from seed 0 on, with these metrics; a number is an accuracy."""
+        for seed, value in enumerate(values):
+            metrics = value if isinstance(value, Mapping) else {"acc_majority": value}
+            self.trial(changes, seed, metrics, **trial)
+        return self
+
+
+def filled(
+    path: Path,
+    cells: Iterable[tuple[Mapping[str, Any], Sequence[Any]]],
+    name: str = "digits",
+    grid: str = "esteps,eta_p",
+    **base: Any,
+) -> SweepBuilder:
+    """A sweep of these cells, each with the metrics or the accuracy of every seed."""
+    sweep = SweepBuilder(path, name, **base)
+    for changes, values in cells:
+        sweep.plan([changes], range(len(values)), grid).fill(changes, values)
+    return sweep
+
+
+def grid(*folders: Path, test: str = "welch", baseline: str | None = None) -> GridResult:
+    """The grid's tables of these folders."""
+    records = load(folders)
+    cells = groups(records)
+    return grid_tables(records, cells, test, baseline_of(records, cells, baseline))
+
+
+def texts(table: Table, heading: str, kind: str = OURS) -> list[str]:
+    """A column of our rows, or of those of another kind."""
+    place = [h.text for h in table.headings].index(heading)
+    return [row.cells[place].text for row in table.rows if row.kind == kind]
+
+
+def notes_at(table: Table, row: int, heading: str) -> str:
+    """The notes of a cell in our rows."""
+    place = [h.text for h in table.headings].index(heading)
+    numbers = [r for r in table.rows if r.kind == OURS][row].cells[place].notes
+    return " ".join(table.notes[number - 1] for number in numbers)
 
 
 def metrics_of(accuracy: float, rng: np.random.Generator) -> dict[str, float]:

@@ -16,12 +16,11 @@ import pytest
 
 from analysis import make_tables
 from analysis.records.load import load
-from analysis.tables.comparable import spread
+from analysis.tables.comparable import spread_of
 from analysis.tables.compare import Line
-from analysis.tables.grid import baseline_of, grid_tables
 from analysis.tables.groups import groups
 from analysis.tables.layout import Table
-from tests.records import SweepBuilder, metrics_of, table1_changes
+from tests.records import SweepBuilder, filled, grid, metrics_of, table1_changes
 from tests.test_search import begun, finish, value_of
 
 NAN, INF = math.nan, math.inf
@@ -102,8 +101,11 @@ def check(name: str, text: str) -> None:
         assert not found, f"{name}: …{line[max(0, found.start() - 120) : found.end() + 60]}…"
 
 
-@pytest.mark.parametrize("variants", [False, True], ids=["grid", "leave one out"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "variants"),
+    [*((case, False) for case in CASES), ("unequal n", True), ("one cell is nan", True)],
+    ids=lambda value: {True: "leave one out", False: "grid"}.get(value, value),
+)
 def test_no_output_of_a_degenerate_sweep_has_a_number_that_is_none(
     tmp_path: Path, case: str, variants: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,9 +147,7 @@ def test_no_output_of_a_degenerate_search_has_a_number_that_is_none(
 
 
 def tables_of(path: Path, test: str = "welch") -> tuple[list[Table], list[Line]]:
-    records = load([path])
-    cells = groups(records)
-    made = grid_tables(records, cells, test, baseline_of(records, cells, None))
+    made = grid(path, test=test)
     return made.tables, [line for line in made.lines if line.metric == "acc_majority"]
 
 
@@ -198,10 +198,11 @@ def test_a_csv_has_no_difference_that_the_table_refuses(tmp_path: Path) -> None:
 
 
 def test_cells_that_are_the_same_trials_are_identical_and_in_no_family(tmp_path: Path) -> None:
-    sweep = SweepBuilder(tmp_path / "s").plan(CHANGES[:3], range(3))
-    for seed, value in enumerate((0.50, 0.53, 0.57)):
-        for change, more in zip(CHANGES[:3], (0.0, 0.0, 0.2), strict=True):
-            sweep.trial(change, seed, {"acc_majority": value + more, "mse": value - more})
+    values = [
+        [{"acc_majority": v + more, "mse": v - more} for v in (0.50, 0.53, 0.57)]
+        for more in (0.0, 0.0, 0.2)
+    ]
+    sweep = filled(tmp_path / "s", zip(CHANGES[:3], values, strict=True))
     tables, lines = tables_of(sweep.path)
     assert [line.verdict for line in lines] == ["identical in every seed", "differs"]
     assert lines[1].holm == lines[1].result.p  # the only comparison of its family
@@ -221,12 +222,10 @@ def test_what_was_refused_a_test_is_not_marked_as_tested(tmp_path: Path) -> None
 
 
 def test_a_cell_with_a_collapsed_or_diverged_seed_is_not_the_best(tmp_path: Path) -> None:
-    sweep = SweepBuilder(tmp_path / "s").plan(CHANGES[:3], range(3))
-    for i, change in enumerate(CHANGES[:3]):
-        for seed in range(3):
-            failures = ["collapsed"] if i == 2 and seed == 0 else []
-            values = {"acc_majority": 0.5 + i / 10 + seed / 100}
-            sweep.trial(change, seed, values, failures=failures)
+    means = (0.5, 0.6, 0.7)
+    cells = [(c, [m, m + 0.01, m + 0.02]) for c, m in zip(CHANGES[:3], means, strict=True)]
+    sweep = filled(tmp_path / "s", cells)
+    sweep.trial(CHANGES[2], 0, {"acc_majority": 0.7}, failures=["collapsed"])
     table = tables_of(sweep.path)[0][0]
     assert [row.cells[2].best for row in table.rows if row.kind == "ours"] == [False, True, False]
     assert "No cell with a collapsed or diverged seed is called the best." in table.lines
@@ -244,20 +243,16 @@ def test_the_seeds_of_most_comparisons_are_named_and_the_fewest_beside_them(tmp_
 
 
 def test_a_mean_of_nothing_is_not_said_to_be_over_the_others(tmp_path: Path) -> None:
-    sweep = SweepBuilder(tmp_path / "s").plan(CHANGES[:1], (0, 1))
-    for seed in (0, 1):
-        sweep.trial(CHANGES[0], seed, {"acc_majority": NAN, "mse": 0.1 + seed})
-    table = tables_of(sweep.path)[0][0]
+    values = [{"acc_majority": NAN, "mse": 0.1 + seed} for seed in (0, 1)]
+    table = tables_of(filled(tmp_path / "s", [(CHANGES[0], values)]).path)[0][0]
     assert "Infinite or undefined for seed 0, 1, so that there is no mean." in table.notes
     assert not any("over the others" in note for note in table.notes)
 
 
 def test_spreads_are_not_said_to_differ_by_a_p_that_says_nothing(tmp_path: Path) -> None:
     sweep = two(tmp_path / "s", (0.50, 0.51, 0.52), (0.60, 0.64, 0.68))
-    found = spread(groups(load([sweep.path])), "acc_majority")
-    assert found.p > 0.05 and found.refusal == (
-        "pooled SD refused: the largest SD is 4.0 times the smallest"
-    )
+    found = spread_of(groups(load([sweep.path])), "acc_majority")
+    assert found.p > 0.05 and found.refusal == "the largest SD is 4.0 times the smallest"
 
 
 def test_a_cell_can_be_named_as_the_tables_print_it(

@@ -9,11 +9,11 @@ import pytest
 
 from analysis.output.render import markdown
 from analysis.records.load import load
-from analysis.tables.assemble import Choices, products
+from analysis.tables.assemble import products
 from analysis.tables.groups import groups
 from mpcc.config import PRESETS, VARIANTS
 from mpcc.evaluation.metrics import METRICS, NEED_LABELS
-from tests.records import SweepBuilder, metrics_of
+from tests.records import SweepBuilder, metrics_of, options
 from tests.test_promises import DRY
 from tune.ablation import main
 from tune.plan import leave_out
@@ -82,7 +82,7 @@ def ablated(path: Path) -> SweepBuilder:
 
 def test_the_table_names_variants_with_the_full_model_first_and_as_baseline(tmp_path: Path) -> None:
     records = load([ablated(tmp_path / "s").path])
-    product = products(records, groups(records), Choices("grid"))[0]
+    product = products(records, groups(records), options("grid"))[0]
     values, differences = (markdown(table) for table in product.tables[:2])
     rows = [line.split("|")[1:3] for line in values.splitlines() if line.startswith("| ")][2:]
     assert [row[0].strip() for row in rows][:3] == ["full-model", "no-floor", "one-encoder-step"]
@@ -192,7 +192,7 @@ def test_a_full_model_judged_on_the_seeds_that_chose_it_is_told_and_fresh_seeds_
 
     def differences() -> tuple[str, list[str]]:
         records = load([sweep.path])
-        made = products(records, groups(records), Choices("grid"))
+        made = products(records, groups(records), options("grid"))
         table = next(t for t in made[0].tables if t.name == "grid-differences")
         return markdown(table), [row.cells[3].text for row in table.rows]
 

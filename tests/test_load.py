@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis import make_tables
 from analysis.records.folders import LoadError, latest_sweep
 from analysis.records.frame import CONFLICT, DAMAGED, PLANNED, RUNNING, STOPPED, Records
 from analysis.records.load import load
 from analysis.records.load_mlflow import fetch
 from analysis.tables.groups import groups
+from mpcc.runs.files import sealed
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 from tune.store.folder import Store
 from tune.store.lock import SweepLock
@@ -35,17 +37,10 @@ def metrics(accuracy: float = 0.7) -> dict[str, float]:
 def test_every_planned_trial_is_a_row_with_its_settings_and_metrics(tmp_path: Path) -> None:
     table1_sweep(tmp_path / "digits")
     records = load([tmp_path / "digits"])
-    assert len(records.trials) == 15
-    assert set(records.trials["state"]) == {"done"}
+    assert len(records.trials) == 15 and set(records.trials["state"]) == {"done"}
     assert records.axes == ("n_encoder_steps", "prior_lr")
     assert records.trials["n_encoder_steps"].tolist() == [1] * 3 + [2] * 3 + [4] * 9
     assert "acc_majority" in records.metrics and "iteration" not in records.metrics
-
-
-def test_planned_trial_without_records_is_a_row(tmp_path: Path) -> None:
-    sweep = one_cell(tmp_path / "s")
-    sweep.trial(CHANGE, 0, metrics())
-    assert load([sweep.path]).trials["state"].tolist() == ["done", PLANNED]
 
 
 def test_trial_without_a_result_is_running_only_while_a_driver_has_it(tmp_path: Path) -> None:
@@ -87,13 +82,6 @@ def test_infinite_and_undefined_values_are_kept_apart(tmp_path: Path) -> None:
     assert row["fid"] == math.inf and math.isnan(row["mse"]) and row["undefined"] == "mse"
 
 
-def test_copied_folder_gives_the_same_frame(tmp_path: Path) -> None:
-    table1_sweep(tmp_path / "a")
-    shutil.copytree(tmp_path / "a", tmp_path / "elsewhere" / "b")
-    first, second = load([tmp_path / "a"]), load([tmp_path / "elsewhere" / "b"])
-    assert first.trials.equals(second.trials)
-
-
 def test_one_trial_in_two_folders_counts_once_if_the_records_agree(tmp_path: Path) -> None:
     table1_sweep(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -102,22 +90,22 @@ def test_one_trial_in_two_folders_counts_once_if_the_records_agree(tmp_path: Pat
     assert len(records.notes) == 15 and "counts once" in records.notes[0]
 
 
-def test_one_trial_with_two_different_results_is_used_by_neither(tmp_path: Path) -> None:
-    for name, accuracy in (("a", 0.7), ("b", 0.8)):
-        one_cell(tmp_path / name, (0,)).trial(CHANGE, 0, metrics(accuracy))
-    records = load([tmp_path / "a", tmp_path / "b"])
-    assert records.trials["state"].tolist() == [CONFLICT]
-    assert "disagree" in records.notes[0]
-
-
-def test_records_that_ended_differently_are_used_by_neither_and_the_ends_are_named(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"metrics": metrics(0.8)}, "disagree: none is used"),
+        ({"state": "diverged", "cause": "x"}, "disagree (done and diverged): none is used"),
+    ],
+    ids=["another number", "another end"],
+)
+def test_one_trial_with_two_different_results_is_used_by_neither(
+    tmp_path: Path, other: dict, said: str
 ) -> None:
     one_cell(tmp_path / "a", (0,)).trial(CHANGE, 0, metrics())
-    one_cell(tmp_path / "b", (0,)).trial(CHANGE, 0, {}, state="diverged", cause="x")
+    one_cell(tmp_path / "b", (0,)).trial(CHANGE, 0, **other)
     records = load([tmp_path / "a", tmp_path / "b"])
     assert records.trials["state"].tolist() == [CONFLICT]
-    assert "disagree (done and diverged): none is used" in records.notes[0]
+    assert said in records.notes[0]
 
 
 def test_curve_of_a_trial_that_is_there_twice_is_there_once(tmp_path: Path) -> None:
@@ -247,14 +235,6 @@ def test_trials_that_have_gone_on_to_more_iterations_are_left_aside(tmp_path: Pa
     assert not records.notes
 
 
-def test_evaluations_are_a_row_each(tmp_path: Path) -> None:
-    sweep = one_cell(tmp_path / "s", (0,))
-    curve = [{"iteration": i, "acc_majority": i / 1000} for i in (250, 500)]
-    sweep.trial(CHANGE, 0, metrics(), curve=curve)
-    frame = load([sweep.path], curves=True).evaluations
-    assert frame["iteration"].tolist() == [250, 500]
-
-
 def test_latest_sweep_is_where_something_happened_last(tmp_path: Path) -> None:
     import os
 
@@ -281,10 +261,13 @@ def test_rows_are_ordered_by_settings_and_seed_not_by_plan(tmp_path: Path) -> No
     assert frame["seed"].tolist() == [0, 1, 2] * 5
 
 
-@pytest.fixture(scope="module")
-def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str]:
-    """A sweep with a diverged and an unfinished trial, as the driver delivers it; then deleted."""
+TABLES = ["--table", "all", "--format", "md,csv,tex,html", "--no-pictures", "--out"]
 
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str, Path]:
+    """A sweep with a diverged and an unfinished trial, as the driver delivers it, and its tables;
+    then deleted."""
     from tune.tracking import sync
     from tune.tracking.uri import default_uri
 
@@ -295,31 +278,36 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str]:
     sweep.trial(changes[0], 1, {}, state="diverged", cause="loss/encoder is not finite")
     curve = [{"iteration": 250, "acc_majority": 0.25}, {"iteration": 500, "acc_majority": 0.5}]
     sweep.trial(changes[1], 1, {}, state=None, curve=curve)
-    plan, uri = Store(path).read_plan(), default_uri(path)
+    plan, uri, tables = Store(path).read_plan(), default_uri(path), path / "made"
     assert plan
     sync(Store(path), uri, plan)
     records = load([path])
+    assert make_tables.main(["--runs", str(path), *TABLES, str(tables)]) == 0
     shutil.rmtree(path / "trials")
     (path / "sweep.json").unlink()
-    return records, uri
+    return records, uri, tables
 
 
 @pytest.mark.slow
-def test_mlflow_alone_gives_the_frame_that_the_records_give(
-    delivered: tuple[Records, str], tmp_path: Path
+def test_mlflow_alone_gives_the_frame_and_the_tables_that_the_records_give(
+    delivered: tuple[Records, str, Path], tmp_path: Path
 ) -> None:
-    before, uri = delivered
+    before, uri, tables = delivered
     after = load(fetch(uri, tmp_path))
     kept = [name for name in before.trials if name != "digest"]
     # Of metrics.jsonl MLflow holds the numbers, not the bytes: the digest may differ.
     assert after.trials[kept].equals(before.trials[kept])
+    assert make_tables.main(["--mlflow", uri, *TABLES, str(tmp_path / "made")]) == 0
+    for name in ("table1.md", "grid.md", "grid.csv", "table1.tex"):
+        assert (tmp_path / "made" / name).read_bytes() == (tables / name).read_bytes(), name
+    assert "diverged" in (tmp_path / "made" / "report.html").read_text()
 
 
 @pytest.mark.slow
 def test_mlflow_without_its_files_still_gives_every_number(
-    delivered: tuple[Records, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    delivered: tuple[Records, str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, uri = delivered
+    before, uri, _ = delivered
     monkeypatch.setattr("analysis.records.load_mlflow._artifact", lambda *_: None)
     (folder,) = fetch(uri, tmp_path, "digits", curves=True)
     after = load([folder], curves=True)
@@ -332,23 +320,33 @@ def test_mlflow_without_its_files_still_gives_every_number(
 
 
 @pytest.mark.slow
-def test_trial_that_mlflow_has_twice_counts_once(
-    delivered: tuple[Records, str], tmp_path: Path
+@pytest.mark.parametrize("differing", [False, True], ids=["same", "other result"])
+def test_trial_that_mlflow_has_twice_counts_once_or_where_they_differ_not_at_all(
+    delivered: tuple[Records, str, Path], tmp_path: Path, differing: bool
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    before, uri = delivered
+    before, uri, _ = delivered
     client = MlflowClient(tracking_uri=uri)
     done = before.trials[before.trials["state"] == "done"].iloc[0]
     run = client.get_run(done["mlflow_run"])
     twin = client.create_run(run.info.experiment_id, tags=dict(run.data.tags)).info.run_id
     for name in ("config.json", "provenance.json", "result.json"):
-        client.log_artifact(twin, client.download_artifacts(run.info.run_id, name))
-    folders = fetch(uri, tmp_path)
+        file = Path(client.download_artifacts(run.info.run_id, name, str(tmp_path)))
+        if differing and name == "result.json":
+            other = json.loads(file.read_text()) | {"state": "diverged", "cause": "x"}
+            file.write_text(json.dumps(sealed(other)))
+        client.log_artifact(twin, str(file))
+    folders = fetch(uri, tmp_path / "laid")
     client.delete_run(twin)
-    after = load(folders)
-    assert len(folders) == 2 and "counts once" in " ".join(after.notes)
-    assert after.trials["acc_majority"].equals(before.trials["acc_majority"])
+    after, notes = load(folders), " ".join(load(folders).notes)
+    states = after.trials["state"].tolist()
+    assert len(folders) == 2 and states.count(CONFLICT) == differing
+    if differing:
+        assert "(done and diverged): none is used" in notes
+    else:
+        assert "counts once" in notes
+        assert after.trials["acc_majority"].equals(before.trials["acc_majority"])
 
 
 @pytest.mark.slow

@@ -11,14 +11,11 @@ import pandas as pd
 import pytest
 
 from analysis import load, make_tables, summarise
-from analysis.records.load import load as read
 from analysis.tables.columns import GRID, column
-from analysis.tables.grid import baseline_of, grid_tables
-from analysis.tables.groups import groups
 from analysis.tables.pivot import field_name
 from mpcc.config import ALIASES, DEFAULTS, full_name, parse_assignment, preset, value_text
 from mpcc.config.fields import SPELLINGS
-from tests.records import SweepBuilder, table1_changes, table1_sweep
+from tests.records import SweepBuilder, filled, grid, table1_changes, table1_sweep
 from tune.plan.cells import Cell, chosen
 from tune.plan.grid import parse_grid
 from tune.suggest.space import parse_space
@@ -52,9 +49,7 @@ def test_the_page_runs_line_by_line(tmp_path: Path) -> None:
 def test_the_figures_are_those_of_the_table(tmp_path: Path) -> None:
     sweep = table1_sweep(tmp_path / "s")
     sweep.trial(table1_changes()[1], 2, {}, state="diverged", cause="x")
-    records = read([sweep.path])
-    cells = groups(records)
-    values = grid_tables(records, cells, "welch", baseline_of(records, cells, None)).tables[0]
+    values = grid(sweep.path).tables[0]
     made = summarise(load(sweep.path))
     assert [row.cells[0].text for row in values.rows[:-1]] == [str(n) for n, _ in made.index]
     metrics = list(dict.fromkeys(made.columns.get_level_values("metric")))
@@ -71,9 +66,7 @@ def test_the_figures_are_those_of_the_table(tmp_path: Path) -> None:
 def test_the_interval_is_students(tmp_path: Path) -> None:
     from scipy.stats import t
 
-    sweep = SweepBuilder(tmp_path / "s").plan([LOW], (0, 1, 2))
-    for seed, value in enumerate((0.60, 0.62, 0.67)):
-        sweep.trial(LOW, seed, {"acc_majority": value})
+    sweep = filled(tmp_path / "s", [(LOW, (0.60, 0.62, 0.67))])
     own = summarise(load(sweep.path))["acc_majority"].iloc[0]
     expected = t.interval(0.95, 2, 0.63, own["std"] / math.sqrt(3))
     assert (own["low"], own["high"]) == pytest.approx(expected)
@@ -147,13 +140,17 @@ def test_a_table_of_ones_own_has_the_metrics_rows_and_columns_that_were_asked_fo
     assert make_tables.main(["--runs", str(sweep.path), *words, "--check"]) == 0
 
 
-def test_columns_may_be_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def two_sets(path: Path) -> SweepBuilder:
+    """One cell on each of two data sets."""
     sets = [{"dataset": name} for name in ("digits", "mnist")]
-    sweep = SweepBuilder(tmp_path / "s").plan(sets, (0, 1), grid="dataset=digits,mnist")
+    sweep = SweepBuilder(path).plan(sets, (0, 1), grid="dataset=digits,mnist")
     for change, content in zip(sets, ("f00d", "beef"), strict=True):
-        for seed in (0, 1):
-            sweep.trial(change, seed, {"nmi": 0.5 + seed / 10}, fingerprint=content)
-    printed = made(sweep, capsys, "--metrics", "nmi", "--columns", "dataset")
+        sweep.fill(change, [{"nmi": 0.5}, {"nmi": 0.6}], fingerprint=content)
+    return sweep
+
+
+def test_columns_may_be_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = made(two_sets(tmp_path / "s"), capsys, "--metrics", "nmi", "--columns", "dataset")
     assert re.search(r"digits +mnist\n─+\n+0.550 ± 0.071  0.550 ± 0.071\n", printed)
 
 
@@ -210,12 +207,21 @@ def test_what_a_trial_cost_is_a_column_where_it_is_asked_for(
         (["--metrics", "accuracy"], "unknown metric 'accuracy'"),
         (["--columns", "etap"], "did you mean 'eta_p'"),
         (["--columns", "eta_p", "--table", "grid"], "leave out --table"),
+        (["--at", "700"], "no trial was evaluated at 700; there are iterations 1500"),
+        (["--at", "soon"], "--at must be an iteration or best:METRIC"),
+        (["--at", "0"], "--at must be an iteration or best:METRIC"),
+        (["--at", "best:acc_majority"], "an iteration is chosen without labels, by one of"),
     ],
 )
-def test_a_layout_that_cannot_be_is_refused_in_one_line(
+def test_a_layout_or_a_moment_that_cannot_be_is_refused_in_one_line(
     tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = table1_sweep(tmp_path / "s")
+    refused(table1_sweep(tmp_path / "s"), words, said, capsys)
+
+
+def refused(
+    sweep: SweepBuilder, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert make_tables.main(["--runs", str(sweep.path), *words]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
@@ -268,25 +274,6 @@ def test_the_iteration_may_be_chosen_without_labels_and_is_named_so(
     assert "of the iteration that cluster_information chose (@best)" in printed
 
 
-@pytest.mark.parametrize(
-    ("moment", "said"),
-    [
-        ("700", "no trial was evaluated at 700; there are iterations 500, 1000, 1500"),
-        ("soon", "--at must be an iteration or best:METRIC"),
-        ("0", "--at must be an iteration or best:METRIC"),
-        ("9" * 400, "--at must be an iteration or best:METRIC"),
-        ("best:acc_majority", "an iteration is chosen without labels, by one of"),
-    ],
-)
-def test_a_moment_that_cannot_be_is_refused_in_one_line(
-    tmp_path: Path, moment: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sweep = curved(tmp_path / "s")
-    assert make_tables.main(["--runs", str(sweep.path), "--at", moment]) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
-
-
 # -- other methods' numbers ------------------------------------------------------------------------
 
 HEAD = "method,dataset,metric,mean,std,n,protocol,source\n"
@@ -319,11 +306,7 @@ def test_other_methods_numbers_stand_beside_ours_cited_and_untested(
 def test_other_methods_numbers_go_under_their_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = [{"dataset": name} for name in ("digits", "mnist")]
-    sweep = SweepBuilder(tmp_path / "s").plan(sets, (0, 1), grid="dataset=digits,mnist")
-    for change, content in zip(sets, ("f00d", "beef"), strict=True):
-        for seed in (0, 1):
-            sweep.trial(change, seed, {"nmi": 0.5 + seed / 10}, fingerprint=content)
+    sweep = two_sets(tmp_path / "s")
     file = tmp_path / "others.csv"
     file.write_text(OTHERS)
     words = ("--metrics", "NMI", "--rows", "K", "--columns", "dataset", "--beside", str(file))
@@ -348,8 +331,4 @@ def test_a_file_of_numbers_that_cannot_be_is_refused_in_one_line(
 ) -> None:
     sweep, file = table1_sweep(tmp_path / "s", seeds=(0,)), tmp_path / "others.csv"
     file.write_text(text)
-    command = ["--runs", str(sweep.path), "--table", "grid", "--beside", str(file)]
-    assert make_tables.main(command) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
-    assert not (sweep.path / "tables").exists()
+    refused(sweep, ["--table", "grid", "--beside", str(file)], said, capsys)

@@ -11,17 +11,17 @@ import pytest
 
 from analysis.records.load import load
 from analysis.report.summary import answers
-from analysis.tables.grid import GridResult, baseline_of, grid_tables
+from analysis.tables.grid import GridResult
 from analysis.tables.groups import groups
 from analysis.tables.ranking import Ranking, rank, tie_adjusted
-from tests.records import SweepBuilder
+from tests.records import SweepBuilder, grid
 
 METRIC = "acc_majority"
 RATES = [{"prior_lr": 1e-3 * (i + 1)} for i in range(9)]
 SQUARE = [{"prior_lr": a, "n_encoder_steps": b} for a in (1e-3, 2e-3) for b in (1, 2)]
 
 
-def filled(
+def noisy(
     path: Path,
     changes: Sequence[dict[str, Any]],
     means: Sequence[float],
@@ -32,25 +32,18 @@ def filled(
     """A sweep whose cells have these means and a spread of 0.01."""
     sweep, rng = SweepBuilder(path, **base).plan(changes, range(n)), np.random.default_rng(0)
     for change, mean, more in zip(changes, means, extra, strict=False):
-        for seed in range(n):
-            value = mean + 0.01 * float(rng.standard_normal())
-            sweep.trial(change, seed, {METRIC: value, "fid": 100 * (1 - value)}, **more)
+        values = [mean + 0.01 * float(rng.standard_normal()) for _ in range(n)]
+        sweep.fill(change, [{METRIC: v, "fid": 100 * (1 - v)} for v in values], **more)
     return sweep
 
 
-def ranked(*paths: Path, metric: str = METRIC, better: str = "higher", test: str = "welch"):
-    return rank(groups(load(paths)), metric, better, test)
-
-
-def grid_of(*paths: Path, test: str = "welch") -> GridResult:
-    records = load(paths)
-    cells = groups(records)
-    return grid_tables(records, cells, test, baseline_of(records, cells, None))
+def ranked(*paths: Path, metric: str = METRIC, test: str = "welch"):
+    return rank(groups(load(paths)), metric, test)
 
 
 def words(*paths: Path, test: str = "welch") -> str:
     records = load(paths)
-    return " ".join(answers(records, groups(records), grid_of(*paths, test=test), test).values())
+    return " ".join(answers(records, groups(records), grid(*paths, test=test), test).values())
 
 
 def marks(result: GridResult, column: int) -> list[str]:
@@ -60,8 +53,8 @@ def marks(result: GridResult, column: int) -> list[str]:
 
 def test_scores_at_other_counts_are_not_ranked_together(tmp_path: Path) -> None:
     counts = [{"n_generated": n, "prior_lr": r} for n in (1000, 50_000) for r in (1e-3, 2e-3)]
-    sweep = filled(tmp_path / "s", counts, (0.6, 0.8, 0.7, 0.9))
-    found = ranked(sweep.path, metric="fid", better="lower")
+    sweep = noisy(tmp_path / "s", counts, (0.6, 0.8, 0.7, 0.9))
+    found = ranked(sweep.path, metric="fid")
     assert [c.label for c in found.classes] == ["n_generated 1000", "n_generated 50000"]
     assert found.best == {1, 3} and ranked(sweep.path).best == {3}
 
@@ -69,7 +62,7 @@ def test_scores_at_other_counts_are_not_ranked_together(tmp_path: Path) -> None:
 def test_a_data_set_does_not_win_over_another(tmp_path: Path) -> None:
     sets = [{"dataset": "digits"}, {"dataset": "mnist"}]
     extra = ({"fingerprint": "f00d"}, {"fingerprint": "beef", "n_images": 70_000})
-    sweep = filled(tmp_path / "s", sets, (0.6, 0.9), extra=extra)
+    sweep = noisy(tmp_path / "s", sets, (0.6, 0.9), extra=extra)
     assert ranked(sweep.path) == Ranking((), 2)
     text = words(sweep.path)
     assert "not measured alike are not ranked" in text and "highest" not in text
@@ -78,16 +71,16 @@ def test_a_data_set_does_not_win_over_another(tmp_path: Path) -> None:
 
 def test_what_is_left_beside_a_collapsed_cell_is_not_called_incomparable(tmp_path: Path) -> None:
     collapsed = {"failures": ["collapsed"]}
-    sweep = filled(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=(collapsed, {}))
+    sweep = noisy(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=(collapsed, {}))
     text = words(sweep.path)
     assert "One cell with a collapsed or diverged seed is not ranked." in text
     assert "not measured alike" not in text and "highest" not in text
 
 
 def test_a_fragment_of_other_code_is_not_the_best(tmp_path: Path) -> None:
-    sweep = filled(tmp_path / "s", SQUARE, (0.5, 0.6, 0.7, 0.8))
+    sweep = noisy(tmp_path / "s", SQUARE, (0.5, 0.6, 0.7, 0.8))
     sweep.trial(SQUARE[0], 2, {METRIC: 0.99}, code="other")
-    assert marks(grid_of(sweep.path), 2) == ["", "", "", "", "*"]
+    assert marks(grid(sweep.path), 2) == ["", "", "", "", "*"]
     text = words(sweep.path)
     assert "came with eta_p 2e-3, esteps 2" in text
     assert "One cell measured like no other is not ranked" in text
@@ -99,38 +92,38 @@ def test_a_fragment_of_other_code_is_not_the_best(tmp_path: Path) -> None:
 def test_cells_of_other_code_or_fewer_iterations_are_neither_compared_nor_ranked(
     tmp_path: Path, defect: dict
 ) -> None:
-    sweep = filled(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=({}, defect))
+    sweep = noisy(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=({}, defect))
     assert ranked(sweep.path).classes == ()
-    verdicts = {line.verdict for line in grid_of(sweep.path).lines}
+    verdicts = {line.verdict for line in grid(sweep.path).lines}
     assert all(v.startswith("not compared: ") for v in verdicts) and len(verdicts) == 1
 
 
 def test_code_versions_are_compared_on_request(tmp_path: Path) -> None:
-    sweep = filled(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=({}, {"code": "new"}))
-    found = rank(groups(load([sweep.path]), pool_code=True), METRIC, "higher", "welch")
+    sweep = noisy(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=({}, {"code": "new"}))
+    found = rank(groups(load([sweep.path]), pool_code=True), METRIC, "welch")
     assert found.best == {1} and not found.tied
 
 
 def test_iterations_that_were_swept_are_compared_but_not_ranked(tmp_path: Path) -> None:
-    sweep = filled(tmp_path / "s", [{"iterations": 500}, {"iterations": 1500}], (0.6, 0.8))
-    assert "differs" in {line.verdict for line in grid_of(sweep.path).lines}
+    sweep = noisy(tmp_path / "s", [{"iterations": 500}, {"iterations": 1500}], (0.6, 0.8))
+    assert "differs" in {line.verdict for line in grid(sweep.path).lines}
     assert ranked(sweep.path).classes == ()
 
 
 def test_settings_in_which_folders_differ_are_factors_and_never_averaged_over(
     tmp_path: Path,
 ) -> None:
-    one = filled(tmp_path / "one", SQUARE, (0.50, 0.52, 0.54, 0.56))
+    one = noisy(tmp_path / "one", SQUARE, (0.50, 0.52, 0.54, 0.56))
     for name, base in (("longer", {"iterations": 3000}), ("wider", {"batch_size": 60})):
-        two = filled(tmp_path / name, SQUARE, (0.80, 0.82, 0.84, 0.86), **base)
-        result = grid_of(one.path, two.path)
+        two = noisy(tmp_path / name, SQUARE, (0.80, 0.82, 0.84, 0.86), **base)
+        result = grid(one.path, two.path)
         found, why = result.effects[METRIC]
         assert not why and set(base) <= {effect.name for effect in found}
         assert {heading.text for heading in result.tables[0].headings} >= set(base)
         assert len({line.group.cell_key for line in result.lines if line.metric == METRIC}) == 7
-    watched = filled(tmp_path / "watched", [{"prior_lr": 9e-3}], (0.5,), eval_every=100)
+    watched = noisy(tmp_path / "watched", [{"prior_lr": 9e-3}], (0.5,), eval_every=100)
     assert "not compared" not in " ".join(
-        line.verdict for line in grid_of(one.path, watched.path).lines
+        line.verdict for line in grid(one.path, watched.path).lines
     )
 
 
@@ -144,15 +137,18 @@ def test_settings_in_which_folders_differ_are_factors_and_never_averaged_over(
     ],
 )
 def test_no_analysis_of_variance_over_unlike_trials(tmp_path: Path, trial: dict, why: str) -> None:
-    sweep = filled(tmp_path / "s", SQUARE, (0.5, 0.6, 0.7, 0.8))
-    assert grid_of(sweep.path).effects[METRIC][0]
+    sweep = noisy(tmp_path / "s", SQUARE, (0.5, 0.6, 0.7, 0.8))
+    assert grid(sweep.path).effects[METRIC][0]
     sweep.trial(SQUARE[0], 2, {METRIC: 0.5}, **trial)
-    found, remark = grid_of(sweep.path).effects[METRIC]
+    result = grid(sweep.path)
+    found, remark = result.effects[METRIC]
     assert not found and remark.startswith(f"No analysis of variance: {why}")
+    assert "grid-effects" not in [table.name for table in result.tables]
+    assert remark in result.tables[0].made
 
 
 def test_a_cell_that_diverged_altogether_forbids_the_pooled_sd_everywhere(tmp_path: Path) -> None:
-    sweep = filled(tmp_path / "s", RATES[:3], (0.6, 0.8, 0.7), n=5)
+    sweep = noisy(tmp_path / "s", RATES[:3], (0.6, 0.8, 0.7), n=5)
     assert ranked(sweep.path, test="pooled").classes[0].worse
     for seed in range(5):
         sweep.trial(RATES[2], seed, {}, state="diverged")
@@ -161,12 +157,12 @@ def test_a_cell_that_diverged_altogether_forbids_the_pooled_sd_everywhere(tmp_pa
     text = words(sweep.path, test="pooled")
     assert text.count("pooled SD refused: a cell diverged") == 2
     assert "differs from it" not in text and "80 % power" not in text
-    needed = [line.seeds_needed for line in grid_of(sweep.path, test="pooled").lines]
+    needed = [line.seeds_needed for line in grid(sweep.path, test="pooled").lines]
     assert set(needed) == {None}
 
 
 def test_words_count_only_what_was_tested(tmp_path: Path) -> None:
-    sweep = filled(tmp_path / "s", RATES[:3], (0.6, 0.8, 0.7))
+    sweep = noisy(tmp_path / "s", RATES[:3], (0.6, 0.8, 0.7))
     for seed in (1, 2):
         sweep.trial(RATES[2], seed, {}, state="failed", cause="out of memory")
     text = words(sweep.path)
@@ -178,12 +174,12 @@ def test_words_count_only_what_was_tested(tmp_path: Path) -> None:
 def test_permutations_too_few_for_holm_are_called_too_few(tmp_path: Path) -> None:
     """Five seeds give 2/252 at least: times eight comparisons that is above 5 %."""
     means = [0.1 * (i + 1) for i in range(9)]
-    result = grid_of(filled(tmp_path / "nine", RATES, means, n=5).path, test="permutation")
+    result = grid(noisy(tmp_path / "nine", RATES, means, n=5).path, test="permutation")
     assert {line.verdict for line in result.lines} == {"n too small"}
     assert marks(result, 1) == [""] * 8 + ["*"]
     text = " ".join(line for table in result.tables for line in table.made)
     assert "power of this test depends" in text and "80 %" not in text
-    two = grid_of(filled(tmp_path / "two", RATES[:3], means, n=5).path, test="permutation")
+    two = grid(noisy(tmp_path / "two", RATES[:3], means, n=5).path, test="permutation")
     assert {line.verdict for line in two.lines if line.metric == METRIC} == {"differs"}
 
 
@@ -202,7 +198,7 @@ def test_smallest_difference_is_that_of_the_test_in_use(tmp_path: Path, test: st
     unit = np.sqrt(np.mean([np.var(v, ddof=1) for v in cloud]))
     alone = designs.detectable(5, test=test, cells=3) * unit * 100
     first = designs.detectable(5, 0.025, test=test, cells=3) * unit * 100
-    lines = " ".join(grid_of(sweep.path, test=test).tables[1].made)
+    lines = " ".join(grid(sweep.path, test=test).tables[1].made)
     assert f"5 seeds find a difference of {alone:.1f} points with 80 % power by" in lines
     assert f"of {first:.1f} points at Holm's first step over 2" in lines
     text = words(sweep.path, test=test)
@@ -213,10 +209,10 @@ def test_smallest_difference_is_that_of_the_test_in_use(tmp_path: Path, test: st
 
 
 def test_smallest_difference_has_no_unit_where_spreads_differ(tmp_path: Path) -> None:
-    sweep = filled(tmp_path / "s", RATES[:2], (0.6, 0.8))
+    sweep = noisy(tmp_path / "s", RATES[:2], (0.6, 0.8))
     for seed, value in enumerate((0.2, 0.5, 0.9)):
         sweep.trial(RATES[1], seed, {METRIC: value})
-    lines = " ".join(grid_of(sweep.path).tables[1].made)
+    lines = " ".join(grid(sweep.path).tables[1].made)
     assert "3 seeds find a difference of 3.5 SD with 80 % power" in lines
     assert "SD of a cell: none for all, the largest SD is" in lines
     assert "80 % power" not in words(sweep.path)
@@ -229,7 +225,7 @@ def test_ties_are_adjusted_for_the_choice_of_the_best() -> None:
 
 
 def test_differences_come_with_interval_g_and_adjusted_p_in_this_order(tmp_path: Path) -> None:
-    result = grid_of(filled(tmp_path / "s", RATES[:3], (0.6, 0.8, 0.7), n=5).path)
+    result = grid(noisy(tmp_path / "s", RATES[:3], (0.6, 0.8, 0.7), n=5).path)
     heads = [h.text for h in result.tables[1].headings]
     assert heads[2:7] == ["difference", "95 % interval", "g", "p", "p (Holm)"]
     line, row = result.lines[0], result.tables[1].rows[0]

@@ -14,11 +14,11 @@ import pytest
 
 from analysis.records.load import load
 from analysis.report.page import report
-from analysis.tables.assemble import Choices, products
+from analysis.tables.assemble import products
 from analysis.tables.groups import groups
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.run_dir import read_result, write_json, write_result
-from tests.records import SweepBuilder, table1_changes, table1_sweep
+from tests.records import SweepBuilder, options, table1_changes, table1_sweep
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -26,12 +26,11 @@ PNG = base64.b64decode(
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def page(folder: Path, **options: Any) -> str:
+def page(folder: Path, **more: Any) -> str:
     records = load([folder], curves=True)
     cells = groups(records)
-    choices = Choices()
-    made = products(records, cells, choices) + products(records, cells, Choices("grid"))
-    return report(records, cells, made, "welch", **options)
+    made = products(records, cells, options()) + products(records, cells, options("grid"))
+    return report(records, cells, made, "welch", **more)
 
 
 def full_sweep(path: Path) -> SweepBuilder:

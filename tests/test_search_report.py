@@ -10,9 +10,9 @@ from analysis.make_tables import main
 from analysis.output.render import markdown
 from analysis.records.load import load
 from analysis.searches import search as found_in
-from analysis.tables.assemble import Choices, files, products
+from analysis.tables.assemble import files, products
 from analysis.tables.groups import groups
-from tests.records import table1_sweep
+from tests.records import options, table1_sweep
 from tests.test_search import begun, finish, value_of
 from tune import ablation
 from tune.plan.cells import trials
@@ -29,6 +29,14 @@ def searched(out: Path, n_points: int = 16, **changes) -> SearchSource:
     return begun(out, n_points, **changes)
 
 
+def found(out: Path) -> found_in.Found:
+    """What the records of a search hold."""
+    records = load([out])
+    search = found_in.found(records, groups(records))
+    assert search is not None
+    return search
+
+
 def confirm(out: Path, *words: str) -> Plan:
     """Plan a confirmation as the command does."""
     store = Store(out)
@@ -40,13 +48,13 @@ def confirm(out: Path, *words: str) -> Plan:
 
 def test_the_best_points_are_those_of_the_search(tmp_path: Path) -> None:
     source = searched(tmp_path)
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None and len(search.points) == 16
+    search = found(tmp_path)
+    assert len(search.points) == 16
     assert [p.values for p in search.points] == [pytest.approx(p.values) for p in source.points]
     assert found_in.best(search)[0].number == best(source.search, source.points)[0].number
     text = markdown(found_in.best_table(search))
-    assert "16 of 16 complete" in text and "Labels chose nothing: the search went by mse." in text
+    assert "16 of 16 complete" in text
+    check_said(tmp_path, "labels chose nothing: the search went by mse")
 
 
 def test_labels_that_chose_are_named_in_every_table(tmp_path: Path) -> None:
@@ -59,12 +67,12 @@ def check_said(folder: Path, words: str) -> set[str]:
     """Each table and companion file of the folder says so, once; returns the tables' names."""
     records, names = load([folder]), set()
     cells = groups(records)
-    for product in products(records, cells, Choices("all")):
+    for product in products(records, cells, options("all")):
         for table in product.tables:
             text = "\n".join([*table.lines, table.chosen]).lower()
             assert text.count(words) == text.count("labels chose") + text.count("labels may") == 1
             names.add(table.name)
-        made = files(records, product, Choices("all"))
+        made = files(records, product, options("all"), ("md", "csv", "tex"))
         companion = json.loads(made[f"{product.name}-provenance.json"])
         assert companion["selection"] == f"the last iteration (@last); {words}"
     return names
@@ -125,24 +133,19 @@ def test_the_page_of_a_sweep_says_who_chose(tmp_path: Path, capsys) -> None:
 
 def test_fanova_finds_the_axis_that_matters_and_says_how_sure_it_is(tmp_path: Path) -> None:
     searched(tmp_path, n_points=24, sampler="random")
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None
-    by_axis = {i.axis: i for i in found_in.importances(search, 0)}
+    search = found(tmp_path)
+    by_axis = {i.axis: i for i in search.importances[0]}
     rate, steps = by_axis["prior_lr"], by_axis["n_encoder_steps"]
     assert rate.mean > 0.5 > steps.mean
     assert rate.low < rate.mean < rate.high <= 1
-    again = found_in.importances(search, 0)
-    assert again == list(by_axis.values())
+    assert replace(search).importances == search.importances
     few = replace(search, points=search.points[:5])
-    assert found_in.importances(few, 0) == [] and len(found_in.tables(few)) == 1
+    assert few.importances == [[]] and len(found_in.tables(few)) == 1
 
 
 def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> None:
     source = searched(tmp_path, objectives=("mse", "acc_majority"))
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None
+    search = found(tmp_path)
     table = found_in.best_table(search)
     assert table.title.startswith("Pareto front")
     front = best(source.search, source.points)
@@ -152,9 +155,8 @@ def test_the_front_of_two_objectives_is_a_table_of_its_own(tmp_path: Path) -> No
 def test_unfinished_and_pruned_points_are_left_out_and_counted(tmp_path: Path) -> None:
     source = searched(tmp_path, n_points=10, prune="median")
     pruned_seed(tmp_path, source, 3, 0)
-    records = load([tmp_path])
-    search = found_in.found(records, groups(records))
-    assert search is not None and len(search.points) == 9
+    search = found(tmp_path)
+    assert len(search.points) == 9
     table = found_in.best_table(search)
     assert "9 of 10 complete" in table.title
 
@@ -175,7 +177,7 @@ def test_a_cell_with_a_pruned_seed_has_no_mean_and_no_rank_in_any_table(tmp_path
     found = groups(records)
     own = next(g for g in found if g.cell_key == first.cell.key)
     assert own.summary("mse").n == 0 and own.summary("mse").n_pruned == 1 and len(own.done) == 1
-    made = products(records, found, Choices("all"))
+    made = products(records, found, options("all"))
     values = next(t for p in made for t in p.tables if t.name == "grid")
     row = next(r for r in values.rows if any("pruned (1 of 2 seeds)" in c.text for c in r.cells))
     assert not any(cell.best or cell.tied for cell in row.cells)
@@ -187,14 +189,14 @@ def test_a_cell_with_a_pruned_seed_has_no_mean_and_no_rank_in_any_table(tmp_path
 def test_every_table_of_a_pruned_search_says_what_that_does(tmp_path: Path) -> None:
     searched(tmp_path, n_points=10, prune="median")
     records = load([tmp_path])
-    tables = [t for p in products(records, groups(records), Choices("all")) for t in p.tables]
+    tables = [t for p in products(records, groups(records), options("all")) for t in p.tables]
     assert len(tables) >= 3
     for table in tables:
         line = " ".join(table.lines)
         assert "gives up slow starters" in line and "any one of its seeds" in line, table.name
     searched(tmp_path / "whole", n_points=10)
     records = load([tmp_path / "whole"])
-    for product in products(records, groups(records), Choices("all")):
+    for product in products(records, groups(records), options("all")):
         assert not any("pruned" in line for table in product.tables for line in table.lines)
 
 
@@ -249,8 +251,6 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
 
 
 def test_a_folder_is_a_baseline_for_a_search_alone(tmp_path: Path, capsys) -> None:
-    from tests.records import table1_sweep
-
     sweep = table1_sweep(tmp_path / "s")
     assert main(["--runs", str(sweep.path), "--baseline", str(tmp_path)]) == 2
     assert "is a folder, which only a search takes" in capsys.readouterr().err

@@ -304,12 +304,11 @@ def _best_and_ties(
         front, objectives = _front(plan, statuses, metric)
         return {cell.key for cell in front}, objectives
     from analysis.records.load import load
-    from analysis.tables.columns import column
     from analysis.tables.groups import groups
     from analysis.tables.ranking import rank
 
     metric = metric or confirm.DEFAULT_METRIC
     found = groups(load([store.out]))
-    ranking = rank(found, metric, column(metric).better, "welch")
+    ranking = rank(found, metric, "welch")
     tied = ranking.best | ranking.tied if ranking.best else set()
     return {found[i].cell_key for i in tied}, (metric,)

@@ -10,7 +10,6 @@ from analysis.output.render import text
 from analysis.records.frame import Records
 from analysis.tables.columns import column
 from analysis.tables.compare import find_group
-from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
@@ -21,20 +20,14 @@ from mpcc.runs.run_dir import DONE
 
 def explain(records: Records, groups: Sequence[Group], name: str) -> str:
     """The report; ValueError, in one line, where `name` is no cell or several."""
-    axes = swept(records)
+    axes = records.swept
     key = find_group(groups, name, axes).cell_key
     parts = [group for group in groups if group.cell_key == key]
     parts += [group for group in groups_of(records, confirm=True) if group.cell_key == key]
-    return "\n".join([*_head(parts[0], axes), *(_part(records, part) for part in parts)])
-
-
-def _head(group: Group, axes: Sequence[str]) -> list[str]:
-    settings = ", ".join(f"{k}={value_text(v)}" for k, v in group.settings.items())
-    return [f"{_name(group, axes)}: cell {group.cell_key}", "", f"settings: {settings}", ""]
-
-
-def _name(group: Group, axes: Sequence[str]) -> str:
-    return group.label(axes).split(" [")[0]
+    settings = ", ".join(f"{k}={value_text(v)}" for k, v in parts[0].settings.items())
+    cell = f"{parts[0].label(axes).split(' [')[0]}: cell {key}"
+    head = [cell, "", f"settings: {settings}", ""]
+    return "\n".join([*head, *(_part(records, part) for part in parts)])
 
 
 def _part(records: Records, group: Group) -> str:

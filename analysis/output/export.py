@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from analysis.records.frame import STATES, Records
 from analysis.statistics import stats
@@ -26,20 +28,15 @@ def trials_csv(records: Records, groups: Sequence[Group]) -> str:
 
     `not_finite` names the metrics that were recorded as infinite or undefined: they are empty.
     """
-    axes = [axis for axis in records.axes if axis != "seed"]
+    axes = records.swept
     measured = [name for name in records.trials if name.startswith("baseline/")]
     names = [*records.metrics, *measured]
     header = [*_TRIAL_META, *axes, "seed", "state", "cause", "iteration", *names, *_TRIAL_END]
-    rows = [
-        [*(_plain(t[name]) for name in header), _not_finite(t, names)]
-        for group in groups
-        for t in group.trials
-    ]
+    rows = []
+    for trial in (trial for group in groups for trial in group.trials):
+        odd = [n for n in names if math.isinf(trial[n]) or n in trial["undefined"]]
+        rows.append([*(trial[name] for name in header), " ".join(odd)])
     return _csv([*header, "not_finite"], rows)
-
-
-def _not_finite(trial: dict[str, Any], names: Sequence[str]) -> str:
-    return " ".join(n for n in names if math.isinf(trial[n]) or n in trial["undefined"])
 
 
 def cells_csv(records: Records, groups: Sequence[Group]) -> str:
@@ -47,7 +44,7 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
 
     `seeds` is `fresh` for a cell's seeds that confirm a choice: they are a row of their own.
     """
-    axes = [axis for axis in records.axes if axis != "seed"]
+    axes = records.swept
     states = [f"n_{state}" for state in STATES]
     header = ["cell_key", "part", "seeds", "variant", *axes, "metric", "protocol", "n_cell"]
     header += [*states, "n", "mean"]
@@ -60,18 +57,20 @@ def cells_csv(records: Records, groups: Sequence[Group]) -> str:
         counts = [group.counts.get(state, 0) for state in STATES]
         for metric in records.metrics:
             s = group.summary(metric)
-            least, median, greatest = s.quantiles()
+            least, median, greatest = np.nan, np.nan, np.nan
+            if s.n:
+                least, median, greatest = s.array.min(), np.median(s.array), s.array.max()
             values = ";".join(f"{seed}:{float(value)!r}" for seed, value in s.values)
             protocol = protocol_name(metric, group.settings)
             row = [*head, metric, protocol, s.n_planned, *counts, s.n, s.mean.estimate, s.std]
             row += [s.mean.low, s.mean.high, median, least, greatest, len(s.not_finite), values]
-            rows.append([_plain(value) for value in row])
+            rows.append(row)
     return _csv(header, rows)
 
 
 def differences_csv(records: Records, lines: Sequence[Line]) -> str:
     """One row per comparison, in recorded units."""
-    axes = [axis for axis in records.axes if axis != "seed"]
+    axes = records.swept
     header = ["metric", "cell_key", "part", *axes, "baseline_key", "n_pair", "difference"]
     header += ["ci95_low", "ci95_high", "hedges_g", "test", "df", "p", "p_holm", "seeds_needed"]
     header += ["verdict"]
@@ -82,14 +81,14 @@ def differences_csv(records: Records, lines: Sequence[Line]) -> str:
         row += [line.baseline.cell_key, result.difference.n, result.difference.estimate]
         row += [result.difference.low, result.difference.high, result.g, result.test, result.df]
         row += [result.p, line.holm, line.seeds_needed, line.verdict]
-        rows.append([_plain(value) for value in row])
+        rows.append(row)
     return _csv(header, rows)
 
 
-def effects_csv(measured: dict[str, tuple[list[Effect], str]]) -> str:
+def effects_csv(measured: Mapping[str, tuple[list[Effect], str]]) -> str:
     """One row per metric and effect."""
     rows = [
-        [_plain(value) for value in (m, e.name, e.df, e.f, e.p, e.eta2, remark)]
+        [m, e.name, e.df, e.f, e.p, e.eta2, remark]
         for m, (found, remark) in measured.items()
         for e in found
     ]
@@ -146,5 +145,5 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_plain(value) for value in row] for row in rows)
     return file.getvalue()

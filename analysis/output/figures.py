@@ -66,11 +66,11 @@ def figures(
             figure = Figure(figsize=(WIDTH, 0.75 * WIDTH))
             others = [a for a in varied if a != axis]
             effect(used, axis, others, metric, figure.subplots(), left)
-            made |= _files(figure, f"effect-{short(axis)}", kinds, dpi)
+            made |= saved(figure, f"effect-{short(axis)}", kinds, dpi)
         if len(varied) == 2:
             figure = Figure(figsize=(WIDTH, 0.8 * WIDTH))
             heatmap(grid, (varied[0], varied[1]), metric, figure.subplots())
-            made |= _files(figure, "heatmap", kinds, dpi)
+            made |= saved(figure, "heatmap", kinds, dpi)
     return made
 
 
@@ -163,9 +163,14 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
     texts: dict[tuple[int, int], str] = {}
     for group in groups:
         place = rows.index(group.settings[axes[0]]), columns.index(group.settings[axes[1]])
-        texts[place] = _place_text(group, spec)
-        if not group.part:
-            values[place] = group.summary(metric).mean.estimate * spec.scale
+        summary = group.summary(metric)
+        if group.part:
+            texts[place] = "not\nalike"
+            continue
+        values[place] = summary.mean.estimate * spec.scale
+        gap = f"\n({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""
+        known = spec.shown(summary.mean.estimate) if summary.n else state_word(group, summary)
+        texts[place] = known + gap
     ax.imshow(values, cmap="cividis", aspect="auto", origin="lower")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     size = 6 if len(columns) <= 6 else 5
@@ -176,23 +181,11 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
     ax.set_yticks(range(len(rows)), [value_text(v) for v in rows])
     ax.set_xlabel(short(axes[1]))
     ax.set_ylabel(short(axes[0]))
-    ax.set_title(_heatmap_title(groups, spec, values.size > MAX_TEXTS), fontsize=8)
-    return ax
-
-
-def _place_text(group: Group, spec: Column) -> str:
-    summary = group.summary(spec.metric)
-    gap = f"\n({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""
-    if group.part:
-        return "not\nalike"
-    return (spec.shown(summary.mean.estimate) if summary.n else state_word(group, summary)) + gap
-
-
-def _heatmap_title(groups: Sequence[Group], spec: Column, without_texts: bool) -> str:
-    """The metric; where places are too small for a word, also how many of them lack a value."""
-    gaps = {g.cell_key for g in groups if g.part or g.summary(spec.metric).n < g.n_planned}
+    gaps = {g.cell_key for g in groups if g.part or g.summary(metric).n < g.n_planned}
     more = f"; {len(gaps)} of {len({g.cell_key for g in groups})} cells lack values"
-    return _label(spec) + (more if without_texts and gaps else "")
+    without_texts = gaps and values.size > MAX_TEXTS
+    ax.set_title(_label(spec) + (more if without_texts else ""), fontsize=8)
+    return ax
 
 
 def _label(spec: Column) -> str:
@@ -206,7 +199,7 @@ def _levels(groups: Sequence[Group], axis: str) -> list[Any]:
     return sorted(values, key=None if numbers else value_text)
 
 
-def _files(figure: Figure, name: str, kinds: Sequence[str], dpi: int) -> dict[str, bytes]:
+def saved(figure: Figure, name: str, kinds: Sequence[str], dpi: int) -> dict[str, bytes]:
     """The figure in each of these formats; no date or program name enters, so bytes repeat."""
     made = {}
     unsaid = {"pdf": "CreationDate", "png": "Software"}

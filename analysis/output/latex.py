@@ -282,20 +282,16 @@ def _caption(table: Table) -> str:
 
 def _float(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
     """One page: a table that floats."""
+    mini = r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize"
     return [
         r"\expandafter\begin\expandafter{\mpccfloat}[tbp]",
         r"\centering",
         rf"\caption{{{_caption(table)}}}\smallskip",
         rf"\label{{tab:{table.name}}}",
         *_fitted(columns, head, body),
-        *(_minipage(notes) if notes else []),
+        *((mini, *notes, r"\end{minipage}") if notes else ()),
         r"\expandafter\end\expandafter{\mpccfloat}",
     ]
-
-
-def _minipage(notes: list[str]) -> list[str]:
-    head = r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize"
-    return [head, *notes, r"\end{minipage}"]
 
 
 def _fitted(columns: str, head: str, body: list[str]) -> list[str]:

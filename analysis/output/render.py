@@ -22,7 +22,10 @@ def text(table: Table, *, colour: bool = False, full: bool = False) -> str:
 
     full: with how the numbers were made.
     """
-    body = [[_text_cell(cell) for cell in row.cells] for row in table.rows]
+    body = [
+        [c.text + ("*" if c.best else "~" if c.tied else "") + marks(c.notes) for c in row.cells]
+        for row in table.rows
+    ]
     head = [heading.text + marks(heading.notes) for heading in table.headings]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
@@ -38,23 +41,14 @@ def text(table: Table, *, colour: bool = False, full: bool = False) -> str:
     for row, items in zip(table.rows, body, strict=True):
         line = aligned(items)
         lines.append(f"{GREY}{line}{PLAIN}" if colour and row.grey else line)
-    lines += [rule, *_below(table, table.told(full=full))]
-    return "\n".join(lines) + "\n"
-
-
-def _text_cell(cell: Cell) -> str:
-    return cell.text + ("*" if cell.best else "~" if cell.tied else "") + marks(cell.notes)
-
-
-def _below(table: Table, told: Sequence[str]) -> list[str]:
-    lines = []
+    lines.append(rule)
     for number, note in enumerate(table.notes, table.notes_above + 1):
         lines += textwrap.wrap(f"{marks((number,))} {note}", WIDTH, subsequent_indent="  ")
-    if told:
-        lines.append("")
+    told = table.told(full=full)
+    lines += [""] if told else []
     for line in told:
         lines += textwrap.wrap(line.replace("Bold:", "*:"), WIDTH)
-    return lines
+    return "\n".join(lines) + "\n"
 
 
 def markdown(table: Table, how: str = "", *, full: bool = False) -> str:

@@ -6,7 +6,6 @@ every kind of colour vision tells apart.
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.output.figures import STYLE, WIDTH
+from analysis.output.figures import STYLE, WIDTH, saved
 from analysis.output.html import COLOURS
 from analysis.records.frame import short
-from analysis.searches.search import Found, Importance, best, importances
+from analysis.searches.search import Found, Importance, best
 from analysis.tables.columns import column
 from mpcc.config import value_text
 from mpcc.evaluation.metrics import METRICS
@@ -33,18 +32,20 @@ LEAST_FOR_CONTOUR = 12
 
 def pictures(search: Found) -> dict[str, tuple[bytes, str]]:
     """Name -> (PNG, what it shows); none where no point is complete."""
-    return {name: (_png(figure), text) for name, (figure, text) in _figures(search).items()}
+    with own_style():
+        return {
+            name: (saved(figure, name, ("png",), 160)[f"{name}.png"], text)
+            for name, (figure, text) in _figures(search).items()
+        }
 
 
 def files(search: Found) -> dict[str, bytes]:
     """`search-<name>.pdf` and `.png` of every picture; the same points, the same bytes."""
-    made = {}
-    for name, (figure, _) in _figures(search).items():
-        file = io.BytesIO()
-        with own_style():
-            figure.savefig(file, format="pdf", metadata={"CreationDate": None})
-        made[f"search-{name}.pdf"] = file.getvalue()
-        made[f"search-{name}.png"] = _png(figure, 300)
+    made: dict[str, bytes] = {}
+    with own_style():
+        for name, (figure, _) in _figures(search).items():
+            made |= saved(figure, f"search-{name}", ("pdf",), 100)
+            made |= saved(figure, f"search-{name}", ("png",), 300)
     return made
 
 
@@ -69,7 +70,7 @@ def _figures(search: Found) -> dict[str, tuple[Figure, str]]:
                 f"{label} of each point: mean over seeds, seeds as dots, and the best so far.",
                 partial(course, search, i),
             )
-            measured = importances(search, i)
+            measured = search.importances[i]
             if measured:
                 draw(
                     f"importance{tag}",
@@ -113,11 +114,9 @@ def course(search: Found, objective: int, ax: Axes) -> Axes:
     numbers = [point.number for point in search.points]
     means = np.array([point.values[objective] for point in search.points]) * spec.scale
     for point in search.points:
-        known = dict(point.group.summary(name).values)
-        seeds = [known[seed] * spec.scale for seed in search.seeds]
-        ax.scatter(
-            [point.number] * len(seeds), seeds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0
-        )
+        seeds = point.seeds[objective] * spec.scale
+        places = [point.number] * len(seeds)
+        ax.scatter(places, seeds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0)
     ax.scatter(numbers, means, s=16, color=COLOURS[0], zorder=3, label="mean of a point")
     grow = np.maximum if METRICS[name].higher_is_better else np.minimum
     ax.step(numbers, grow.accumulate(means), where="post", color=COLOURS[1], label="best so far")
@@ -142,16 +141,14 @@ def importance(measured: Sequence[Importance], ax: Axes) -> Axes:
 
 def slice_of(search: Found, objective: int, axis: str, ax: Axes) -> Axes:
     """The objective along one axis, seeds as whiskers from the least to the greatest."""
-    name = search.objectives[objective]
-    spec = column(name)
+    spec = column(search.objectives[objective])
     x = _places(search, axis)
     shades = np.linspace(0, 0.85, max(2, search.n_points))
     from matplotlib import colormaps
 
     for place, point in zip(x, search.points, strict=True):
         colour = colormaps[MAP](shades[point.number])
-        known = dict(point.group.summary(name).values)
-        seeds = [known[seed] * spec.scale for seed in search.seeds]
+        seeds = point.seeds[objective] * spec.scale
         ax.plot([place, place], [min(seeds), max(seeds)], color=colour, linewidth=0.8)
         ax.scatter([place], [point.values[objective] * spec.scale], s=16, color=colour, zorder=3)
     _scale(search, axis, ax.xaxis, ax.set_xscale)
@@ -296,10 +293,3 @@ def _whole_ticks(ticks: Any) -> None:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _png(figure: Figure, dpi: int = 160) -> bytes:
-    file = io.BytesIO()
-    with own_style():
-        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-    return file.getvalue()

@@ -6,6 +6,7 @@ the tables do (an accuracy in %), `std` and `n` empty where the source has none.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import math
@@ -13,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.options import listed
 from analysis.tables.columns import column, metric_name
+from analysis.tables.groups import Group
 from analysis.tables.layout import PAPER, Cell, Row, Table
-from mpcc.config import N_CHANNELS, unknown
+from mpcc.config import N_CHANNELS, full_name, unknown
 from mpcc.evaluation.metrics import METRICS
 
 COLUMNS = ("method", "dataset", "metric", "mean", "std", "n", "protocol", "source")
@@ -72,35 +75,38 @@ def _figure(row: dict[str, str]) -> Figure:
     return Figure(row["method"], row["dataset"], row["metric"], text, numbers[0], note)
 
 
-def add(table: Table, figures: Sequence[Figure], dataset: str, metrics: Sequence[str]) -> None:
-    """Rows below ours for the methods that have a figure in one of the table's columns.
+def add_published(
+    product: str, table: Table, groups: Sequence[Group], options: argparse.Namespace
+) -> None:
+    """Rows of `--beside` below ours, for the methods that have a figure in the table's columns.
 
-    dataset: of the cells, where no column is one. metrics: those that the table may show.
+    product: the table's kind; one of a grid or one's own, whose cells are on one data set each.
     """
+    figures, datasets = read(options.beside), {group.settings["dataset"] for group in groups}
+    if product not in ("grid", "layout"):
+        raise ValueError("--beside goes with --table grid, or with --metrics, --rows and --columns")
+    if len(datasets) > 1 and "dataset" not in map(full_name, listed(options.columns)):
+        raise ValueError("--beside needs one data set, or --columns dataset")
+    given = [metric_name(name) for name in listed(options.metrics) if name != "all"]
+    metrics = given or list(dict.fromkeys(figure.metric for figure in figures))
     known = {(f.method, f.dataset, f.metric): f for f in figures}
     headings = [heading.text for heading in table.headings]
     by_heading = {column(metric).heading: metric for metric in metrics}
-    shown = [by_heading[text] for text in headings if text in by_heading]
-    in_rows = [m for m in metrics if "metric" in headings or _is_titled(table, m)]
+    in_rows = [
+        metric
+        for metric in metrics
+        if "metric" in headings or table.title.startswith(f"{column(metric).heading}: ")
+    ]
     for method in dict.fromkeys(f.method for f in figures):
-        for metric in [None] if shown else in_rows:
+        for metric in in_rows if by_heading.keys().isdisjoint(headings) else [""]:
             cells = []
             for text in headings:
-                of = text if text in N_CHANNELS else dataset
+                of = text if text in N_CHANNELS else min(datasets)
                 found = known.get((method, of, metric or by_heading.get(text, "")))
-                place = text in N_CHANNELS or text in by_heading
-                cells.append(_cell(table, found) if found and place else Cell(""))
-            if not any(cell.text for cell in cells):
-                continue
-            if metric and "metric" in headings:
-                cells[headings.index("metric")] = Cell(column(metric).heading)
-            cells[0] = Cell(method)
-            table.rows.append(Row(tuple(cells), PAPER, grey=True))
-
-
-def _is_titled(table: Table, metric: str) -> bool:
-    return table.title.startswith(f"{column(metric).heading}: ")
-
-
-def _cell(table: Table, figure: Figure) -> Cell:
-    return Cell(figure.text, (table.note(figure.note),), sort=figure.mean)
+                place = found if text in N_CHANNELS or text in by_heading else None
+                notes = table.noted((place, place.note)) if place else ()
+                cells.append(Cell(place.text, notes, sort=place.mean) if place else Cell(""))
+            if any(cell.text for cell in cells):
+                if metric and "metric" in headings:
+                    cells[headings.index("metric")] = Cell(column(metric).heading)
+                table.rows.append(Row((Cell(method), *cells[1:]), PAPER, grey=True))

@@ -18,6 +18,7 @@ from typing import Any
 from analysis.records.frame import short
 from analysis.tables.columns import column
 from analysis.tables.groups import Group
+from analysis.tables.shared import distinct
 from mpcc.config import PRESETS, Config, full_name, parse_value, value_text
 
 PAPER = Path(__file__).resolve().parent / "published"
@@ -101,72 +102,56 @@ def differences(ours: Mapping[str, Any], theirs: Config, metric: str) -> list[st
 
     The number of generated images counts only for metrics that are computed from them.
     """
-    generated = ("n_generated", "n_is_splits")
-    needed = column(metric).depends_on
-    names = [
-        name
-        for name, value in theirs.to_dict().items()
-        if name not in _NO_MATTER
-        and ours[name] != value
-        and (name not in generated or name in needed)
-    ]
+    apart = {*_NO_MATTER, *({"n_generated", "n_is_splits"} - {*column(metric).depends_on})}
+    names = [n for n, v in theirs.to_dict().items() if n not in apart and ours[n] != v]
     return sorted(names, key=lambda n: (_FIRST.index(n) if n in _FIRST else len(_FIRST), n))
 
 
-def differences_text(ours: Mapping[str, Any], theirs: Config, metrics: Iterable[str]) -> str:
-    """A phrase for a footnote: what differs between a cell of ours and the published one."""
-    names: dict[str, None] = {}
-    for metric in metrics:
-        names |= dict.fromkeys(differences(ours, theirs, metric))
-    values = theirs.to_dict()
-    head = [n for n in names if n in _FIRST]
-    tail = [n for n in names if n not in _FIRST]
-    if len(tail) <= 2:
-        head, tail = head + tail, []
-    parts = [f"{short(n)} {value_text(ours[n])} (paper {value_text(values[n])})" for n in head]
-    if tail:
-        parts.append("settings " + ", ".join(short(n) for n in tail))
-    return "; ".join(parts)
-
-
 def gap(group: Group, theirs: Config, metrics: Iterable[str]) -> str:
-    """What differs between how a cell of ours and the published one were measured.
+    """What differs between how a cell of ours and the published one were measured, for a footnote.
 
     Empty where nothing does: same settings, as many images, those of the official files, and every
     finished trial at the paper's last iteration.
     """
-    parts = [differences_text(group.settings, theirs, metrics), *_measured(group, theirs)]
-    return "; ".join(part for part in parts if part)
-
-
-def _measured(group: Group, theirs: Config) -> list[str]:
-    """What the records say beyond the settings: iterations reached, images, notes on the images."""
-    parts = []
-    reached = _distinct(group, "iteration")
-    if reached and reached != [f"{group.settings['iterations']:,}"]:
+    ours, values = group.settings, theirs.to_dict()
+    names = dict.fromkeys(name for m in metrics for name in differences(ours, theirs, m))
+    rest = [name for name in names if name not in _FIRST]
+    named = [name for name in names if name in _FIRST or len(rest) <= 2]
+    parts = [f"{short(n)} {value_text(ours[n])} (paper {value_text(values[n])})" for n in named]
+    if len(rest) > 2:
+        parts.append("settings " + ", ".join(short(n) for n in rest))
+    reached, images = _distinct(group, "iteration"), _distinct(group, "n_images")
+    if reached and reached != [f"{ours['iterations']:,}"]:
         parts.append(f"iterations reached {' and '.join(reached)} (paper {theirs.iterations:,})")
-    images, count = _distinct(group, "n_images"), IMAGES.get((theirs.dataset, theirs.split))
-    same_set = all(group.settings[n] == getattr(theirs, n) for n in ("dataset", "split"))
+    count = IMAGES.get((theirs.dataset, theirs.split))
+    same_set = (ours["dataset"], ours["split"]) == (theirs.dataset, theirs.split)
     if group.done and count and same_set and images != [f"{count:,}"]:
         parts.append(f"{' and '.join(images) or 'unknown number of'} images (paper {count:,})")
-    return parts + _distinct(group, "data_notes")
+    return "; ".join([*parts, *_distinct(group, "data_notes")])
 
 
 def _distinct(group: Group, name: str) -> list[str]:
-    values = sorted({t[name] for t in group.done} - {None}, key=str)
-    return [f"{v:,}" if isinstance(v, int) else str(v).rstrip(".") for v in values]
+    return [text.rstrip(".") for text in distinct(trial[name] for trial in group.done)]
 
 
-def within(group: Group, figures: Mapping[str, Published | None]) -> str:
-    """Ours minus theirs under the same protocol, and whether ours lies within their spread."""
+def against(
+    group: Group, row: Mapping[str, str], theirs: Config, metrics: Iterable[str]
+) -> tuple[str, str]:
+    """The gap between a cell of ours and a published row; where there is none, ours minus theirs.
+
+    Each is empty where there is nothing to say.
+    """
+    figures = {metric: published(row, metric) for metric in metrics}
+    what = gap(group, theirs, [metric for metric, figure in figures.items() if figure])
     parts = []
     for metric, figure in figures.items():
         summary, spec = group.summary(metric), column(metric)
-        if figure is None or not summary.n:
+        if what or figure is None or not summary.n:
             continue
         difference = summary.mean.estimate - figure.mean
         inside = "within" if abs(difference) <= figure.std else "outside"
         spread = "no published spread" if math.isnan(figure.std) else f"{inside} their spread"
         sign = "+" if difference >= 0 else "−"
         parts.append(f"{spec.label} {sign}{spec.difference(abs(difference))}, {spread}")
-    return "Same protocol as published; ours minus theirs: " + "; ".join(parts) + "."
+    within = f"Same protocol as published; ours minus theirs: {'; '.join(parts)}."
+    return what, within if parts else ""

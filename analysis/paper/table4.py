@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from analysis.paper.protocol import gap, published, published_rows, within
-from analysis.paper.tables import Choice, choose, finish
+from analysis.paper.protocol import against, gap, published, published_rows
+from analysis.paper.tables import choose, finish
 from analysis.records.frame import Records
 from analysis.statistics import stats
 from analysis.tables.columns import column
 from analysis.tables.groups import Group
-from analysis.tables.layout import OURS, PAPER, Cell, Heading, Row, Table
-from analysis.tables.shared import counts_differ, sentence, value_cell
+from analysis.tables.layout import PAPER, Cell, Heading, Row, Table
+from analysis.tables.shared import counts_differ, value_cell
 from mpcc.config import PRESETS
 
 DATASETS = ("mnist", "omniglot", "fmnist", "cifar10", "cifar20")
@@ -20,6 +19,8 @@ DATASETS = ("mnist", "omniglot", "fmnist", "cifar10", "cifar20")
 
 N_PUBLISHED = 5
 """Runs behind the paper's rows; the best three of them make its last one."""
+
+ACCURACY = ("acc_majority", "acc_hungarian")
 
 Chosen = Mapping[str, tuple[list[Group], str]]
 """Data set -> the parts of our cell, and a line where the choice was not free of doubt."""
@@ -29,68 +30,56 @@ def table4(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group
     """The table and the cells in it."""
     names = list(DATASETS)
     names += sorted({g.settings["dataset"] for g in groups} - set(names))
-    chosen = {name: choose(records, groups, _clusters(name), "4") for name in names}
+    mixture = {"prior": "gaussian_mixture", "conditional": False}
+    chosen: Chosen = {
+        name: choose(records, groups, mixture | {"dataset": name}, "4") for name in names
+    }
     used = [group for parts, _ in chosen.values() for group in parts]
     table = Table("table4", "Table 4, accuracy in %", counts=counts_differ(used))
-    table.headings = [Heading("model", numeric=False), *(Heading(name) for name in names)]
-    rows = published_rows("table4")
-    for model in dict.fromkeys(row["model"] for row in rows):
-        of_model = {row["dataset"]: row for row in rows if row["model"] == model}
-        grey = not (model.startswith("MPCC") and _as_published(chosen))
-        cells = _published_cells(table, of_model, names)
-        table.rows.append(Row((Cell(model), *cells), PAPER, grey))
-    for metric in ("acc_majority", "acc_hungarian"):
-        cells = [_ours(table, *chosen[name], metric) for name in names]
-        table.rows.append(Row((Cell(f"ours, {column(metric).label}"), *cells), OURS))
-    best = [_best_three(table, parts) for parts, _ in chosen.values()]
-    if any(cell.text for cell in best):
-        note = table.note(
-            "Chosen by the labels, as the paper's row is: not an estimate for new runs."
-        )
-        table.rows.append(Row((Cell("ours, Acc, best three of five", (note,)), *best), OURS))
-    for name in names:
-        _protocol_line(table, name, chosen[name][0])
-    return finish(table, records, used, ("acc_majority", "acc_hungarian")), used
-
-
-def _clusters(dataset: str) -> Choice:
-    def fits(settings: Mapping[str, Any]) -> bool:
-        mixture = settings["prior"] == "gaussian_mixture" and not settings["conditional"]
-        return mixture and settings["dataset"] == dataset
-
-    return fits
-
-
-def _published_cells(
-    table: Table, rows: Mapping[str, Mapping[str, str]], names: Sequence[str]
-) -> list[Cell]:
-    cells = []
-    for name in names:
-        figure = published(rows[name], "acc_majority") if name in rows else None
-        notes = (table.note(sentence(f"Published: {rows[name]['runs']}")),) if figure else ()
-        cells.append(Cell(figure.text if figure else "", notes))
-    return cells
-
-
-def _as_published(chosen: Chosen) -> bool:
-    """Whether ours were measured as the paper's, on every data set on which there are ours."""
+    table.headings = [Heading("model", numeric=False), *map(Heading, names)]
+    by_model: dict[str, dict[str, dict[str, str]]] = {}
+    for row in published_rows("table4"):
+        by_model.setdefault(row["model"], {})[row["dataset"]] = row
     gaps = [
-        gap(parts[0], PRESETS[name], ("acc_majority",))
+        gap(parts[0], PRESETS[name], ACCURACY[:1])
         for name, (parts, _) in chosen.items()
         if name in DATASETS and len(parts) == 1 and parts[0].summary("acc_majority").n
     ]
-    return bool(gaps) and not any(gaps)
+    as_published = bool(gaps) and not any(gaps)  # On every data set on which there are ours.
+    for model, rows in by_model.items():
+        grey = not (model.startswith("MPCC") and as_published)
+        cells = [_published_cell(table, rows.get(name)) for name in names]
+        table.rows.append(Row((Cell(model), *cells), PAPER, grey))
+    for metric in ACCURACY:
+        cells = [_ours(table, *chosen[name], metric) for name in names]
+        table.rows.append(Row((Cell(f"ours, {column(metric).label}"), *cells)))
+    best = [_best_three(table, parts) for parts, _ in chosen.values()]
+    if any(cell.text for cell in best):
+        why = "Chosen by the labels, as the paper's row is: not an estimate for new runs."
+        label = Cell("ours, Acc, best three of five", table.noted((True, why)))
+        table.rows.append(Row((label, *best)))
+    five = by_model["MPCC (five runs)"]
+    for name, (parts, _) in chosen.items():
+        if name in DATASETS and len(parts) == 1:
+            what, within = against(parts[0], five[name], PRESETS[name], ACCURACY[:1])
+            other = f"another protocol than published ({what}); not subtracted."
+            table.lines += [f"{name}: {other if what else within}"] if what or within else []
+    return finish(table, records, used, ACCURACY), used
+
+
+def _published_cell(table: Table, row: Mapping[str, str] | None) -> Cell:
+    figure = published(row, "acc_majority") if row else None
+    if not row or not figure:
+        return Cell("")
+    return Cell(figure.text, table.noted((True, f"Published: {row['runs']}")))
 
 
 def _ours(table: Table, parts: Sequence[Group], why: str, metric: str) -> Cell:
     if len(parts) > 1:
-        note = table.note("The trials of this cell are not alike; see the grid.")
-        return Cell("not averaged", (note,))
-    if not parts:
-        return Cell("–", (table.note(why),) if why else ())
-    cell = value_cell(table, parts[0], metric)
-    notes = cell.notes + ((table.note(why),) if why else ())
-    return Cell(cell.text, notes, sort=cell.sort)
+        note = "The trials of this cell are not alike; see the grid."
+        return Cell("not averaged", table.noted((True, note)))
+    cell = value_cell(table, parts[0], metric) if parts else Cell("–")
+    return Cell(cell.text, cell.notes + table.noted((why, why)), sort=cell.sort)
 
 
 def _best_three(table: Table, parts: Sequence[Group]) -> Cell:
@@ -105,26 +94,6 @@ def _best_three(table: Table, parts: Sequence[Group]) -> Cell:
     if summary.n == N_PUBLISHED:
         return Cell(text)
     choice = "no choice at all" if summary.n == 3 else f"the best three of {summary.n}"
-    note = table.note(
-        f"Only {summary.n} of {N_PUBLISHED} runs have a value: {choice}, not the best three of "
-        f"{N_PUBLISHED}."
-    )
-    return Cell(f"{text} ({summary.n}/{N_PUBLISHED})", (note,))
-
-
-def _protocol_line(table: Table, name: str, parts: Sequence[Group]) -> None:
-    """A line on ours against the published five runs, where there are both."""
-    if name not in DATASETS or len(parts) != 1:
-        return
-    group = parts[0]
-    row = next(
-        r
-        for r in published_rows("table4")
-        if r["model"] == "MPCC (five runs)" and r["dataset"] == name
-    )
-    what = gap(group, PRESETS[name], ["acc_majority"])
-    if what:
-        table.lines.append(f"{name}: another protocol than published ({what}); not subtracted.")
-    elif group.summary("acc_majority").n:
-        figures = {"acc_majority": published(row, "acc_majority")}
-        table.lines.append(f"{name}: {within(group, figures)}")
+    why = f"Only {summary.n} of {N_PUBLISHED} runs have a value: {choice}, not the best three of "
+    why += f"{N_PUBLISHED}."
+    return Cell(f"{text} ({summary.n}/{N_PUBLISHED})", table.noted((True, why)))

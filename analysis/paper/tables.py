@@ -1,60 +1,88 @@
-"""The paper's tables 2, 3a and 3b: ours among the published rows, and which cell is meant."""
+"""The paper's tables 1, 2, 3a and 3b: ours beside the published rows, and which cell is meant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.paper.protocol import (
-    gap,
+    against,
     paper_settings,
     published,
     published_rows,
-    within,
+    table1_settings,
 )
-from analysis.records.frame import Records
-from analysis.tables.columns import TABLE2, TABLE3, column, recorded
+from analysis.records.frame import Records, short
+from analysis.tables.columns import TABLE1, TABLE3, column, recorded
+from analysis.tables.grid import setting_cell
 from analysis.tables.groups import Group
-from analysis.tables.layout import OURS, PAPER, Cell, Heading, Row, Table
+from analysis.tables.layout import PAPER, Cell, Heading, Row, Table
 from analysis.tables.shared import (
     counts_differ,
     explain_numbers,
+    kmeans_rows,
     measured_of,
     progress,
     row_notes,
     value_cell,
+    value_cells,
 )
-from mpcc.config import Config, from_record
+from mpcc.config import Config, from_record, value_text
 
-Choice = Callable[[Mapping[str, Any]], bool]
-
-
-@dataclass(frozen=True)
-class Model:
-    """One row of Table 2: its name in the paper and the cells that are it."""
-
-    name: str
-    shares: bool
-    prior: str
-
-    def is_it(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a cell with these settings is this model."""
-        same = settings["encoder_shares_discriminator"] == self.shares
-        return same and settings["prior"] == self.family and not settings["conditional"]
-
-    @property
-    def family(self) -> str:
-        """The prior by the name that Config has for it."""
-        return "normal" if self.prior == "normal" else "gaussian_mixture"
+TABLE1_AXES = ("n_encoder_steps", "prior_lr")
+ASIDE = (
+    "Published figures, beside ours for orientation only: another protocol ({}). They are not "
+    "subtracted."
+)
 
 
-def table2_models() -> list[Model]:
-    """Table 2's rows as published."""
-    return [
-        Model(r["model"], r["encoder_shares_discriminator"] == "true", r["prior"])
-        for r in published_rows("table2")
-    ]
+def table1_groups(groups: Sequence[Group]) -> list[tuple[Group, dict[str, str]]]:
+    """The groups that are Table 1's five rows, each with its published row; empty if they are not.
+
+    Rows of another scale are known by their shape: three values of E_steps at the lowest η_p, then
+    two higher η_p at the highest E_steps, all else equal.
+    """
+    cells: dict[tuple[int, float], list[Group]] = {}
+    for group in groups:
+        rest, first = (dict(g.settings) for g in (group, groups[0]))
+        key: Any = tuple(rest.pop(axis) for axis in TABLE1_AXES)
+        if group.variant or any(value != first[name] for name, value in rest.items()):
+            return []
+        cells.setdefault(key, []).append(group)
+    keys = sorted(cells)
+    if len(keys) != 5:
+        return []
+    steps, rates = zip(*keys, strict=True)
+    shape = (
+        steps[0] < steps[1] < steps[2] == steps[3] == steps[4]
+        and rates[0] == rates[1] == rates[2] < rates[3] < rates[4]
+    )
+    rows = published_rows("table1")
+    return [(g, rows[i]) for i, key in enumerate(keys) for g in cells[key]] if shape else []
+
+
+def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test: str) -> Table:
+    """The paper's Table 1: five rows of E_steps and η_p, each with the published one below it."""
+    groups = [group for group, _ in pairs]
+    asked = recorded(TABLE1, groups)
+    metrics = measured_of(groups, asked)
+    title = f"Table 1 on {groups[0].settings['dataset']}: {progress(groups)}"
+    table = Table("table1", title, counts=counts_differ(groups))
+    table.headings = [Heading(short(axis)) for axis in TABLE1_AXES]
+    table.headings += [Heading(column(metric).heading) for metric in metrics]
+    columns = [value_cells(table, groups, metric, test) for metric in metrics]
+    for i, (group, row) in enumerate(pairs):
+        steps, rate = (setting_cell(group.settings[axis]) for axis in TABLE1_AXES)
+        steps = Cell(steps.text, row_notes(table, group), sort=steps.sort)
+        table.rows.append(Row((steps, rate, *(cells[i] for cells in columns))))
+        if i + 1 == len(pairs) or pairs[i + 1][1] is not row:
+            theirs = table1_settings(row)
+            below = published_row(table, "paper", row, metrics, group, theirs, ASIDE)
+            first, *figures = below.cells
+            label = first, Cell(value_text(theirs.prior_lr))
+            table.rows.append(Row((*label, *figures), PAPER, below.grey))
+    table.rows += kmeans_rows(table, groups, len(TABLE1_AXES), metrics)
+    return explain_numbers(table, records, groups, asked, test)
 
 
 def plan_names(table: str) -> tuple[str, ...]:
@@ -63,69 +91,65 @@ def plan_names(table: str) -> tuple[str, ...]:
 
 
 def choose(
-    records: Records, groups: Sequence[Group], fits: Choice, table: str
+    records: Records, groups: Sequence[Group], settings: Mapping[str, Any], table: str
 ) -> tuple[list[Group], str]:
-    """The parts of the one cell that fits, and a line where the choice was not free of doubt.
+    """The parts of the one cell with these settings, and a line where the choice was in doubt.
 
     Cells that were planned for the table come first. Among several, the cell with its sweep's base
     settings is meant: no result takes part in the choice.
     """
-    fitting = [g for g in groups if fits(g.settings)]
+    fitting = [g for g in groups if all(g.settings[n] == v for n, v in settings.items())]
     planned = records.planned_by(*plan_names(table))
     fitting = [g for g in fitting if g.cell_key in planned] or fitting
     keys = {g.cell_key for g in fitting}
     if len(keys) <= 1:
         return fitting, ""
     bases = {from_record({**sweep.base, "seed": 0}).cell_key for sweep in records.sweeps}
-    own = [g for g in fitting if g.cell_key in bases]
-    if len({g.cell_key for g in own}) == 1:
+    if len(keys & bases) == 1:
+        own = [g for g in fitting if g.cell_key in bases]
         return own, f"Of {len(keys)} cells that fit, the one with the base settings."
     return [], f"{len(keys)} cells fit and none has the base settings alone; see the grid."
 
 
-def _published_row(
+def published_row(
     table: Table,
     label: str,
     row: Mapping[str, str],
     metrics: Sequence[str],
     group: Group | None,
     theirs: Config,
+    aside: str = "Published, another protocol ({}); not subtracted.",
 ) -> Row:
-    shown = [m for m in metrics if published(row, m)]
-    what = gap(group, theirs, shown) if group else ""
-    notes: tuple[int, ...] = ()
-    if what:
-        notes = (table.note(f"Published, another protocol ({what}); not subtracted."),)
-    elif group and any(group.summary(m).n for m in shown):
-        figures = {m: published(row, m) for m in shown}
-        notes = (table.note(within(group, figures)),)
-    grey = group is None or bool(what)
-    return Row((Cell(label, notes), *_figures(row, metrics)), PAPER, grey)
+    """A published row, in grey but where ours was measured like it: then with the difference.
 
-
-def _figures(row: Mapping[str, str], metrics: Sequence[str]) -> list[Cell]:
+    aside: what is said where the protocols differ, with a place for how they do.
+    """
+    what, within = against(group, row, theirs, metrics) if group else ("", "")
+    notes = table.noted((what, aside.format(what)), (within, within))
     figures = [published(row, metric) for metric in metrics]
-    return [Cell(figure.text if figure else "") for figure in figures]
+    cells = [Cell(figure.text if figure else "") for figure in figures]
+    return Row((Cell(label, notes), *cells), PAPER, grey=group is None or bool(what))
 
 
 def _ours(
     table: Table, label: str, parts: Sequence[Group], why: str, metrics: Sequence[str]
 ) -> list[Row]:
-    notes = (table.note(why),) if why else ()
+    """A row for each part of our cell."""
+    notes = table.noted((why, why))
     if not parts:
-        return [Row((Cell(label, notes), *[Cell("not run")] * len(metrics)), OURS)]
+        return [Row((Cell(label, notes), *[Cell("not run")] * len(metrics)))]
     rows = []
     for group in parts:
-        cells = [_value_or_empty(table, group, metric) for metric in metrics]
-        rows.append(Row((Cell(label, notes + row_notes(table, group)), *cells), OURS))
+        clusters = group.settings["prior"] != "normal" and not group.settings["conditional"]
+        none = "This model does not cluster: no accuracy."
+        cells = [
+            value_cell(table, group, metric)
+            if clusters or not metric.startswith("acc")
+            else Cell("–", table.noted((True, none)))
+            for metric in metrics
+        ]
+        rows.append(Row((Cell(label, notes + row_notes(table, group)), *cells)))
     return rows
-
-
-def _value_or_empty(table: Table, group: Group, metric: str) -> Cell:
-    clusters = group.settings["prior"] != "normal" and not group.settings["conditional"]
-    if metric.startswith("acc") and not clusters:
-        return Cell("–", (table.note("This model does not cluster: no accuracy."),))
-    return value_cell(table, group, metric)
 
 
 def finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:
@@ -136,25 +160,26 @@ def finish(table: Table, records: Records, used: Sequence[Group], metrics: Seque
 
 def table2(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group]]:
     """Table 2: with and without clusters in the prior and shared layers in the encoder."""
-    table = Table("table2", "Table 2")
-    table.headings = [Heading("model", numeric=False)]
-    theirs, models = paper_settings("cifar10"), table2_models()
-    chosen = [choose(records, groups, model.is_it, "2") for model in models]
-    used = [group for parts, _ in chosen for group in parts]
-    asked = recorded(TABLE2, used)
-    metrics = measured_of(used, asked)
-    table.headings += [Heading(column(m).heading) for m in metrics]
-    table.counts = counts_differ(used)
     rows = published_rows("table2")
+    models = [
+        {
+            "encoder_shares_discriminator": row["encoder_shares_discriminator"] == "true",
+            "prior": "normal" if row["prior"] == "normal" else "gaussian_mixture",
+            "conditional": False,
+        }
+        for row in rows
+    ]
+    chosen = [choose(records, groups, model, "2") for model in models]
+    used = [group for parts, _ in chosen for group in parts]
+    asked = recorded(TABLE1, used)
+    metrics = measured_of(used, asked)
+    table = Table("table2", "Table 2", counts=counts_differ(used))
+    table.headings = [Heading("model", numeric=False)]
+    table.headings += [Heading(column(m).heading) for m in metrics]
     for model, (parts, why), row in zip(models, chosen, rows, strict=True):
-        table.rows += _ours(table, model.name, parts, why, metrics)
-        settings = theirs.override(
-            encoder_shares_discriminator=model.shares,
-            prior=model.family,
-        )
-        table.rows.append(
-            _published_row(table, "paper", row, metrics, parts[0] if parts else None, settings)
-        )
+        table.rows += _ours(table, row["model"], parts, why, metrics)
+        group, theirs = parts[0] if parts else None, paper_settings("cifar10", **model)
+        table.rows.append(published_row(table, "paper", row, metrics, group, theirs))
     return finish(table, records, used, asked), used
 
 
@@ -162,29 +187,22 @@ def table3(
     records: Records, groups: Sequence[Group], *, conditional: bool
 ) -> tuple[Table, list[Group]]:
     """Table 3a (unconditional) or 3b (conditional): IS and FID among the published methods."""
-    setting = "conditional" if conditional else "unconditional"
-    table = Table("table3b" if conditional else "table3a", f"Table 3{'ab'[conditional]}, {setting}")
+    setting, name = ("conditional", "3b") if conditional else ("unconditional", "3a")
+    table = Table(f"table{name}", f"Table {name}, {setting}")
     table.headings = [Heading("model", numeric=False)]
-    table.headings += [
-        *(Heading(column(m).heading) for m in TABLE3),
-        Heading("runs", numeric=False),
-    ]
-
-    def fits(settings: Mapping[str, Any]) -> bool:
-        return settings["conditional"] == conditional and settings["prior"] == "gaussian_mixture"
-
-    parts, why = choose(records, groups, fits, "3b" if conditional else "3a")
-    theirs = paper_settings("cifar10", conditional=conditional)
+    table.headings += [Heading(column(m).heading) for m in TABLE3]
+    table.headings.append(Heading("runs", numeric=False))
+    model = {"conditional": conditional, "prior": "gaussian_mixture"}
+    parts, why = choose(records, groups, model, name)
     for row in published_rows("table3"):
-        if row["setting"] != setting:
-            continue
-        ours = row["model"] == "MPCC" and parts
-        name = f"{row['model']}, published"
-        line = _published_row(table, name, row, TABLE3, parts[0] if ours else None, theirs)
-        table.rows.append(Row((*line.cells, Cell(row["runs"])), PAPER, line.grey))
-    for row_ours in _ours(table, "MPCC, ours", parts, why, TABLE3):
-        n = max((len(g.done) for g in parts), default=0)
-        table.rows.append(Row((*row_ours.cells, Cell(f"average of {n}" if n else "")), OURS))
+        if row["setting"] == setting:
+            ours = parts[0] if parts and row["model"] == "MPCC" else None
+            label, theirs = f"{row['model']}, published", paper_settings("cifar10", **model)
+            line = published_row(table, label, row, TABLE3, ours, theirs)
+            table.rows.append(Row((*line.cells, Cell(row["runs"])), PAPER, line.grey))
+    n = max((len(group.done) for group in parts), default=0)
+    runs = Cell(f"average of {n}" if n else "")
+    table.rows += [Row((*r.cells, runs)) for r in _ours(table, "MPCC, ours", parts, why, TABLE3)]
     table.lines = [
         "Published rows: on CIFAR-10, as the paper quotes them, each with its own counts."
     ]

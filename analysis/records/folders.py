@@ -15,7 +15,12 @@ class LoadError(ValueError):
 
 def latest_sweep(root: Path) -> Path:
     """The sweep folder below `root`/runs in which something happened last."""
-    return max(sweeps_below(root), key=_last_change)
+
+    def last_change(folder: Path) -> float:
+        places = [folder / PLAN, folder / "trials"]
+        return max(place.stat().st_mtime for place in places if place.exists())
+
+    return max(sweeps_below(root), key=last_change)
 
 
 def sweeps_below(root: Path) -> list[Path]:
@@ -27,11 +32,6 @@ def sweeps_below(root: Path) -> list[Path]:
             "or name a folder with --runs DIR"
         )
     return folders
-
-
-def _last_change(folder: Path) -> float:
-    places = [folder / PLAN, folder / "trials"]
-    return max(place.stat().st_mtime for place in places if place.exists())
 
 
 def check_folders(folders: Iterable[Path]) -> None:

@@ -24,34 +24,11 @@ STATES = (DONE, DIVERGED, FAILED, PRUNED, STOPPED, RUNNING, PLANNED, DAMAGED, CO
 """`conflicting`: several records of one trial that disagree; none of them is used."""
 
 META = (
-    "source",
-    "sweep",
-    "trial_key",
-    "cell_key",
-    "variant",
-    "changes",
-    "planned",
-    "state",
-    "cause",
-    "iteration",
-    "seconds_train",
-    "seconds_evaluate",
-    "n_parameters",
-    "processor",
-    "code",
-    "code_id",
-    "device",
-    "device_kind",
-    "fingerprint",
-    "n_images",
-    "data_notes",
-    "run_dir",
-    "mlflow_run",
-    "digest",
-    "undefined",
-    "unavailable",
-    "failures",
-    "confirm",
+    *("source", "sweep", "trial_key", "cell_key", "variant", "changes", "planned"),
+    *("state", "cause", "iteration", "seconds_train", "seconds_evaluate", "n_parameters"),
+    *("processor", "code", "code_id", "device", "device_kind", "fingerprint", "n_images"),
+    *("data_notes", "run_dir", "mlflow_run", "digest", "undefined", "unavailable"),
+    *("failures", "confirm"),
 )
 """Columns of the frame that are neither settings nor metrics.
 
@@ -108,21 +85,24 @@ class Records:
     between: tuple[str, ...] = ()
     """Settings that no sweep varies but in which the sweeps differ: columns too."""
 
+    @property
+    def plans(self) -> list[Mapping[str, Any]]:
+        """sweep.json of each sweep that has one."""
+        return [sweep.plan for sweep in self.sweeps if sweep.plan]
+
+    @property
+    def cells(self) -> list[Mapping[str, Any]]:
+        """Every planned cell, as the plans have it."""
+        return [cell for plan in self.plans for cell in plan["cells"]]
+
     def planned_by(self, *grids: str) -> set[str]:
         """Keys of the cells that a plan has because of one of these grids, as it spells them."""
-        return {
-            cell["key"]
-            for sweep in self.sweeps
-            if sweep.plan
-            for cell in sweep.plan["cells"]
-            if not set(grids).isdisjoint(cell.get("grids", ()))
-        }
+        return {c["key"] for c in self.cells if not set(grids).isdisjoint(c.get("grids", ()))}
 
     @property
     def searches(self) -> tuple[Mapping[str, Any], ...]:
         """What was searched for (`tune.suggest.search.Search`), as the plans have it."""
-        plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
-        return tuple(plan["search"] for plan in plans if plan.get("search"))
+        return tuple(plan["search"] for plan in self.plans if plan.get("search"))
 
     @property
     def selection(self) -> str:
@@ -142,20 +122,17 @@ class Records:
     @property
     def confirmed_by(self) -> list[str]:
         """The metrics by which cells were chosen for fresh seeds (`tune.plan.confirm`)."""
-        plans = [sweep.plan for sweep in self.sweeps if sweep.plan]
-        names = [name for plan in plans for name in plan.get("confirm_by", ())]
+        names = [name for plan in self.plans for name in plan.get("confirm_by", ())]
         unknown = any(
             not plan.get("confirm_by") and any(c.get("confirm_seeds") for c in plan["cells"])
-            for plan in plans
+            for plan in self.plans
         )
         return list(dict.fromkeys([*names, *([UNRECORDED] if unknown else [])]))
 
     def chosen_on(self, cell_key: str) -> tuple[int, ...]:
         """The seeds whose results made this cell the full model of an ablation; mostly none."""
-        cells = [cell for sweep in self.sweeps if sweep.plan for cell in sweep.plan["cells"]]
-        return tuple(
-            dict.fromkeys(s for c in cells if c["key"] == cell_key for s in c.get("chosen_on", ()))
-        )
+        own = [cell.get("chosen_on", ()) for cell in self.cells if cell["key"] == cell_key]
+        return tuple(dict.fromkeys(seed for seeds in own for seed in seeds))
 
     @property
     def pruning(self) -> list[str]:
@@ -172,6 +149,11 @@ class Records:
         """The swept fields of all sweeps, in order, then those in which the sweeps differ."""
         return tuple(dict.fromkeys((*_swept(self.sweeps), *self.between)))
 
+    @property
+    def swept(self) -> list[str]:
+        """The axes of a table: all but the seed, which is averaged over."""
+        return [axis for axis in self.axes if axis != "seed"]
+
     def run_dir(self, trial: Mapping[str, Any]) -> Path | None:
         """Where a trial's records are; None for one that left none."""
         return self.sweeps[trial["source"]].path / trial["run_dir"] if trial["run_dir"] else None
@@ -183,13 +165,17 @@ def records(
     notes: Sequence[str] = (),
     curves: Sequence[dict[str, Any]] = (),
 ) -> Records:
-    """Rows as a checked frame, sorted by settings and seed, never by when they ran.
+    """Rows as a frame, sorted by settings and seed, never by when they ran.
 
     Settings and META keep None and whole numbers as they are: as floats, `None` would read `nan`.
+    Raises ValueError for a state that is none.
     """
     extra = sorted({name for row in rows for name in row} - NAMED)
     metrics = tuple(name for name in extra if not name.startswith(BASELINE))
-    columns = {n: pd.Series([r[n] for r in rows], dtype=_kind(n)) for n in (*META, *DEFAULTS)}
+    columns = {
+        name: pd.Series([row[name] for row in rows], dtype=_KINDS.get(name, "object"))
+        for name in (*META, *DEFAULTS)
+    }
     for name in extra:
         columns[name] = pd.Series([number(row.get(name)) for row in rows], dtype="float64")
     frame = pd.DataFrame(columns)
@@ -197,7 +183,9 @@ def records(
     axes = dict.fromkeys((*_swept(sweeps), *between))
     order = ["variant", *axes, "cell_key", "seed", "sweep"]
     frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
-    check(frame)
+    unknown = sorted(set(frame["state"]) - set(STATES))
+    if unknown:
+        raise ValueError(f"unknown state {', '.join(map(str, unknown))}")
     evaluations = pd.DataFrame(list(curves))
     return Records(frame, tuple(sweeps), (*notes, *more), metrics, evaluations, between=between)
 
@@ -206,9 +194,8 @@ NAMED = {*META, *DEFAULTS}
 """Columns of the frame that are no metric and no reference figure."""
 
 
-def _kind(name: str) -> str:
-    """The dtype of a column of settings or META: plain ones only where None cannot be."""
-    return {"seed": "int64", "planned": "bool", "confirm": "bool"}.get(name, "object")
+_KINDS = {"seed": "int64", "planned": "bool", "confirm": "bool"}
+"""The dtypes of settings and META where None cannot be; the others are objects."""
 
 
 def _swept(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
@@ -224,41 +211,26 @@ def _between(
     then only settings that tell apart what no earlier column does are columns, the others a note.
     """
     bases = [{**DEFAULTS, **sweep.base} for sweep in sweeps]
-    names = [n for n in (*_FIRST, *DEFAULTS) if n != "seed" and _levels(bases, n) > 1]
-    swept = _swept(sweeps)
-    differing = [n for n in dict.fromkeys(names) if n not in swept and _levels(rows, n) > 1]
+    names = dict.fromkeys(n for n in (*_FIRST, *DEFAULTS) if n not in {"seed", *_swept(sweeps)})
+    differing = [n for n in names if _told_apart(bases, n) > 1 and _told_apart(rows, n) > 1]
     if len(differing) <= MAX_BETWEEN:
         return tuple(differing), []
     cells = list({row["cell_key"]: row for row in rows}.values())
-    kept: list[str] = []
+    kept = ["variant", *_swept(sweeps)]
     for name in differing:
-        if _told_apart(cells, (*swept, *kept, name)) > _told_apart(cells, (*swept, *kept)):
+        if _told_apart(cells, *kept, name) > _told_apart(cells, *kept):
             kept.append(name)
     rest = ", ".join(short(n) for n in differing if n not in kept)
-    return tuple(kept), [f"the sweeps differ also in {rest}"] if rest else []
+    between = tuple(n for n in differing if n in kept)
+    return between, [f"the sweeps differ also in {rest}"] if rest else []
 
 
 _FIRST = ("dataset", "split", "iterations")
 
 
-def _levels(rows: Sequence[Mapping[str, Any]], name: str) -> int:
-    return len({repr(row[name]) for row in rows})
-
-
-def _told_apart(cells: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
-    return len({(cell["variant"], *(repr(cell[n]) for n in names)) for cell in cells})
-
-
-def check(frame: pd.DataFrame) -> None:
-    """Raise ValueError where the frame is not what the tables rely on."""
-    missing = [name for name in (*META, *DEFAULTS) if name not in frame]
-    if missing:
-        raise ValueError(f"the frame of trials has no column {', '.join(missing)}")
-    unknown = sorted(set(frame["state"]) - set(STATES))
-    if unknown:
-        raise ValueError(f"unknown state {', '.join(map(str, unknown))}")
-    if frame["trial_key"].duplicated().any():
-        raise ValueError("a trial has more than one row")
+def _told_apart(rows: Sequence[Mapping[str, Any]], *names: str) -> int:
+    """How many different rows there are by these columns alone."""
+    return len({tuple(repr(row[name]) for name in names) for row in rows})
 
 
 def left_out(records: Records) -> list[str]:
@@ -290,26 +262,16 @@ def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     merged, notes = [], []
     for key, same in by_key.items():
         best = min(same, key=lambda row: STATES.index(row["state"]))
-        if len(same) > 1:
-            ended = [row for row in same if row["state"] in ENDED]
-            if len({_outcome(row) for row in ended}) > 1:
-                why = _disagreement(ended)
-                best = best | {"state": CONFLICT, "cause": f"records of this trial disagree{why}"}
-                best = best | {CURVE: []}
-                notes.append(
-                    f"trial {key} has {len(same)} records that disagree{why}: none is used"
-                )
-            elif len([r for r in same if r["state"] != PLANNED]) > 1:
-                notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
-            best = best | {"planned": any(row["planned"] for row in same)}
-        merged.append(best)
+        ended = [row for row in same if row["state"] in ENDED]
+        if len({_outcome(row) for row in ended}) > 1:
+            ends = sorted({row["state"] for row in ended}, key=STATES.index)
+            why = f"disagree ({' and '.join(ends)})" if len(ends) > 1 else "disagree"
+            notes.append(f"trial {key} has {len(same)} records that {why}: none is used")
+            best = best | {"state": CONFLICT, "cause": f"records of this trial {why}", CURVE: []}
+        elif len([row for row in same if row["state"] != PLANNED]) > 1:
+            notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
+        merged.append(best | {"planned": any(row["planned"] for row in same)})
     return merged, sorted(notes)
-
-
-def _disagreement(ended: Sequence[Mapping[str, Any]]) -> str:
-    """The states of records that do not agree in them, for a parenthesis."""
-    states = [state for state in STATES if any(row["state"] == state for row in ended)]
-    return f" ({' and '.join(states)})" if len(states) > 1 else ""
 
 
 def _outcome(row: Mapping[str, Any]) -> str:
@@ -323,13 +285,7 @@ def _sortable(column: pd.Series) -> pd.Series:
     if kinds and kinds <= {int, float}:
         return pd.Series([-math.inf if v is None else float(v) for v in column], column.index)
     if column.name == "variant":  # Cells of a grid, the full model, then what leaves a part out.
-        return column.map(
-            lambda v: (
-                f"2 {v}"
-                if isinstance(v, str) and v != FULL_MODEL
-                else ("1" if v == FULL_MODEL else "")
-            )
-        )
+        return column.map(lambda v: {None: "", FULL_MODEL: "1"}.get(v, f"2 {v}"))
     return column.map(lambda v: "" if v is None else str(v))
 
 

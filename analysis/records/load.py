@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from analysis.records.agreement import add_agreement
 from analysis.records.folders import LoadError, check_folders
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
-from analysis.records.trial import blank, read_loose, read_planned
+from analysis.records.trial import blank, read_loose, read_record
 from mpcc.config import DEFAULTS, EVALUATION, from_record, training_key, trial_key, value_text
 from mpcc.runs.code_version import latest_code
 from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
@@ -43,23 +44,24 @@ def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
 
 
 def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
+    """A folder's sweep, the rows of its trials, and what is wrong with them."""
     plan = _read_plan(folder)
     if plan is None:
         return _load_loose(folder, curves)
-    name = str(plan.get("preset") or "sweep")
-    rows: list[dict[str, Any]] = []
+    name, there = str(plan.get("preset") or "sweep"), set[str]()
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / "trials") as entries:
+        there = {entry.name for entry in entries if entry.is_dir()}
     owner = sweep_owner(folder)
     running = owner.running if owner else ()
-    there = _names(folder / "trials")
-    for row in planned_rows(plan, name):
+    rows = planned_rows(plan, name)
+    for row in rows:
         if row["trial_key"] in there:
             path = folder / "trials" / row["trial_key"]
-            row = read_planned(row, path, folder, running, curves)
-        rows.append(row)
-    known = {row["trial_key"] for row in rows}
+            row |= read_record(path, folder, row["trial_key"], running, curves)
     dropped = there.intersection(plan.get("dropped", ()))
-    known |= _earlier(plan) | dropped
-    extra = _unplanned(folder, name, known, running, curves)
+    known = {row["trial_key"] for row in rows} | _earlier(plan) | dropped
+    paths = [folder / "trials" / key for key in sorted(there - known)]
+    extra = [read_loose(p, folder, name, running, curves) for p in paths if (p / CONFIG).exists()]
     extra, notes = _without_other_evaluations(extra, rows)
     unknown = (row["trial_key"] for row in extra if row["trial_key"] not in known)
     notes += [f"trial {key} is not in the plan of {name}" for key in unknown]
@@ -76,7 +78,11 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     runs = _mlflow_runs(folder)
     for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
         row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
-    return _sweep(folder, name, plan), rows + extra, notes
+    # What a grid or a search varies; what a named variant changes is no axis.
+    cells = [cell for cell in plan["cells"] if cell.get("variant") in (None, FULL_MODEL)]
+    axes = tuple(dict.fromkeys(axis for cell in cells for axis in cell["changes"]))
+    grids = tuple(dict.fromkeys(g for cell in plan["cells"] for g in cell.get("grids", [])))
+    return Sweep(folder, name, axes, grids, plan["base"], plan), rows + extra, notes
 
 
 def _mlflow_runs(folder: Path) -> dict[str, str]:
@@ -87,15 +93,6 @@ def _mlflow_runs(folder: Path) -> dict[str, str]:
         return {}
     known = runs.items() if isinstance(runs, dict) else ()
     return {key: run for key, run in known if isinstance(run, str)}
-
-
-def _names(folder: Path) -> set[str]:
-    """The folders in this one; none where it is missing."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_dir()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
 
 
 def _what_to_do(folder: Path) -> str:
@@ -136,11 +133,11 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
     return plan
 
 
-def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]]:
+def planned_rows(plan: Mapping[str, Any], sweep: str) -> list[dict[str, Any]]:
     """A row without results for every planned trial."""
-    fits: set[int] = set()
-    for cell in plan["cells"]:
-        try:
+    rows, fits = [], set[int]()
+    try:
+        for cell in plan["cells"]:
             config = from_record({**plan["base"], **cell["changes"], "seed": 0})
             empty = blank(config, sweep, variant=cell.get("variant"), planned=True)
             empty["changes"] = _change_text(plan, cell)
@@ -149,56 +146,30 @@ def planned_rows(plan: Mapping[str, Any], sweep: str) -> Iterator[dict[str, Any]
                 if seed not in fits:  # to check each of thousands of trials anew takes a second
                     fits.add(dataclasses.replace(config, seed=seed).seed)
                 key = trial_key(empty["cell_key"], seed)
-                yield empty | {"seed": seed, "trial_key": key, "confirm": seed in fresh}
-        except (ValueError, TypeError, KeyError) as error:
-            raise LoadError(f"{PLAN} does not fit this version: {error}") from None
-
-
-def _sweep(folder: Path, name: str, plan: Mapping[str, Any]) -> Sweep:
-    axes = _axes(plan)
-    grids = tuple(dict.fromkeys(g for cell in plan["cells"] for g in cell.get("grids", [])))
-    return Sweep(folder, name, axes, grids, plan["base"], plan)
+                rows.append(empty | {"seed": seed, "trial_key": key, "confirm": seed in fresh})
+    except (ValueError, TypeError, KeyError) as error:
+        raise LoadError(f"{PLAN} does not fit this version: {error}") from None
+    return rows
 
 
 def _earlier(plan: Mapping[str, Any]) -> set[str]:
     """Keys of the trials that have gone on to more iterations since (--continue-training)."""
-    shorter = [int(n) for n in plan.get("earlier_iterations", ())]
     cells = [
-        cell | {"changes": cell["changes"] | {"iterations": n}}
+        cell | {"changes": cell["changes"] | {"iterations": int(n)}}
         for cell in plan["cells"]
-        for n in shorter
+        for n in plan.get("earlier_iterations", ())
     ]
     return {row["trial_key"] for row in planned_rows({**plan, "cells": cells}, "")}
-
-
-def _axes(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields that a grid or a search varies; what a named variant changes is no axis."""
-    cells = [cell for cell in plan["cells"] if cell.get("variant") in (None, FULL_MODEL)]
-    return tuple(dict.fromkeys(axis for cell in cells for axis in cell["changes"]))
 
 
 def _change_text(plan: Mapping[str, Any], cell: Mapping[str, Any]) -> str | None:
     """What a variant changes of the full model: `esteps=1`; None for a cell of a grid."""
     if cell.get("variant") is None:
         return None
-    full: dict[str, Any] = {}
-    for other in plan["cells"]:
-        if other.get("variant") == FULL_MODEL:
-            full = other["changes"]
+    full = {c.get("variant"): c["changes"] for c in plan["cells"]}.get(FULL_MODEL, {})
     new = {name: value for name, value in cell["changes"].items() if full.get(name) != value}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in new.items()}
     return ", ".join(f"{short(name)}={value_text(value)}" for name, value in values.items())
-
-
-def _unplanned(
-    folder: Path, name: str, known: set[str], running: Collection[str], curves: bool
-) -> list[dict[str, Any]]:
-    paths = (folder / "trials" / trial for trial in sorted(_names(folder / "trials") - known))
-    return [
-        read_loose(path, folder, name, running, curves)
-        for path in paths
-        if (path / CONFIG).exists()
-    ]
 
 
 def _without_other_evaluations(
@@ -206,26 +177,23 @@ def _without_other_evaluations(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The unplanned rows but for planned trials that were evaluated in another way, and which way
     is shown: that of the plan."""
-    if not extra:
+    shown = {_trained(row): row for row in planned} if extra else {}
+    pairs = [(row, shown.get(_trained(row), row)) for row in extra]
+    kept = [row for row, plan in pairs if all(row[n] == plan[n] for n in EVALUATION)]
+    if len(kept) == len(extra):
         return extra, []
-    shown = {_trained(row): row for row in planned}
-    now: dict[str, None] = {}
-    was: dict[str, None] = {}
-    kept, hidden = [], 0
-    for row in extra:
-        other = shown.get(_trained(row))
-        names = [n for n in EVALUATION if other is not None and row[n] != other[n]]
-        if other is None or not names:
-            kept.append(row)
-            continue
-        hidden += 1
-        was |= {f"{short(n)}={value_text(row[n])}": None for n in names}
-        now |= {f"{short(n)}={value_text(other[n])}": None for n in names}
-    if not hidden:
-        return kept, []
+    was, now = (
+        dict.fromkeys(
+            f"{short(n)}={value_text(pair[which][n])}"
+            for pair in pairs
+            for n in EVALUATION
+            if pair[0][n] != pair[1][n]
+        )
+        for which in (0, 1)
+    )
     return kept, [
-        f"models are evaluated with {', '.join(now)}; {hidden} records of other evaluations, with "
-        f"{', '.join(was)}, are left out"
+        f"models are evaluated with {', '.join(now)}; {len(extra) - len(kept)} records of other "
+        f"evaluations, with {', '.join(was)}, are left out"
     ]
 
 
@@ -247,14 +215,7 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     for row in rows:
         row["sweep"] = name
     note = f"{name} has no plan ({PLAN}): trials that are missing cannot be known"
-    axes = varying(rows)
-    base = {n: rows[0][n] for n in DEFAULTS if n != "seed" and n not in axes}
+    fields = [name for name in DEFAULTS if name != "seed"]
+    axes = tuple(n for n in fields if len({repr(row[n]) for row in rows}) > 1)
+    base = {n: rows[0][n] for n in fields if n not in axes}
     return Sweep(folder, name, axes, (), base, None), rows, [note]
-
-
-def varying(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Fields of Config, other than the seed, that differ between these rows."""
-    rows = list(rows)
-    return tuple(
-        name for name in DEFAULTS if name != "seed" and len({repr(row[name]) for row in rows}) > 1
-    )

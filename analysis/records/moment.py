@@ -25,17 +25,22 @@ def at(found: Records, moment: str) -> Records:
     not; one that was not has no value. `best:` takes a metric that needs no labels. Raises
     ValueError, in one line, where no trial was evaluated there.
     """
-    by_trial = {key: rows for key, rows in found.evaluations.groupby("trial_key", sort=False)}
+    chosen = _chosen(found.evaluations, moment)
     rows = [
-        _moved(row, _chosen(by_trial.get(row["trial_key"]), moment), found, moment)
+        _moved(row, chosen.get(row["trial_key"]), found, moment)
         for row in found.trials.to_dict("records")
     ]
     if not any(row["state"] == DONE for row in rows):
-        known = sorted({int(i) for i in found.evaluations["iteration"]})
+        known = sorted({int(i) for i in found.evaluations.get("iteration", ())})
         shown = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
         raise ValueError(f"no trial was evaluated at {moment}; there are iterations {shown}")
+    named = (
+        f"iteration {int(moment):,} (@{moment})"
+        if moment.isdecimal()
+        else (f"the iteration that {moment.removeprefix(BEST)} chose (@best)")
+    )
     moved = records(rows, found.sweeps, found.notes)
-    return replace(moved, evaluations=found.evaluations, moment=_named(moment))
+    return replace(moved, evaluations=found.evaluations, moment=named)
 
 
 def checked(text: str) -> str:
@@ -54,25 +59,18 @@ def checked(text: str) -> str:
     return str(int(text))
 
 
-def _named(moment: str) -> str:
-    if moment.startswith(BEST):
-        return f"the iteration that {moment.removeprefix(BEST)} chose (@best)"
-    return f"iteration {int(moment):,} (@{moment})"
-
-
-def _chosen(rows: pd.DataFrame | None, moment: str) -> dict[str, Any] | None:
-    """The evaluation of a trial at this moment; None where it has none."""
-    if rows is None:
-        return None
-    if not moment.startswith(BEST):
-        found = rows[rows["iteration"] == int(moment)].to_dict("records")
-        return found[-1] if found else None
+def _chosen(evaluations: pd.DataFrame, moment: str) -> dict[str, dict[Any, Any]]:
+    """Trial key -> its evaluation at this moment, for the trials that have one."""
     metric = moment.removeprefix(BEST)
-    if metric not in rows or rows[metric].isna().all():
-        return None
-    values = rows[metric]
-    best = values.idxmax() if METRICS[metric].higher_is_better else values.idxmin()
-    return dict(rows.loc[best])
+    if not {"iteration" if moment.isdecimal() else metric} <= {*evaluations}:
+        return {}
+    if moment.isdecimal():
+        rows = evaluations[evaluations["iteration"] == int(moment)]
+    else:
+        known = evaluations.dropna(subset=[metric])
+        values = known.groupby("trial_key")[metric]
+        rows = known.loc[values.idxmax() if METRICS[metric].higher_is_better else values.idxmin()]
+    return {row["trial_key"]: row for row in rows.to_dict("records")}
 
 
 def _moved(

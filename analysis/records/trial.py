@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,10 @@ def read_loose(
     except (ValueError, TypeError) as error:
         raise LoadError(f"{path / CONFIG} does not fit this version: {error}") from None
     row = blank(config, sweep, variant=None, planned=False)
-    return row | _read(path, folder, config.trial_key, running, curves)
+    return row | read_record(path, folder, config.trial_key, running, curves)
 
 
-def read_planned(
-    row: Mapping[str, Any], path: Path, folder: Path, running: Collection[str], curves: bool
-) -> dict[str, Any]:
-    """The row of a planned trial with what lies in the folder that the plan gave to it."""
-    return {**row} | _read(path, folder, str(row["trial_key"]), running, curves)
-
-
-def _read(
+def read_record(
     path: Path, folder: Path, key: str, running: Collection[str], curves: bool
 ) -> dict[str, Any]:
     """State, metrics and provenance of one run directory, if its record is that of this trial."""
@@ -89,7 +83,9 @@ def _read(
         made = evaluations(path, content) if result is None or SEAL not in result else []
         check_identity(path, key, ended, provenance, made)
         if curves:
-            row[CURVE] = _curve(path, content)
+            with suppress(RunDirError):
+                rows = evaluations(path, content)
+                row[CURVE] = [{k: number(v) for k, v in one.items()} for one in rows]
     except (RunDirError, OSError) as error:
         return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
     if result is None:
@@ -181,11 +177,3 @@ def digest(path: Path) -> str:
             data = str(error.errno).encode()
         content.update(f"{name} {len(data)}\n".encode() + data)
     return content.hexdigest()[:12]
-
-
-def _curve(path: Path, content: bytes) -> list[dict[str, Any]]:
-    try:
-        rows = evaluations(path, content)
-    except RunDirError:
-        return []
-    return [{k: number(v) for k, v in row.items()} for row in rows]

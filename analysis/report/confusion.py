@@ -48,7 +48,11 @@ def _svg(pairs: Mapping[tuple[str, int], int], caption: str) -> str:
             n = pairs.get((label, cluster), 0)
             if n:
                 share = n / totals[label]
-                parts.append(_square(x, y, share, f"label {label}, cluster {cluster}: {n:,}"))
+                title = escape(f"label {label}, cluster {cluster}: {n:,}")
+                parts.append(
+                    f'<rect x="{SIZE * x}" y="{SIZE * y}" width="{SIZE}" height="{SIZE}" '
+                    f'fill="{COLOUR}" fill-opacity="{share:.3f}"><title>{title}</title></rect>'
+                )
                 if numbered and share >= 0.05:
                     ink = "#fff" if share > 0.5 else "#333"
                     number = f"{100 * share:.0f}"
@@ -74,13 +78,6 @@ def _ordered(
         return counts.index(max(counts)), -max(counts), cluster
 
     return sorted(clusters, key=place)
-
-
-def _square(x: int, y: int, share: float, title: str) -> str:
-    return (
-        f'<rect x="{SIZE * x}" y="{SIZE * y}" width="{SIZE}" height="{SIZE}" fill="{COLOUR}" '
-        f'fill-opacity="{share:.3f}"><title>{escape(title)}</title></rect>'
-    )
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:

@@ -11,9 +11,8 @@ from typing import Any
 from analysis.output import html
 from analysis.records.frame import PLANNED, RUNNING, Records, short
 from analysis.tables.columns import column
-from analysis.tables.grid import swept
 from analysis.tables.groups import Group
-from analysis.tables.shared import cost_line, shown_metrics
+from analysis.tables.shared import cost_line, distinct, shown_metrics
 from mpcc.config import DEFAULTS, value_text
 from mpcc.runs.run_dir import DONE, METRICS, RESULT, read_json
 from tune.plan.plan import MLFLOW
@@ -27,7 +26,7 @@ def cell_name(group: Group, axes: Sequence[str]) -> str:
 
 
 def failures(records: Records, groups: Sequence[Group]) -> str:
-    axes = swept(records)
+    axes = records.swept
     rows = [
         [cell_name(g, axes), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
         for g in groups
@@ -61,7 +60,7 @@ def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def trials(records: Records, groups: Sequence[Group], place: Path | None) -> str:
     """Every trial with its first metric and links to its pictures, scores and run in MLflow."""
-    axes, metric = swept(records), shown_metrics(groups)[0]
+    axes, metric = records.swept, shown_metrics(groups)[0]
     pages = [_mlflow_page(sweep.path) for sweep in records.sweeps]
     rows = []
     for group in groups:
@@ -110,20 +109,24 @@ def _width(text: str) -> str:
 
 
 def provenance(records: Records, groups: Sequence[Group]) -> str:
-    first, axes = groups[0].settings, swept(records)
+    first, axes = groups[0].settings, records.swept
     shared = {
         n: first[n]
         for n in DEFAULTS
         if n != "seed" and all(g.settings[n] == first[n] for g in groups)
     }
     settings = ", ".join(f"{short(n)}={value_text(v)}" for n, v in shared.items())
-    trials = [t for g in groups for t in g.trials]
+    done = [trial for group in groups for trial in group.done]
+
+    def known(name: str) -> str:
+        return " and ".join(distinct(trial[name] for trial in done)) or "unknown"
+
     facts = [
         ["sweep", ", ".join(s.name for s in records.sweeps)],
         ["grids", "; ".join(g for s in records.sweeps for g in s.grids) or "none"],
-        ["code", _distinct(trials, "code")],
-        ["images", f"{_distinct(trials, 'n_images')}, content {_distinct(trials, 'fingerprint')}"],
-        ["device", _distinct(trials, "device")],
+        ["code", known("code")],
+        ["images", f"{known('n_images')}, content {known('fingerprint')}"],
+        ["device", known("device")],
         ["cost", cost_line(groups).removeprefix("Cost: ").removesuffix(".")],
         ["selection", f"{records.moment}; {records.selection}"],
     ]
@@ -137,11 +140,6 @@ def provenance(records: Records, groups: Sequence[Group]) -> str:
     body = _plain_table(["", ""], facts)
     body += f"<p>Settings that all cells share: <code>{escape(settings)}</code></p>"
     return folded("Code, images, machine, keys", body + _plain_table(head, rows))
-
-
-def _distinct(trials: Sequence[dict[str, Any]], name: str) -> str:
-    values = {t[name] for t in trials if t["state"] == DONE and t[name] is not None}
-    return " and ".join(_text(v) for v in sorted(values, key=str)) or "unknown"
 
 
 def _text(value: Any) -> str:

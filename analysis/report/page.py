@@ -14,19 +14,12 @@ from analysis.records.frame import Records
 from analysis.report import summary as words
 from analysis.report.confusion import figure as confusion
 from analysis.report.details import failures, folded, provenance, trials
-from analysis.tables.assemble import Product
+from analysis.tables.assemble import Product, search_of
 from analysis.tables.columns import column
-from analysis.tables.grid import swept
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.layout import PAPER, Table, on_one_page
-from analysis.tables.shared import (
-    own_sentence,
-    progress,
-    shown_metrics,
-    unfinished,
-    value_cell,
-)
+from analysis.tables.layout import PAPER, Table, on_one_page, own_sentence
+from analysis.tables.shared import progress, shown_metrics, unfinished, value_cell
 
 SCREEN_DPI = 200
 MAX_PANELS, MAX_SHEETS = 60, 12
@@ -59,13 +52,20 @@ def report(
     title = " and ".join(dict.fromkeys(str(group.settings["dataset"]) for group in groups))
     result = next((p.result for p in products if p.result), None)
     fresh = groups_of(records, confirm=True)
+    answers = "".join(
+        f"<dt>{escape(question)}</dt><dd>{html.prose(answer)}</dd>"
+        for question, answer in words.answers(records, groups, result, test).items()
+    )
+    tables: dict[str, Table] = {}  # Once each: a confirmation may be of Table 1 and of the grid.
+    for table in (table for product in products for table in product.tables):
+        tables.setdefault(table.title, table)
     sections = {
-        "Summary": _summary(words.answers(records, groups, result, test)),
-        "Search": _search(records, groups, lines) if pictures else "",
+        "Summary": f'<dl class="answers">{answers}</dl>',
+        "Search": _search(records, groups, products, lines) if pictures else "",
         "Effects": _effects(records, groups) if pictures else "",
         "Seeds": _strips(records, groups),
         "Curves": _curves(records, groups),
-        "Tables": _tables(_distinct_tables(products)),
+        "Tables": _tables([*tables.values()]),
         "Pictures": _sheets(records, groups) if pictures else "",
         "Failures": failures(records, [*groups, *fresh]),
         "Trials": trials(records, [*groups, *fresh], place),
@@ -84,14 +84,9 @@ def report(
     )
 
 
-def _summary(answers: dict[str, str]) -> str:
-    items = "".join(f"<dt>{escape(q)}</dt><dd>{html.prose(a)}</dd>" for q, a in answers.items())
-    return f'<dl class="answers">{items}</dl>'
-
-
 def _effects(records: Records, groups: Sequence[Group]) -> str:
     """The first metric along each axis; matplotlib is opened only where there is an axis."""
-    axes, metric = swept(records), shown_metrics(groups)[0]
+    axes, metric = records.swept, shown_metrics(groups)[0]
     if records.searches or not axes or not any(group.summary(metric).n for group in groups):
         return ""
     from analysis.output.figures import figures
@@ -109,14 +104,6 @@ def _effects(records: Records, groups: Sequence[Group]) -> str:
     return f'<div class="pictures">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _distinct_tables(products: Sequence[Product]) -> list[Table]:
-    """Every table once: a confirmation may belong to Table 1 and to the grid."""
-    found: dict[str, Table] = {}
-    for table in (table for product in products for table in product.tables):
-        found.setdefault(table.title, table)
-    return list(found.values())
-
-
 def _tables(tables: Sequence[Table]) -> str:
     """The tables, each line under the first that has it, and how their numbers were made."""
     shown = on_one_page(tables)
@@ -129,19 +116,15 @@ def _tables(tables: Sequence[Table]) -> str:
     return made + (how if lines else "")
 
 
-def _named(records: Records, groups: Sequence[Group], metric: str) -> list[tuple[str, Group, str]]:
-    axes, scratch = swept(records), Table("", "")
-    return [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
-
-
-def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> str:
+def _search(
+    records: Records, groups: Sequence[Group], products: Sequence[Product], lines: Sequence[str]
+) -> str:
     """The pictures of a search; Optuna and matplotlib are opened only where there is one."""
     if not records.searches:
         return ""
     from analysis.output.search_figures import pictures
-    from analysis.searches.search import found
 
-    search = found(records, groups)
+    search = search_of(records, groups, products)
     parts = [f"<p>{escape(line)}</p>" for line in (own_sentence(records.selection), *lines)]
     figures = []
     for name, (png, text) in (pictures(search) if search else {}).items():
@@ -151,10 +134,10 @@ def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> 
 
 
 def _strips(records: Records, groups: Sequence[Group]) -> str:
-    parts = []
+    axes, scratch, parts = records.swept, Table("", ""), []
     for metric in shown_metrics(groups):
-        drawn = html.strips(_named(records, groups, metric), column(metric))
-        if drawn:
+        named = [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
+        if drawn := html.strips(named, column(metric)):
             spec = column(metric)
             better = f"; {spec.better} is better" if spec.better != "neither" else ""
             what = f'<p class="soft">{escape(spec.protocol.removesuffix("."))}{better}.</p>'
@@ -186,7 +169,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
                 if rows is not None:
                     points = zip(rows["iteration"].astype(int), rows[metric], strict=True)
                     lines[trial["seed"]] = [(int(i), float(v)) for i, v in points]
-            panels.append((group.label(swept(records)), lines))
+            panels.append((group.label(records.swept), lines))
         drawn = html.curves(panels, column(metric))
         if drawn:
             parts.append(f"<h3>{escape(column(metric).heading)} over iterations</h3>{drawn}")
@@ -197,7 +180,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 
 
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
-    metric, axes = shown_metrics(groups)[0], swept(records)
+    metric, axes = shown_metrics(groups)[0], records.swept
     spec = column(metric)
     parts: list[str] = []
     n_cells = 0

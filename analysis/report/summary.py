@@ -13,13 +13,13 @@ from analysis.records.frame import Records, short
 from analysis.statistics import factorial as designs
 from analysis.tables.columns import Column, column
 from analysis.tables.comparable import p_text
-from analysis.tables.compare import TEST_WORDS, Line
-from analysis.tables.grid import GridResult, swept
+from analysis.tables.compare import TEST_WORDS, Line, resolution
+from analysis.tables.grid import GridResult
 from analysis.tables.groups import Group, references, tally
 from analysis.tables.groups import groups as groups_of
+from analysis.tables.layout import own_sentence
 from analysis.tables.ranking import Class, rank
-from analysis.tables.resolution import resolution
-from analysis.tables.shared import own_sentence, shown_metrics
+from analysis.tables.shared import shown_metrics
 from mpcc.config import Config, full_name
 from mpcc.runs.run_dir import DIVERGED, DONE
 
@@ -57,9 +57,9 @@ def _many(n: int, word: str) -> str:
 
 
 def _design(records: Records, groups: Sequence[Group]) -> str:
-    axes = " and ".join(short(axis) + _meaning(axis) for axis in swept(records)) or "the seed"
+    axes = " and ".join(short(axis) + _meaning(axis) for axis in records.swept) or "the seed"
     if any(g.variant for g in groups):
-        axes = "one part of the model at a time" if not swept(records) else f"{axes}, and parts"
+        axes = "one part of the model at a time" if not records.swept else f"{axes}, and parts"
         parts = {g.variant: _part(g.changes) for g in groups if g.variant and g.changes}
         axes += f" ({'; '.join(f'{name}: {change}' for name, change in parts.items())})"
     planned = sorted({g.n_planned for g in groups})
@@ -108,16 +108,14 @@ def _gaps(groups: Sequence[Group]) -> list[str]:
 
 def _value(group: Group, spec: Column) -> str:
     summary = group.summary(spec.metric)
-    unit = " %" if spec.heading.endswith("%") else ""
+    mean = summary.mean
+    text = spec.shown(mean.estimate) + (" %" if spec.heading.endswith("%") else "")
     if summary.n < 2:
-        return f"{spec.shown(summary.mean.estimate)}{unit} (one seed)"
+        return f"{text} (one seed)"
     if not summary.std:
-        return f"{spec.shown(summary.mean.estimate)}{unit} (the same for all {summary.n} seeds)"
-    low, high = spec.shown(summary.mean.low), spec.shown(summary.mean.high)
-    return (
-        f"{spec.shown(summary.mean.estimate)}{unit} (SD {spec.shown(summary.std)}, 95 % interval "
-        f"{low} to {high}, n = {summary.n})"
-    )
+        return f"{text} (the same for all {summary.n} seeds)"
+    interval = f"{spec.shown(mean.low)} to {spec.shown(mean.high)}"
+    return f"{text} (SD {spec.shown(summary.std)}, 95 % interval {interval}, n = {summary.n})"
 
 
 def _kmeans(groups: Sequence[Group], metric: str) -> list[str]:
@@ -131,34 +129,40 @@ def _kmeans(groups: Sequence[Group], metric: str) -> list[str]:
 
 
 def _best(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
-    spec, axes = column(metric), swept(records)
-    ranking, failed = rank(groups, metric, spec.better, test), []
-    if ranking.failed:
-        verb = "is" if ranking.failed == 1 else "are"
-        cells = _many(ranking.failed, "cell").capitalize()
-        failed = [f"{cells} with a collapsed or diverged seed {verb} not ranked."]
+    spec, axes, ranking = column(metric), records.swept, rank(groups, metric, test)
+    failed = _unranked(ranking.failed, "with a collapsed or diverged seed")
     if not ranking.classes:
         valued = [g for g in groups if g.summary(metric).n]
-        found = [
+        told = [
             f"{g.label(axes).capitalize()} gave {_name(spec)} {_value(g, spec)}."
             for g in valued[:MAX_CLASSES]
         ]
         if len(valued) > 1 and not ranking.failed:
-            found.append("Cells that are not measured alike are not ranked.")
-        return found + failed + _kmeans(groups, metric)
-    whole = not ranking.failed
-    found = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
-    if len(ranking.classes) > MAX_CLASSES:
-        found.append(f"The tables rank {_many(len(ranking.classes), 'kind')} of cells in all.")
-    found += failed
-    if ranking.alone:
-        found.append(
-            f"{_many(ranking.alone, 'cell').capitalize()} measured like no other "
-            f"{'is' if ranking.alone == 1 else 'are'} not ranked."
+            told.append("Cells that are not measured alike are not ranked.")
+        return told + failed + _kmeans(groups, metric)
+    whole, n_kinds = not ranking.failed, len(ranking.classes)
+    told = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
+    if n_kinds > MAX_CLASSES:
+        told.append(f"The tables rank {_many(n_kinds, 'kind')} of cells in all.")
+    told += failed + _unranked(ranking.alone, "measured like no other")
+    best = groups[ranking.classes[0].best]
+    again = [g for g in groups_of(records, confirm=True) if g.cell_key == best.cell_key]
+    if again and again[0].summary(metric).n:
+        told.append(
+            f"On fresh seeds it reaches {_value(again[0], spec)}, which is the figure to quote."
         )
-    found += [_confirmed(records, groups[ranking.classes[0].best], spec)]
-    found += _kmeans(groups, metric)
-    return found
+    else:
+        told.append(
+            "As the best of several, this mean leans to the good side; a run on fresh seeds gives "
+            "the figure to quote."
+        )
+    return told + _kmeans(groups, metric)
+
+
+def _unranked(n: int, which: str) -> list[str]:
+    """A sentence on so many cells that are not ranked; none for no cell."""
+    verb = "is" if n == 1 else "are"
+    return [f"{_many(n, 'cell').capitalize()} {which} {verb} not ranked."] if n else []
 
 
 def _winner(
@@ -173,41 +177,29 @@ def _winner(
 
     whole: whether every cell of the kind was ranked.
     """
-    best = groups[one.best]
+    best, n_tied, n_worse = groups[one.best], len(one.tied), len(one.worse)
     verb = "highest" if spec.better == "higher" else "lowest"
     where = f" among the cells with {one.label}" if one.label else ""
     text = (
         f"The {verb} mean {_name(spec)}{where}, {_value(best, spec)}, came with {best.label(axes)}"
     )
-    method = f" ({TEST_WORDS[test]}, adjusted for the choice of the best)"
     if one.refused:
         return f"{text}; no other was compared with it ({one.refused})."
-    parts = []
-    if one.tied:
-        who = "one other" if len(one.tied) == 1 else f"{count(len(one.tied))} others"
-        parts.append(f"{who} cannot be told from it{method}")
-    elif one.worse:
-        every = whole and not one.untested
-        all_of = "every other configuration" if every else _many(len(one.worse), "other")
-        verb = "differ" if not every and len(one.worse) > 1 else "differs"
-        parts.append(f"{all_of} {verb} from it{method}")
-    if one.same:
-        parts.append(f"{' and '.join(groups[i].label(axes) for i in one.same)} is the same in all")
-    if one.untested:
-        who = _many(len(one.untested), "other")
-        was = "was" if len(one.untested) == 1 else "were"
-        parts.append(f"{who} {was} not compared: n too small or no spread")
-    return "; ".join([text, *parts]) + "."
-
-
-def _confirmed(records: Records, best: Group, spec: Column) -> str:
-    fresh = [g for g in groups_of(records, confirm=True) if g.cell_key == best.cell_key]
-    if fresh and fresh[0].summary(spec.metric).n:
-        return f"On fresh seeds it reaches {_value(fresh[0], spec)}, which is the figure to quote."
-    return (
-        "As the best of several, this mean leans to the good side; a run on fresh seeds gives the "
-        "figure to quote."
-    )
+    method = f"from it ({TEST_WORDS[test]}, adjusted for the choice of the best)"
+    others = "one other" if n_tied == 1 else f"{count(n_tied)} others"
+    differ = f"{_many(n_worse, 'other')} {'differs' if n_worse == 1 else 'differ'}"
+    if whole and not one.untested:
+        differ = "every other configuration differs"
+    same = " and ".join(groups[i].label(axes) for i in sorted(one.same))
+    left = f"{_many(len(one.untested), 'other')} {'was' if len(one.untested) == 1 else 'were'}"
+    told = [
+        (True, text),
+        (n_tied, f"{others} cannot be told {method}"),
+        (n_worse and not n_tied, f"{differ} {method}"),
+        (same, f"{same} is the same in all"),
+        (one.untested, f"{left} not compared: n too small or no spread"),
+    ]
+    return "; ".join(clause for holds, clause in told if holds) + "."
 
 
 def _name(spec: Column) -> str:
@@ -225,9 +217,9 @@ def _baseline(
     if not tested:
         why = lines[0].verdict.removeprefix("not compared: ")
         return [f"No configuration was compared with the baseline: {why}."]
-    base = lines[0].baseline.label(swept(records))
-    classes = rank(groups, metric, column(metric).better, test).classes
-    own = classes and groups[classes[0].best].cell_key == lines[0].baseline.cell_key
+    baseline, spec = lines[0].baseline, column(metric)
+    base, classes = baseline.label(records.swept), rank(groups, metric, test).classes
+    own = classes and groups[classes[0].best].cell_key == baseline.cell_key
     itself = ["The best configuration is the baseline itself."] if own else []
     if not differing:
         return [
@@ -235,10 +227,7 @@ def _baseline(
             f"No configuration could be told from the baseline ({base}), which does not mean that "
             "there is no effect.",
         ]
-    spec, top = (
-        column(metric),
-        max(differing, key=lambda line: abs(line.result.difference.estimate)),
-    )
+    top = max(differing, key=lambda line: abs(line.result.difference.estimate))
     d, g = top.result.difference, ""
     if math.isfinite(top.result.g):
         g = f"Hedges' g {top.result.g:.1f}, ".replace("-", "−")
@@ -250,9 +239,8 @@ def _baseline(
     return [
         *itself,
         f"Against the baseline ({base}), {who}; the largest difference, "
-        f"{_signed(spec, d.estimate)} (95 % interval {low} to "
-        f"{_signed(spec, d.high)}, {g}adjusted p {_equals(top.holm)}), is that of "
-        f"{top.group.label(swept(records))}.",
+        f"{_signed(spec, d.estimate)} (95 % interval {low} to {_signed(spec, d.high)}, {g}adjusted "
+        f"p {_equals(top.holm)}), is that of {top.group.label(records.swept)}.",
     ]
 
 
@@ -281,13 +269,13 @@ def _resolution(
     found = resolution(groups, lines, metric, test)
     if found is None or found.without:
         return []
-    spec, several = column(metric), found.comparisons > 1
-    least = spec.difference((found.first if several else found.alone) * found.unit)
-    text = (
+    spec = column(metric)
+    alone, first = (spec.difference(size * found.unit) for size in (found.alone, found.first))
+    least, of_all = alone, ""
+    if found.comparisons > 1:
+        least, of_all = first, f" and of {first} at Holm's first step over "
+        of_all += count(found.comparisons)
+    return [
         f"Smaller differences than {least} can be missed: with {_many(found.n, 'seed')}, "
-        f"{TEST_WORDS[test]} finds one of {spec.difference(found.alone * found.unit)} with 80 % "
-        "power in one comparison"
-    )
-    if several:
-        text += f" and of {least} at Holm's first step over {count(found.comparisons)}"
-    return [f"{text}."]
+        f"{TEST_WORDS[test]} finds one of {alone} with 80 % power in one comparison{of_all}."
+    ]

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from analysis.tables.columns import column
 from analysis.tables.comparable import collapse
 from analysis.tables.groups import Group
 from analysis.tables.layout import Cell, Heading, Row, Table
-from analysis.tables.shared import own_sentence, row_notes
+from analysis.tables.shared import row_notes
 from mpcc.config import value_text
 from mpcc.evaluation.metrics import METRICS
 
@@ -36,11 +37,14 @@ N_BEST = 10
 
 @dataclass(frozen=True)
 class Point:
-    """A complete point: its number, its cell, and the mean of each objective over its seeds."""
+    """A complete point of a search."""
 
     number: int
     group: Group
+    seeds: tuple[np.ndarray, ...]
+    """Of each objective, the value of every seed."""
     values: tuple[float, ...]
+    """Of each objective, the mean over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,20 @@ class Found:
     seeds: tuple[int, ...]
     n_points: int
     points: tuple[Point, ...]
-    selection: str
 
     @property
     def axes(self) -> list[str]:
         """The searched fields."""
         return list(self.space)
 
+    @cached_property
+    def importances(self) -> list[list[Importance]]:
+        """Of each objective, the importance of every axis; none where the points are too few."""
+        return [_importances(self, i) for i in range(len(self.objectives))]
+
     def is_log(self, axis: str) -> bool:
         """Whether the axis was searched on a logarithmic scale."""
-        entry = self.space[axis]
-        return isinstance(entry, Mapping) and bool(entry.get("log"))
+        return self.is_number(axis) and bool(self.space[axis].get("log"))
 
     def is_number(self, axis: str) -> bool:
         """Whether the axis is a range."""
@@ -91,24 +98,12 @@ def found(records: Records, groups: Sequence[Group]) -> Found | None:
     points = []
     for number, key in enumerate(plan["points"]):
         group = by_key.get(key)
-        values = _means(group, objectives, seeds) if group else None
-        if group and values:
-            points.append(Point(number, group, values))
-    n_points = len(plan["points"])
-    return Found(plan["space"], objectives, seeds, n_points, tuple(points), records.selection)
-
-
-def _means(
-    group: Group, objectives: Sequence[str], seeds: Sequence[int]
-) -> tuple[float, ...] | None:
-    """The mean of each objective over the search's seeds; None where one is missing."""
-    means = []
-    for name in objectives:
-        known = dict(group.summary(name).values)
-        if not all(seed in known for seed in seeds):
-            return None
-        means.append(math.fsum(known[seed] for seed in seeds) / len(seeds))
-    return tuple(means)
+        known = [dict(group.summary(name).values) for name in objectives] if group else []
+        if group and all(seed in values for values in known for seed in seeds):
+            of_seeds = tuple(np.array([values[seed] for seed in seeds]) for values in known)
+            means = tuple(math.fsum(values) / len(seeds) for values in of_seeds)
+            points.append(Point(number, group, of_seeds, means))
+    return Found(plan["space"], objectives, seeds, len(plan["points"]), tuple(points))
 
 
 def best(search: Found) -> list[Point]:
@@ -126,40 +121,34 @@ def best(search: Found) -> list[Point]:
 def tables(search: Found) -> list[Table]:
     """The best points, and the importance of the axes where there are points enough."""
     made = [best_table(search)]
-    measured = [importances(search, i) for i in range(len(search.objectives))]
-    return [*made, importance_table(search, measured)] if any(measured) else made
+    return [*made, importance_table(search)] if any(search.importances) else made
 
 
 def best_table(search: Found) -> Table:
     """The best points by the objective, or the Pareto front."""
-    front, several = best(search), len(search.objectives) > 1
+    front, several, n = best(search), len(search.objectives) > 1, len(search.seeds)
     sign = -1 if METRICS[search.objectives[0]].higher_is_better else 1
     ranked = sorted(
         front if several else search.points, key=lambda p: (sign * p.values[0], p.number)
-    )
-    ranked = ranked[:N_BEST]
+    )[:N_BEST]
     what = "Pareto front" if several else "Best points"
-    table = Table(
-        "search", f"{what} of the search: {len(search.points)} of {search.n_points} complete"
-    )
+    complete = f"{len(search.points)} of {search.n_points} complete"
+    table = Table("search", f"{what} of the search: {complete}")
     table.headings = [Heading("point"), *(Heading(short(axis)) for axis in search.axes)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
     failed = {point.number for point in ranked if collapse([point.group])}
     for point in ranked:
         star = not several and point in front and point.number not in failed
-        settings = [Cell(value_text(point.group.settings[axis])) for axis in search.axes]
-        values = [
-            Cell(_value_text(point, name, search.seeds), best=star, sort=value)
-            for name, value in zip(search.objectives, point.values, strict=True)
-        ]
-        notes = row_notes(table, point.group)
-        number = Cell(str(point.number), notes, sort=point.number)
-        table.rows.append(Row((number, *settings, *values)))
-    n = len(search.seeds)
+        cells = [Cell(str(point.number), row_notes(table, point.group), sort=point.number)]
+        cells += [Cell(value_text(point.group.settings[axis])) for axis in search.axes]
+        for name, seeds, value in zip(search.objectives, point.seeds, point.values, strict=True):
+            spread = f" ± {column(name).shown(stats.std(seeds))}" if n > 1 else ""
+            text = column(name).shown(stats.mean(seeds).estimate) + spread
+            cells.append(Cell(text, best=star, sort=value))
+        table.rows.append(Row(tuple(cells)))
     table.measured = "One seed per point: no spread."
     if n > 1:
         table.measured = f"Mean ± standard deviation over n = {n} seeds (ddof 1)."
-    table.chosen = own_sentence(search.selection)
     if not several:
         table.lines.append("The best of many leans to the good side: confirm it on fresh seeds.")
     if failed:
@@ -172,22 +161,16 @@ def best_table(search: Found) -> Table:
     return table
 
 
-def _value_text(point: Point, name: str, seeds: Sequence[int]) -> str:
-    spec, known = column(name), dict(point.group.summary(name).values)
-    values = np.array([known[seed] for seed in seeds])
-    text = spec.shown(stats.mean(values).estimate)
-    return f"{text} ± {spec.shown(stats.std(values))}" if len(seeds) > 1 else text
-
-
-def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) -> Table:
+def importance_table(search: Found) -> Table:
     """fANOVA's importance of each axis, with what it would be on other points."""
     table = Table("search-importance", "Importance of each axis (fANOVA)")
     table.headings = [Heading("axis", numeric=False)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
-    for axis in sorted(search.axes, key=lambda a: -_of(measured[0], a)):
+    by_axis = [{i.axis: i for i in importance} for importance in search.importances]
+    for axis in sorted(search.axes, key=lambda a: -by_axis[0][a].mean if by_axis[0] else 1):
         cells = [Cell(short(axis))]
-        for importance in measured:
-            own = next((i for i in importance if i.axis == axis), None)
+        for known in by_axis:
+            own = known.get(axis)
             text = f"{own.mean:.2f} ({own.low:.2f} to {own.high:.2f})" if own else "–"
             cells.append(Cell(text, sort=own.mean if own else None))
         table.rows.append(Row(tuple(cells)))
@@ -203,11 +186,7 @@ def importance_table(search: Found, measured: Sequence[Sequence[Importance]]) ->
     return table
 
 
-def _of(importance: Sequence[Importance], axis: str) -> float:
-    return next((i.mean for i in importance if i.axis == axis), -1.0)
-
-
-def importances(search: Found, objective: int) -> list[Importance]:
+def _importances(search: Found, objective: int) -> list[Importance]:
     """The importance of each axis over resamples of the points, each with a forest of its own."""
     if len(search.points) < LEAST_POINTS:
         return []

@@ -136,55 +136,42 @@ def _beyond(
 
 
 @cache
-def detectable(
-    n: int, alpha: float = ALPHA, target: float = POWER, test: str = "pooled", cells: int = 2
-) -> float:
+def detectable(n: int, alpha: float = ALPHA, test: str = "pooled", cells: int = 2) -> float:
     """The smallest difference that n seeds per cell find so often; in the units of `power`."""
     if n < 2:
         return math.inf
     low, high = 0.0, 1.0
-    while power(high, n, alpha, test, cells) < target:
+    while power(high, n, alpha, test, cells) < POWER:
         low, high = high, 2 * high
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if power(middle, n, alpha, test, cells) < target else (low, middle)
-        )
+        enough = power(middle, n, alpha, test, cells) >= POWER
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 
 def seeds_needed(
-    effects: ArrayLike,
-    alpha: float = ALPHA,
-    target: float = POWER,
-    test: str = "pooled",
-    cells: int = 2,
+    effects: ArrayLike, alpha: float = ALPHA, test: str = "pooled", cells: int = 2
 ) -> list[int | None]:
     """Seeds per cell to find differences of these sizes, all at once; None beyond MAX_SEEDS."""
+    from scipy.special import ndtri
+
     d = np.abs(np.asarray(effects, float))
     known = np.isfinite(d) & (d > 0)
-    at_least = np.where(known, _with_known_spread(np.where(known, d, 1.0), alpha, target, test), 0)
+    # The z test, which knows the spread, needs no more than a test that must estimate it.
+    z, pair = ndtri(1 - alpha / 2) + ndtri(POWER), 1 if test == "paired" else 2
+    at_least = np.where(known, np.floor(pair * (z / np.where(known, d, 1.0)) ** 2), 0)
     low = np.clip(at_least, 2, MAX_SEEDS + 1).astype(int)
     high, step = np.where(known, MAX_SEEDS + 1, low), 2
     while (left := np.flatnonzero(low < high)).size:  # a bisection that looks near `low` first
         middle = np.minimum((low[left] + high[left]) // 2, low[left] + step)
-        enough = power(d[left], middle, alpha, test, cells) >= target
+        enough = power(d[left], middle, alpha, test, cells) >= POWER
         high[left[enough]], low[left[~enough]] = middle[enough], middle[~enough] + 1
         step *= 2
     return [
         2 if math.isinf(size) else int(n) if k and n <= MAX_SEEDS else None
         for n, k, size in zip(high, known, d, strict=True)
     ]
-
-
-def _with_known_spread(
-    d: NDArray[np.float64], alpha: float, target: float, test: str
-) -> NDArray[np.float64]:
-    """Seeds per cell of the z test, rounded down: a test that estimates the spread needs more."""
-    from scipy.special import ndtri
-
-    pair = 1 if test == "paired" else 2
-    return np.floor(pair * ((ndtri(1 - alpha / 2) + ndtri(target)) / d) ** 2)
 
 
 @dataclass(frozen=True)
@@ -268,16 +255,15 @@ def _balanced(cube: NDArray[np.float64], names: Sequence[str], interactions: boo
         rest = tuple(i for i in range(cube.ndim) if i not in kept)
         return centred.mean(axis=rest, keepdims=True)
 
-    parts: list[tuple[str, int, NDArray[np.float64]]] = []
-    for i, name in enumerate(names):
-        parts.append((name, cube.shape[i] - 1, marginal(i)))
-    if interactions:
-        own = [i for i, name in enumerate(names) if name != BLOCK]
-        for i, j in itertools.combinations(own, 2):
-            df = (cube.shape[i] - 1) * (cube.shape[j] - 1)
-            parts.append(
-                (f"{names[i]} × {names[j]}", df, marginal(i, j) - marginal(i) - marginal(j))
-            )
+    own = [i for i, name in enumerate(names) if name != BLOCK]
+    terms: list[tuple[int, ...]] = [(i,) for i in range(cube.ndim)]
+    terms += itertools.combinations(own, 2) if interactions else ()
+    parts = []
+    for term in terms:
+        part, df = marginal(*term), math.prod(cube.shape[i] - 1 for i in term)
+        for i in term if len(term) > 1 else ():
+            part = part - marginal(i)
+        parts.append((" × ".join(names[i] for i in term), df, part))
     squares = [float((part**2).sum()) * cube.size / part.size for _, _, part in parts]
     rest, rest_df = total - sum(squares), cube.size - 1 - sum(df for _, df, _ in parts)
     if rest_df < 1:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,24 +32,21 @@ class Estimate:
     n: int
 
 
-def _t_quantile(confidence: float, df: ArrayLike) -> NDArray[np.float64]:
+def _quantile(df: ArrayLike) -> float:
+    """How many standard errors Student's interval reaches to each side."""
     from scipy.special import stdtrit
 
-    return stdtrit(np.asarray(df, float), (1 + confidence) / 2)
+    return float(stdtrit(df, (1 + CONFIDENCE) / 2))
 
 
-def mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def mean(values: ArrayLike) -> Estimate:
     """Mean with Student's t interval."""
     x = np.asarray(values, float)
-    n = x.size
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    if n == 1:
-        return Estimate(float(x[0]), math.nan, math.nan, 1)
-    centre, spread = _mean(x), std(x)
-    if spread == 0:
+    n, spread = x.size, std(x)
+    centre = _mean(x) if n else math.nan
+    if not spread > 0:
         return Estimate(centre, math.nan, math.nan, n)
-    half = float(_t_quantile(confidence, n - 1)) * spread / math.sqrt(n)
+    half = _quantile(n - 1) * spread / math.sqrt(n)
     return Estimate(centre, centre - half, centre + half, n)
 
 
@@ -93,108 +89,82 @@ class Comparison:
     paired test, else g."""
 
 
-TESTS = ("welch", "paired", "pooled", "permutation")
+def _nothing(x: NDArray[np.float64], y: NDArray[np.float64], test: str) -> Comparison:
+    """What is known where there is nothing to test: the difference of the means, if both exist."""
+    difference = _mean(x) - _mean(y) if x.size and y.size else math.nan
+    estimate = Estimate(difference, math.nan, math.nan, min(x.size, y.size))
+    return Comparison(estimate, math.nan, math.nan, math.nan, test)
 
 
-def _nothing(a: NDArray[np.float64], b: NDArray[np.float64], test: str, n: int) -> Comparison:
-    difference = _mean(a) - _mean(b) if a.size and b.size else math.nan
-    return Comparison(
-        Estimate(difference, math.nan, math.nan, n), math.nan, math.nan, math.nan, test
-    )
+def _student(
+    x: NDArray[np.float64], y: NDArray[np.float64], error: float, df: float, g: float, test: str
+) -> Comparison:
+    """The difference of the means, in Student's t with this standard error and these degrees."""
+    from scipy.special import stdtr
+
+    difference = float(x.mean() - y.mean())
+    half, p = _quantile(df) * error, 2 * float(stdtr(df, -abs(difference) / error))
+    estimate = Estimate(difference, difference - half, difference + half, min(x.size, y.size))
+    return Comparison(estimate, df, p, g, test, g)
 
 
-def welch(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:
+def welch(a: ArrayLike, b: ArrayLike) -> Comparison:
     """Welch's t test and its interval; no assumption that the spreads agree."""
-    return welch_many([a], b, confidence)[0]
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    if min(x.size, y.size) < 2 or std(x) == std(y) == 0:
+        return _nothing(x, y, "Welch")
+    u, v = float(x.var(ddof=1)) / x.size, float(y.var(ddof=1)) / y.size
+    df = (u + v) ** 2 / (u**2 / (x.size - 1) + v**2 / (y.size - 1))
+    found = _student(x, y, math.sqrt(u + v), df, hedges_g(x, y), "Welch")
+    # The table's means are rounded once (`_mean`), and so is their difference.
+    return replace(found, difference=replace(found.difference, estimate=_mean(x) - _mean(y)))
 
 
-def welch_many(
-    cells: Sequence[ArrayLike], b: ArrayLike, confidence: float = CONFIDENCE
-) -> list[Comparison]:
-    """Welch's test of each cell against `b`; cells of one size go through SciPy together."""
-    arrays, y = [np.asarray(x, float) for x in cells], np.asarray(b, float)
-    found = [_nothing(x, y, "Welch", min(x.size, y.size)) for x in arrays]
-    flat = std(y) == 0
-    by_size: dict[int, list[int]] = {}
-    for i, x in enumerate(arrays):
-        if min(x.size, y.size) > 1 and not (flat and std(x) == 0):
-            by_size.setdefault(x.size, []).append(i)
-    for indices in by_size.values():
-        for i, result in zip(
-            indices, _welch_rows(np.stack([arrays[i] for i in indices]), y, confidence), strict=True
-        ):
-            found[i] = result
-    return found
+def pooled(a: ArrayLike, b: ArrayLike, spread: float, df: float) -> Comparison:
+    """t test with a standard deviation pooled over a whole grid, which has `df` degrees.
 
-
-class _Tests(NamedTuple):
-    df: NDArray[np.float64]
-    pvalue: NDArray[np.float64]
-
-
-class _Intervals(NamedTuple):
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-def _welch_tests(
-    x: NDArray[np.float64], y: NDArray[np.float64], confidence: float
-) -> tuple[_Tests, _Intervals]:
-    """Welch's test of every row of `x` against `y`.
-
-    By hand on SciPy's Student t: `scipy.stats` takes a second to import, and every table needs
-    this test. The tests check it against `scipy.stats.ttest_ind`.
+    Stronger than Welch at three seeds, and only right where the cells' spreads agree.
     """
-    from scipy.special import stdtr, stdtrit
-
-    a, b = x.var(axis=1, ddof=1) / x.shape[1], y.var(ddof=1) / y.size
-    df = (a + b) ** 2 / (a**2 / (x.shape[1] - 1) + b**2 / (y.size - 1))
-    difference, error = x.mean(axis=1) - y.mean(), np.sqrt(a + b)
-    half = stdtrit(df, (1 + confidence) / 2) * error
-    p = 2 * stdtr(df, -np.abs(difference) / error)
-    return _Tests(df, p), _Intervals(difference - half, difference + half)
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    if not min(x.size, y.size) or not spread > 0:
+        return _nothing(x, y, "pooled SD")
+    error = spread * math.sqrt(1 / x.size + 1 / y.size)
+    g = float(x.mean() - y.mean()) / spread * hedges_correction(df)
+    return _student(x, y, error, df, g, "pooled SD")
 
 
-def _welch_rows(
-    x: NDArray[np.float64], y: NDArray[np.float64], confidence: float
-) -> list[Comparison]:
-    result, interval = _welch_tests(x, y, confidence)
-    return [
-        Comparison(
-            Estimate(
-                _mean(row) - _mean(y),
-                float(interval.low[i]),
-                float(interval.high[i]),
-                min(row.size, y.size),
-            ),
-            float(result.df[i]),
-            float(result.pvalue[i]),
-            g,
-            "Welch",
-            g,
-        )
-        for i, row, g in zip(range(len(x)), x, [hedges_g(row, y) for row in x], strict=True)
-    ]
-
-
-def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:
+def paired(a: ArrayLike, b: ArrayLike) -> Comparison:
     """Paired t test of values that belong together by position (the same seed)."""
     x, y = np.asarray(a, float), np.asarray(b, float)
     if x.size != y.size:
         raise ValueError(f"pairs need equally many values, got {x.size} and {y.size}")
-    size = float(np.abs([x, y]).max()) if x.size else 0.0
-    spread = std(x - y, size)
-    if x.size < 2 or spread == 0:
-        return _nothing(x, y, "paired t", x.size)
+    spread = std(x - y, float(np.abs([x, y]).max(initial=0.0)))
+    if not spread > 0:
+        return _nothing(x, y, "paired t")
     from scipy.stats import ttest_rel
 
     result = ttest_rel(x, y)
-    interval = result.confidence_interval(confidence)
+    interval = result.confidence_interval(CONFIDENCE)
     difference = Estimate(float((x - y).mean()), float(interval.low), float(interval.high), x.size)
     effect = difference.estimate / spread * hedges_correction(x.size - 1)
-    return Comparison(
-        difference, float(result.df), float(result.pvalue), paired_g(x, y), "paired t", effect
-    )
+    df, p = float(result.df), float(result.pvalue)
+    return Comparison(difference, df, p, paired_g(x, y), "paired t", effect)
+
+
+def permutation(a: ArrayLike, b: ArrayLike) -> Comparison:
+    """Permutation test of the mean difference, exact up to MAX_ARRANGEMENTS; Welch's interval."""
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    base = welch(x, y)
+    if min(x.size, y.size) < 2:
+        return base
+    from scipy.stats import permutation_test
+
+    def statistic(u: NDArray[np.float64], v: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        return np.asarray(u.mean(axis=axis) - v.mean(axis=axis))
+
+    rng, draws = np.random.default_rng(0), MAX_ARRANGEMENTS
+    result = permutation_test((x, y), statistic, vectorized=True, n_resamples=draws, rng=rng)
+    return Comparison(base.difference, math.nan, float(result.pvalue), base.g, "permutation")
 
 
 def hedges_g(a: ArrayLike, b: ArrayLike) -> float:
@@ -251,49 +221,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     steps = p[order] * np.arange(order.size, 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
-
-
-def pooled(
-    a: ArrayLike, b: ArrayLike, spread: float, df: float, confidence: float = CONFIDENCE
-) -> Comparison:
-    """t test with a standard deviation pooled over a whole grid, which has `df` degrees.
-
-    Stronger than Welch at three seeds, and only right where the cells' spreads agree.
-    """
-    from scipy.special import stdtr
-
-    x, y = np.asarray(a, float), np.asarray(b, float)
-    n = min(x.size, y.size)
-    if not n or not spread > 0:
-        return _nothing(x, y, "pooled SD", n)
-    difference = float(x.mean() - y.mean())
-    error = spread * math.sqrt(1 / x.size + 1 / y.size)
-    half = float(_t_quantile(confidence, df)) * error
-    p = 2 * float(stdtr(df, -abs(difference) / error))
-    g = difference / spread * hedges_correction(df)
-    estimate = Estimate(difference, difference - half, difference + half, n)
-    return Comparison(estimate, df, p, g, "pooled SD", g)
-
-
-def permutation(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Comparison:
-    """Permutation test of the mean difference, exact up to MAX_ARRANGEMENTS; Welch's interval."""
-    x, y = np.asarray(a, float), np.asarray(b, float)
-    base = welch(x, y, confidence)
-    if min(x.size, y.size) < 2:
-        return base
-    from scipy.stats import permutation_test
-
-    def statistic(u: NDArray[np.float64], v: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        return np.asarray(u.mean(axis=axis) - v.mean(axis=axis))
-
-    result = permutation_test(
-        (x, y),
-        statistic,
-        vectorized=True,
-        n_resamples=MAX_ARRANGEMENTS,
-        rng=np.random.default_rng(0),
-    )
-    return Comparison(base.difference, math.nan, float(result.pvalue), base.g, "permutation")
 
 
 def smallest_p(test: str, n_a: int, n_b: int) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Column", "column", "metric_name"]
 
 TABLE1 = ("acc_majority", "inception_score", "fid", "mse_published", "mse")
-TABLE2 = TABLE1
+"""Of Table 2 too."""
 TABLE3 = ("inception_score", "fid")
 GRID = ("acc_majority", "acc_hungarian", "inception_score", "fid", "mse")
 UNLABELLED = (

@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.records.agreement import AGREEMENT
 from analysis.records.frame import short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.columns import column
-from analysis.tables.groups import Group, unlike
+from analysis.tables.groups import MIX, Group
 from mpcc.config import DEFAULTS, EVALUATION, value_text
 from mpcc.runs.run_dir import DIVERGED
 
@@ -28,39 +32,42 @@ class Spread:
     df: int
     cells: int
     """Cells that have a spread."""
-    agree: bool
     p: float
     """Brown-Forsythe."""
     ratio: float
-    collapsed: str
-    """The cell that forbids pooling, by name; empty where none does."""
-
-    @property
-    def refusal(self) -> str:
-        """Why a pooled SD is refused; empty where it is not."""
-        if self.collapsed:
-            return f"pooled SD refused: {self.collapsed}"
-        if not self.agree:
-            if math.isnan(self.ratio):
-                return "pooled SD refused: fewer than two cells have two seeds"
-            if math.isnan(self.p) and math.isfinite(self.ratio):
-                return "pooled SD refused: two seeds are too few to compare spreads"
-            if math.isinf(self.ratio):
-                return "pooled SD refused: a cell has no spread"
-            if self.p >= stats.ALPHA:
-                return f"pooled SD refused: the largest SD is {self.ratio:.1f} times the smallest"
-            test = f"Brown-Forsythe p {p_text(self.p)}, ratio {self.ratio:.1f}"
-            return f"pooled SD refused: spreads differ ({test})"
-        return ""
+    """Largest SD over the smallest."""
+    refusal: str
+    """Why a pooled SD is refused; empty where it is not."""
 
 
-def spread(groups: Sequence[Group], metric: str) -> Spread:
-    """The pooled residual SD of a metric and whether it may be used."""
-    values = [g.summary(metric).array for g in groups if g.summary(metric).n]
+def spread(values: Sequence[NDArray[np.float64]], collapsed: str = "") -> Spread:
+    """The pooled residual SD of the cells with these values, and whether it may be used.
+
+    collapsed: the cell that forbids pooling whatever the values are, in words.
+    """
     agree, p, ratio = designs.spreads_agree(values)
-    df = sum(x.size - 1 for x in values)
-    cells = sum(x.size > 1 for x in values)
-    return Spread(stats.pooled_std(values), df, cells, agree, p, ratio, collapse(groups))
+    df, cells = sum(x.size - 1 for x in values), sum(x.size > 1 for x in values)
+    refusal = collapsed or ("" if agree else _disagreement(p, ratio))
+    return Spread(stats.pooled_std(values), df, cells, p, ratio, refusal)
+
+
+def _disagreement(p: float, ratio: float) -> str:
+    """Why spreads with this Brown-Forsythe p and this ratio may not be pooled."""
+    if math.isnan(ratio):
+        return "fewer than two cells have two seeds"
+    if math.isinf(ratio):
+        return "a cell has no spread"
+    if math.isnan(p):
+        return "two seeds are too few to compare spreads"
+    if p >= stats.ALPHA:
+        return f"the largest SD is {ratio:.1f} times the smallest"
+    return f"spreads differ (Brown-Forsythe p {p_text(p)}, ratio {ratio:.1f})"
+
+
+def spread_of(groups: Sequence[Group], metric: str) -> Spread:
+    """The spread of a metric over the cells that have values."""
+    values = [g.summary(metric).array for g in groups if g.summary(metric).n]
+    return spread(values, collapse(groups))
 
 
 def spread_with(groups: Sequence[Group], reference: Group, metric: str) -> Spread:
@@ -69,7 +76,7 @@ def spread_with(groups: Sequence[Group], reference: Group, metric: str) -> Sprea
     A cell that diverged altogether has no value to pool, and forbids pooling all the same.
     """
     alike = [g for g in groups if not g.done or not apart(g, reference, metric)]
-    return spread(alike, metric)
+    return spread_of(alike, metric)
 
 
 def collapse(groups: Sequence[Group]) -> str:
@@ -82,6 +89,38 @@ def collapse(groups: Sequence[Group]) -> str:
     return ""
 
 
+def identical(a: Group, b: Group) -> bool:
+    """Whether these are the same trials under two names: all that was measured is equal."""
+    common = a.outcome.keys() & b.outcome.keys()
+    return bool(common) and all(a.outcome[seed] == b.outcome[seed] for seed in common)
+
+
+def _measured_by(metric: str) -> list[str]:
+    """The settings that say what a metric is measured on and with."""
+    names = ("dataset", "split", "image_size", *column(metric).depends_on)
+    return [name for name in names if name != "batch_size"]
+
+
+def unlike(a: Group, b: Group, metric: str) -> str:
+    """Why this metric of two groups may not be compared; empty where it may.
+
+    Settings that a grid varies on purpose do not make groups unlike; what the number is measured
+    on and with does.
+    """
+    if metric == AGREEMENT:
+        return "the figures of a cell's seeds depend on each other"
+    pairs = [
+        f"{n} {value_text(a.settings[n])} and {value_text(b.settings[n])}"
+        for n in _measured_by(metric)
+        if a.settings[n] != b.settings[n]
+    ]
+    if pairs:
+        return "measured with " + ", ".join(pairs)
+    images = [n for n in ("fingerprint", "n_images") if a.done and b.done]
+    other = [MIX[n] for n in images if a.done[0][n] != b.done[0][n]]
+    return f"measured on other images ({other[0]})" if other else ""
+
+
 def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) -> str:
     """Why these cells may not be set against each other; empty where they may.
 
@@ -91,21 +130,21 @@ def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) ->
     """
     why = unlike(a, b, metric)
     if why or not (a.done and b.done):
-        return why or ""
+        return why
     first, second = a.done[0], b.done[0]
     if not a.code_pooled and first["code_id"] != second["code_id"]:
         return f"code {first['code'] or 'unknown'} and {second['code'] or 'unknown'}"
     if first["device_kind"] != second["device_kind"]:
         return f"on {first['device_kind'] or 'unknown'} and {second['device_kind'] or 'unknown'}"
-    swept = axes or ()
     full = all(g.done[0]["iteration"] == g.settings["iterations"] for g in (a, b))
-    if first["iteration"] != second["iteration"] and not ("iterations" in swept and full):
+    swept = full and "iterations" in (axes or ())
+    if first["iteration"] != second["iteration"] and not swept:
         return f"after {first['iteration']:,} and {second['iteration']:,} iterations"
     if axes is None or a.variant or b.variant:
         return ""
     may_differ = {"seed", *axes, *WATCHING, *SPEED}
-    differ = [n for n in DEFAULTS if n not in may_differ and a.settings[n] != b.settings[n]]
-    texts = {n: (value_text(a.settings[n]), value_text(b.settings[n])) for n in differ}
+    rest = [name for name in DEFAULTS if name not in may_differ]
+    texts = {n: (value_text(a.settings[n]), value_text(b.settings[n])) for n in rest}
     named = [f"{short(n)} {x} and {y}" for n, (x, y) in texts.items() if x != y]
     return f"run with {', '.join(named)}" if named else ""
 
@@ -119,8 +158,7 @@ def p_text(p: float) -> str:
 
 def kind(group: Group, metric: str) -> dict[str, str]:
     """What must be the same for two cells to be ranked by this metric, in words."""
-    names = ("dataset", "split", "image_size", *column(metric).depends_on)
-    found = {short(n): value_text(group.settings[n]) for n in names if n != "batch_size"}
+    found = {short(n): value_text(group.settings[n]) for n in _measured_by(metric)}
     trial = group.done[0]
     found |= {"images": f"{trial['n_images']} ({trial['fingerprint']})"}
     found["iterations reached"] = f"{trial['iteration']:,}"

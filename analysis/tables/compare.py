@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,16 @@ import numpy as np
 from analysis.records.frame import short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
-from analysis.tables.comparable import Spread, apart, collapse, spread_with
-from analysis.tables.groups import Group, identical
+from analysis.tables.comparable import (
+    Spread,
+    apart,
+    collapse,
+    identical,
+    spread,
+    spread_of,
+    spread_with,
+)
+from analysis.tables.groups import Group
 from mpcc.config import from_record, parse_settings, value_text
 from tune.plan.plan import FULL_MODEL
 
@@ -23,9 +32,9 @@ TEST_WORDS = {
     "permutation": "a permutation test",
 }
 
-
 NOT_COMPARED = "not compared"
 IDENTICAL = "identical in every seed"
+TOO_SMALL = "n too small"
 
 
 @dataclass(frozen=True)
@@ -44,34 +53,25 @@ class Line:
     None beyond MAX_SEEDS, and where nothing was tested or the test's power is not known."""
 
     @property
-    def is_compared(self) -> bool:
-        """Whether the two cells may be set against each other at all."""
-        return not self.refused.startswith(NOT_COMPARED)
-
-    @property
     def verdict(self) -> str:
         """In words; never `no effect`."""
-        if self.refused:
-            return self.refused
-        return "differs" if self.holm < stats.ALPHA else "not told apart"
+        return self.refused or ("differs" if self.holm < stats.ALPHA else "not told apart")
 
 
 def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group:
     """The one cell that `name` means: settings like `esteps=4,eta_p=6e-4`, a variant, or a key.
 
-    Settings may be written as tables print them: `esteps 4, eta_p 6e-4`.
-
-    Raises ValueError, in one line, where there is none or more than one.
+    Settings may be written as tables print them: `esteps 4, eta_p 6e-4`. Of a cell in parts it is
+    the first, which is largest. Raises ValueError, in one line, where there is none or several.
     """
-    by_name = [g for g in groups if name in (g.variant, g.cell_key, g.key)]
-    if len({g.cell_key for g in by_name}) == 1:  # Of a cell in parts the first, which is largest.
-        return by_name[0]
-    wanted = parse_settings(name)
-    found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
-    cells = {g.cell_key for g in found}
-    if len(cells) != 1:
+    found = [g for g in groups if name in (g.variant, g.cell_key, g.key)]
+    if len({g.cell_key for g in found}) != 1:
+        wanted = parse_settings(name)
+        found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
+    n_cells = len({g.cell_key for g in found})
+    if n_cells != 1:
         some = "; ".join(g.label(axes) for g in (found or groups)[:6])
-        what = "no cell has" if not found else f"{len(cells)} cells have"
+        what = f"{n_cells} cells have" if found else "no cell has"
         raise ValueError(f"{what} {name}: there are {some}" + ("; …" if len(groups) > 6 else ""))
     return found[0]
 
@@ -81,12 +81,10 @@ def default_baseline(groups: Sequence[Group], base: dict) -> Group:
 
     Where there is neither: the first cell with a finished trial.
     """
-    full = [g for g in groups if g.variant == FULL_MODEL]
-    if full:
-        return full[0]
     key = from_record({**base, "seed": 0}).cell_key
+    full = [g for g in groups if g.variant == FULL_MODEL]
     own = [g for g in groups if g.cell_key == key]
-    return own[0] if own else next((g for g in groups if g.done), groups[0])
+    return [*full, *own, *(g for g in groups if g.done), groups[0]][0]
 
 
 def compare_all(
@@ -96,18 +94,16 @@ def compare_all(
 
     `pool` is the spread that a pooled test goes by; the others look at none.
     """
-    base = reference.summary(metric)
+    base = reference.summary(metric).array
     arrays = [g.summary(metric).array for g in groups]
-    if test == "welch":
-        return stats.welch_many(arrays, base.array)
+    if test == "paired":
+        return [stats.paired(*pairs(g, reference, metric)) for g in groups]
     if test == "permutation":
-        return [stats.permutation(x, base.array) for x in arrays]
-    if test == "pooled":
-        assert pool is not None
-        if pool.refusal:
-            return [replace(c, p=math.nan) for c in stats.welch_many(arrays, base.array)]
-        return [stats.pooled(x, base.array, pool.std, pool.df) for x in arrays]
-    return [stats.paired(*pairs(g, reference, metric)) for g in groups]
+        return [stats.permutation(x, base) for x in arrays]
+    if pool and not pool.refusal:
+        return [stats.pooled(x, base, pool.std, pool.df) for x in arrays]
+    found = [stats.welch(x, base) for x in arrays]
+    return [replace(c, p=math.nan) for c in found] if pool else found
 
 
 def pairs(a: Group, b: Group, metric: str) -> tuple[list[float], list[float]]:
@@ -119,11 +115,9 @@ def pairs(a: Group, b: Group, metric: str) -> tuple[list[float], list[float]]:
 
 def smallest_p(a: Group, b: Group, metric: str, test: str) -> float:
     """The smallest p that this test can give for these two cells; 1 where it gives none."""
-    n = a.summary(metric).n, b.summary(metric).n
-    if test == "paired":
-        common = len(pairs(a, b, metric)[0])
-        n = common, common
-    return stats.smallest_p(test, *n)
+    values = (a.summary(metric).values, b.summary(metric).values)
+    x, y = pairs(a, b, metric) if test == "paired" else values
+    return stats.smallest_p(test, len(x), len(y))
 
 
 def lines(
@@ -135,34 +129,28 @@ def lines(
         return []
     pool = spread_with(groups, baseline, metric) if test == "pooled" else None
     results = compare_all(others, baseline, metric, test, pool)
-    refused = [
+    whys = [
         _refused(g, baseline, metric, test, axes, pool, r)
         for g, r in zip(others, results, strict=True)
     ]
     least = [
         math.nan if why else smallest_p(g, baseline, metric, test)
-        for g, why in zip(others, refused, strict=True)
+        for g, why in zip(others, whys, strict=True)
     ]
     for i in np.flatnonzero(stats.holm(least) >= stats.ALPHA):
-        refused[i] = "n too small"  # Holm could not reach the level, whatever the values.
-    results = [_told(r, why) for r, why in zip(results, refused, strict=True)]
+        whys[i] = TOO_SMALL  # Holm could not reach the level, whatever the values.
+    results = [_told(r, why) for r, why in zip(results, whys, strict=True)]
     adjusted = stats.holm([r.p for r in results])
-    family = max(1, sum(not why for why in refused))
-    effects = [math.nan if why else r.effect for r, why in zip(results, refused, strict=True)]
-    needed = seeds_needed(effects, test, family, pool.cells if pool else 2)
+    family = max(1, sum(not why for why in whys))
+    needed: Sequence[int | None] = [None] * len(others)
+    if test in designs.POWERED:
+        effects = [math.nan if why else r.effect for r, why in zip(results, whys, strict=True)]
+        cells = max(2, pool.cells) if pool else 2
+        needed = designs.seeds_needed(effects, stats.ALPHA / family, test=test, cells=cells)
     return [
         Line(metric, g, baseline, r, float(p), why, n)
-        for g, r, p, why, n in zip(others, results, adjusted, refused, needed, strict=True)
+        for g, r, p, why, n in zip(others, results, adjusted, whys, needed, strict=True)
     ]
-
-
-def seeds_needed(
-    effects: Sequence[float], test: str, family: int, cells: int
-) -> Sequence[int | None]:
-    """Seeds per cell for these effects at Holm's first step over so many comparisons."""
-    if test not in designs.POWERED:
-        return [None] * len(effects)
-    return designs.seeds_needed(effects, stats.ALPHA / family, test=test, cells=max(2, cells))
 
 
 def _told(result: stats.Comparison, why: str) -> stats.Comparison:
@@ -186,18 +174,64 @@ def _refused(
     pool: Spread | None,
     result: stats.Comparison,
 ) -> str:
+    """Why there is no test of this cell against the baseline; the first reason that holds."""
     why = apart(a, b, metric, axes)
-    if why:
-        return f"{NOT_COMPARED}: {why}"
-    if identical(a, b):
-        return IDENTICAL
-    if test == "paired" and len(pairs(a, b, metric)[0]) < 2:
-        return "one common seed" if pairs(a, b, metric)[0] else "no common seed"
-    if pool and pool.refusal:
-        return pool.refusal
-    if smallest_p(a, b, metric, test) > stats.ALPHA:
-        return "n too small"
-    return "no spread to test against" if math.isnan(result.p) else ""
+    common = len(pairs(a, b, metric)[0])
+    reasons = {
+        f"{NOT_COMPARED}: {why}": why,
+        IDENTICAL: identical(a, b),
+        f"{'one' if common else 'no'} common seed": test == "paired" and common < 2,
+        f"pooled SD refused: {pool and pool.refusal}": pool and pool.refusal,
+        TOO_SMALL: smallest_p(a, b, metric, test) > stats.ALPHA,
+        "no spread to test against": math.isnan(result.p),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The smallest differences that one metric's comparisons find with 80 % power."""
+
+    n: int
+    """Seeds of most comparisons."""
+    fewer: str
+    """Words for comparisons that have fewer seeds; empty where all have as many."""
+    comparisons: int
+    alone: float
+    """In one comparison at 5 %, in standard deviations of a cell (of a difference, if paired)."""
+    first: float
+    """At Holm's first step over all comparisons."""
+    unit: float
+    """The standard deviation that these are in."""
+    without: str
+    """Why no single one stands for all; empty where one does."""
+
+
+def resolution(
+    groups: Sequence[Group], lines: Sequence[Line], metric: str, test: str
+) -> Resolution | None:
+    """What the tested comparisons of a metric could find; None where none was, or none can tell.
+
+    The power of a permutation test depends on more than n and the spread: none is stated.
+    """
+    tested = [line for line in lines if not line.refused]
+    counts = [line.result.difference.n for line in tested]
+    n = statistics.mode(counts) if counts else 0
+    if test not in designs.POWERED or n < 2:
+        return None
+    baseline, others = tested[0].baseline, [line.group for line in tested]
+    if test == "paired":
+        values = [np.subtract(*pairs(group, baseline, metric)) for group in others]
+        pool = spread(values)
+        pool = replace(pool, refusal="") if len(values) == 1 else pool
+    else:
+        pool = spread_of([baseline, *others], metric)
+    without = collapse(groups) or pool.refusal or ("" if pool.std > 0 else "no spread")
+    cells, fewest = max(2, pool.cells), min(counts)
+    alone = designs.detectable(n, test=test, cells=cells)
+    first = designs.detectable(n, stats.ALPHA / len(tested), test=test, cells=cells)
+    fewer = f" (as few as {fewest} in a comparison)" if fewest < n else ""
+    return Resolution(n, fewer, len(tested), alone, first, pool.std, without)
 
 
 def seed_correlation(groups: Sequence[Group], metric: str) -> float:
@@ -216,14 +250,17 @@ def effects(
     """
     cells = [g for g in groups if g.variant in (None, FULL_MODEL)]
     used = [g for g in cells if g.summary(metric).n]
-    varied = [a for a in axes if len({g.settings[a] for g in used}) > 1]
+    levels = {a: len({g.settings[a] for g in used}) for a in axes}
+    varied = [axis for axis, n in levels.items() if n > 1]
     if len(varied) < 2:
         return [], ""
-    why = _unlike_cells(used, metric, axes) or collapse(cells)
+    parts = [f"a cell has trials that are not alike ({g.part})" for g in used if g.part]
+    whys = filter(None, (apart(g, used[0], metric, axes) for g in used[1:]))
+    why = next(iter([*parts, *(f"cells are not alike ({why})" for why in whys)]), collapse(cells))
     if why:
         return [], f"No analysis of variance: {why}."
-    levels = {a: len({g.settings[a] for g in used}) for a in varied}
-    full = len({tuple(g.settings[a] for a in varied) for g in used}) == math.prod(levels.values())
+    combinations = {tuple(g.settings[a] for a in varied) for g in used}
+    full = len(combinations) == math.prod(levels.values())
     rows = [(g, seed, v) for g in used for seed, v in g.summary(metric).values]
     factors = {short(a): [value_text(g.settings[a]) for g, _, _ in rows] for a in varied}
     try:
@@ -235,13 +272,3 @@ def effects(
     if full:
         return found, ""
     return found, "Not every combination was run: main effects only, as if they added up."
-
-
-def _unlike_cells(used: Sequence[Group], metric: str, axes: Sequence[str]) -> str:
-    """Why these cells may not stand in one analysis; empty where they may."""
-    parts = [g.part for g in used if g.part]
-    if parts:
-        return f"a cell has trials that are not alike ({parts[0]})"
-    whys = (apart(g, used[0], metric, axes) for g in used[1:])
-    why = next((w for w in whys if w), "")
-    return f"cells are not alike ({why})" if why else ""

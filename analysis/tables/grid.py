@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from analysis.records.frame import Records, short
 from analysis.statistics import factorial as designs
 from analysis.tables.columns import GRID, column
-from analysis.tables.comparable import p_text, spread
+from analysis.tables.comparable import p_text, spread_of
 from analysis.tables.compare import (
     TEST_WORDS,
     Line,
@@ -17,12 +18,12 @@ from analysis.tables.compare import (
     effects,
     find_group,
     lines,
+    resolution,
     seed_correlation,
 )
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
-from analysis.tables.resolution import resolution
 from analysis.tables.shared import (
     counts_differ,
     explain_numbers,
@@ -31,45 +32,52 @@ from analysis.tables.shared import (
     row_notes,
     shown_metrics,
     value_cell,
-    with_best,
+    value_cells,
 )
 from mpcc.config import value_text
 from mpcc.runs.run_dir import DONE
 
-
-def swept(records: Records) -> list[str]:
-    """The axes of a table: what was swept, but the seed, which is averaged over."""
-    return [axis for axis in records.axes if axis != "seed"]
+Effects = Mapping[str, tuple[list[designs.Effect], str]]
+"""Metric -> its effects and a line on the design."""
 
 
 def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> Group:
     """The named baseline, else the cell with the base settings, else the first with values."""
     if name:
-        return find_group(groups, name, swept(records))
+        return find_group(groups, name, records.swept)
     return default_baseline(groups, dict(records.sweeps[0].base))
 
 
-def labels(
-    table: Table, group: Group, axes: Sequence[str], variants: bool, *, notes: bool = True
-) -> list[Cell]:
-    """The first cells of a row: the variant where there are any, then the swept settings.
+@dataclass(frozen=True)
+class Labels:
+    """The first columns of a grid's table: the variant where there are any, the swept settings."""
 
-    notes: whether the row says which part of a cell it is and how its models failed.
-    """
-    cells = [Cell(group.variant or "–"), Cell(group.changes)] if variants else []
-    for axis in axes:
-        value = group.settings[axis]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        cells.append(Cell(value_text(value), sort=value if number else value_text(value)))
-    cells = cells or [Cell("base settings")]
-    marks = row_notes(table, group) if notes else ()
-    return [Cell(cells[0].text, marks, sort=cells[0].sort), *cells[1:]]
+    axes: Sequence[str]
+    variants: bool
+
+    @classmethod
+    def of(cls, records: Records, groups: Sequence[Group]) -> Labels:
+        """Those that tell these cells apart."""
+        return cls(records.swept, any(group.variant for group in groups))
+
+    def headings(self) -> list[Heading]:
+        """The headings over `cells`."""
+        words = ["variant", "change"] if self.variants else [] if self.axes else ["cell"]
+        heads = [Heading(word, numeric=False) for word in words]
+        return heads + [Heading(short(axis)) for axis in self.axes]
+
+    def cells(self, group: Group, notes: tuple[int, ...] = ()) -> list[Cell]:
+        """The first cells of a row; notes: at the very first."""
+        first = [Cell(group.variant or "–"), Cell(group.changes)] if self.variants else []
+        found = first + [setting_cell(group.settings[axis]) for axis in self.axes]
+        found = found or [Cell("base settings")]
+        return [replace(found[0], notes=notes), *found[1:]]
 
 
-def label_headings(groups: Sequence[Group], axes: Sequence[str], variants: bool) -> list[Heading]:
-    """The headings over `labels`."""
-    heads = [Heading(name, numeric=False) for name in ("variant", "change")] if variants else []
-    return [*heads, *(Heading(short(axis)) for axis in axes)] or [Heading("cell", numeric=False)]
+def setting_cell(value: Any) -> Cell:
+    """A setting, which a sortable table sorts by its size where it has one."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(value_text(value), sort=value if number else value_text(value))
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class GridResult:
 
     tables: list[Table]
     lines: list[Line]
-    effects: dict[str, tuple[list[designs.Effect], str]]
+    effects: Effects
 
 
 def grid_tables(
@@ -89,17 +97,16 @@ def grid_tables(
     metrics = list(dict.fromkeys([*shown_metrics(groups), *goals]))
     judged, selection = judged_on(records, baseline)
     compared = [judged if group is baseline else group for group in groups]
-    found = {m: lines(compared, judged, m, test, swept(records)) for m in metrics}
-    if records.searches:  # Each point has levels of its own: fANOVA stands in its table instead.
-        measured: dict[str, tuple[list[designs.Effect], str]] = {m: ([], "") for m in metrics}
-    else:
-        measured = {m: effects(groups, swept(records), m) for m in metrics}
+    found = {m: lines(compared, judged, m, test, records.swept) for m in metrics}
+    # Each point of a search has levels of its own: fANOVA stands in its table instead.
+    axes = [] if records.searches else records.swept
+    measured = {m: effects(groups, axes, m) for m in metrics}
     tables = [values_table(records, groups, metrics, test)]
     if any(found.values()):
         tables.append(differences_table(records, compared, judged, found, test))
         tables[-1].lines += selection
     effect_table = effects_table(measured)
-    if effect_table:
+    if effect_table.rows:
         tables.append(effect_table)
     else:
         tables[0].made += dict.fromkeys(remark for _, remark in measured.values() if remark)
@@ -120,16 +127,16 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
         return baseline, []
     named = ", ".join(map(str, chose))
     fresh = tuple(trial for trial in baseline.trials if trial["seed"] not in chose)
-    if sum(trial["state"] == DONE for trial in fresh) < 2:
+    done = [str(trial["seed"]) for trial in fresh if trial["state"] == DONE]
+    if len(done) < 2:
         return baseline, [
             f"The full model was chosen as the best on seeds {named}, which judge it here too; "
             "that favours it, and what is left out seems to matter more than it does. Fresh seeds "
             "avoid that: --ablate --ablate-from best --seeds A,B,C."
         ]
-    seeds = ", ".join(str(trial["seed"]) for trial in fresh if trial["state"] == DONE)
     return replace(baseline, trials=fresh, n_planned=len(fresh)), [
         f"The full model was chosen as the best on seeds {named}; the differences are from its "
-        f"fresh seeds {seeds} alone."
+        f"fresh seeds {', '.join(done)} alone."
     ]
 
 
@@ -137,21 +144,16 @@ def values_table(
     records: Records, groups: Sequence[Group], metrics: Sequence[str], test: str
 ) -> Table:
     """Every cell with its swept settings and metrics."""
-    axes, variants = swept(records), any(g.variant for g in groups)
-    name = " × ".join(map(short, axes)) or ("one part less" if variants else "seeds")
+    labels = Labels.of(records, groups)
+    name = " × ".join(map(short, labels.axes)) or ("one part less" if labels.variants else "seeds")
     dataset = " and ".join(sorted({g.settings["dataset"] for g in groups}))
-    table = Table("grid", f"{name} on {dataset}: {progress(groups)}")
-    table.counts = counts_differ(groups)
-    table.headings = label_headings(groups, axes, variants)
-    table.headings += [Heading(column(metric).heading) for metric in metrics]
-    columns = [
-        with_best(groups, [value_cell(table, g, metric) for g in groups], metric, test)
-        for metric in metrics
-    ]
-    for i, group in enumerate(groups):
-        label = labels(table, group, axes, variants)
-        table.rows.append(Row((*label, *(cells[i] for cells in columns))))
-    table.rows += kmeans_rows(table, groups, len(table.headings) - len(metrics), metrics)
+    table = Table("grid", f"{name} on {dataset}: {progress(groups)}", counts=counts_differ(groups))
+    head = labels.headings()
+    table.headings = [*head, *(Heading(column(metric).heading) for metric in metrics)]
+    columns = [value_cells(table, groups, metric, test) for metric in metrics]
+    for group, *cells in zip(groups, *columns, strict=True):
+        table.rows.append(Row((*labels.cells(group, row_notes(table, group)), *cells)))
+    table.rows += kmeans_rows(table, groups, len(head), metrics)
     return explain_numbers(table, records, groups, list(dict.fromkeys([*metrics, *GRID])), test)
 
 
@@ -163,38 +165,34 @@ def differences_table(
     test: str,
 ) -> Table:
     """Every cell minus the baseline: difference with interval, g, p, Holm's p, a word."""
-    axes, variants = swept(records), any(g.variant for g in groups)
-    table = Table("grid-differences", f"Differences from {baseline.label(axes)}")
-    table.headings = [Heading("metric", numeric=False), *label_headings(groups, axes, variants)]
-    table.headings += [Heading("difference"), Heading("95 % interval"), Heading("g")]
-    table.headings += [Heading("p"), Heading("p (Holm)"), Heading("seeds needed")]
-    table.headings += [Heading("", numeric=False)]
+    labels = Labels.of(records, groups)
+    table = Table("grid-differences", f"Differences from {baseline.label(labels.axes)}")
+    heads = ("difference", "95 % interval", "g", "p", "p (Holm)", "seeds needed")
+    table.headings = [Heading("metric", numeric=False), *labels.headings()]
+    table.headings += [*map(Heading, heads), Heading("", numeric=False)]
     for metric, compared in found.items():
         for line in compared:
-            label = labels(table, line.group, axes, variants, notes=False)
-            head = Cell(column(metric).heading)
-            table.rows.append(Row((head, *label, *_difference_cells(line))))
+            label = [Cell(column(metric).heading), *labels.cells(line.group)]
+            table.rows.append(Row((*label, *_difference_cells(line))))
     table.lines = [
         f"Cell minus baseline, by {TEST_WORDS[test]}; Holm over the comparisons of one metric "
         "(5 %). 'Not told apart' is not 'no effect'."
     ]
+    units = "g is Hedges' g."
+    if test == "paired":
+        units = "g is Hedges' g in the SD of a cell; p and the seeds needed go by the SD of "
+        units += "differences."
+    needed = "Seeds needed are not stated: the power of this test depends on the values."
+    if test in designs.POWERED:
+        needed = "Seeds needed: per cell, for this test to find a difference as large as the one "
+        needed += "seen with 80 % power at Holm's first step over the comparisons of the metric."
     table.made = [
-        f"The test was chosen before looking. {_effect_line(test)} {_needed_line(test)}",
+        f"The test was chosen before looking. {units} {needed}",
         "For the next sweep, before looking at it: where seeds are in truth correlated over cells "
         "by more than about 0.2, --test paired finds more than Welch.",
-        *(
-            design_line(groups, compared, metric, test)
-            for metric, compared in found.items()
-            if compared
-        ),
+        *(design_line(groups, some, metric, test) for metric, some in found.items() if some),
     ]
     return table
-
-
-def _effect_line(test: str) -> str:
-    if test != "paired":
-        return "g is Hedges' g."
-    return "g is Hedges' g in the SD of a cell; p and the seeds needed go by the SD of differences."
 
 
 def _difference_cells(line: Line) -> list[Cell]:
@@ -211,46 +209,29 @@ def _difference_cells(line: Line) -> list[Cell]:
     g = f"{result.g:.2f}".replace("-", "−") if math.isfinite(result.g) else "–"
     powered = not line.refused and result.test != "permutation" and math.isfinite(result.effect)
     many = f"> {designs.MAX_SEEDS:,}" if powered else "–"
-    needed = str(line.seeds_needed) if line.seeds_needed else many
     return [
         Cell(difference, sort=estimate.estimate),
         Cell(interval),
         Cell(g, sort=result.g),
         Cell(p_text(result.p), sort=result.p),
         Cell(p_text(line.holm), sort=line.holm),
-        Cell(needed, sort=line.seeds_needed),
+        Cell(str(line.seeds_needed or many), sort=line.seeds_needed),
         Cell(line.verdict),
     ]
 
 
-def _needed_line(test: str) -> str:
-    if test not in designs.POWERED:
-        return "Seeds needed are not stated: the power of this test depends on the values."
-    return (
-        "Seeds needed: per cell, for this test to find a difference as large as the one seen with "
-        "80 % power at Holm's first step over the comparisons of the metric."
-    )
-
-
 def design_line(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
     """What this design can find in one metric, whether pooling is fair, what seeds share."""
-    spec, pool = column(metric), spread(groups, metric)
-    parts = [_least(groups, compared, metric, test)]
-    if pool.refusal:
-        parts.append(f"no pooled SD: {pool.refusal.replace('pooled SD refused: ', '')}")
-    else:
-        parts.append(
-            f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
-            "--test pooled is possible"
-        )
-    shared = seed_correlation(groups, metric)
+    pool, shared = spread_of(groups, metric), seed_correlation(groups, metric)
+    fair = f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
+    parts = [
+        _least(groups, compared, metric, test),
+        f"no pooled SD: {pool.refusal}" if pool.refusal else fair + "--test pooled is possible",
+    ]
     if math.isfinite(shared):
-        parts.append(
-            f"correlation of seeds over cells {shared:.2f}, estimated from few".replace(
-                "-0.", "−0."
-            )
-        )
-    return f"{spec.label}: {'; '.join(part for part in parts if part)}."
+        text = f"correlation of seeds over cells {shared:.2f}, estimated from few"
+        parts.append(text.replace("-0.", "−0."))
+    return f"{column(metric).label}: {'; '.join(part for part in parts if part)}."
 
 
 def _least(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
@@ -263,46 +244,37 @@ def _least(groups: Sequence[Group], compared: Sequence[Line], metric: str, test:
         return f"{least:.1f} SD" if found.without else spec.difference(least * found.unit)
 
     whose = "of the differences" if test == "paired" else "of a cell"
-    unit = f"SD {whose}: none for all, {found.without}"
-    if not found.without:
-        unit = f"SD {whose} {spec.difference(found.unit)}"
+    unit = (
+        f": none for all, {found.without}" if found.without else " " + spec.difference(found.unit)
+    )
     text = (
         f"{found.n} seeds{found.fewer} find a difference of {size(found.alone)} with 80 % power by "
         f"{TEST_WORDS[test]}"
     )
     if found.comparisons > 1:
-        text += (
-            f" in one comparison, of {size(found.first)} at Holm's first step over "
-            f"{found.comparisons}"
-        )
-    return f"{text} ({unit})"
+        text += f" in one comparison, of {size(found.first)} at Holm's first step over "
+        text += str(found.comparisons)
+    return f"{text} (SD {whose}{unit})"
 
 
-def effects_table(measured: dict[str, tuple[list[designs.Effect], str]]) -> Table | None:
-    """Main effects and interactions of a grid of two or more axes; None for fewer."""
+def effects_table(measured: Effects) -> Table:
+    """Main effects and interactions of a grid of two or more axes; without rows for fewer."""
     table = Table("grid-effects", "Effects of the axes")
     table.headings = [Heading("metric", numeric=False), Heading("effect", numeric=False)]
-    table.headings += [Heading("df"), Heading("F"), Heading("p"), Heading("η²")]
+    table.headings += map(Heading, ("df", "F", "p", "η²"))
     for metric, (found, remark) in measured.items():
-        notes = (table.note(remark),) if remark and found else ()
         if remark and not found:
             table.lines.append(f"{column(metric).label}: {remark[0].lower()}{remark[1:]}")
         for effect in found:
-            name = "seed (block)" if effect.name == "seed" else effect.name
-            table.rows.append(
-                Row(
-                    (
-                        Cell(column(metric).heading, notes),
-                        Cell(name),
-                        Cell(str(effect.df), sort=effect.df),
-                        Cell(f"{effect.f:,.2f}", sort=effect.f),
-                        Cell(p_text(effect.p), sort=effect.p),
-                        Cell(f"{effect.eta2:.3f}", sort=effect.eta2),
-                    )
-                )
+            cells = (
+                Cell(column(metric).heading, table.noted((remark, remark))),
+                Cell("seed (block)" if effect.name == "seed" else effect.name),
+                Cell(str(effect.df), sort=effect.df),
+                Cell(f"{effect.f:,.2f}", sort=effect.f),
+                Cell(p_text(effect.p), sort=effect.p),
+                Cell(f"{effect.eta2:.3f}", sort=effect.eta2),
             )
-    if not table.rows:
-        return None
+            table.rows.append(Row(cells))
     table.lines += [
         "Analysis of variance, type II, with the seed as block; η² is the share of the total sum "
         "of squares. p is not adjusted over effects."
@@ -318,12 +290,10 @@ def confirm_table(
     name: str = "grid-confirm",
 ) -> Table:
     """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
-    axes, variants = swept(records), any(g.variant for g in fresh)
-    table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}")
-    table.counts = True
-    table.headings = [*label_headings(fresh, axes, variants), Heading("metric", numeric=False)]
-    table.headings += [Heading("chosen on"), Heading("fresh seeds (quote these)")]
-    table.headings.append(Heading("fresh − chosen"))
+    labels = Labels.of(records, fresh)
+    table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}", counts=True)
+    table.headings = [*labels.headings(), Heading("metric", numeric=False)]
+    table.headings += map(Heading, ("chosen on", "fresh seeds (quote these)", "fresh − chosen"))
     for group in fresh:
         first = next((g for g in groups if g.cell_key == group.cell_key and g.done), None)
         for metric in metrics:
@@ -334,7 +304,7 @@ def confirm_table(
                 sign = "−" if difference < 0 else "+"
                 shift = Cell(sign + spec.shown(abs(difference)), sort=difference)
             chosen = value_cell(table, first, metric) if first else Cell("–")
-            label = labels(table, group, axes, variants)
+            label = labels.cells(group, row_notes(table, group))
             cells = (Cell(spec.heading), chosen, value_cell(table, group, metric), shift)
             table.rows.append(Row((*label, *cells)))
     table.lines = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,23 +18,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records.agreement import AGREEMENT
 from analysis.records.frame import BASELINE, NAMED, PLANNED, STATES, Records, number, short
 from analysis.statistics import stats
-from analysis.tables.columns import column
 from mpcc.config import DEFAULTS, value_text
 from mpcc.runs.run_dir import DONE, PRUNED
 
-MIX = ("fingerprint", "n_images", "iteration", "code_id", "device_kind")
-"""What must agree among the trials of an average."""
-
-_MIX_WORDS = {
+MIX = {
     "fingerprint": "data",
     "n_images": "number of images",
     "iteration": "iterations reached",
     "code_id": "code",
     "device_kind": "device",
 }
+"""What must agree among the trials of an average, and how it is called."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +67,6 @@ class Summary:
         """Values that enter the mean."""
         return len(self.values)
 
-    def quantiles(self) -> tuple[float, float, float]:
-        """Least value, median, greatest value."""
-        if not self.n:
-            return math.nan, math.nan, math.nan
-        values = sorted(value for _, value in self.values)
-        return values[0], statistics.median(values), values[-1]
-
 
 @dataclass(frozen=True)
 class Group:
@@ -90,7 +78,6 @@ class Group:
     settings: dict[str, Any]
     """Every field of Config but the seed."""
     variant: str | None
-    sweep: str
     trials: tuple[dict[str, Any], ...]
     """Rows of the frame, by seed."""
     n_planned: int
@@ -122,31 +109,24 @@ class Group:
         """The cell's key, with a number where the cell has several parts."""
         return self.cell_key + (f" ({self.part})" if self.part else "")
 
-    def summary(self, metric: str) -> Summary:
-        """This metric over the finished trials."""
-        known = self._summaries
-        if metric not in known:
-            known[metric] = self._summarise(metric)
-        return known[metric]
-
     @cached_property
     def _summaries(self) -> dict[str, Summary]:
         return {}
 
+    def summary(self, metric: str) -> Summary:
+        """This metric over the finished trials."""
+        if metric not in self._summaries:
+            self._summaries[metric] = self._summarise(metric)
+        return self._summaries[metric]
+
     def _summarise(self, metric: str) -> Summary:
-        n_pruned = self.counts[PRUNED]
-        if n_pruned:  # The seeds that got through are the lucky ones: their mean would be too good.
+        if n_pruned := self.counts[PRUNED]:
+            # The seeds that got through are the lucky ones: their mean would be too good.
             return Summary(self.n_planned, (), (), False, n_pruned)
-        values, odd, recorded = [], [], False
-        for trial in self.done:
-            value = number(trial.get(metric))
-            if math.isfinite(value):
-                values.append((trial["seed"], value))
-                recorded = True
-            elif math.isinf(value) or metric in trial["undefined"]:
-                odd.append(trial["seed"])
-                recorded = True
-        return Summary(self.n_planned, tuple(values), tuple(odd), not recorded)
+        found = [(trial["seed"], number(trial.get(metric)), trial) for trial in self.done]
+        values = tuple((seed, value) for seed, value, _ in found if math.isfinite(value))
+        odd = tuple(s for s, v, trial in found if math.isinf(v) or metric in trial["undefined"])
+        return Summary(self.n_planned, values, odd, not (values or odd))
 
     @cached_property
     def outcome(self) -> dict[int, tuple[tuple[str, str], ...]]:
@@ -202,35 +182,22 @@ def groups_of(
     trials: pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
 ) -> list[Group]:
     """`groups` of a frame of trials, or of a part of its rows."""
-    mix = tuple(name for name in MIX if not (pool_code and name == "code_id"))
-    frame = trials[trials["confirm"] == confirm]
-    rows = [_plain(row) for row in frame.to_dict("records")]
+    mix = [name for name in MIX if not (pool_code and name == "code_id")]
     cells: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in trials[trials["confirm"] == confirm].to_dict("records"):
+        row["iteration"] = int(row["iteration"] or 0)
+        row["undefined"] = (row["undefined"] or "").split()
+        row["failures"] = (row["failures"] or "").split()
+        row["unavailable"] = json.loads(row["unavailable"]) if row["unavailable"] else {}
         cells.setdefault(row["cell_key"], []).append(row)
     found = []
-    for cell_key, trials in cells.items():
-        for part, members in _alike(trials, mix):
-            found.append(_group(cell_key, part, members, len(trials), pool_code))
+    for key, rows in cells.items():
+        for part, members in _alike(rows, mix):
+            first, by_seed = members[0], sorted(members, key=lambda trial: trial["seed"])
+            settings = {name: first[name] for name in DEFAULTS if name != "seed"}
+            own = settings, first["variant"], tuple(by_seed)
+            found.append(Group(key, part, *own, len(rows), pool_code))
     return found
-
-
-def _group(
-    key: str, part: str, trials: list[dict[str, Any]], n_planned: int, pooled: bool
-) -> Group:
-    settings = {name: trials[0][name] for name in DEFAULTS if name != "seed"}
-    trials = sorted(trials, key=lambda trial: trial["seed"])
-    variant, sweep = trials[0]["variant"], trials[0]["sweep"]
-    return Group(key, part, settings, variant, sweep, tuple(trials), n_planned, pooled)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with its lists as lists: undefined metrics, failures, reasons."""
-    row["iteration"] = int(row["iteration"] or 0)
-    row["undefined"] = (row["undefined"] or "").split()
-    row["failures"] = (row["failures"] or "").split()
-    row["unavailable"] = json.loads(row["unavailable"]) if row["unavailable"] else {}
-    return row
 
 
 def _alike(
@@ -238,55 +205,20 @@ def _alike(
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Parts of a cell whose finished trials agree in `mix`; the others go with the largest part."""
     parts: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    rest = []
     for trial in trials:
         if trial["state"] == DONE:
             parts.setdefault(tuple(trial[name] for name in mix), []).append(trial)
-        else:
-            rest.append(trial)
     if len(parts) <= 1:
         return [("", trials)]
-    differing = [i for i, name in enumerate(mix) if len({key[i] for key in parts}) > 1]
+    differing = [i for i in range(len(mix)) if len({key[i] for key in parts}) > 1]
     order = sorted(parts, key=lambda key: (-len(parts[key]), [str(k) for k in key]))
+    parts[order[0]] += [trial for trial in trials if trial["state"] != DONE]
     named = []
-    for rank, key in enumerate(order):
-        words = [f"{_MIX_WORDS[mix[i]]} {_mix_text(key[i])}" for i in differing]
-        named.append((", ".join(words), parts[key] + (rest if rank == 0 else [])))
+    for key in order:
+        texts = {i: f"{key[i]:,}" if isinstance(key[i], int) else key[i] for i in differing}
+        words = [f"{MIX[mix[i]]} {text or 'unknown'}" for i, text in texts.items()]
+        named.append((", ".join(words), parts[key]))
     return named
-
-
-def _mix_text(value: Any) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def identical(a: Group, b: Group) -> bool:
-    """Whether these are the same trials under two names: all that was measured is equal."""
-    common = a.outcome.keys() & b.outcome.keys()
-    return bool(common) and all(a.outcome[seed] == b.outcome[seed] for seed in common)
-
-
-def unlike(a: Group, b: Group, metric: str) -> str | None:
-    """Why this metric of two groups may not be compared; None where it may.
-
-    Settings that a grid varies on purpose do not make groups unlike; what the number is measured
-    on and with does.
-    """
-    if metric == AGREEMENT:
-        return "the figures of a cell's seeds depend on each other"
-    names = ("dataset", "split", "image_size", *column(metric).depends_on)
-    measured = [n for n in names if n != "batch_size" and a.settings[n] != b.settings[n]]
-    if measured:
-        pairs = (
-            f"{n} {value_text(a.settings[n])} and {value_text(b.settings[n])}" for n in measured
-        )
-        return "measured with " + ", ".join(pairs)
-    if a.done and b.done:
-        for name in ("fingerprint", "n_images"):
-            if a.done[0][name] != b.done[0][name]:
-                return f"measured on other images ({_MIX_WORDS[name]})"
-    return None
 
 
 def references(found: Iterable[Group], metric: str) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ class Table:
             self.notes.append(text)
         return self.notes.index(text) + 1
 
+    def noted(self, *told: tuple[object, str]) -> tuple[int, ...]:
+        """The numbers of those notes whose condition holds, each written as a sentence."""
+        return tuple(self.note(sentence(text)) for holds, text in told if holds)
+
+
+def sentence(text: str) -> str:
+    """The text with a full stop."""
+    return text if text.endswith(".") else text + "."
+
+
+def own_sentence(clause: str) -> str:
+    """A clause that stands alone."""
+    return sentence(clause[:1].upper() + clause[1:])
+
 
 def on_one_page(tables: Sequence[Table]) -> list[Table]:
     """The tables for one page: notes numbered through, and nothing said that stands above."""
@@ -87,27 +102,24 @@ def _below_others(table: Table, notes: list[str], said: set[str]) -> Table:
     above = len(notes)
     notes += [note for note in table.notes if note not in notes]
 
-    def numbers(own: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(notes.index(table.notes[number - 1]) + 1 for number in own)
+    def numbered(one: Any) -> Any:
+        own = tuple(notes.index(table.notes[number - 1]) + 1 for number in one.notes)
+        return replace(one, notes=own)
 
     def new(lines: Sequence[str]) -> list[str]:
         return [line for line in lines if line and line not in said]
 
-    once = {name: "".join(new([getattr(table, name)])) for name in ("measured", "chosen", "absent")}
     made = replace(
         table,
-        headings=[replace(h, notes=numbers(h.notes)) for h in table.headings],
-        rows=[
-            replace(row, cells=tuple(replace(c, notes=numbers(c.notes)) for c in row.cells))
-            for row in table.rows
-        ],
+        headings=[numbered(heading) for heading in table.headings],
+        rows=[replace(row, cells=tuple(map(numbered, row.cells))) for row in table.rows],
         notes=notes[above:],
         notes_above=above,
         lines=new(table.lines),
         made=new(table.made),
-        measured=once["measured"],
-        chosen=once["chosen"],
-        absent=once["absent"],
+        measured="".join(new([table.measured])),
+        chosen="".join(new([table.chosen])),
+        absent="".join(new([table.absent])),
     )
-    said |= {*table.lines, *table.made, table.measured, table.chosen, table.absent}
+    said |= {*table.told(full=True)}
     return made

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.records.frame import NAMED, Records, short
 from analysis.tables.columns import GRID, column, metric_name
+from analysis.tables.grid import setting_cell
 from analysis.tables.groups import Group, groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.shared import (
@@ -18,8 +19,7 @@ from analysis.tables.shared import (
     measured_of,
     progress,
     shown_metrics,
-    value_cell,
-    with_best,
+    value_cells,
 )
 from mpcc.config import DEFAULTS, full_name, unknown, value_text
 from mpcc.evaluation.metrics import METRICS
@@ -99,15 +99,12 @@ def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
     if [*names] == ["all"]:
         return [name for name in METRICS if name in trials.columns] or [GRID[0]]
     found = [metric_name(name) for name in names]
+    # What trials measured that METRICS does not know: another version's metrics.
+    recorded = {*trials.columns} - NAMED
     for name in found:
-        if name not in METRICS and name not in COSTS and name not in _recorded(trials):
+        if name not in METRICS and name not in COSTS and name not in recorded:
             raise ValueError(unknown("metric", name, [*METRICS, *COSTS]))
     return list(dict.fromkeys(found))
-
-
-def _recorded(trials: pd.DataFrame) -> set[str]:
-    """What trials measured that METRICS does not know: another version's metrics."""
-    return {str(name) for name in trials.columns} - NAMED
 
 
 def fields_of(
@@ -187,47 +184,36 @@ def layout_table(
     what = f"{column(names[0]).heading}: " if across and not several else ""
     title = f"{what}{by} on {dataset}: {progress(cells)}"
     table = Table("layout", title, counts=counts_differ(cells))
-    texts = {m: _texts(table, cells, m, test) for m in names}
+    texts = {
+        (metric, id(cell)): shown
+        for metric in names
+        for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True)
+    }
     table.headings = [Heading(short(name), name != "variant") for name in down]
     table.headings += [Heading("metric", numeric=False)] * several
-    table.headings += _value_headings(names, across, heads)
+    for place in heads if across else ():
+        table.headings.append(Heading(", ".join(map(_placed_text, across, place))))
+    for metric in () if across else names:
+        table.headings.append(Heading(column(metric).heading))
     for row in dict.fromkeys(row for row, _ in placed):
-        label = [Cell(_shown(n, v), sort=_sorted(v)) for n, v in zip(down, row, strict=True)]
+        label = [_label(name, value) for name, value in zip(down, row, strict=True)]
         for group in [[m] for m in names] if across else [names]:
             head = [Cell(column(group[0]).heading)] * several
-            found = [placed.get((row, place)) for place in heads]
-            values = [texts[m][id(c)] if c else Cell("") for c in found for m in group]
+            found = [(m, placed.get((row, place))) for place in heads for m in group]
+            values = [texts[m, id(cell)] if cell else Cell("") for m, cell in found]
             table.rows.append(Row((*label, *head, *values)))
     if not across:
         table.rows += kmeans_rows(table, cells, len(down), names)
     return explain_numbers(table, records, cells, asked, test)
 
 
-def _texts(table: Table, cells: Sequence[Group], metric: str, test: str) -> dict[int, Cell]:
-    """What stands in the place of each cell, the best marked."""
-    shown = [value_cell(table, cell, metric) for cell in cells]
-    return dict(zip(map(id, cells), with_best(cells, shown, metric, test), strict=True))
+def _label(name: str, value: Any) -> Cell:
+    """The first cells of a row: a setting, a variant or a part."""
+    cell = setting_cell(value)
+    return Cell(str(value) or "–", sort=cell.sort) if name in ("variant", "part") else cell
 
 
-def _value_headings(
-    metrics: Sequence[str], across: Sequence[str], heads: Sequence[tuple[Any, ...]]
-) -> list[Heading]:
-    if not across:
-        return [Heading(column(metric).heading) for metric in metrics]
-    labels = []
-    for head in heads:
-        parts = [
-            _shown(n, v) if isinstance(v, str) else f"{short(n)} {_shown(n, v)}"
-            for n, v in zip(across, head, strict=True)
-        ]
-        labels.append(Heading(", ".join(parts)))
-    return labels
-
-
-def _shown(name: str, value: Any) -> str:
-    return str(value) or "–" if name in ("variant", "part") else value_text(value)
-
-
-def _sorted(value: Any) -> float | str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if number else value_text(value)
+def _placed_text(name: str, value: Any) -> str:
+    """A column's setting; of text, which speaks for itself, without its name."""
+    text = _label(name, value).text
+    return text if isinstance(value, str) else f"{short(name)} {text}"

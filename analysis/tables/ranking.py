@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.statistics import stats
-from analysis.tables.comparable import collapse, kind, spread_with
+from analysis.tables.columns import column
+from analysis.tables.comparable import collapse, identical, kind, spread_with
 from analysis.tables.compare import compare_all, smallest_p
-from analysis.tables.groups import Group, identical
+from analysis.tables.groups import Group
 
 PROCEDURE = (
     "Holm over the comparisons with the best, times k/2 for the k cells that could have come out "
@@ -67,54 +68,56 @@ class Ranking:
         return {i for one in self.classes for i in one.tied}
 
 
-def rank(groups: Sequence[Group], metric: str, better: str, test: str) -> Ranking:
-    """The best cell of each class and those that cannot be told from it; none for `neither`.
+def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
+    """The best cell of each class and those that cannot be told from it.
 
-    A cell with a collapsed or diverged seed takes no part: its other seeds are the lucky ones.
+    None is the best by a metric that has no better end. A cell with a collapsed or diverged seed
+    takes no part: its other seeds are the lucky ones.
     """
-    if better == "neither":
+    if column(metric).better == "neither":
         return Ranking((), 0)
     every = [i for i, group in enumerate(groups) if group.summary(metric).n]
-    valued = [i for i in every if not collapse([groups[i]])]
-    failed = len(every) - len(valued)
-    kinds = {i: kind(groups[i], metric) for i in valued}
+    kinds = {i: kind(groups[i], metric) for i in every if not collapse([groups[i]])}
     classes: dict[tuple[str, ...], list[int]] = {}
-    for i in valued:
-        classes.setdefault(tuple(kinds[i].values()), []).append(i)
+    for i, found in kinds.items():
+        classes.setdefault(tuple(found.values()), []).append(i)
+    names = next(iter(kinds.values()), {})
+    differing = [n for n in names if len({found[n] for found in kinds.values()}) > 1]
     several = [members for members in classes.values() if len(members) > 1]
-    differing = [
-        n for n in (kinds[valued[0]] if valued else ()) if len({k[n] for k in kinds.values()}) > 1
+    ranked = [
+        _rank(
+            groups,
+            members,
+            ", ".join(f"{n} {kinds[members[0]][n]}" for n in differing),
+            metric,
+            test,
+        )
+        for members in several
     ]
-    found = []
-    for members in several:
-        label = ", ".join(f"{n} {kinds[members[0]][n]}" for n in differing)
-        found.append(_rank(groups, members, label, metric, better, test))
-    return Ranking(tuple(found), len(valued) - sum(map(len, several)), failed)
+    alone = len(kinds) - sum(map(len, several))
+    return Ranking(tuple(ranked), alone, len(every) - len(kinds))
 
 
-def _rank(
-    groups: Sequence[Group], members: list[int], label: str, metric: str, better: str, test: str
-) -> Class:
-    sign = 1 if better == "higher" else -1
+def _rank(groups: Sequence[Group], members: list[int], label: str, metric: str, test: str) -> Class:
+    sign = 1 if column(metric).better == "higher" else -1
     best = max(members, key=lambda i: sign * groups[i].summary(metric).mean.estimate)
-    same = [i for i in members if i != best and identical(groups[i], groups[best])]
-    others = [i for i in members if i != best and i not in same]
-    cells, reference = [groups[i] for i in others], groups[best]
+    reference, rest = groups[best], [i for i in members if i != best]
+    same = frozenset(i for i in rest if identical(groups[i], reference))
+    others = [i for i in rest if i not in same]
+    cells = [groups[i] for i in others]
     pool = spread_with(groups, reference, metric) if test == "pooled" else None
     p = np.array([r.p for r in compare_all(cells, reference, metric, test, pool)])
     least = np.array([smallest_p(cell, reference, metric, test) for cell in cells])
     p[tie_adjusted(np.where(np.isnan(p), np.nan, least)) >= stats.ALPHA] = np.nan
-    adjusted = tie_adjusted(p)
+    worse = tie_adjusted(p) < stats.ALPHA
 
     def those(chosen: np.ndarray) -> frozenset[int]:
-        return frozenset(i for i, one in zip(others, chosen, strict=True) if one)
+        return frozenset(np.array(others, int)[chosen].tolist())
 
-    refused = pool.refusal if pool else ""
-    tested = ~np.isnan(p)
-    worse = tested & (adjusted < stats.ALPHA)
-    return Class(
-        label, best, frozenset(same), those(tested & ~worse), those(~tested), those(worse), refused
-    )
+    untested, refusal = np.isnan(p), pool.refusal if pool else ""
+    refused = f"pooled SD refused: {refusal}" if refusal else ""
+    tied = those(~untested & ~worse)
+    return Class(label, best, same, tied, those(untested), those(worse), refused)
 
 
 def tie_adjusted(p: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from analysis.tables.columns import GRID, UNLABELLED, Column, column, protocol_n
 from analysis.tables.comparable import collapse
 from analysis.tables.compare import TEST_WORDS
 from analysis.tables.groups import Group, Summary, references, tally
-from analysis.tables.layout import REFERENCE, Cell, Row, Table
+from analysis.tables.layout import REFERENCE, Cell, Row, Table, own_sentence, sentence
 from analysis.tables.ranking import PROCEDURE, rank
 from mpcc.evaluation.metrics import NEED_LABELS
 from mpcc.evaluation.shown import COSTS
@@ -31,9 +32,9 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     """mean ± std, with (n/planned) wherever a planned trial has no value, and the reason."""
     summary, spec = group.summary(metric), column(metric)
     if summary.absent and group.done:
-        note = sentence(f"{spec.label} n/a: {absent_reason(group, spec)}")
-        return Cell("–", (table.note(note),))
-    notes = _gap_notes(table, group, summary, spec)
+        why = f"{spec.label} n/a: {absent_reason(group, spec)}"
+        return Cell("–", table.noted((True, why)))
+    notes = table.noted(*_gaps(group, summary, spec))
     if summary.n_pruned:
         return Cell(f"pruned ({summary.n_pruned} of {summary.n_planned} seeds)", notes)
     count = f" (n={summary.n})" if table.counts else ""
@@ -44,10 +45,19 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
     text = spec.shown(summary.mean.estimate)
     if summary.n > 1 and (summary.std or metric not in COSTS):
         text += f" ± {spec.shown(summary.std)}"
-        if summary.std == 0:
-            note = "All seeds gave the same value: a spread of zero allows no interval and no test."
-            notes += (table.note(note),)
+        flat = "All seeds gave the same value: a spread of zero allows no interval and no test"
+        notes += table.noted((summary.std == 0, flat))
     return Cell(text + count, notes, sort=summary.mean.estimate)
+
+
+def value_cells(table: Table, groups: Sequence[Group], metric: str, test: str) -> list[Cell]:
+    """A column of values: the best mean is marked, and every one that cannot be told from it."""
+    cells = [value_cell(table, group, metric) for group in groups]
+    ranking = rank(groups, metric, test)
+    return [
+        replace(cell, best=i in ranking.best, tied=i in ranking.tied)
+        for i, cell in enumerate(cells)
+    ]
 
 
 def state_word(group: Group, summary: Summary) -> str:
@@ -58,38 +68,33 @@ def state_word(group: Group, summary: Summary) -> str:
     return states[0] if len(states) == 1 else "none"
 
 
-def _gap_notes(table: Table, group: Group, summary: Summary, spec: Column) -> tuple[int, ...]:
-    notes = []
-    missing = group.missing()
-    if missing:
-        notes.append(table.note(sentence("Without a value: " + "; ".join(missing))))
-    if summary.n_pruned and len(missing) < summary.n_planned:
-        notes.append(table.note("No mean: the seeds that were not given up are the lucky ones."))
-    if group.part:
-        total = sum(group.counts.values())
-        notes.append(
-            table.note(
-                f"The trials of this cell are not alike and are not averaged: {total} of "
-                f"{group.n_planned} stand in this row."
-            )
-        )
-    notes += [table.note(text) for text in _unrecorded(group, summary, spec)]
-    if summary.not_finite:
-        seeds = ", ".join(map(str, summary.not_finite))
-        rest = "; the mean is over the others" if summary.n else ", so that there is no mean"
-        notes.append(table.note(f"Infinite or undefined for seed {seeds}{rest}."))
-    return tuple(notes)
-
-
-def _unrecorded(group: Group, summary: Summary, spec: Column) -> list[str]:
-    """A sentence per reason for which finished trials lack a metric that others of a cell have."""
+def _gaps(group: Group, summary: Summary, spec: Column) -> list[tuple[object, str]]:
+    """What a reader of this mean must know of the trials that are not in it."""
+    missing, odd = group.missing(), ", ".join(map(str, summary.not_finite))
+    rest = "; the mean is over the others" if summary.n else ", so that there is no mean"
     known = {seed for seed, _ in summary.values} | set(summary.not_finite)
-    seeds: dict[str, list[str]] = {}
+    unrecorded: dict[str, list[str]] = {}
     for trial in group.done:
         if trial["seed"] not in known:
             why = trial["unavailable"].get(spec.metric) or "not recorded"
-            seeds.setdefault(why.rstrip("."), []).append(str(trial["seed"]))
-    return [f"{spec.label} n/a for seed {', '.join(s)}: {why}." for why, s in seeds.items()]
+            unrecorded.setdefault(why.rstrip("."), []).append(str(trial["seed"]))
+    return [
+        (missing, "Without a value: " + "; ".join(missing)),
+        (
+            summary.n_pruned and len(missing) < summary.n_planned,
+            "No mean: the seeds that were not given up are the lucky ones",
+        ),
+        (
+            group.part,
+            "The trials of this cell are not alike and are not averaged: "
+            f"{len(group.trials)} of {group.n_planned} stand in this row",
+        ),
+        *(
+            (True, f"{spec.label} n/a for seed {', '.join(seeds)}: {why}")
+            for why, seeds in unrecorded.items()
+        ),
+        (odd, f"Infinite or undefined for seed {odd}{rest}"),
+    ]
 
 
 def row_notes(table: Table, group: Group) -> tuple[int, ...]:
@@ -97,49 +102,38 @@ def row_notes(table: Table, group: Group) -> tuple[int, ...]:
 
     A finished model may be saturated or collapsed all the same (Appendix D).
     """
-    notes, planned = [], group.settings["iterations"]
-    failures, reached = group.failures(), {t["iteration"] for t in group.done} - {planned}
-    if failures:
-        notes.append(own_sentence(f"{failures} (as in the paper's Appendix D)"))
-        limits = (
-            "A model is saturated where its excess saturation is above max_saturation "
-            f"{group.settings['max_saturation']:g}, and collapsed where a cluster's diversity is "
-            f"below min_diversity {group.settings['min_diversity']:g}."
-        )
-        table.made += [limits] if limits not in table.made else []
-    if reached:
-        far = " and ".join(f"{n:,}" for n in sorted(reached))
-        notes.append(f"Reached {far} of {planned:,} iterations.")
-    if group.part:
-        notes.append(sentence(f"Only {group.part}"))
-    return tuple(table.note(text) for text in notes)
-
-
-def sentence(text: str) -> str:
-    """The text with a full stop."""
-    return text if text.endswith(".") else text + "."
-
-
-def own_sentence(clause: str) -> str:
-    """A clause that stands alone."""
-    return sentence(clause[0].upper() + clause[1:])
+    planned, failures = group.settings["iterations"], group.failures()
+    reached = sorted({trial["iteration"] for trial in group.done} - {planned})
+    far = " and ".join(f"{n:,}" for n in reached)
+    limits = (
+        "A model is saturated where its excess saturation is above max_saturation "
+        f"{group.settings['max_saturation']:g}, and collapsed where a cluster's diversity is "
+        f"below min_diversity {group.settings['min_diversity']:g}."
+    )
+    if failures and limits not in table.made:
+        table.made.append(limits)
+    return table.noted(
+        (failures, own_sentence(f"{failures} (as in the paper's Appendix D)")),
+        (reached, f"Reached {far} of {planned:,} iterations"),
+        (group.part, f"Only {group.part}"),
+    )
 
 
 def absent_reason(group: Group, spec: Column) -> str:
     """Why no finished trial of this cell has this metric, and what to do about it; a clause."""
-    settings = group.settings
+    settings, generated = group.settings, "n_generated" in spec.depends_on
     reasons = {t["unavailable"][spec.metric] for t in group.done if spec.metric in t["unavailable"]}
-    if "n_generated" in spec.depends_on and settings["n_generated"] is None:
+    if generated and settings["n_generated"] is None:
         return "no images were generated; run with --set n_generated=N (50,000 in the paper)"
     if reasons:
         return "; ".join(sorted(reason.rstrip(".") for reason in reasons))
-    if "n_generated" in spec.depends_on:
+    if generated:
         return "not recorded, nor why (Inception weights missing?)"
-    if spec.metric in NEED_LABELS:
-        if settings["prior"] == "normal" or settings["conditional"]:
-            return "this model does not cluster"
-        return "no finished trial recorded it; images without labels have none"
-    return "no finished trial recorded it"
+    if spec.metric not in NEED_LABELS:
+        return "no finished trial recorded it"
+    if settings["prior"] == "normal" or settings["conditional"]:
+        return "this model does not cluster"
+    return "no finished trial recorded it; images without labels have none"
 
 
 def measured_of(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
@@ -156,26 +150,6 @@ def shown_metrics(groups: Sequence[Group]) -> list[str]:
     return [m for m in asked if any(not g.summary(m).absent for g in groups)] or [GRID[0]]
 
 
-def absent_line(groups: Sequence[Group], left_out: Iterable[str]) -> str:
-    """Which metrics have no column since nobody measured them, and how to get them."""
-    done = [group for group in groups if group.done]
-    reasons: dict[str, list[str]] = {}
-    for spec in map(column, left_out if done else ()):
-        why = "; or: ".join(dict.fromkeys(absent_reason(group, spec) for group in done))
-        reasons.setdefault(why, []).append(spec.label)
-    parts = [f"{' and '.join(labels)}: {why}" for why, labels in reasons.items()]
-    return f"Not measured, and left out: {'; '.join(parts)}." if parts else ""
-
-
-def with_best(groups: Sequence[Group], cells: Sequence[Cell], metric: str, test: str) -> list[Cell]:
-    """The cells with the best mean marked, and every one that cannot be told from it as tied."""
-    ranking = rank(groups, metric, column(metric).better, test)
-    best, tied = ranking.best, ranking.tied
-    return [
-        Cell(cell.text, cell.notes, i in best, i in tied, cell.sort) for i, cell in enumerate(cells)
-    ]
-
-
 def kmeans_rows(
     table: Table, groups: Sequence[Group], n_axes: int, metrics: Sequence[str]
 ) -> list[Row]:
@@ -187,18 +161,16 @@ def kmeans_rows(
     names = list(dict.fromkeys(name for by_data in found.values() for name in by_data))
     rows = []
     for name in names:
-        note = table.note("k-means on the same pixels, the best of ten starts.")
+        notes = table.noted((True, "k-means on the same pixels, the best of ten starts"))
         label = "k-means" if len(names) == 1 else f"k-means on {name}"
-        cells = [_reference_cell(found[m].get(name, ()), column(m)) for m in metrics]
-        rows.append(Row((Cell(label, (note,)), *[Cell("")] * (n_axes - 1), *cells), REFERENCE))
+        cells = [Cell(label, notes), *[Cell("")] * (n_axes - 1)]
+        for metric, by_data in found.items():
+            values, spec = by_data.get(name, []), column(metric)
+            text = spec.shown(float(np.mean(values))) if values else ""
+            text += f" ± {spec.shown(stats.std(values))}" if len(values) > 1 else ""
+            cells.append(Cell(text))
+        rows.append(Row(tuple(cells), REFERENCE))
     return rows
-
-
-def _reference_cell(values: Sequence[float], spec: Column) -> Cell:
-    if not values:
-        return Cell("")
-    text = spec.shown(float(np.mean(values)))
-    return Cell(text + (f" ± {spec.shown(stats.std(values))}" if len(values) > 1 else ""))
 
 
 def counts_differ(groups: Sequence[Group]) -> bool:
@@ -219,24 +191,49 @@ def explain_numbers(
     test: by which the best of each column was compared, where it is marked.
     """
     shown = measured_of(groups, metrics)
+    valued = [m for m in shown if any(g.summary(m).n for g in groups)]
+    cells = [cell for row in table.rows for cell in row.cells]
+    best, tied = any(cell.best for cell in cells), any(cell.tied for cell in cells)
+    found, n_more = list(records.notes[:8]), len(records.notes) - 8
+    found += [f"and {n_more} more such records"] if n_more > 0 else []
+    by, moment = TEST_WORDS.get(test or "", ""), f"Values are those of {records.moment}."
+    marks = ["Bold: best mean among cells measured alike."] if best else []
+    marks += [f"~: tested and not told apart from it ({by}, adjusted)."] if tied else []
+    told = [
+        ("@last" not in records.moment, moment),
+        *((True, line) for line in table.lines),
+        (marks, " ".join(marks)),
+        (found, "Records: " + sentence("; ".join(found))),
+        *((True, sentence(n)) for n in distinct(t["data_notes"] for g in groups for t in g.done)),
+        (
+            any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups),
+            "Trials of several code versions are averaged, as was asked.",
+        ),
+        (len({group.settings["n_clusters"] for group in groups}) > 1, CHOOSE_K),
+        (
+            test and valued and collapse(groups),
+            "No cell with a collapsed or diverged seed is called the best.",
+        ),
+    ]
     table.measured = _measured_line(groups, shown)
-    table.absent = absent_line(groups, [m for m in metrics if m not in shown])
-    table.lines += [*_mark_lines(table, test), *record_lines(records), *_data_lines(groups)]
-    if any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups):
-        table.lines.append("Trials of several code versions are averaged, as was asked.")
-    if len({group.settings["n_clusters"] for group in groups}) > 1:
-        table.lines.append(CHOOSE_K)
-    if test and collapse(groups) and any(g.summary(m).n for g in groups for m in shown):
-        table.lines.append("No cell with a collapsed or diverged seed is called the best.")
-    table.made.append(f"Values are those of {records.moment}.")
-    if "@last" not in records.moment:
-        table.lines.insert(0, table.made[-1])
-    if any(cell.tied for row in table.rows for cell in row.cells):
-        table.made.append(f"~ by {TEST_WORDS[str(test)]}, adjusted: {PROCEDURE}.")
-    protocols = [_protocol(groups, m) for m in shown if any(g.summary(m).n for g in groups)]
+    table.absent = _absent_line(groups, [m for m in metrics if m not in shown])
+    table.lines = [line for holds, line in told if holds]
+    protocols = [_protocol(groups, metric) for metric in valued]
+    table.made += [moment, *([f"~ by {by}, adjusted: {PROCEDURE}."] if tied else [])]
     table.made += [sentence(protocol) for protocol in protocols if protocol]
-    table.made += [provenance_line(groups), cost_line(groups)]
+    table.made += [_provenance_line(groups), cost_line(groups)]
     return table
+
+
+def _absent_line(groups: Sequence[Group], left_out: Iterable[str]) -> str:
+    """Which metrics have no column since nobody measured them, and how to get them."""
+    done = [group for group in groups if group.done]
+    reasons: dict[str, list[str]] = {}
+    for spec in map(column, left_out if done else ()):
+        why = "; or: ".join(dict.fromkeys(absent_reason(group, spec) for group in done))
+        reasons.setdefault(why, []).append(spec.label)
+    parts = [f"{' and '.join(labels)}: {why}" for why, labels in reasons.items()]
+    return f"Not measured, and left out: {'; '.join(parts)}." if parts else ""
 
 
 def _measured_line(groups: Sequence[Group], metrics: Sequence[str]) -> str:
@@ -252,17 +249,6 @@ def _measured_line(groups: Sequence[Group], metrics: Sequence[str]) -> str:
     return f"Mean ± standard deviation over n = {n} seeds (ddof 1){rest}."
 
 
-def _mark_lines(table: Table, test: str | None) -> list[str]:
-    """What the marks mean that the table has."""
-    cells = [cell for row in table.rows for cell in row.cells]
-    parts = []
-    if any(cell.best for cell in cells):
-        parts.append("Bold: best mean among cells measured alike.")
-    if any(cell.tied for cell in cells):
-        parts.append(f"~: tested and not told apart from it ({TEST_WORDS[str(test)]}, adjusted).")
-    return [" ".join(parts)] if parts else []
-
-
 def _protocol(groups: Sequence[Group], metric: str) -> str:
     """What a metric is, and for one of generated images how many and against which split."""
     text = column(metric).protocol
@@ -270,13 +256,13 @@ def _protocol(groups: Sequence[Group], metric: str) -> str:
     return f"{text} ({' and '.join(sorted(names))})" if names else text
 
 
-def provenance_line(groups: Sequence[Group]) -> str:
+def _provenance_line(groups: Sequence[Group]) -> str:
     """Images, iterations reached and code of the trials, in one sentence."""
     done = [trial for group in groups for trial in group.done]
-    iterations = _distinct(t["iteration"] for t in done)
-    iterations = iterations or _distinct(group.settings["iterations"] for group in groups)
-    images = _distinct(trial["n_images"] for trial in done)
-    prints = _distinct(trial["fingerprint"] for trial in done)
+    iterations = distinct(t["iteration"] for t in done)
+    iterations = iterations or distinct(group.settings["iterations"] for group in groups)
+    images = distinct(trial["n_images"] for trial in done)
+    prints = distinct(trial["fingerprint"] for trial in done)
     return (
         f"{' and '.join(iterations)} iterations; {' and '.join(images) or 'unknown'} images "
         f"(content {' and '.join(prints) or 'unknown'}); code {_codes(groups)}."
@@ -300,9 +286,9 @@ def cost_line(groups: Sequence[Group]) -> str:
     parts = [f"{n:.2g} {unit}" for unit, n in sorted(hours.items())] or ["time n/a"]
     untimed = sum(trial["state"] == DONE for trial in trials if trial not in timed)
     parts += [f"time of {untimed} more n/a"] if timed and untimed else []
-    known = {number(trial["n_parameters"]) for trial in timed}
-    sizes = sorted(int(n) for n in known if np.isfinite(n))
-    many = " to ".join(f"{n:,}" for n in dict.fromkeys((*sizes[:1], *sizes[-1:]))) or "n/a"
+    sizes = {number(trial["n_parameters"]) for trial in timed}
+    known = sorted(int(n) for n in sizes if np.isfinite(n))
+    many = " to ".join(f"{n:,}" for n in dict.fromkeys((*known[:1], *known[-1:]))) or "n/a"
     return (
         f"Cost: {len(timed) or len(trials)} trials, {', '.join(parts)}; parameters of generator "
         f"and encoder {many}."
@@ -315,12 +301,6 @@ def _seconds(trial: dict[str, Any]) -> float:
     return number(trial["seconds_train"]) + (evaluated if np.isfinite(evaluated) else 0.0)
 
 
-def _data_lines(groups: Sequence[Group]) -> list[str]:
-    """What a reader must know of the images, a sentence each."""
-    notes = _distinct(trial["data_notes"] for group in groups for trial in group.done)
-    return [sentence(note) for note in notes]
-
-
 def _codes(groups: Sequence[Group]) -> str:
     """The code versions of the finished trials; where there are several, the cells of each."""
     cells: dict[str, list[Group]] = {}
@@ -331,17 +311,16 @@ def _codes(groups: Sequence[Group]) -> str:
         return next(iter(cells), "unknown")
     first = groups[0].settings
     axes = [n for n in first if any(g.settings[n] != first[n] for g in groups)]
-    return " and ".join(f"{code} ({_some(cells[code], axes)})" for code in sorted(cells))
+    named = []
+    for code in sorted(cells):
+        names = list(dict.fromkeys(group.label(axes) for group in cells[code]))
+        more = f"; and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        named.append(f"{code} ({'; '.join(names[:MAX_NAMED])}{more})")
+    return " and ".join(named)
 
 
-def _some(groups: Sequence[Group], axes: Sequence[str]) -> str:
-    """The first few cells by name, and how many more."""
-    names = list(dict.fromkeys(group.label(axes) for group in groups))
-    more = f"; and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return "; ".join(names[:MAX_NAMED]) + more
-
-
-def _distinct(values: Any) -> list[str]:
+def distinct(values: Iterable[Any]) -> list[str]:
+    """The different values in words, but for None."""
     found = {v for v in values if v is not None}
     return [f"{v:,}" if isinstance(v, int) else str(v) for v in sorted(found, key=str)]
 
@@ -349,20 +328,11 @@ def _distinct(values: Any) -> list[str]:
 def progress(groups: Sequence[Group]) -> str:
     """`15 of 15 trials done`, or what the others are."""
     counts = tally(groups)
-    total = sum(counts.values())
-    rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != "done")
-    return f"{counts.get('done', 0)} of {total} trials done" + (f" ({rest})" if rest else "")
+    rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != DONE)
+    done = f"{counts.get(DONE, 0)} of {sum(counts.values())} trials done"
+    return f"{done} ({rest})" if rest else done
 
 
 def unfinished(groups: Sequence[Group]) -> bool:
     """Whether trials are still to come."""
-    counts = tally(groups)
-    return any(counts.get(state) for state in (PLANNED, RUNNING, STOPPED))
-
-
-def record_lines(records: Records) -> list[str]:
-    """What loading found to be wrong or merged."""
-    shown = list(records.notes[:8])
-    if len(records.notes) > len(shown):
-        shown.append(f"and {len(records.notes) - len(shown)} more such records")
-    return [sentence("Records: " + "; ".join(shown))] if shown else []
+    return not {PLANNED, RUNNING, STOPPED}.isdisjoint(tally(groups))
