@@ -21,7 +21,9 @@ from analysis.tables.compare import Line
 from analysis.tables.groups import groups
 from analysis.tables.layout import Table
 from tests.records import SweepBuilder, filled, grid, metrics_of, table1_changes
-from tests.test_search import begun, finish, value_of
+from tests.test_search import begun
+from tests.test_suggest import finish, value_of
+from tune.store.folder import Store
 
 NAN, INF = math.nan, math.inf
 CHANGES = table1_changes()
@@ -138,7 +140,7 @@ def test_no_output_of_a_degenerate_search_has_a_number_that_is_none(
 ) -> None:
     source = begun(tmp_path, 9, seeds=(0,))
     for trial in source.plan.trials():
-        finish(tmp_path, trial, metrics=value_of(trial.config) | metrics)
+        finish(Store(tmp_path), trial, metrics=value_of(trial.config) | metrics)
     command = ["--runs", str(tmp_path), "--table", "all", "--format", "md,csv,tex,html"]
     assert make_tables.main(command) == 0
     check("printed", capsys.readouterr().out)

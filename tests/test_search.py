@@ -3,6 +3,7 @@
 import random
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,9 +28,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "measure", measure)
 
 
-def begun(out: Path, n_points: int, n_ends: int = 10**6) -> SearchSource:
+def begun(out: Path, n_points: int, n_ends: int = 10**6, **changes: Any) -> SearchSource:
     """A search in this folder whose first trials have ended, in any order."""
-    return drive(out, begin(n_points=n_points), random.Random(1), stop_after=n_ends)
+    plan = begin(n_points=n_points, **changes)
+    return drive(out, plan, random.Random(1), stop_after=n_ends)
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

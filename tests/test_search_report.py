@@ -13,7 +13,8 @@ from analysis.searches import search as found_in
 from analysis.tables.assemble import files, products
 from analysis.tables.groups import groups
 from tests.records import options, table1_sweep
-from tests.test_search import begun, finish, value_of
+from tests.test_search import begun
+from tests.test_suggest import finish, value_of
 from tune import ablation
 from tune.plan.cells import trials
 from tune.plan.confirm import confirmed
@@ -223,7 +224,7 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
     plan = plan.grow([source.points[0].cell], (0, 1), "esteps")
     grid.write_plan(plan)
     for trial in plan.trials():
-        finish(tmp_path / "grid", trial)
+        finish(Store(tmp_path / "grid"), trial)
     argv = ["--runs", str(tmp_path / "s"), "--baseline", str(tmp_path / "grid")]
     assert main(argv) == 0
     assert "on the seeds that chose both, which favour both: MSE" in (
@@ -242,7 +243,7 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
             if trial.seed in fresh:
                 noise = 1e-3 * (trial.seed % 5)
                 mse = value_of(trial.config.override(seed=0))["mse"] + noise
-                finish(out, trial, metrics={"mse": mse})
+                finish(Store(out), trial, metrics={"mse": mse})
     assert main(argv) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "against the best cell of grid" in text and "on fresh seeds: MSE" in text
