@@ -210,7 +210,9 @@ def test_key_of_a_cell_in_parts_names_the_cell(
 def test_setting_that_is_none_can_be_explained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = table1_sweep(tmp_path / "digits").plan([{"n_generated": 1000}], grid="n_generated")
+    sweep = table1_sweep(tmp_path / "digits", n_generated=None).plan(
+        [{"n_generated": 1000}], grid="n_generated"
+    )
     for seed in range(3):
         sweep.trial({"n_generated": 1000}, seed, {"acc_majority": 0.6, "fid": 9.0 + seed})
     command = ["--runs", str(sweep.path)]
