@@ -112,7 +112,7 @@ def test_page_has_the_confusion_of_labels_and_clusters_and_says_what_hinders_it(
     checker = Checker()
     checker.feed(content)
     assert checker.open == []
-    (best, worst) = re.findall(r'<svg[^>]*aria-label="Labels \(rows\).*?</svg>', content)
+    (best, worst) = re.findall(r'<svg[^>]*aria-label="[^"]*percent of each label.*?</svg>', content)
     for drawn in (best, worst):
         squares = re.findall(r'x="(\d+)" y="(\d+)"[^>]*opacity="([\d.]+)"><title>(.*?)<', drawn)
         assert squares == [
@@ -122,7 +122,8 @@ def test_page_has_the_confusion_of_labels_and_clusters_and_says_what_hinders_it(
             ("40", "20", "0.200", "label two, cluster 2: 1"),
         ]
         words = re.findall(r"<text[^>]*>([^<]*)", drawn)
-        assert words == ["75", "25", "80", "20", "one", "two", "1", "0", "2"]
+        marks = ["75", "25", "80", "20", "one", "two", "1", "0", "2"]
+        assert words == [*marks, "label ↓", "cluster →"]
     assert len(re.findall(": clusters.csv.gz is damaged: other bytes", content)) == 2
     assert str(tmp_path) not in content
 
@@ -182,18 +183,29 @@ def test_sweep_without_any_result_still_has_a_page(tmp_path: Path) -> None:
 
 
 def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
-    content = page(table1_sweep(tmp_path / "s", seeds=range(5)).path)
+    sweep = table1_sweep(tmp_path / "s", seeds=range(5)).path
+    content = page(sweep)
     text = re.sub(r"<[^>]+>", "", content.split('<h2 id="summary">')[1].split("<h2")[0])
-    assert "What was varied?We varied esteps (encoder updates per generator update) and" in text
+    assert "(encoder updates per generator update: 1, 2, 4) and eta_p" in text
+    assert "Every trial finished; no model saturated or collapsed." in text
     assert "five configurations with five seeds each" in text
     assert "came with esteps 4, eta_p 5e-3; every other configuration differs" in text
-    assert "k-means on the same pixels reaches 79.0 %" in text
-    assert "Of the variation in majority accuracy, 3 % goes with esteps (p" in text
+    assert "k-means on the same pixels reaches 79.0 %: the best configuration is better" in text
+    trials = load([sweep]).trials
+    values, cells = trials["acc_majority"], trials.groupby("cell_key")["acc_majority"]
+    within = (
+        100
+        * ((values - cells.transform("mean")) ** 2).sum()
+        / ((values - values.mean()) ** 2).sum()
+    )
+    seeds = f"Of the variation in Acc, {within:.0f} % is between the seeds of one configuration"
+    assert seeds in text and " % cannot be credited to one of these alone" in text
+    assert "3 % goes with esteps (p" in text
     assert (
         "Acc: every cluster takes its most frequent label (eq. 11, also called purity); higher"
         in content
     )
-    assert "a run on fresh seeds gives the figure to quote" in text
+    assert "quote a run on fresh seeds" in text
 
 
 def test_page_names_its_data_and_says_what_each_variant_is() -> None:

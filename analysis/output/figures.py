@@ -17,7 +17,7 @@ from analysis.output.html import COLOURS
 from analysis.records.frame import short
 from analysis.tables.columns import Column, column
 from analysis.tables.groups import Group
-from analysis.tables.shared import state_word
+from analysis.tables.shared import sorted_levels, state_word
 from mpcc.config import value_text
 from mpcc.evaluation.plots import own_style
 
@@ -104,11 +104,13 @@ def effect(
     Above it stands what it leaves out: `left`, and the lines beyond MAX_LINES.
     """
     spec = column(metric)
-    levels = _levels(groups, axis)
+    levels = sorted_levels(groups, axis)
     lines: dict[tuple[str, ...], list[Group]] = {}
-    for group in groups:
+    places = {a: sorted_levels(groups, a) for a in others}
+    for group in sorted(groups, key=lambda g: [places[a].index(g.settings[a]) for a in others]):
         lines.setdefault(tuple(value_text(group.settings[a]) for a in others), []).append(group)
-    ranked = sorted(lines.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_LINES]
+    most = sorted(lines, key=lambda setting: -len(lines[setting]))[:MAX_LINES]
+    ranked = [(setting, lines[setting]) for setting in lines if setting in most]
     for i, (setting, members) in enumerate(ranked):
         label = ", ".join(f"{short(a)} {v}" for a, v in zip(others, setting, strict=True))
         shift = 0.08 * (i - (len(ranked) - 1) / 2)
@@ -121,7 +123,8 @@ def effect(
     ax.set_xlabel(short(axis))
     ax.set_ylabel(_label(spec))
     if reference is not None or (others and len(ranked) > 1):
-        ax.legend(fontsize=7 if len(ranked) < 5 else 5)
+        size = 7 if len(ranked) < 5 else 5
+        ax.legend(fontsize=size, frameon=True, framealpha=0.85, edgecolor="none")
     if len(ranked) < len(lines):
         left = [*left, f"{len(ranked)} of {len(lines)} lines drawn; all are in the table"]
     if left:
@@ -158,7 +161,7 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
     A place says what it lacks: (n/planned), how its trials ended, or that they are not alike.
     """
     spec = column(metric)
-    rows, columns = _levels(groups, axes[0]), _levels(groups, axes[1])
+    rows, columns = sorted_levels(groups, axes[0]), sorted_levels(groups, axes[1])
     values = np.full((len(rows), len(columns)), math.nan)
     texts: dict[tuple[int, int], str] = {}
     for group in groups:
@@ -171,12 +174,16 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
         gap = f"\n({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""
         known = spec.shown(summary.mean.estimate) if summary.n else state_word(group, summary)
         texts[place] = known + gap
-    ax.imshow(values, cmap="cividis", aspect="auto", origin="lower")
+    drawn = ax.imshow(values, cmap="cividis", aspect="auto", origin="lower")
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.9)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     size = 6 if len(columns) <= 6 else 5
     for (i, j), text in texts.items() if values.size <= MAX_TEXTS else ():
         ink = "white" if values[i, j] <= middle else "black"
         ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
+    for i, j in zip(*np.nonzero(np.isnan(values)), strict=True):
+        if (i, j) not in texts and values.size <= MAX_TEXTS:
+            ax.text(j, i, "not\nplanned", ha="center", va="center", color="0.5", fontsize=size)
     ax.set_xticks(range(len(columns)), [value_text(v) for v in columns])
     ax.set_yticks(range(len(rows)), [value_text(v) for v in rows])
     ax.set_xlabel(short(axes[1]))
@@ -190,13 +197,6 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
 
 def _label(spec: Column) -> str:
     return spec.heading.replace("×10⁻³", r"$\times 10^{-3}$")
-
-
-def _levels(groups: Sequence[Group], axis: str) -> list[Any]:
-    """The settings on an axis, numbers by size, all else by its text."""
-    values = {g.settings[axis] for g in groups}
-    numbers = all(isinstance(v, int | float) for v in values)
-    return sorted(values, key=None if numbers else value_text)
 
 
 def saved(figure: Figure, name: str, kinds: Sequence[str], dpi: int) -> dict[str, bytes]:

@@ -100,10 +100,11 @@ TERMS = {
     "the true one",
     "g": "the difference in units of the spread over seeds; 0.8 is commonly called large",
     "p": "how often chance alone would give a difference at least as large",
-    "p (Holm)": "p made larger since several cells were compared; below 0.05 a cell differs",
+    "p (Holm)": "p made larger since several cells were compared; below 0.05 a cell differs, and "
+    "this alone decides, not the interval, which is of one comparison",
     "seeds needed": "seeds per cell that would find such a difference four times in five",
-    "df": "levels of the axis less one; of an interaction the product of these",
-    "F": "variation between the levels over that between seeds",
+    "df": "how many values are free: levels of the axis less one",
+    "F": "variation between the levels over what axes and seeds leave unexplained",
     "η²": "share of all variation that goes with the effect, 0 to 1",
     "importance": "share of the objective's variation over the searched space, 0 to 1",
 }

@@ -109,12 +109,12 @@ class Records:
         """Who chose the settings, for the line under every table."""
         goals = list(dict.fromkeys(name for s in self.searches for name in s["objectives"]))
         fresh = self.confirmed_by
-        head = "labels chose nothing"
+        head = "nothing was chosen by labels"
         if any(name in NEED_LABELS for name in (*goals, *fresh)):
-            head = "labels chose the settings"
+            head = "settings were chosen by labels"
             goals, fresh = ([n for n in names if n in NEED_LABELS] for names in (goals, fresh))
         elif UNRECORDED in fresh:
-            head = "labels may have chosen the settings"
+            head = "settings may have been chosen by labels"
         ways = [("the search went by", goals), ("the cells to confirm were chosen by", fresh)]
         how = " and ".join(f"{way} {' and '.join(names)}" for way, names in ways if names)
         return f"{head}: {how}" if how else head

@@ -31,7 +31,7 @@ def figure(folder: Path | None, text: str) -> str:
         return f"<figure><figcaption>{escape(f'{text}: {reason}')}</figcaption></figure>"
     if not pairs:
         return ""
-    caption = f"Labels (rows) and clusters (columns): {text}"
+    caption = f"{text}: percent of each label’s images that are in each cluster, from 5 %"
     return f"<figure>{_svg(pairs, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
@@ -60,10 +60,11 @@ def _svg(pairs: Mapping[tuple[str, int], int], caption: str) -> str:
     if numbered:
         parts += [_text(-0.2, y + 0.65, name[:8], "end") for y, name in enumerate(labels)]
         parts += [_text(x + 0.5, -0.3, str(k), "middle") for x, k in enumerate(clusters)]
-    margin = 6 * min(8, max(map(len, labels))) + 8
-    width, height = margin + SIZE * len(clusters), SIZE * (len(labels) + 1)
+    parts += [_text(-0.2, -1.3, "label ↓", "end"), _text(0.1, -1.3, "cluster →", "start")]
+    margin = max(6 * min(8, max(map(len, labels))), 36) + 8
+    width, height = margin + SIZE * max(len(clusters), 3), SIZE * (len(labels) + 2)
     return (
-        f'<svg viewBox="{-margin} {-SIZE} {width} {height}" role="img" '
+        f'<svg viewBox="{-margin} {-2 * SIZE} {width} {height}" role="img" '
         f'aria-label="{escape(caption)}">{"".join(parts)}</svg>'
     )
 

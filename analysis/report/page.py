@@ -112,7 +112,10 @@ def _tables(tables: Sequence[Table]) -> str:
     said: set[str] = set()
     made = "".join(html.table(table) + html.terms(table, said) for table in shown)
     if any(row.kind == PAPER for table in shown for row in table.rows):
-        made += '<p class="lines">Grey italics: published figures, which no test has touched.</p>'
+        made += (
+            '<p class="lines">Grey italics: figures of the paper, beside the cell that is nearest '
+            "to them; they enter no test.</p>"
+        )
     return made + (how if lines else "")
 
 
@@ -145,9 +148,9 @@ def _strips(records: Records, groups: Sequence[Group]) -> str:
     if not parts:
         return ""
     legend = (
-        '<p class="soft">Ring: a seed. Bar: the mean. Band: its 95 % interval (Student’s t), cut '
-        "off at the edge. Dashed: k-means on the pixels of that cell, where it is known. "
-        "Right: mean ± standard deviation over the seeds, which says how far they scatter.</p>"
+        '<p class="soft">A row for each cell: the seeds of one configuration. Ring: a seed. Bar: '
+        "the mean. Band: its 95 % interval (Student’s t), cut off at the edge. Dashed: k-means on "
+        "the same images. Right: mean ± standard deviation over the seeds, their scatter.</p>"
     )
     return legend + "".join(parts)
 
@@ -170,7 +173,8 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
                     points = zip(rows["iteration"].astype(int), rows[metric], strict=True)
                     lines[trial["seed"]] = [(int(i), float(v)) for i, v in points]
             panels.append((group.label(records.swept), lines))
-        drawn = html.curves(panels, column(metric))
+        longest = max(len(points) for _, lines in panels for points in lines.values())
+        drawn = html.curves(panels, column(metric)) if longest > 1 else ""
         if drawn:
             parts.append(f"<h3>{escape(column(metric).heading)} over iterations</h3>{drawn}")
     if not parts:
@@ -182,14 +186,14 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
     metric, axes = shown_metrics(groups)[0], records.swept
     spec = column(metric)
+    sign = -1 if spec.better == "lower" else 1
     parts: list[str] = []
     n_cells = 0
-    for group in groups:
-        values = sorted(group.summary(metric).values, key=lambda item: item[1])
-        if not values or n_cells == MAX_SHEETS:
-            continue
-        if spec.better == "lower":
-            values.reverse()
+    valued = [group for group in groups if group.summary(metric).n]
+    for group in sorted(valued, key=lambda g: -sign * g.summary(metric).mean.estimate):
+        if n_cells == MAX_SHEETS:
+            break
+        values = sorted(group.summary(metric).values, key=lambda item: sign * item[1])
         n_parts = len(parts)
         ends = [("worst", values[0]), ("best", values[-1])][len(values) == 1 :]
         for rank, (seed, value) in reversed(ends):
@@ -208,7 +212,8 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
     if not parts:
         return ""
     return (
-        f'<p class="soft">Best and worst seed by {escape(spec.label)} of up to {MAX_SHEETS} cells, '
-        "and how many percent of each label are in each cluster; a click enlarges a picture. They "
-        f"illustrate and prove nothing.</p>{''.join(parts)}"
+        f'<p class="soft">Best and worst seed by {escape(spec.label)} of {n_cells} cells, the best '
+        "cell first: examples, from which no conclusion follows. A cluster’s number means nothing "
+        "by itself and differs from seed to seed; the squares show which labels a cluster holds. A "
+        f"click enlarges a picture.</p>{''.join(parts)}"
     )

@@ -16,6 +16,7 @@ from analysis.tables.compare import TEST_WORDS
 from analysis.tables.groups import Group, Summary, references, tally
 from analysis.tables.layout import REFERENCE, Cell, Row, Table, own_sentence, sentence
 from analysis.tables.ranking import PROCEDURE, rank
+from mpcc.config import value_text
 from mpcc.evaluation.metrics import NEED_LABELS
 from mpcc.evaluation.shown import COSTS
 from mpcc.runs.run_dir import DONE
@@ -117,6 +118,13 @@ def row_notes(table: Table, group: Group) -> tuple[int, ...]:
         (reached, f"Reached {far} of {planned:,} iterations"),
         (group.part, f"Only {group.part}"),
     )
+
+
+def sorted_levels(groups: Iterable[Group], axis: str) -> list[Any]:
+    """The settings on an axis, numbers by size, all else by its text."""
+    values = {g.settings[axis] for g in groups}
+    numbers = all(isinstance(v, int | float) for v in values)
+    return sorted(values, key=None if numbers else value_text)
 
 
 def absent_reason(group: Group, spec: Column) -> str:
