@@ -112,7 +112,7 @@ def test_page_has_the_confusion_of_labels_and_clusters_and_says_what_hinders_it(
     checker = Checker()
     checker.feed(content)
     assert checker.open == []
-    (best, worst) = re.findall(r'<svg[^>]*aria-label="[^"]*percent of each label.*?</svg>', content)
+    (best, worst) = re.findall(r'<svg[^>]*aria-label="[^"]*of each label.*?</svg>', content)
     for drawn in (best, worst):
         squares = re.findall(r'x="(\d+)" y="(\d+)"[^>]*opacity="([\d.]+)"><title>(.*?)<', drawn)
         assert squares == [
@@ -190,7 +190,10 @@ def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
     assert "Every trial finished; no model saturated or collapsed." in text
     assert "five configurations with five seeds each" in text
     assert "came with esteps 4, eta_p 5e-3; every other configuration differs" in text
-    assert "k-means on the same pixels reaches 79.0 %: the best configuration is better" in text
+    assert (
+        "Yes. k-means on the same pixels reaches 79.0 %, outside the 95 % interval of the best"
+        in text
+    )
     trials = load([sweep]).trials
     values, cells = trials["acc_majority"], trials.groupby("cell_key")["acc_majority"]
     within = (
@@ -199,13 +202,13 @@ def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
         / ((values - values.mean()) ** 2).sum()
     )
     seeds = f"Of the variation in Acc, {within:.0f} % is between the seeds of one configuration"
-    assert seeds in text and " % cannot be credited to one of these alone" in text
+    assert seeds in text and " % cannot be divided between these" in text
     assert "3 % goes with esteps (p" in text
     assert (
         "Acc: every cluster takes its most frequent label (eq. 11, also called purity); higher"
         in content
     )
-    assert "quote a run on fresh seeds" in text
+    assert "before you quote it, run it on fresh seeds" in text
 
 
 def test_page_names_its_data_and_says_what_each_variant_is() -> None:

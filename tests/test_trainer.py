@@ -316,7 +316,7 @@ def test_generated_images_are_scored_or_the_reason_is_recorded(
     large = some_digits.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     for n, size, reason in (
         (None, 8, "no images were drawn"),
-        (20, 8, "the Inception network says nothing of 8×8 pixels"),
+        (20, 8, "their network is not made for 8×8 pixels"),
         (20, 16, "Inception weights missing"),
     ):
         images = some_digits

@@ -105,7 +105,7 @@ TERMS = {
     "seeds needed": "seeds per cell that would find such a difference four times in five",
     "df": "how many values are free: levels of the axis less one",
     "F": "variation between the levels over what axes and seeds leave unexplained",
-    "η²": "share of all variation that goes with the effect, 0 to 1",
+    "η²": "share of all variation that goes with the effect, 0 to 1; the rest is unexplained",
     "importance": "share of the objective's variation over the searched space, 0 to 1",
 }
 """What the headings of statistics mean, in plain words."""
@@ -153,9 +153,11 @@ def strips(named: Sequence[tuple[str, Group, str]], spec: Column) -> str:
     if not values:
         return ""
     known = [g.reference(spec.metric) for _, g, _ in named]
-    ends = [*values, *(value for value in known if value is not None)]
+    means = [g.summary(spec.metric).mean for _, g, _ in named if g.summary(spec.metric).n > 2]
+    intervals = [end for mean in means for end in (mean.low, mean.high)]
+    ends = [*values, *(value for value in known if value is not None), *intervals]
     low, high = min(ends), max(ends)
-    margin = 0.08 * (high - low) or abs(high) * 0.05 or 1.0
+    margin = 0.03 * (high - low) or abs(high) * 0.05 or 1.0
     low, high = low - margin, high + margin
 
     def place(value: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from analysis.records.frame import Records
 from analysis.tables.columns import Column, column
 from analysis.tables.compare import TEST_WORDS
-from analysis.tables.groups import Group, Summary, references
+from analysis.tables.groups import Group, references
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.ranking import Class, rank
 from analysis.tables.shared import shown_metrics
@@ -30,7 +30,7 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
         ]
         if len(valued) > 1 and not ranking.failed:
             told.append("Cells that are not measured alike are not ranked.")
-        return told + failed + _kmeans(groups, metric)
+        return told + failed
     whole, n_kinds = not ranking.failed, len(ranking.classes)
     told = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if n_kinds > MAX_CLASSES:
@@ -38,18 +38,46 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
     told += failed + _unranked(ranking.alone, "measured like no other")
     best = groups[ranking.classes[0].best]
     again = [g for g in groups_of(records, confirm=True) if g.cell_key == best.cell_key]
-    judged = best.summary(metric)
     if again and again[0].summary(metric).n:
-        judged = again[0].summary(metric)
         told.append(
             f"On fresh seeds it reaches {_value(again[0], spec)}, which is the figure to quote."
         )
     else:
         told.append(
-            "The best of several owes something to chance: quote a run on fresh seeds "
-            "(ablation.py --confirm)."
+            "The best of several owes something to chance: before you quote it, run it on fresh "
+            "seeds (ablation.py --confirm)."
         )
-    return told + _kmeans(groups, metric, judged) + _other_metrics(groups, best, metric, test)
+    return told + _other_metrics(groups, axes, metric, test)
+
+
+def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
+    """Whether the best cell, on fresh seeds where there are some, is told from k-means.
+
+    It is where what k-means reaches on the same images lies outside the cell's 95 % interval.
+    """
+    spec, known = column(metric), references(groups, metric)
+    reached = [
+        spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
+        for name, values in known.items()
+    ]
+    if not reached:
+        return []
+    text = f"k-means on the same pixels reaches {' and '.join(reached)}"
+    classes = rank(groups, metric, test).classes
+    values = [value for values in known.values() for value in values]
+    if not classes or len(values) > 1:
+        return [f"{text}."]
+    best = groups[classes[0].best]
+    fresh = [g for g in groups_of(records, confirm=True) if g.cell_key == best.cell_key]
+    mean = next((g for g in fresh if g.summary(metric).n), best).summary(metric).mean
+    if not math.isfinite(mean.low):
+        return [f"{text}; one seed cannot say more."]
+    interval = f"interval of the best configuration, {spec.shown(mean.low)} to "
+    interval += spec.shown(mean.high)
+    if mean.low <= values[0] <= mean.high:
+        return [f"Not shown. {text}, which lies within the 95 % {interval}."]
+    better = (values[0] < mean.estimate) == (spec.better == "higher")
+    return [f"{'Yes' if better else 'No'}. {text}, outside the 95 % {interval}."]
 
 
 def count(n: int) -> str:
@@ -73,38 +101,18 @@ def _value(group: Group, spec: Column) -> str:
     return f"{text} (SD {spec.shown(summary.std)}, 95 % interval {interval}, n = {summary.n})"
 
 
-def _kmeans(groups: Sequence[Group], metric: str, best: Summary | None = None) -> list[str]:
-    """What k-means reaches on each data set, as a sentence; none where that is not known.
-
-    best: the values of the best cell, whose interval then says whether it is told from k-means.
-    """
-    spec, known = column(metric), references(groups, metric)
-    reached = [
-        spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
-        for name, values in known.items()
-    ]
-    if not reached:
-        return []
-    text, verdict = f"k-means on the same pixels reaches {' and '.join(reached)}", ""
-    if best and len(known) == 1 and math.isfinite(best.mean.low):
-        ((value, *others),) = known.values()
-        inside = best.mean.low <= value <= best.mean.high
-        above = (value < best.mean.estimate) == (spec.better == "higher")
-        verdict = f": the best configuration is {'better' if above else 'worse'}"
-        if inside:
-            verdict = ", within this interval: it cannot be told from the best configuration"
-        verdict *= not others
-    return [f"{text}{verdict}."]
-
-
-def _other_metrics(groups: Sequence[Group], best: Group, metric: str, test: str) -> list[str]:
-    """Which cells are best by the other metrics of the table, where it is another one."""
+def _other_metrics(
+    groups: Sequence[Group], axes: Sequence[str], metric: str, test: str
+) -> list[str]:
+    """Which cells have the best mean by the other metrics of the table, where it is another."""
+    first = rank(groups, metric, test).classes[0].best
     others = []
     for other in shown_metrics(groups):
-        classes = rank(groups, other, test).classes if other != metric else ()
-        if classes and groups[classes[0].best].cell_key != best.cell_key:
-            others.append(column(other).label)
-    return [f"By {' and '.join(others)} another configuration is best."] if others else []
+        classes = rank(groups, other, test).classes
+        if classes and groups[classes[0].best].cell_key != groups[first].cell_key:
+            label = groups[classes[0].best].label(axes)
+            others.append(f"by {column(other).label} {label}")
+    return [f"Others have the best mean {'; '.join(others)}."] if others else []
 
 
 def _unranked(n: int, which: str) -> list[str]:

@@ -21,6 +21,11 @@ from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import PAPER, Table, on_one_page, own_sentence
 from analysis.tables.shared import progress, shown_metrics, unfinished, value_cell
 
+ABOUT = (
+    '<p class="soft">MPCC is a network that sorts images into clusters without labels and draws '
+    "new ones (Matching Priors and Conditionals for Clustering, ECCV 2020; “the paper” below). A "
+    "sweep trains it with several settings, each with several seeds.</p>"
+)
 SCREEN_DPI = 200
 MAX_PANELS, MAX_SHEETS = 60, 12
 """Cells whose curves, and whose pictures, are shown; the page says when there are more."""
@@ -79,7 +84,8 @@ def report(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>MPCC ablation: {escape(title)}</title><style>{html.style()}</style></head><body>"
-        f"<header><h1>MPCC ablation: {escape(title)}</h1><p>{badge}</p><nav>{links}</nav></header>"
+        f"<header><h1>MPCC ablation: {escape(title)}</h1><p>{badge}</p>{ABOUT}"
+        f"<nav>{links}</nav></header>"
         f"<main>{body}</main><script>{html.script()}</script></body></html>\n"
     )
 
@@ -149,8 +155,8 @@ def _strips(records: Records, groups: Sequence[Group]) -> str:
         return ""
     legend = (
         '<p class="soft">A row for each cell: the seeds of one configuration. Ring: a seed. Bar: '
-        "the mean. Band: its 95 % interval (Student’s t), cut off at the edge. Dashed: k-means on "
-        "the same images. Right: mean ± standard deviation over the seeds, their scatter.</p>"
+        "the mean. Band: its 95 % interval (Student’s t). Dashed: k-means on the same images. "
+        "Right: mean ± standard deviation over the seeds, their scatter.</p>"
     )
     return legend + "".join(parts)
 

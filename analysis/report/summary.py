@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.records.frame import Records, short
-from analysis.report.best import best_cell, count, many
+from analysis.report.best import beside_kmeans, best_cell, count, many
 from analysis.statistics import factorial as designs
 from analysis.tables.columns import Column, column
 from analysis.tables.comparable import p_text
@@ -38,10 +38,13 @@ def answers(
     found = {
         "What was varied?": [_design(records, groups), *_ends(records, groups)],
         "What is best?": best_cell(records, groups, metric, test),
+        "Is it better than k-means?": beside_kmeans(records, groups, metric, test),
     }
     if result:
         lines = [line for line in result.lines if line.metric == metric]
-        found["Is it better than the baseline?"] = _baseline(lines, groups, metric, records, test)
+        found["How do the others compare with the baseline?"] = _baseline(
+            lines, groups, metric, records, test
+        )
         found["What mattered?"] = _effects(groups, *result.effects[metric], metric)
         found["What can so few seeds show?"] = _resolution(groups, lines, metric, test)
     found["Were labels used to choose?"] = [own_sentence(records.selection)]
@@ -129,7 +132,7 @@ def _baseline(
     baseline, spec = lines[0].baseline, column(metric)
     base, classes = baseline.label(records.swept), rank(groups, metric, test).classes
     own = classes and groups[classes[0].best].cell_key == baseline.cell_key
-    itself = "The best configuration is the baseline: the tables compare all others with it."
+    itself = "The best configuration is the baseline."
     if not differing:
         return [
             *[itself] * bool(own),
@@ -176,7 +179,8 @@ def _effects(
     parts = [f"{100 * e.eta2:.0f} % goes with {e.name} (p {_equals(e.p)})" for e in named]
     shared = 1 - seeds - sum(e.eta2 for e in named)
     if shared >= 0.005:
-        parts.append(f"{100 * shared:.0f} % cannot be credited to one of these alone")
+        remark = remark and "Not every combination was run."
+        parts.append(f"{100 * shared:.0f} % cannot be divided between these")
     text = (
         f"Of the variation in {column(metric).label}, {100 * seeds:.0f} % is between the seeds of "
         f"one configuration; {', '.join(parts)} (analysis of variance, η²)."
@@ -192,12 +196,10 @@ def _resolution(
         return []
     spec = column(metric)
     alone, first = (spec.difference(size * found.unit) for size in (found.alone, found.first))
-    text = (
-        f"Large differences alone: with {many(found.n, 'seed')} in each configuration, "
-        f"{TEST_WORDS[test]} finds a true difference of {alone} four times in five"
-    )
+    text = f"Large differences alone. {many(found.n, 'seed').capitalize()} in each configuration "
+    text += f"show a true difference of {alone} four times in five ({TEST_WORDS[test]})"
     if found.comparisons > 1:
-        text += f", or of {first} when {count(found.comparisons)} comparisons share the 5 % (Holm)"
+        text += f", and with {count(found.comparisons)} comparisons at once one of {first} (Holm)"
     return [text + ". Where no difference was found, a smaller one may be there."]
 
 
@@ -208,7 +210,7 @@ def _use(groups: Sequence[Group], metric: str, test: str) -> list[str]:
         return []
     best = groups[classes[0].best]
     return [
-        f"python -m mpcc cluster SWEEP --cell {best.cell_key} --images FOLDER --out clusters.csv "
-        "gives each image of a folder its cluster; SWEEP is the folder of this sweep. More stands "
-        "in docs/using-a-model.md."
+        f"python -m mpcc cluster SWEEP --cell {best.cell_key} --seed {best.done[0]['seed']} "
+        "--images FOLDER --out clusters.csv gives each image of a folder its cluster by that "
+        "seed’s model; SWEEP is the folder of this sweep. More stands in docs/using-a-model.md."
     ]

@@ -298,7 +298,7 @@ def _inception_scores(state: TrainState, generator: Generator) -> dict[str, floa
 
     samples, config = generated_batches(state, generator), state.config
     if not config.scored_by_inception:
-        raise Unavailable("the Inception network says nothing of 8×8 pixels; FID-CNN is of them")
+        raise Unavailable("their network is not made for 8×8 pixels; FID-CNN replaces them")
     try:
         network = inception.load_inception(inception.find_weights(), state.device)
     except inception.InceptionMissing as error:
