@@ -137,7 +137,7 @@ def test_what_is_transparent_shows_the_ground_and_not_the_colour_below(root, gro
     assert images[[0, 2, 3, 4]].unique().tolist() == [level]
     expected = [round(c / 5 + level * 4 / 5) for c in RED]
     assert images[1, :, 3, 3].tolist() == expected
-    assert f"5 laid on {ground} where transparent" in said(root, image_ground=ground)
+    assert f"5 transparent, put on {ground}" in said(root, image_ground=ground)
 
 
 def test_an_alpha_channel_that_hides_nothing_changes_nothing(root, tmp_path):
@@ -200,7 +200,7 @@ def test_the_first_of_several_frames_is_taken_and_said(root):
 def test_images_that_are_not_square_are_counted(root):
     save(flat(size=(20, 10)), root / "a.png")
     save(flat(size=(9, 9)), root / "b.png")
-    assert "9–20 pixels wide, 9–10 high" in said(root) and "1 cut to the middle" in said(root)
+    assert "9–20 pixels wide, 9–10 high" in said(root) and "1 cropped to the middle" in said(root)
 
 
 # -- which files ---------------------------------------------------------------------------------

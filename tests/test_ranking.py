@@ -65,7 +65,7 @@ def test_a_data_set_does_not_win_over_another(tmp_path: Path) -> None:
     sweep = noisy(tmp_path / "s", sets, (0.6, 0.9), extra=extra)
     assert ranked(sweep.path) == Ranking((), 2)
     text = words(sweep.path)
-    assert "not measured alike are not ranked" in text and "highest" not in text
+    assert "not comparable are not ranked" in text and "highest" not in text
     assert "No configuration was compared with the baseline: measured with dataset" in text
 
 
@@ -74,7 +74,7 @@ def test_what_is_left_beside_a_collapsed_cell_is_not_called_incomparable(tmp_pat
     sweep = noisy(tmp_path / "s", RATES[:2], (0.6, 0.8), extra=(collapsed, {}))
     text = words(sweep.path)
     assert "One cell with a collapsed or diverged seed is not ranked." in text
-    assert "not measured alike" not in text and "highest" not in text
+    assert "not comparable" not in text and "highest" not in text
 
 
 def test_a_fragment_of_other_code_is_not_the_best(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _cell(cell: Cell, numeric: bool) -> str:
     if cell.best:
         text = f"<strong>{text}</strong>"
     elif cell.tied:
-        text += ' <span title="cannot be told from the best">~</span>'
+        text += ' <span title="no significant difference from the best">~</span>'
     number = isinstance(cell.sort, int | float) and math.isfinite(cell.sort)
     value = f' data-v="{cell.sort:.10g}"' if number else ""
     return f"<td{_left(numeric)}{value}>{text}{_marks(cell.notes)}</td>"

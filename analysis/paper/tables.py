@@ -30,10 +30,7 @@ from analysis.tables.shared import (
 from mpcc.config import Config, from_record, value_text
 
 TABLE1_AXES = ("n_encoder_steps", "prior_lr")
-ASIDE = (
-    "Published figures, beside ours for orientation only: another protocol ({}). They are not "
-    "subtracted."
-)
+ASIDE = "Published figures, for orientation only, since the protocol differs: {}."
 
 
 def table1_groups(groups: Sequence[Group]) -> list[tuple[Group, dict[str, str]]]:

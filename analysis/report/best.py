@@ -1,4 +1,4 @@
-"""The best cell of a sweep in words: its value, what it can be told from, k-means beside it."""
+"""The best cell of a sweep in words: its value, what differs from it, k-means beside it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
             for g in valued[:MAX_CLASSES]
         ]
         if len(valued) > 1 and not ranking.failed:
-            told.append("Cells that are not measured alike are not ranked.")
+            told.append("Cells that are not comparable are not ranked.")
         return told + failed
     whole, n_kinds = not ranking.failed, len(ranking.classes)
     told = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
@@ -51,7 +51,7 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
 
 
 def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
-    """Whether the best cell, on fresh seeds where there are some, is told from k-means.
+    """Whether the best cell, on fresh seeds where there are some, differs from k-means.
 
     It is where what k-means reaches on the same images lies outside the cell's 95 % interval.
     """
@@ -150,7 +150,7 @@ def _winner(
     left = f"{many(len(one.untested), 'other')} {'was' if len(one.untested) == 1 else 'were'}"
     told = [
         (True, text),
-        (n_tied, f"{others} cannot be told {method}"),
+        (n_tied, f"no significant difference {method}: {others}"),
         (n_worse and not n_tied, f"{differ} {method}"),
         (same, f"{same} is the same in all"),
         (one.untested, f"{left} not compared: n too small or no spread"),

@@ -136,8 +136,8 @@ def _baseline(
     if not differing:
         return [
             *[itself] * bool(own),
-            f"No configuration could be told from the baseline ({base}), which does not mean that "
-            "there is no effect.",
+            f"No configuration differs significantly from the baseline ({base}); that does not "
+            "mean that there is no effect.",
         ]
     top = max(differing, key=lambda line: abs(line.result.difference.estimate))
     d, g = top.result.difference, ""

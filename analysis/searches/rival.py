@@ -97,7 +97,8 @@ def _verdict(a: Group, b: Group, metric: str, tested: bool) -> str:
     if not math.isfinite(result.p):
         return f"{text}, too few seeds for a test"
     better = (difference.estimate > 0) == (spec.better == "higher")
-    words = ("beats it" if better else "is beaten") if result.p < stats.ALPHA else "not told apart"
+    words = "beats it" if better else "is beaten"
+    words = words if result.p < stats.ALPHA else "not significant"
     low, high = (spec.shown(end).replace("-", "−") for end in (difference.low, difference.high))
     return (
         f"{text} ({words}; difference {shift}, 95 % interval {low} to {high}, "

@@ -55,7 +55,8 @@ class Line:
     @property
     def verdict(self) -> str:
         """In words; never `no effect`."""
-        return self.refused or ("differs" if self.holm < stats.ALPHA else "not told apart")
+        found = "differs" if self.holm < stats.ALPHA else "not significant"
+        return self.refused or found
 
 
 def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group:

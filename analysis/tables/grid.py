@@ -176,7 +176,7 @@ def differences_table(
             table.rows.append(Row((*label, *_difference_cells(line))))
     table.lines = [
         f"Cell minus baseline, by {TEST_WORDS[test]}; Holm over the comparisons of one metric "
-        "(5 %). 'Not told apart' is not 'no effect'."
+        "(5 %). 'Not significant' is not 'no effect'."
     ]
     units = "g is Hedges' g."
     if test == "paired":

@@ -15,7 +15,7 @@ class Cell:
     notes: tuple[int, ...] = ()
     best: bool = False
     tied: bool = False
-    """Cannot be told from the best."""
+    """Tested against the best; no significant difference."""
     sort: float | str | None = None
     """What a sortable table sorts by."""
 

@@ -1,4 +1,4 @@
-"""Which cell is best and which cannot be told from it, among cells that are measured alike.
+"""Which cell is best and which do not differ significantly from it, among comparable cells.
 
 The best is chosen by looking, so that a test against it is not a test against a cell named before.
 The marks hold all the same: Holm over the k − 1 comparisons with the best, and Bonferroni over the
@@ -39,7 +39,7 @@ class Class:
     same: frozenset[int]
     """Identical with the best in every seed: the same trials under another name."""
     tied: frozenset[int]
-    """Tested, and not told from the best."""
+    """Tested against the best; no significant difference."""
     untested: frozenset[int]
     """Not compared with the best: no spread, or too few seeds for any p to count."""
     worse: frozenset[int]
@@ -64,12 +64,12 @@ class Ranking:
 
     @property
     def tied(self) -> set[int]:
-        """Every cell that was tested against the best of its class and not told from it."""
+        """Every cell that was tested against the best of its class and does not differ."""
         return {i for one in self.classes for i in one.tied}
 
 
 def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
-    """The best cell of each class and those that cannot be told from it.
+    """The best cell of each class and those that do not differ significantly from it.
 
     None is the best by a metric that has no better end. A cell with a collapsed or diverged seed
     takes no part: its other seeds are the lucky ones.

@@ -52,7 +52,7 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
 
 
 def value_cells(table: Table, groups: Sequence[Group], metric: str, test: str) -> list[Cell]:
-    """A column of values: the best mean is marked, and every one that cannot be told from it."""
+    """A column of values: the best mean is marked, and those that do not differ from it."""
     cells = [value_cell(table, group, metric) for group in groups]
     ranking = rank(groups, metric, test)
     return [
@@ -205,8 +205,8 @@ def explain_numbers(
     found, n_more = list(records.notes[:8]), len(records.notes) - 8
     found += [f"and {n_more} more such records"] if n_more > 0 else []
     by, moment = TEST_WORDS.get(test or "", ""), f"Values are those of {records.moment}."
-    marks = ["Bold: best mean among cells measured alike."] if best else []
-    marks += [f"~: tested and not told apart from it ({by}, adjusted)."] if tied else []
+    marks = ["Bold: best mean among comparable cells."] if best else []
+    marks += [f"~: no significant difference from it ({by}, adjusted)."] if tied else []
     told = [
         ("@last" not in records.moment, moment),
         *((True, line) for line in table.lines),

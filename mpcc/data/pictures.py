@@ -158,7 +158,7 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
         remarks.append(f"of 16 bits a channel, read as 8 ({opened.mode})")
     if values.has_transparency_data:
         colour, transparent = _grounded(values, GROUNDS[ground])
-        remarks += [f"laid on {ground} where transparent"] if transparent else []
+        remarks += [f"transparent, put on {ground}"] if transparent else []
     else:
         colour = np.asarray(values.convert("RGB"))
     colour = _upright(colour, _orientation(opened))
@@ -167,7 +167,7 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
     elif as_stored in SIDEWAYS:
         remarks.append("turned upright")
     if colour.shape[0] != colour.shape[1]:
-        remarks.append("cut to the middle square")
+        remarks.append("cropped to the middle square")
     if getattr(opened, "is_animated", False):
         remarks.append("of several frames, of which the first is taken")
     height, width = colour.shape[:2]
