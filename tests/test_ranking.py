@@ -156,7 +156,7 @@ def test_a_cell_that_diverged_altogether_forbids_the_pooled_sd_everywhere(tmp_pa
     assert one.untested == {0} and one.refused == "pooled SD refused: a cell diverged"
     text = words(sweep.path, test="pooled")
     assert text.count("pooled SD refused: a cell diverged") == 2
-    assert "differs from it" not in text and "80 % power" not in text
+    assert "differs from it" not in text and "four times in five" not in text
     needed = [line.seeds_needed for line in grid(sweep.path, test="pooled").lines]
     assert set(needed) == {None}
 
@@ -168,7 +168,7 @@ def test_words_count_only_what_was_tested(tmp_path: Path) -> None:
     text = words(sweep.path)
     assert "one other differs from it" in text
     assert "one other was not compared: n too small or no spread" in text
-    assert "the one configuration compared differs" in text
+    assert "the one other configuration differs" in text
 
 
 def test_permutations_too_few_for_holm_are_called_too_few(tmp_path: Path) -> None:
@@ -202,10 +202,8 @@ def test_smallest_difference_is_that_of_the_test_in_use(tmp_path: Path, test: st
     assert f"5 seeds find a difference of {alone:.1f} points with 80 % power by" in lines
     assert f"of {first:.1f} points at Holm's first step over 2" in lines
     text = words(sweep.path, test=test)
-    assert (
-        f"{alone:.1f} points with 80 % power in one comparison and of {first:.1f} points at Holm's"
-        in text
-    )
+    assert f"show a true difference of {alone:.1f} points four times in five" in text
+    assert f"two comparisons at once one of {first:.1f} points (Holm)" in text
 
 
 def test_smallest_difference_has_no_unit_where_spreads_differ(tmp_path: Path) -> None:
@@ -215,7 +213,7 @@ def test_smallest_difference_has_no_unit_where_spreads_differ(tmp_path: Path) ->
     lines = " ".join(grid(sweep.path).tables[1].made)
     assert "3 seeds find a difference of 3.5 SD with 80 % power" in lines
     assert "SD of a cell: none for all, the largest SD is" in lines
-    assert "80 % power" not in words(sweep.path)
+    assert "four times in five" not in words(sweep.path)
 
 
 def test_ties_are_adjusted_for_the_choice_of_the_best() -> None:

@@ -324,7 +324,7 @@ def test_rows_are_the_papers_with_the_published_row_below_in_grey(tmp_path: Path
         "0.331 ± 0.09"
     )
     assert texts(table, ACC, REFERENCE) == ["79.0"]
-    assert "another protocol (dataset digits (paper cifar10)" in " ".join(table.notes)
+    assert "the protocol differs: dataset digits (paper cifar10)" in " ".join(table.notes)
     pairs = table1_groups(groups(load([sweep.path])))
     assert [row["eta_p"] for _, row in pairs] == ["2e-4", "2e-4", "2e-4", "4e-4", "6e-4"]
     four = SweepBuilder(tmp_path / "t").plan(table1_changes()[:4])
@@ -377,7 +377,7 @@ def test_same_protocol_gives_a_difference_and_no_grey(tmp_path: Path) -> None:
         (
             ((1, 3e-4), (2, 3e-4), (4, 3e-4), (4, 5e-4), (4, 7e-4)),
             {},
-            "another protocol (eta_p 3e-4 (paper 2e-4))",
+            "the protocol differs: eta_p 3e-4 (paper 2e-4)",
         ),
     ],
     ids=["fewer images", "other files", "stopped early", "its axis alone"],
