@@ -296,10 +296,11 @@ def sweep(tmp_path: Path) -> SweepBuilder:
     return made
 
 
-def test_the_best_cell_is_that_of_most_information_whatever_the_labels(sweep: SweepBuilder) -> None:
+def test_the_best_planned_cell_has_most_information_whatever_the_labels(sweep: SweepBuilder) -> None:
     from mpcc.use.load import find_trial
 
     best = {"n_encoder_steps": 2}
+    unplanned = sweep.trial({"n_encoder_steps": 3}, 0, {"cluster_information": 2.0})
     assert find_trial(sweep.path, "best", 0) == sweep.folder(best, 0)
     assert find_trial(sweep.path, "best", 1) == sweep.folder(best, 1)
     key = sweep.config(best, 0).cell_key
@@ -309,6 +310,8 @@ def test_the_best_cell_is_that_of_most_information_whatever_the_labels(sweep: Sw
     plan["dropped"] = [sweep.folder(best, seed).name for seed in (0, 1)]
     (sweep.path / "sweep.json").write_text(json.dumps(plan))
     assert find_trial(sweep.path, "best", 0) == sweep.folder({"n_encoder_steps": 4}, 0)
+    (sweep.path / "sweep.json").unlink()
+    assert find_trial(sweep.path, "best", 0) == unplanned
 
 
 @pytest.mark.parametrize(
@@ -330,6 +333,7 @@ def test_a_cell_that_is_none_or_several_is_refused_with_those_there_are(
 
 
 def test_cells_of_other_data_are_not_compared_by_information(sweep: SweepBuilder) -> None:
+    sweep.plan([{"n_clusters": 20}], seeds=(0,))
     sweep.trial({"n_clusters": 20}, 0, {"cluster_information": 2.0})
     with pytest.raises(ValueError, match="does not compare"):
         mpcc.load(sweep.path, "best")

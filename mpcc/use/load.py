@@ -129,15 +129,17 @@ def _trials(path: Path) -> dict[Path, Config]:
 def best_cell(path: Path) -> str:
     """The key of the sweep's cell with the greatest mean of SCORE over its trials that are done.
 
-    Trials that were taken out of the plan do not count. RunDirError where there is none.
+    Trials that the plan does not have, or has no more, do not count. RunDirError where none does.
     """
     values: dict[str, list[float]] = {}
     data = set()
-    dropped: Any = ()
-    with suppress(RunDirError):  # A damaged plan hinders nobody here.
-        dropped = (read_json(path / PLAN) or {}).get("dropped", ())
+    planned, dropped = None, set()
+    with suppress(RunDirError, KeyError, TypeError):  # Without a sound plan all count.
+        plan: Any = read_json(path / PLAN)
+        planned, dropped = {cell["key"] for cell in plan["cells"]}, {*plan.get("dropped", ())}
     for folder, config in _trials(path).items():
-        result = {} if folder.name in dropped else run_dir.read_result(folder) or {}
+        counts = folder.name not in dropped and (planned is None or config.cell_key in planned)
+        result = run_dir.read_result(folder) or {} if counts else {}
         value = result.get("metrics", {}).get(SCORE)
         if result.get("state") == run_dir.DONE and isinstance(value, float):
             values.setdefault(config.cell_key, []).append(value)
