@@ -296,7 +296,9 @@ def sweep(tmp_path: Path) -> SweepBuilder:
     return made
 
 
-def test_the_best_planned_cell_has_most_information_whatever_the_labels(sweep: SweepBuilder) -> None:
+def test_the_best_planned_cell_has_most_information_whatever_labels_say(
+    sweep: SweepBuilder,
+) -> None:
     from mpcc.use.load import find_trial
 
     best = {"n_encoder_steps": 2}
