@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -70,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 bad input, or files that cannot be read or written."""
     options = parser().parse_args(argv)
+    # A server that is not there would be asked for minutes, without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     command: Callable[[Model, argparse.Namespace], str] = COMMANDS[options.command]
     try:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):

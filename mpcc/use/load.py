@@ -29,7 +29,8 @@ def load(
     """The model of a trial's folder, finished or on its way, or of one trial of a sweep's folder.
 
     path: a folder, a model's file, or the address of a model in MLflow: `runs:/ID` of a trial's
-      run, `models:/NAME/VERSION` of the registry. MLflow is where MLFLOW_TRACKING_URI says.
+      run, `models:/NAME/VERSION` or `models:/ID` as MLflow's pages have it. MLflow is where
+      MLFLOW_TRACKING_URI says.
     cell: of a sweep, `best` (the greatest mean I(x; y) of the seeds that are done), a cell's key,
       or settings that one cell alone has, such as `esteps=4,eta_p=0.01`.
     seed: of the cell's trials.
@@ -84,11 +85,14 @@ def _from_mlflow(address: str) -> bytes:
     model = f"{address}/model" if re.fullmatch("runs:/[^/]+", address) else address
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = mlflow.artifacts.download_artifacts(f"{model}/data/{MODEL}", dst_path=folder)
-            return Path(file).read_bytes()
+            place = mlflow.artifacts.download_artifacts(model, dst_path=folder)
+            return (Path(place) / "data" / MODEL).read_bytes()
         except Exception as error:  # whatever a database, a server or a store can raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RunDirError(f"{address}: MLflow gives no model ({reason})") from None
+            raise RunDirError(
+                f"{address}: MLflow gives no model ({reason}); of a sweep it has those of the best "
+                "cell, of all trials by --sync --log-models always"
+            ) from None
 
 
 def find_trial(path: Path, cell: str | None, seed: int) -> Path:
