@@ -105,7 +105,7 @@ def find_trial(path: Path, cell: str | None, seed: int) -> Path:
     if cell is None:
         raise RunDirError(f'{path} holds a sweep: say which cell, such as cell="best"')
     trials = _trials(path)
-    key = best_cell(path) if cell == "best" else _named(trials, cell, path)
+    key = best_cell(path) if cell == "best" else _named(trials, str(cell), path)
     seeds = {config.seed: folder for folder, config in trials.items() if config.cell_key == key}
     if seed not in seeds:
         raise RunDirError(
