@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -29,7 +28,7 @@ from mpcc.data.files import DataError, check_available
 from mpcc.data.places import resolve_data_dir
 from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
-from mpcc.options import OneLineParser, path
+from mpcc.options import OneLineParser, checked_device, path
 from mpcc.runs.files import exclusive
 from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
 from mpcc.shell import guard_output, one_line
@@ -119,8 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(
                 f"--checkpoint-iterations must be at least 1, got {options.checkpoint_iterations}"
             )
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
-            raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got '{options.device}'")
+        checked_device(options.device)
         out = options.out or Path("runs") / f"{options.preset}-seed{config.seed}"
         if options.dry_run:
             return dry_run(config, options)

@@ -35,6 +35,13 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
     return f"{message}; --help lists what there is"
 
 
+def checked_device(name: object) -> str:
+    """A device's name, or that of a torch.device; ValueError, one line, for what names none."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(name)):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got '{name}'")
+    return str(name)
+
+
 def path(text: str) -> Path:
     """A path as typed, `~` meaning the home folder; argparse's own error for what can be none."""
     try:

@@ -22,8 +22,9 @@ import mpcc
 from benchmarks.fault_tools import size_of
 from benchmarks.fault_tracking import Server
 from mpcc.config import PRESETS
+from mpcc.data.image_set import load
 from mpcc.runs import run_dir
-from mpcc.runs.clusters import CLUSTERS
+from mpcc.runs.clusters import CLUSTERS, read_clusters
 from mpcc.runs.files import MODEL, RunDirError
 from mpcc.training.trainer import train
 from tune.plan.cells import Trial
@@ -698,7 +699,9 @@ def test_a_database_lost_in_the_middle_gets_everything_again(out: Path, database
     assert close(tracker) is None
 
 
-def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -> None:
+def test_a_server_that_goes_and_comes_back_has_everything_once_and_its_models_are_loaded(
+    modelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = make_plan(tmp_path)
     first, second = plan.trials()[:2]
     folder = tmp_path / "server"
@@ -733,6 +736,14 @@ def test_a_server_that_goes_and_comes_back_has_everything_once(tmp_path: Path) -
         assert [m[2] for m in metrics(folder) if m[0] == found[first.key][0]] == [2, 4]
         assert sync(Store(tmp_path), server.uri, plan) == 0
         assert ui_hint(server.uri, tmp_path)[0].startswith(f"open {server.uri}/#/experiments/")
+        other = Store(shutil.copytree(modelled, tmp_path / "other"))
+        assert sync(other, server.uri, plan_of(other.out)) == 4
+        (model,) = connection.connect(server.uri).search_logged_models(["1"])
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        clusters = [int(row["cluster"]) for row in read_clusters(other.trial_dir(first.key)) or ()]
+        for address in (f"runs:/{model.source_run_id}", f"models:/{model.model_id}"):
+            found = mpcc.load(address).predict(load(first.config).images)
+            assert found.tolist() == clusters
     finally:
         server.stop()
 
@@ -904,7 +915,7 @@ def test_an_address_that_gives_no_model_is_one_line(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(modelled))
     without = runs(modelled)[plan_of(modelled).trials()[1].key][0]
     for address in ("runs:/none", f"runs:/{without}", "models:/none/1"):
-        with pytest.raises(RunDirError, match=f"^{address}: MLflow gives no model \\(.+\\)$"):
+        with pytest.raises(RunDirError, match=f"^{address}: MLflow gives no model \\(.+\\); of"):
             mpcc.load(address)
     with pytest.raises(RunDirError, match="is one trial and has no cells"):
         mpcc.load("runs:/none", cell="best")

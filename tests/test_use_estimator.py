@@ -86,6 +86,8 @@ def test_random_state_is_a_seed_a_stream_or_none() -> None:
     np.random.seed(0)
     drawn = [mpcc.MPCC(**QUICK).fit(X[:50]).config_.seed for _ in range(2)]
     assert drawn[0] != drawn[1]
+    numpys = {"n_clusters": np.int64(3), "random_state": np.int64(5), "iterations": np.int32(1)}
+    assert mpcc.MPCC(**QUICK | numpys).fit(X[:50]).config_.to_dict()["seed"] == 5
 
 
 def test_colour_images_and_other_sizes_choose_their_network() -> None:
@@ -107,6 +109,10 @@ def test_colour_images_and_other_sizes_choose_their_network() -> None:
         ({"settings": {"K": 3}}, X, "settings may not hold K"),
         ({"settings": {"J": 3, "latent_size": 3}}, X, "settings may not hold latent_size"),
         ({"n_clusters": 0}, X, "n_clusters must be"),
+        ({"n_clusters": 100}, X[:50], "n_clusters=100 is more than the 50 images"),
+        ({"random_state": 2**40}, X, "seed must be at most 2147483647"),
+        ({"settings": {"prior": "normal"}}, X, "prior=normal has no clusters"),
+        ({}, load_digits().images.astype(np.uint8), r"nearly black.* value_range=\(0, 16\)"),
         ({"image_size": 9}, X, "image_size must be one of"),
         ({"device": "cuda:99"}, X, "cuda:99"),
         ({"settings": {"network_lr": 10, "prior_lr": 10}, "iterations": 300}, X, "diverged"),

@@ -1,5 +1,6 @@
 """Images of every kind, prepared as for training; what cannot be meant is refused in one line."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from mpcc.config import PRESETS
 from mpcc.data.files import DataError
@@ -27,6 +28,13 @@ class Pictures(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int]:
         return Image.fromarray(GREY[i]), 0
+
+
+class Endless(IterableDataset):
+    """A data set that has no length."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(GREY)
 
 
 def saved(folder: Path, images: np.ndarray) -> list[Path]:
@@ -49,6 +57,10 @@ def test_every_kind_of_grey_images_is_the_same_to_the_bit(tmp_path: Path) -> Non
         (GREY[..., None], None),
         (tensor, None),
         (list(GREY), None),
+        (list(tensor), None),
+        ([Image.fromarray(image) for image in GREY], None),
+        (GREY[:, ::-1].copy()[:, ::-1], None),
+        ((tensor / 255).half(), None),
         (tensor / 255, None),
         ((GREY / 255).astype(np.float32), None),
         (GREY / 127.5 - 1, (-1, 1)),
@@ -86,8 +98,17 @@ def test_a_named_data_set_given_as_it_is_published_is_what_training_had() -> Non
     )
 
 
+def test_images_in_a_list_may_differ_in_size_and_black_ones_be_among_them() -> None:
+    pixels = prepare([GREY[0], np.zeros((9, 9), np.uint8), GREY[1][:10]], 1, 8)
+    assert torch.equal(pixels[0], prepare(GREY[:1], 1, 8)[0]) and not pixels[1].any()
+    dark = prepare(GREY // 16, 1, 8, inverted=False)
+    assert torch.equal(dark, prepare(GREY // 16, 1, 8, levels=Levels(9.0, 2.0)))
+
+
 def test_masks_are_black_and_white() -> None:
     assert prepare(GREY > 127, 1, 16).unique().numel() > 2  # Resized.
+    mask = torch.from_numpy(GREY > 127)
+    assert torch.equal(prepare(mask.bfloat16(), 1, 8), prepare(mask, 1, 8))
     assert torch.equal(
         prepare(GREY > 127, 1, 8), prepare(255 * (GREY > 127).astype(np.uint8), 1, 8)
     )
@@ -103,15 +124,20 @@ NAN = np.where(np.arange(144).reshape(1, 12, 12) == 7, np.nan, 0.5)
         (GREY.astype(float), 1, {}, r"values 0 to 255, beyond 0 to 1: .*value_range=\(0, 255\)"),
         (GREY / 20, 1, {}, r"beyond 0 to 1: say their range"),
         (GREY / 255, 1, {"value_range": (0.5, 1)}, "beyond 0.5 to 1"),
-        (GREY / 255, 1, {"value_range": (1, 0)}, "value_range must rise"),
+        (GREY / 255, 1, {"value_range": (1, 0)}, "value_range must be two rising numbers"),
         (GREY, 1, {"value_range": (0, 1)}, "uint8 images are 0 to 255"),
         (GREY.astype(np.int64), 1, {}, r"int64, 0 to 255: give uint8"),
-        ((GREY > 127).astype(np.uint8), 1, {}, "no value above 1 are black"),
+        ((GREY > 127).astype(np.uint8), 1, {}, "nearly black: none has a value above 1 of 255"),
+        (list(GREY // 16), 1, {}, r"nearly black: .* value_range=\(0, 15\)"),
+        (GREY / 255 / 255, 1, {}, "nearly black"),
+        (GREY, 1, {"inverted": "no"}, "inverted must be True, False or None, got 'no'"),
+        (GREY / 2, 1, {"value_range": (0, np.inf)}, "must be two rising numbers"),
+        (GREY / 2, 1, {"value_range": (128,)}, "must be two rising numbers"),
         (NAN, 1, {}, "NaN or infinite"),
         (np.full((1, 12, 12), np.inf), 1, {}, "NaN or infinite"),
         (GREY[:0], 1, {}, "no images"),
         (np.zeros(0), 1, {}, "takes grey images"),
-        (GREY[0], 1, {}, r"one image is image\[None\]"),
+        (GREY[0], 1, {}, r"one image is \[image\]"),
         (GREY.reshape(6, -1), 1, {}, "flat ones need reshape"),
         (GREY[0][:, :, None], 1, {}, "images of 12 x 1 pixels"),
         (COLOUR, 1, {}, r"takes grey images .*, got shape \(5, 9, 14, 3\)"),
@@ -119,8 +145,12 @@ NAN = np.where(np.arange(144).reshape(1, 12, 12) == 7, np.nan, 0.5)
         (GREY[:, None], 3, {}, "takes colour images"),
         (np.array(["a", "b"]), 1, {}, "must be numbers"),
         (np.zeros((2, 8, 8), complex), 1, {}, "must be numbers"),
-        (TensorDataset(torch.zeros(0, 1, 8, 8)), 1, {}, "the data set is empty"),
-        (TensorDataset(torch.full((2, 1, 8, 8), -1.0)), 1, {}, "item 0 of the data set: .*beyond"),
+        (TensorDataset(torch.zeros(0, 1, 8, 8)), 1, {}, "no images: the list or data set is empty"),
+        (TensorDataset(torch.full((2, 1, 8, 8), -1.0)), 1, {}, "item 0: .*beyond"),
+        (DataLoader(TensorDataset(torch.zeros(3, 1, 8, 8))), 1, {}, "a list or torch Dataset"),
+        ((image for image in GREY), 1, {}, "a list or torch Dataset"),
+        (Endless(), 1, {}, r"has no length; give list"),
+        (torch.eye(8)[None].to_sparse(), 1, {}, "a Tensor gives no array"),
         ([GREY[0], "a.png"], 1, {}, "something else too"),
         ("no/such/folder", 1, {}, "does not exist"),
         (["no/such.png"], 1, {}, "no/such.png is not a sound image"),
@@ -146,6 +176,8 @@ def test_files_that_would_lose_something_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             prepare(tmp_path / name, 1, 8)
+    with pytest.raises(ValueError, match="the path is empty"):  # Not the folder that one is in.
+        prepare("", 1, 8)
 
 
 def test_files_are_converted_as_for_training_and_that_is_said(

@@ -60,8 +60,11 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def range_text(low: float, high: float) -> str:
-    return f"at least {low:g}" if high >= 10**6 else f"between {low:g} and {high:g}"
+def range_text(low: float, high: float, value: float) -> str:
+    """The range as a value beyond it needs to know it."""
+    if high < 10**6:
+        return f"between {low:g} and {high:g}"
+    return f"at least {low:g}" if value < low else f"at most {high}"
 
 
 TF32_NEEDS_GPU = (

@@ -139,7 +139,8 @@ class Config:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must be {range_text(low, high)}, got {short(value)}")
+                meant = range_text(low, high, value)
+                raise ValueError(f"{name} must be {meant}, got {short(value)}")
         if self.image_size not in IMAGE_SIZES:
             raise ValueError(
                 f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, "

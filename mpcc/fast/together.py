@@ -74,7 +74,7 @@ def side_by_side(
 @contextlib.contextmanager
 def own_stream(device: torch.device | str) -> Iterator[None]:
     """On a GPU, a CUDA stream of this thread's own."""
-    where = resolve_device(str(device))
+    where = resolve_device(device)
     if where.type != "cuda":
         yield
         return

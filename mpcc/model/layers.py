@@ -37,13 +37,24 @@ class Spectral(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape).normal_(0, 0.02))
+        self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
         self.u: Tensor
         self.v: Tensor
-        self.register_buffer("u", F.normalize(torch.randn(shape[0]), dim=0))
+        self.register_buffer("u", torch.empty(shape[0]))
         self.register_buffer("v", torch.zeros(self.weight[0].numel()))
-        self.power_iterate(N_POWER_ITERATIONS_AT_START)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights N(0, 0.02), and estimates of the first singular vectors.
+
+        On "meta" nothing, which a model's file then fills: torch would load its compiler for it.
+        """
+        if not self.weight.is_meta:
+            self.weight.normal_(0, 0.02)
+            self.u.copy_(F.normalize(self.u.normal_(), dim=0))
+            self.power_iterate(N_POWER_ITERATIONS_AT_START)
 
     @torch.no_grad()
     def power_iterate(self, n: int = 1) -> None:
@@ -134,11 +145,13 @@ def for_each(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(matrix.expand(len(x), -1, -1), x)
 
 
-def embedding(n: int, size: int) -> nn.Embedding:
-    """A plain table with weights N(0, 0.02)."""
-    table = nn.Embedding(n, size)
-    nn.init.normal_(table.weight, 0, 0.02)
-    return table
+class Embedding(nn.Embedding):
+    """A plain table with weights N(0, 0.02); on "meta" without, as `Spectral`."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()  # For the same random numbers as ever in what follows.
+            nn.init.normal_(self.weight, 0, 0.02)
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -155,8 +168,8 @@ class ConditionalBatchNorm(nn.Module):
         self.gain: nn.Module
         self.shift: nn.Module
         if n_clusters is not None:
-            self.gain = embedding(n_clusters, n_channels)
-            self.shift = embedding(n_clusters, n_channels)
+            self.gain = Embedding(n_clusters, n_channels)
+            self.shift = Embedding(n_clusters, n_channels)
         elif n_condition is not None:
             self.gain = Linear(n_condition, n_channels, bias=False)
             self.shift = Linear(n_condition, n_channels, bias=False)

@@ -13,11 +13,11 @@ from mpcc.config import Config
 from mpcc.model.layers import (
     ConditionalBatchNorm,
     Conv,
+    Embedding,
     Linear,
     SpectralEmbedding,
     StandingStatistics,
     double,
-    embedding,
     in_its_precision,
 )
 
@@ -60,7 +60,7 @@ class Generator(nn.Module):
         self.embed: nn.Embedding | None = None
         if config.latent_mode != "plain":
             condition["n_condition"] = chunk + (config.latent_size if has_y else 0)
-            self.embed = embedding(config.n_clusters, config.latent_size) if has_y else None
+            self.embed = Embedding(config.n_clusters, config.latent_size) if has_y else None
         elif has_y:
             condition["n_clusters"] = config.n_clusters
         self.first = Linear(chunk, 16 * n_channels)

@@ -10,15 +10,17 @@ import torch
 
 from mpcc.config import Config
 from mpcc.config.checks import TF32_NEEDS_GPU
+from mpcc.options import checked_device
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here; ValueError where it is not to
     be had."""
+    device = checked_device(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device} is not available here; use --device cpu")
+        raise ValueError(f"device {device} is not available here; use cpu")
     found = torch.device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device} is not here: there are {torch.cuda.device_count()} GPUs")

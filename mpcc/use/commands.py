@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpcc.options import OneLineParser, path
+from mpcc.options import OneLineParser, checked_device, path
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
@@ -70,10 +70,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 bad input, or files that cannot be read or written."""
     options = parser().parse_args(argv)
+    # A server that is not there would be asked for minutes, without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     command: Callable[[Model, argparse.Namespace], str] = COMMANDS[options.command]
     try:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
-            raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got '{options.device}'")
+        checked_device(options.device)
         _check_out(options.out, options.command)
         from mpcc.use.load import load
 

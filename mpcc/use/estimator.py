@@ -117,12 +117,17 @@ class MPCC(ClusterMixin, TransformerMixin, BaseEstimator):
             changes["dataset"] = COLOUR if n_channels == 3 else GREY
         own = {*changes, "split"}
         changes["eval_every"] = changes["iterations"]
-        for name, value in (self.settings or {}).items():
+        for name, value in dict(self.settings or {}).items():
             if full_name(name) in own:
                 raise ValueError(f"settings may not hold {name}: MPCC has its own word on it")
             own.add(full_name(name))
             changes[full_name(name)] = value
-        return base.override(**changes)
+        # Of a grid by numpy's ranges, numbers are numpy's.
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in changes.items()}
+        config = base.override(**plain)
+        if config.prior == "normal":
+            raise ValueError("MPCC clusters, and prior=normal has no clusters; train it as a trial")
+        return config
 
 
 def _looked_at(X: Images) -> tuple[int, int]:
@@ -136,7 +141,7 @@ def _looked_at(X: Images) -> tuple[int, int]:
         return shape[3], min(shape[1:3])
     raise DataError(
         "fit takes an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, "
-        f"got {f'shape {shape}' if shape else type(X).__name__}; reshape flat images"
+        f"got {f'shape {shape}; reshape flat images' if shape else type(X).__name__}"
     )
 
 

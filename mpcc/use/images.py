@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,10 +21,11 @@ from mpcc.data import folder
 from mpcc.data.pictures import Facts, UnsoundError, pixels_of, read_picture, summary
 from mpcc.data.places import DataError
 from mpcc.data.source import middle_square, resize
+from mpcc.options import usable
 
 log = logging.getLogger(__name__)
 
-Images: TypeAlias = "NDArray[Any] | Tensor | Dataset[Any] | Sequence[str | Path] | str | Path"
+Images: TypeAlias = "NDArray[Any] | Tensor | Dataset[Any] | Sequence[Any] | str | Path"
 
 CHUNK = 4096
 """Images that are converted at once; a bound on memory."""
@@ -33,6 +35,8 @@ ROUNDING = 1e-6
 """Share of the range by which floats may lie beyond it."""
 SPREADS = 4.0
 """Standard deviations of an image's mean level beyond which images may count as inverted."""
+NEARLY_BLACK = 16
+"""Level of 255 that no pixel exceeds where values of 0 to 1 or 0 to 16 are taken for bytes."""
 PATIENCE_SECONDS = 2.0
 
 
@@ -63,30 +67,36 @@ def prepare(
     """The images as uint8 (N, n_channels, size, size), the middle square resized as for training.
 
     images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8, bool or floats; a
-      torch Dataset of such images or of PIL's, alone or first in a tuple; files; a folder, whose
-      images are taken by name, those of subfolders too.
+      torch Dataset or a list of such images or of PIL's, alone or first in a tuple; files; a
+      folder, whose images are taken by name, those of subfolders too.
     value_range: of floats, [0, 1] where it is not given; integers other than uint8 need it.
     ground: what a transparent image is laid on, as in training (`image_ground`).
     inverted: whether to exchange dark and bright; None refuses images that, by the `levels` of the
-      training images, seem to need it.
+      training images, seem to need it, and images that are nearly black.
     DataError, one line, for what cannot be meant.
     """
-    if value_range is not None and not value_range[0] < value_range[1]:
-        raise DataError(f"value_range must rise, got {value_range}")
-    parts = _parts(images, n_channels, value_range, ground)
-    found = [resize(np.ascontiguousarray(middle_square(part)), size) for part in parts]
+    if inverted not in (None, True, False):
+        raise DataError(f"inverted must be True, False or None, got {inverted!r}")
+    if value_range is not None:
+        _check_range(value_range)
+    found, brightest = [], 0
+    for part in _parts(images, n_channels, value_range, ground):
+        brightest = max(brightest, int(part.max()))
+        found.append(resize(np.ascontiguousarray(middle_square(part)), size))
     pixels = torch.from_numpy(np.concatenate(found))
     if inverted:
         return 255 - pixels
-    if inverted is None and levels is not None:
-        _refuse_inverted(pixels, levels)
+    if inverted is None:
+        _refuse_nearly_black(brightest, levels)
+        if levels is not None:
+            _refuse_inverted(pixels, levels)
     return pixels
 
 
 def files_of(images: Images) -> list[Path] | None:
     """The files that these images are read from, in order; None for arrays and data sets."""
     if isinstance(images, (str, Path)):
-        place = Path(images).expanduser()
+        place = usable(images)
         if place.is_file():
             return [place]
         if not place.is_dir():
@@ -100,10 +110,10 @@ def files_of(images: Images) -> list[Path] | None:
 
 
 def one_image(image: Images) -> Images:
-    """A single image (H, W), (H, W, C) or (C, H, W) as an array of one; others as they are."""
+    """A single image (H, W), (H, W, C) or (C, H, W), or of PIL, as a list; others as they are."""
     if isinstance(image, (np.ndarray, Tensor)) and image.ndim in (2, 3) and image.shape[0] != 1:
-        return image[None]
-    return image
+        return [image]
+    return [image] if isinstance(image, Image.Image) else image
 
 
 def progress(work: Sequence[int], n: int) -> Iterator[int]:
@@ -131,15 +141,16 @@ def _parts(
             yield _in_colours(pixels, n_channels, str(files[i]))[None]
         for line in summary(facts)[1:]:
             log.warning("%s", line)
-    elif isinstance(images, Dataset):
-        n = len(images)  # type: ignore[arg-type]
+    elif isinstance(images, (Dataset, list, tuple)):
+        if not isinstance(images, Sized):
+            raise DataError("the data set has no length; give list(…) of it")
+        n = len(images)
         if not n:
-            raise DataError("the data set is empty; give at least one image")
+            raise DataError("no images: the list or data set is empty; give at least one")
         for i in progress(range(n), n):
-            yield _item(images[i], n_channels, value_range, ground, f"item {i} of the data set")
+            yield _item(images[i], n_channels, value_range, ground, f"item {i}")
     else:
-        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-        array = _with_channels(array, n_channels)
+        array = _with_channels(_array(images), n_channels)
         _check_values(array, value_range)
         for start in range(0, len(array), CHUNK):
             yield _as_bytes(array[start : start + CHUNK], value_range)
@@ -166,13 +177,24 @@ def _item(
             return _in_colours(pixels_of(image, ground), n_channels, name)[None]
         except UnsoundError as error:
             raise DataError(f"{name} is not a sound image ({error})") from None
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     try:
-        array = _with_channels(array[None], n_channels)
+        array = _with_channels(_array(image)[None], n_channels)
         _check_values(array, value_range)
     except (DataError, IndexError) as error:
         raise DataError(f"{name}: {error}") from None
     return _as_bytes(array, value_range)
+
+
+def _array(images: Any) -> NDArray[Any]:
+    """An array or a tensor, of whatever kind and device, as an array."""
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        images = images.float() if images.dtype == torch.bfloat16 else images
+    try:
+        return np.asarray(images)
+    except (TypeError, ValueError, RuntimeError) as error:  # Sparse, or of several sizes.
+        reason = str(error).splitlines()[0]
+        raise DataError(f"a {type(images).__name__} gives no array ({reason})") from None
 
 
 def _in_colours(image: NDArray[np.uint8], n_channels: int, name: str) -> NDArray[np.uint8]:
@@ -191,7 +213,10 @@ def _with_channels(array: NDArray[Any], n_channels: int) -> NDArray[Any]:
     if n_channels != 1:
         wanted = f"(N, H, W, {n_channels}) or (N, {n_channels}, H, W)"
     if array.dtype.kind not in "buif":
-        raise DataError(f"images must be numbers, got an array of {array.dtype}; give uint8")
+        raise DataError(
+            f"images must be numbers, got {array.dtype}; give an array or tensor of uint8 or "
+            "floats, a list or torch Dataset of images, files, or a folder"
+        )
     if array.ndim == 3 and n_channels == 1:
         found = array[:, None]
     elif array.ndim == 4 and shape[1] == n_channels:
@@ -200,7 +225,7 @@ def _with_channels(array: NDArray[Any], n_channels: int) -> NDArray[Any]:
         found = array.transpose(0, 3, 1, 2)
     else:
         kind = "grey" if n_channels == 1 else "colour"
-        hint = "; one image is image[None], flat ones need reshape" if array.ndim < 4 else ""
+        hint = "; one image is [image], flat ones need reshape" if array.ndim < 4 else ""
         raise DataError(f"the model takes {kind} images {wanted}, got shape {shape}{hint}")
     if not len(found):
         raise DataError(f"no images: an array of shape {shape}; give at least one")
@@ -219,10 +244,9 @@ def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) 
     low, high = array.min(), array.max()
     if array.dtype == np.uint8:
         if value_range is not None and tuple(value_range) != (0, 255):
-            raise DataError("uint8 images are 0 to 255; value_range is for floats: leave it out")
-        if high == 1:
             raise DataError(
-                "uint8 images with no value above 1 are black; give them times 255, or as bool"
+                "uint8 images are 0 to 255; value_range is for floats: leave it out, or give "
+                "images.astype(float)"
             )
         return
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -237,7 +261,7 @@ def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) 
     if low < first - margin or high > last + margin:
         meant = "(darkest, brightest) as they could be"
         if low < 0 and low >= -1 and high <= 1:
-            meant = "(-1, 1)"
+            meant = "(-1, 1)" if min(low, -high) < -0.5 else "(-0.5, 0.5)"
         elif low >= 0 and 16 < high <= 255:
             meant = "(0, 255)"
         raise DataError(
@@ -253,6 +277,26 @@ def _as_bytes(array: NDArray[Any], value_range: tuple[float, float] | None) -> N
     first, last = value_range or (0.0, 1.0)
     share = (array.astype(np.float64) - first) / (last - first)
     return np.floor(share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _check_range(value_range: Any) -> None:
+    """DataError for what is not two rising numbers."""
+    try:
+        first, last = map(float, value_range)
+    except (TypeError, ValueError):
+        first = last = math.nan
+    if not (first < last and math.isfinite(last - first)):
+        raise DataError(f"value_range must be two rising numbers, got {value_range!r}")
+
+
+def _refuse_nearly_black(brightest: int, levels: Levels | None) -> None:
+    """DataError where images are darker than any can be meant, unless those of training are."""
+    if 0 < brightest <= NEARLY_BLACK and (levels is None or levels.mean > NEARLY_BLACK):
+        raise DataError(
+            f"the images are nearly black: none has a value above {brightest} of 255; give floats "
+            f"and their range, such as images.astype(float) and value_range=(0, {brightest}), or "
+            "inverted=False to take them as they are"
+        )
 
 
 def _refuse_inverted(pixels: Tensor, levels: Levels) -> None:

@@ -29,7 +29,8 @@ def load(
     """The model of a trial's folder, finished or on its way, or of one trial of a sweep's folder.
 
     path: a folder, a model's file, or the address of a model in MLflow: `runs:/ID` of a trial's
-      run, `models:/NAME/VERSION` of the registry. MLflow is where MLFLOW_TRACKING_URI says.
+      run, `models:/NAME/VERSION` or `models:/ID` as MLflow's pages have it. MLflow is where
+      MLFLOW_TRACKING_URI says.
     cell: of a sweep, `best` (the greatest mean I(x; y) of the seeds that are done), a cell's key,
       or settings that one cell alone has, such as `esteps=4,eta_p=0.01`.
     seed: of the cell's trials.
@@ -84,11 +85,14 @@ def _from_mlflow(address: str) -> bytes:
     model = f"{address}/model" if re.fullmatch("runs:/[^/]+", address) else address
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = mlflow.artifacts.download_artifacts(f"{model}/data/{MODEL}", dst_path=folder)
-            return Path(file).read_bytes()
+            place = mlflow.artifacts.download_artifacts(model, dst_path=folder)
+            return (Path(place) / "data" / MODEL).read_bytes()
         except Exception as error:  # whatever a database, a server or a store can raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RunDirError(f"{address}: MLflow gives no model ({reason})") from None
+            raise RunDirError(
+                f"{address}: MLflow gives no model ({reason}); of a sweep it has those of the best "
+                "cell, of all trials by --sync --log-models always"
+            ) from None
 
 
 def find_trial(path: Path, cell: str | None, seed: int) -> Path:
@@ -101,7 +105,7 @@ def find_trial(path: Path, cell: str | None, seed: int) -> Path:
     if cell is None:
         raise RunDirError(f'{path} holds a sweep: say which cell, such as cell="best"')
     trials = _trials(path)
-    key = best_cell(path) if cell == "best" else _named(trials, cell, path)
+    key = best_cell(path) if cell == "best" else _named(trials, str(cell), path)
     seeds = {config.seed: folder for folder, config in trials.items() if config.cell_key == key}
     if seed not in seeds:
         raise RunDirError(
@@ -129,15 +133,17 @@ def _trials(path: Path) -> dict[Path, Config]:
 def best_cell(path: Path) -> str:
     """The key of the sweep's cell with the greatest mean of SCORE over its trials that are done.
 
-    Trials that were taken out of the plan do not count. RunDirError where there is none.
+    Trials that the plan does not have, or has no more, do not count. RunDirError where none does.
     """
     values: dict[str, list[float]] = {}
     data = set()
-    dropped: Any = ()
-    with suppress(RunDirError):  # A damaged plan hinders nobody here.
-        dropped = (read_json(path / PLAN) or {}).get("dropped", ())
+    planned, dropped = None, set()
+    with suppress(RunDirError, KeyError, TypeError):  # Without a sound plan all count.
+        plan: Any = read_json(path / PLAN)
+        planned, dropped = {cell["key"] for cell in plan["cells"]}, {*plan.get("dropped", ())}
     for folder, config in _trials(path).items():
-        result = {} if folder.name in dropped else run_dir.read_result(folder) or {}
+        counts = folder.name not in dropped and (planned is None or config.cell_key in planned)
+        result = run_dir.read_result(folder) or {} if counts else {}
         value = result.get("metrics", {}).get(SCORE)
         if result.get("state") == run_dir.DONE and isinstance(value, float):
             values.setdefault(config.cell_key, []).append(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -102,14 +103,14 @@ class Model:
 
     def sample(self, n: int, cluster: int | None = None, seed: int = 0) -> Pixels:
         """n images (n, C, H, W) drawn from one cluster, or from p(y) where none is given."""
-        if n < 1:
+        if (n := index(n)) < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         if cluster is not None:
             self._check_clusters(f"cluster {cluster} cannot be drawn from")
-            if not 0 <= cluster < self.n_clusters:
+            if not 0 <= (cluster := index(cluster)) < self.n_clusters:
                 raise ValueError(f"cluster must be 0 to {self.n_clusters - 1}, got {cluster}")
         rng = torch.Generator(self.device)
-        rng.manual_seed(seed)
+        rng.manual_seed(index(seed))
         with torch.no_grad():
             if cluster is None:
                 y = self.prior.sample_y(n, rng)
@@ -127,7 +128,7 @@ class Model:
 
         The ends are the reconstructions of a and b; each is drawn in its own likeliest cluster.
         """
-        if n < 2:
+        if (n := index(n)) < 2:
             raise ValueError(f"n must be at least 2, got {n}")
         ends = [self.prepare(one_image(image), **how) for image in (a, b)]
         if any(len(end) != 1 for end in ends):
@@ -197,7 +198,8 @@ class Model:
     ) -> tuple[Tensor, ...]:
         """What `run` gives for batches of BATCH rows, the last one padded, as one, on the CPU."""
         n, found = len(inputs[0]), []
-        with torch.no_grad(), as_trained(self.config, self.device):
+        whole = torch.autocast(self.device.type, enabled=False)
+        with torch.no_grad(), whole, as_trained(self.config, self.device):
             for start in progress(range(0, n, BATCH), n):
                 parts = [rows[start : start + BATCH] for rows in inputs]
                 m = len(parts[0])
