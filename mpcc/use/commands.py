@@ -70,8 +70,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 bad input, or files that cannot be read or written."""
     options = parser().parse_args(argv)
-    # A server that is not there would be asked for minutes, without a word.
+    # A server that is not there would be asked for minutes; what MLflow logs is no news here.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     command: Callable[[Model, argparse.Namespace], str] = COMMANDS[options.command]
     try:
         checked_device(options.device)
