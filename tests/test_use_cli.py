@@ -97,6 +97,8 @@ def test_samples_and_reconstructions_are_a_sheet_or_single_images(
         (["cluster", "one", "--imges", "images", "--out", "x.csv"], "required: --images"),
         (["sample", "one", "--cluster", "10", "--out", "x.png"], "cluster must be 0 to 9"),
         (["sample", "one", "-n", "0", "--out", "x.png"], "n must be at least 1"),
+        (["sample", "one", "--out", "no/x.png"], "there is no folder no"),
+        (["sample", "one", "-n", "2", "--out", "images"], "holds other files, such as 00.png"),
         (["sample", "one", "--out", "x.jpg"], "neither a sheet (NAME.png) nor a folder"),
         (
             ["sample", "one", "--device", "gpu", "--out", "x.png"],

@@ -58,6 +58,8 @@ def test_all_its_methods_agree(fitted: mpcc.MPCC) -> None:
 
 def test_it_is_cloned_changed_and_pickled_like_any_other(fitted: mpcc.MPCC) -> None:
     assert clone(fitted).get_params() == fitted.get_params()
+    frame = pickle.loads(pickle.dumps(fitted)).set_output(transform="pandas").transform(X)
+    assert list(frame) == ["mpcc0", "mpcc1", "mpcc2", "mpcc3"]
     with pytest.raises(NotFittedError):
         clone(fitted).predict(X)
     assert mpcc.MPCC().set_params(n_clusters=3, iterations=7).get_params()["n_clusters"] == 3

@@ -70,8 +70,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 bad input, or files that cannot be read or written."""
     options = parser().parse_args(argv)
-    # A server that is not there would be asked for minutes, without a word.
+    # A server that is not there would be asked for minutes; what MLflow logs is no news here.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     command: Callable[[Model, argparse.Namespace], str] = COMMANDS[options.command]
     try:
         checked_device(options.device)
@@ -95,7 +96,7 @@ def _check_out(out: Path, command: str) -> None:
         raise ValueError(f"--out {out} is a device or a pipe and would be replaced; name a file")
     if command == "cluster" and out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file, such as clusters.csv")
-    if command == "cluster" and not out.parent.is_dir():
+    if (command == "cluster" or _is_sheet(out)) and not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
 
 
@@ -176,6 +177,11 @@ def _write_each(images: Any, names: list[str], folder: Path) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
+    others = sorted({file.name for file in folder.iterdir()} - {f"{name}.png" for name in names})
+    if others:
+        raise ValueError(
+            f"--out {folder} holds other files, such as {others[0]}; name a new folder"
+        )
     for pixels, name in zip(images, names, strict=True):
         Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
             folder / f"{name}.png"

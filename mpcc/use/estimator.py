@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -27,7 +32,7 @@ COLOUR, GREY = "folder", "digits"
 """Data sets whose number of channels images of one's own have."""
 
 
-class MPCC(ClusterMixin, TransformerMixin, BaseEstimator):
+class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     """Cluster images without labels, and draw new ones; trained by the code of a trial.
 
     n_clusters: K.
@@ -73,7 +78,7 @@ class MPCC(ClusterMixin, TransformerMixin, BaseEstimator):
         pixels = prepare(X, n_channels, config.image_size, value_range=self.value_range)
         image_set = ImageSet(pixels, None, (), fingerprint(pixels, None))
         self.model_, self.metrics_ = _trained(config, image_set, self.device)
-        self.config_ = config
+        self.config_, self._n_features_out = config, config.latent_size
         self.labels_ = self.model_.predict(pixels, inverted=False)
         return self
 

@@ -295,7 +295,7 @@ def _refuse_nearly_black(brightest: int, levels: Levels | None) -> None:
         raise DataError(
             f"the images are nearly black: none has a value above {brightest} of 255; give floats "
             f"and their range, such as images.astype(float) and value_range=(0, {brightest}), or "
-            "inverted=False to take them as they are"
+            "inverted=False (--inverted no) to take them as they are"
         )
 
 
@@ -306,6 +306,6 @@ def _refuse_inverted(pixels: Tensor, levels: Levels) -> None:
     if away_inverted < away and away > SPREADS * levels.spread:
         raise DataError(
             f"the images seem to be inverted: their mean level is {mean:.0f} of 255, that of the "
-            f"training images {levels.mean:.0f}; say inverted=True to exchange dark and bright, "
-            "inverted=False to take them as they are"
+            f"training images {levels.mean:.0f}; say inverted=True (--inverted yes) to exchange "
+            "dark and bright, inverted=False (--inverted no) to take them as they are"
         )

@@ -89,6 +89,8 @@ def _from_mlflow(address: str) -> bytes:
             return (Path(place) / "data" / MODEL).read_bytes()
         except Exception as error:  # whatever a database, a server or a store can raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if isinstance(error, FileNotFoundError):
+                reason = f"there is no data/{MODEL} in it"
             raise RunDirError(
                 f"{address}: MLflow gives no model ({reason}); of a sweep it has those of the best "
                 "cell, of all trials by --sync --log-models always"
