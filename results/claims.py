@@ -144,11 +144,14 @@ def figure(found: list[Effect]) -> Figure:
                 ax.plot(effect.paper[1], place, "D", color="black", mfc="none", markersize=4)
         ax.set_yticks(range(len(some)), [f"{e.claim}. {e.dataset}: {e.words}" for e in some])
         ax.set_ylim(len(some) - 0.5, -0.5)
-        ax.set_title(column(metric).heading.replace("%", "points"), fontsize=8, loc="left")
+        theirs = {effect.paper[0] for effect in some if effect.paper} - {metric}
+        other = "".join(f" (in the paper {column(name).label})" for name in theirs)
+        heading = column(metric).heading.replace("%", "points")
+        ax.set_title(heading + other, fontsize=8, loc="left")
     marks = [Line2D([], [], color=c, marker="o", markersize=4, label=d) for d, c in COLOUR.items()]
-    theirs = Line2D([], [], color="black", marker="D", mfc="none", ls="", markersize=4)
-    theirs.set_label("in the paper, at its scale")
-    made.legend(handles=[*marks, theirs], ncols=4, loc="outside upper center")
+    diamond = Line2D([], [], color="black", marker="D", mfc="none", ls="", markersize=4)
+    diamond.set_label("in the paper, at its scale")
+    made.legend(handles=[*marks, diamond], ncols=4, loc="outside upper center")
     made.supxlabel("difference with 95 % interval; above zero the paper is right", fontsize=8)
     return made
 
