@@ -152,7 +152,7 @@ def figure(found: list[Effect]) -> Figure:
     diamond = Line2D([], [], color="black", marker="D", mfc="none", ls="", markersize=4)
     diamond.set_label("in the paper, at its scale")
     made.legend(handles=[*marks, diamond], ncols=4, loc="outside upper center")
-    made.supxlabel("difference with 95 % interval; above zero the paper is right", fontsize=8)
+    made.supxlabel("difference with 95 % interval; above zero is as the paper says", fontsize=8)
     return made
 
 
