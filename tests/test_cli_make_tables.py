@@ -15,6 +15,7 @@ import pytest
 
 from analysis import make_tables
 from mpcc.runs.run_dir import read_provenance, read_result, write_provenance
+from results import claims
 from tests.records import SweepBuilder, table1_changes, table1_sweep
 
 SCRIPT = Path(make_tables.__file__)
@@ -421,6 +422,14 @@ KEPT = sorted(file.parent for file in (SCRIPT.parents[1] / "results").glob("*/sw
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 def test_tables_of_the_kept_results_are_what_their_records_give(folder: Path) -> None:
     assert make_tables.main(["--runs", str(folder), "--format", "md,csv", "--check"]) == 0
+
+
+def test_the_claims_in_the_readme_of_the_results_are_what_the_records_give() -> None:
+    effects = claims.effects()
+    text = (claims.HERE / "README.md").read_text()
+    assert [effect.row for effect in effects if effect.row not in text] == []
+    drawn = claims.figure(effects)
+    assert sum(len(ax.get_yticks()) for ax in drawn.axes) == len(effects) > 0
 
 
 def test_table_1_of_other_cells_is_refused(

@@ -12,7 +12,7 @@ from mpcc.config import PRESETS
 from mpcc.data import image_set as data
 from mpcc.evaluation import classifier, inception
 from mpcc.evaluation import generation as generation_metrics
-from mpcc.evaluation.evaluate import evaluate, generated_batches
+from mpcc.evaluation.evaluate import evaluate, generated_batches, generation_scores
 from mpcc.evaluation.generation import (
     FeatureNetwork,
     extract,
@@ -307,6 +307,15 @@ def test_classifier_takes_every_size_and_colour(size):
     network = classifier.Classifier(3, size, 7)
     features, log_probs = network(pixels(2, 0, size=size))
     assert features.shape == (2, 128) and log_probs.shape == (2, 7)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_fid_cnn_of_colours_stands_in_where_inception_says_nothing_alone(quick, size):
+    config = PRESETS["tiny"].override(dataset="cifar10", image_size=size, n_generated=16)
+    images = image_set(pixels(40, 0, size=size), torch.arange(40) % 10)
+    state = build_state(config, images)
+    row, unavailable = generation_scores(state, evaluate(state))
+    assert ("fid_cnn" in row) == (size == 8) == ("fid_cnn" not in unavailable)
 
 
 def test_data_without_labels_has_no_fid_cnn():

@@ -1,7 +1,8 @@
 """A small classifier of a labelled data set, whose features stand in where Inception's say little.
 
-Inception knows photographs; for grey images of 8 to 64 pixels the features of a network trained on
-the very data set tell more. Its distance is called `fid_cnn` and compares only with itself.
+Inception knows photographs; for grey images of 8 to 64 pixels, and for all of 8, the features of a
+network trained on the very data set tell more. Its distance is called `fid_cnn` and compares only
+with itself.
 """
 
 from __future__ import annotations

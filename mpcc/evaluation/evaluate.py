@@ -262,8 +262,9 @@ def generation_scores(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """IS, FID and KID of `n_generated` images, and why any of them is not to be had.
 
-    Grey images with labels also get `fid_cnn`, by a small classifier of the same data. A score
-    that raises is a reason too: the model is trained, whatever becomes of it here.
+    Images with labels that are grey, or too small for Inception, also get `fid_cnn`, by a small
+    classifier of the same data. A score that raises is a reason too: the model is trained, whatever
+    becomes of it here.
     """
     row: dict[str, float] = {}
     unavailable: dict[str, str] = {}
@@ -313,8 +314,8 @@ def _classifier_fid(state: TrainState, generator: Generator) -> dict[str, float]
     from mpcc.evaluation import classifier, generation
 
     samples = generated_batches(state, generator)
-    if state.config.n_channels != 1:
-        raise Unavailable("fid_cnn is of grey images, and these have colours: FID says more")
+    if state.config.n_channels != 1 and state.config.scored_by_inception:
+        raise Unavailable("fid_cnn is of grey or small images: of these FID says more")
     if state.labels is None:
         raise Unavailable("the images have no labels")
     network = classifier.load_classifier(state.image_set)
