@@ -259,7 +259,7 @@ def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) 
     first, last = value_range or (0.0, 1.0)
     margin = ROUNDING * (last - first)
     if low < first - margin or high > last + margin:
-        meant = "(darkest, brightest) as they could be"
+        meant = f"({min(low, 0):g}, {high:g}), if those are black and white"
         if low < 0 and low >= -1 and high <= 1:
             meant = "(-1, 1)" if min(low, -high) < -0.5 else "(-0.5, 0.5)"
         elif low >= 0 and 16 < high <= 255:
