@@ -58,6 +58,7 @@ def test_every_kind_of_grey_images_is_the_same_to_the_bit(tmp_path: Path) -> Non
         (tensor, None),
         (list(GREY), None),
         (list(tensor), None),
+        ((GREY / 255).tolist(), None),
         ([Image.fromarray(image) for image in GREY], None),
         (GREY[:, ::-1].copy()[:, ::-1], None),
         ((tensor / 255).half(), None),

@@ -133,6 +133,8 @@ def _parts(
 ) -> Iterator[NDArray[np.uint8]]:
     """The images as uint8 (n, n_channels, H, W), in parts that may differ in height and width."""
     files = files_of(images)
+    # Lists in a list are numbers: an array.
+    listed = isinstance(images, (list, tuple)) and not isinstance(next(iter(images), None), list)
     if files is not None:
         facts = []
         for i in progress(range(len(files)), len(files)):
@@ -141,7 +143,7 @@ def _parts(
             yield _in_colours(pixels, n_channels, str(files[i]))[None]
         for line in summary(facts)[1:]:
             log.warning("%s", line)
-    elif isinstance(images, (Dataset, list, tuple)):
+    elif listed or isinstance(images, Dataset):
         if not isinstance(images, Sized):
             raise DataError("the data set has no length; give list(…) of it")
         n = len(images)
@@ -259,7 +261,7 @@ def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) 
     first, last = value_range or (0.0, 1.0)
     margin = ROUNDING * (last - first)
     if low < first - margin or high > last + margin:
-        meant = "(darkest, brightest) as they could be"
+        meant = f"({min(low, 0):g}, {high:g}), if those are black and white"
         if low < 0 and low >= -1 and high <= 1:
             meant = "(-1, 1)" if min(low, -high) < -0.5 else "(-0.5, 0.5)"
         elif low >= 0 and 16 < high <= 255:
