@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,32 +177,42 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
         return refuse(error)
     if config.dataset == "folder":
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
-    with noted_signals() as stopped, exclusive(out, patience=1.0):
-        return trained(config, out, options, stopped)
+    with exclusive(out, patience=1.0):
+        return trained(config, out, options)
 
 
 @contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """A list that takes the first SIGINT or SIGTERM; the second one ends the process."""
-    noted: list[int] = []
+def on_signals(act: Callable[[int], None]) -> Iterator[None]:
+    """What the first SIGINT or SIGTERM does; the second one ends the process."""
+    seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if noted:
+        if seen:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        noted.append(number)
+        seen.append(number)
+        act(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield noted
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def trained(config: Config, out: Path, options: argparse.Namespace, stopped: list[int]) -> int:
-    """Train until the end or a signal, which `stopped` then holds, and say how it went."""
+def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
+    """Train until the end or a signal, and say how it went.
+
+    A signal before the first iteration, while data are read or k-means runs, ends it at once.
+    """
     from mpcc.training.trainer import train
+
+    again = f"the same command goes on. Run directory: {out}"
+
+    def end(number: int) -> None:
+        print(f"stopped before the first iteration; {again}", file=sys.stderr)
+        raise SystemExit(128 + number)
 
     progress = train(
         config,
@@ -211,15 +222,17 @@ def trained(config: Config, out: Path, options: argparse.Namespace, stopped: lis
         checkpoint_seconds=options.checkpoint_seconds,
         checkpoint_iterations=options.checkpoint_iterations,
     )
-    start, first = time.monotonic(), None
-    for now in progress:
-        first = now.iteration if first is None else first
-        if now.metrics is not None or now.state != "running":
-            say(now.iteration, now.iterations, now.metrics, remaining(now, first, start))
-        if stopped and now.state == "running":
-            progress.close()
-            print(f"stopped; the same command goes on. Run directory: {out}", file=sys.stderr)
-            return 128 + stopped[0]
+    with on_signals(end):
+        begun = next(progress)
+    start, stopped = time.monotonic(), list[int]()
+    with on_signals(stopped.append):
+        for now in itertools.chain([begun], progress):
+            if now.metrics is not None or now.state != "running":
+                say(now.iteration, now.iterations, now.metrics, remaining(now, begun, start))
+            if stopped and now.state == "running":
+                progress.close()
+                print(f"stopped; {again}", file=sys.stderr)
+                return 128 + stopped[0]
     result = read_result(out)
     assert result is not None
     if result["state"] == "diverged":
@@ -243,9 +256,9 @@ def refuse_other_run(config: Config, out: Path) -> None:
             read_metrics(out)
 
 
-def remaining(now: Progress, first: int, start: float) -> str:
+def remaining(now: Progress, begun: Progress, start: float) -> str:
     """Time left at the rate of this attempt, in words."""
-    done, left = now.iteration - first, now.iterations - now.iteration
+    done, left = now.iteration - begun.iteration, now.iterations - now.iteration
     if done <= 0 or left <= 0:
         return ""
     seconds = (time.monotonic() - start) / done * left

@@ -188,6 +188,20 @@ def test_a_trial_is_the_same_bytes_in_any_surroundings(tmp_path, usual, surround
     assert surrounded(tmp_path / "r", {"TMPDIR": str(tmp_path)} | surroundings, 0o077) == usual
 
 
+def test_a_stop_before_the_first_iteration_is_heard_at_once(tmp_path, monkeypatch, capsys):
+    def endless(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    monkeypatch.setenv("MPCC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("mpcc.evaluation.baseline.best_of_ten_starts", endless)
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        main(["--preset", "tiny", "--out", str(tmp_path / "r")])
+    assert ended.value.code == 143 and time.monotonic() - start < 20
+    assert "stopped before the first iteration; the same command goes on" in capsys.readouterr().err
+
+
 def test_called_from_python_it_leaves_the_callers_signal_handlers(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert main(["--preset", "tiny", "--set", "iterations=2", "--out", str(tmp_path / "r")]) == 0
