@@ -112,7 +112,7 @@ def test_page_has_the_confusion_of_labels_and_clusters_and_says_what_hinders_it(
     checker = Checker()
     checker.feed(content)
     assert checker.open == []
-    (best, worst) = re.findall(r'<svg[^>]*aria-label="[^"]*of each label.*?</svg>', content)
+    (best, worst) = re.findall(r'<svg[^>]*aria-label="[^"]*confusion matrix.*?</svg>', content)
     for drawn in (best, worst):
         squares = re.findall(r'x="(\d+)" y="(\d+)"[^>]*opacity="([\d.]+)"><title>(.*?)<', drawn)
         assert squares == [

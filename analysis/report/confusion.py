@@ -31,7 +31,7 @@ def figure(folder: Path | None, text: str) -> str:
         return f"<figure><figcaption>{escape(f'{text}: {reason}')}</figcaption></figure>"
     if not pairs:
         return ""
-    caption = f"{text}: of each label’s images (row) the percent in each cluster (column)"
+    caption = f"{text}: confusion matrix, percent of each label’s images (row) in each cluster"
     return f"<figure>{_svg(pairs, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
