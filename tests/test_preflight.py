@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mpcc import machine
 from mpcc.config import PRESETS
 from mpcc.machine import free_memory
 from mpcc.runs import run_dir
@@ -86,6 +87,32 @@ def test_too_little_memory_is_refused_with_the_number_that_fits(
 def test_the_free_memory_is_some_of_this_machines() -> None:
     free = free_memory()
     assert free is None or 2**20 < free < 2**50
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ("0::/job", {"job/cpu.max": "50000 100000", "job/memory.max": "3000000",
+                     "job/memory.current": "2500000", "job/memory.stat": "inactive_file 400000",
+                     "cpu.max": "max 100000", "memory.max": "max"}),
+        ("0::/job/step", {"job/cpu.max": "50000 100000", "job/memory.max": "1500000",
+                          "job/memory.current": "600000", "job/step/memory.max": "max"}),
+        ("3:memory:/job\n4:cpu,cpuacct:/job\n0::/",
+         {"cpu/job/cpu.cfs_quota_us": "90000", "cpu/job/cpu.cfs_period_us": "100000",
+          "memory/job/memory.limit_in_bytes": "1000000", "memory/job/memory.stat": "",
+          "memory/job/memory.usage_in_bytes": "100000", "cpu/cpu.cfs_quota_us": "-1"}),
+    ],
+)  # fmt: skip
+def test_the_limits_of_a_container_and_of_a_batch_job_count(
+    own: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    assert machine.usable_cores() == 1 and free_memory() == 900_000
 
 
 def test_data_that_are_not_here_are_missed_only_where_the_trials_run_here(
