@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -147,8 +148,10 @@ LEFT_BY_OTHERS = {
 def test_ray_is_private_and_quiet_and_ends_at_once_without_a_trace(
     start: Callable[..., Driver],
 ) -> None:
-    """Whatever others left in the environment, and without a home."""
-    driver = start(dict(os.environ) | LEFT_BY_OTHERS)
+    """Whatever others left in the environment, without a home, and with umlauts in TMPDIR."""
+    with tempfile.TemporaryDirectory(prefix="ü ", dir="/tmp") as odd:
+        driver = start(dict(os.environ) | LEFT_BY_OTHERS | {"TMPDIR": odd})
+        assert driver.facts["folder"]
     folder = Path(driver.facts["folder"])
     assert driver.facts["greetings"] == ["hello", "hello"]
     assert mode(folder) == 0o700

@@ -141,6 +141,15 @@ def test_checkpoints_of_a_remote_take_no_room_on_the_folders_disk(
         preflight.check_folder(todo, Store(tmp_path))
 
 
+def test_a_full_disk_under_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=preflight.RAY_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    preflight.check_temporary_room()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(preflight.PreflightError, match="0 bytes free, too little for Ray's"):
+        preflight.check_temporary_room()
+
+
 def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
     todo = trials(precision="tf32")
     with pytest.raises(preflight.PreflightError, match="precision=tf32 is of GPUs alone"):
@@ -169,6 +178,16 @@ def test_the_processes_that_a_user_may_still_start_are_counted() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     before, after = map(float, done.stdout.split())
     assert before == math.inf and 0 < after < 1000, done.stderr
+
+
+def test_python_without_docstrings_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    root = Path(preflight.__file__).parents[1]
+    words = [sys.executable, "-OO", root / "tune" / "ablation.py", "--preset", "tiny"]
+    done = subprocess.run(
+        [*words, "--grid", "esteps=1", "--out", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and not (tmp_path / "out").exists(), done.stderr
+    assert done.stderr.startswith("ablation.py: python -OO") and done.stderr.count("\n") == 1
 
 
 def test_a_machine_that_does_not_reach_itself_is_refused_before_anything_is_written(
