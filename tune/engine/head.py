@@ -33,6 +33,8 @@ OBJECT_STORE_BYTES = 80 * 2**20
 """Hardly used; Ray's default takes a third of the memory."""
 SHARED_MEMORY = "/dev/shm"
 """Where Ray keeps its objects; some containers have none, or one that cannot be written."""
+TOKEN = secrets.token_hex(32)
+"""Of every Ray that this process starts: its client keeps the first one, as in a notebook."""
 TEMP_PREFIX = "mpcc-ray-"
 TEMP_PARENT_LENGTH = 22
 """Longest parent folder that we can use: 84 characters follow it, a socket's path may have 107.
@@ -54,7 +56,7 @@ class LocalHead:
     def start(self, n_cpus: int) -> None:
         """Start Ray with so many cores for trials; returns at once."""
         environment.apply(local=True)
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = TOKEN
         ray = str(ray_program())
         try:
             self._folder = folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=temp_parent()))
