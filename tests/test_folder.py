@@ -334,11 +334,13 @@ def test_damaged_files_are_left_out_on_demand_and_counted(root):
 def test_a_name_that_is_no_text_can_be_printed(root):
     for label in (b"caf\xe8", b"caf\xe9", b"ice\ntea", "thé".encode()):
         save(flat(), Path(os.fsdecode(os.fsencode(root) + b"/" + label)) / "a.png")
-    said(root).encode()
+    assert "written alike" not in said(root).encode().decode()
     assert load(root).label_names == ("caf\\xe8", "caf\\xe9", "ice\\ntea", "thé")
     with pytest.raises(DataError, match=r"a\.png is a file; correct --data-dir"):
         load(root / "thé" / "a.png")
     assert json.loads(json.dumps(load(root).notes))
+    save(flat(), root / "caf\\xe8" / "a.png")
+    assert "folders whose names are written alike count to one label" in said(root)
 
 
 def test_odd_names_in_a_csv_are_read_by_pandas(root):

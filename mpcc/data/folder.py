@@ -213,6 +213,8 @@ def _notes(walk: _Walk, files: list[tuple[str, ...]], depth: int) -> Iterator[st
             yield f"no label for folders without images: {named(sorted(places - labels))}"
         if len(labels) == 1 and "" not in labels:
             yield "one label alone, so that accuracies say nothing"
+        if len({parts[depth - 1] for parts in files if len(parts) > depth}) > len(labels - {""}):
+            yield "folders whose names are written alike count to one label"
         yield from _alike(labels)
     elif walk.folders:
         yield f"folders without images: {named(sorted(map('/'.join, walk.folders)))}"
