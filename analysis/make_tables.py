@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
 
 from analysis.options import formats_of, parser  # noqa: E402
-from mpcc.shell import guard_output, script, shown  # noqa: E402
+from mpcc.shell import guard_output, one_line, script, shown  # noqa: E402
 
 if TYPE_CHECKING:
     from analysis.records.frame import Records
@@ -32,13 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse(options, formats)
         with tempfile.TemporaryDirectory() as scratch:
             return _make(options, formats, Path(scratch))
-    except ValueError as error:
-        print(f"make_tables: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        text = f"{error.strerror or error}{where}"
-        print(f"make_tables: {' '.join(text.split())}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"make_tables: {one_line(error)}", file=sys.stderr)
         return 2
 
 

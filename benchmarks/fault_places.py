@@ -26,6 +26,11 @@ WITHOUT_IPV6 = (
     "sh",
 )
 """The loopback is the only device, as on a machine without a network."""
+WITHOUT_SHARED_MEMORY = (
+    *("unshare", "--mount", "sh", "-c"),
+    'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"',
+    "sh",
+)
 UNKNOWN_HOST = ("unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh")
 N_IMAGES = 300
 LABELS = ("birds", "boats", "houses", "trees")

@@ -104,6 +104,10 @@ ROWS: dict[str, tuple[Callable[[Lab, Outcome], None], int]] = {
     "two-users": (fault_places.two_users, 1),
     "no-ipv6": (partial(fault_places.under, wrapper=fault_places.WITHOUT_IPV6), 1),
     "host-name-unknown": (partial(fault_places.under, wrapper=fault_places.UNKNOWN_HOST), 1),
+    "no-shared-memory": (
+        partial(fault_places.under, wrapper=fault_places.WITHOUT_SHARED_MEMORY),
+        1,
+    ),
     "own-images": (fault_places.own_images, 1),
 }
 """Name -> what happens, and how often by default."""

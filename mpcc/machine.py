@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import resource
+from collections.abc import Iterator
 from pathlib import Path
+
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Which control groups this process is in, and where they are."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its container."""
+    """Cores that this process may use, by its affinity and its container or batch job."""
     cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))  # "max" is no number.
+    for group in _control_groups("cpu"):
+        limit = _numbers(group, "cpu.max")
+        limit = limit or _numbers(group, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+        if limit and limit[0] > 0:
+            cores = min(cores, math.ceil(limit[0] / limit[1]))
     return max(1, cores)
 
 
@@ -44,15 +51,43 @@ def free_memory() -> int | None:
         name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
     }
     free = found.get("MemAvailable")
-    group = Path("/sys/fs/cgroup")
+    for group in _control_groups("memory"):
+        limit = _numbers(group, "memory.max", "memory.current")
+        limit = limit or _numbers(group, "memory.limit_in_bytes", "memory.usage_in_bytes")
+        if limit and free is not None:
+            free = min(free, max(0, limit[0] - limit[1] + _cached(group)))
+    return free
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Folders of this process's groups and of those above, by either version of Linux's."""
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
+        lines = OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        if not names or controller in names.split(","):
+            top = GROUPS / controller if names else GROUPS
+            own = top / path.lstrip("/")
+            yield from (group for group in (own, *own.parents) if group.is_relative_to(top))
+
+
+def _numbers(group: Path, *names: str) -> list[int]:
+    """What these files of a group hold; nothing where one is missing or says "max"."""
+    try:
+        return [int(word) for name in names for word in (group / name).read_text().split()]
     except (OSError, ValueError):
-        return free
-    if free is None or limit == "max":
-        return free
-    return min(free, max(0, int(limit) - used))
+        return []
+
+
+def _cached(group: Path) -> int:
+    """Bytes of files that the system drops from memory where a program needs room."""
+    try:
+        found = re.findall(r"inactive_file (\d+)", (group / "memory.stat").read_text())
+    except OSError:
+        return 0
+    return max(map(int, found), default=0)
 
 
 def processes_left() -> float:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageCms
 
@@ -18,8 +19,9 @@ from mpcc import __main__ as command
 from mpcc.config import Config, from_dict
 from mpcc.data import image_set as data
 from mpcc.data import pictures, prepared
+from mpcc.data.own_images import image_files
 from mpcc.data.places import DataError
-from mpcc.runs.clusters import read_clusters
+from mpcc.runs.clusters import csv_text, read_clusters
 from mpcc.training.checks import check_data
 
 RED, BLUE = (200, 30, 10), (10, 30, 200)
@@ -103,7 +105,9 @@ def test_sixteen_bits_a_channel_are_said(root):
     assert "1 of 16 bits a channel, read as 8 (RGB)" in said(root)
 
 
-def _png(width: int, height: int, *, depth: int, colour: int, rows: bytes) -> bytes:
+def _png(
+    width: int, height: int, *, depth: int, colour: int, rows: bytes, clear: bytes = b""
+) -> bytes:
     import zlib
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -112,7 +116,13 @@ def _png(width: int, height: int, *, depth: int, colour: int, rows: bytes) -> by
         )
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    transparent = chunk(b"tRNS", clear) if clear else b""
+    content = (
+        chunk(b"IHDR", head)
+        + transparent
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + content
 
 
@@ -120,7 +130,24 @@ def test_values_without_a_range_are_refused(root):
     save(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), root / "f.tif")
     assert "f.tif is not a sound image (floating point values have no range" in refused(root)
     save(Image.fromarray(np.arange(64, dtype=np.int32).reshape(8, 8)), root / "f.tif")
-    assert "32-bit values have no range" in refused(root)
+    assert "32-bit or signed values have no range" in refused(root)
+    save(flat(200, mode="L"), root / "f.tif", tiffinfo={pictures.KIND_OF_VALUES: pictures.SIGNED})
+    assert "f.tif is not a sound image (signed values have no range" in refused(root)
+
+
+def test_channels_that_are_neither_colour_nor_alpha_are_said(root):
+    save(flat((*RED, 0), mode="RGBX"), root / "a.tif")
+    assert load(root).images[0, :, 0, 0].tolist() == list(RED)
+    assert "1 with channels beside the colours, which are left out" in said(root)
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(2, 0), (4, 0), (16, 0), (16, 2)])
+def test_a_transparent_level_that_pillow_would_not_find_is_refused(root, depth, colour):
+    """Pillow brings the pixels to 8 bits and compares them with the level as it was."""
+    row = b"\0" + bytes(8 * depth // 8 * (3 if colour else 1))
+    clear = b"\0\1" * (3 if colour else 1)
+    write(root / "a.png", _png(8, 8, depth=depth, colour=colour, rows=row * 8, clear=clear))
+    assert "a.png is not a sound image (a transparent level, and not of 8 bits" in refused(root)
 
 
 @pytest.mark.parametrize(("ground", "level"), [("white", 255), ("grey", 128), ("black", 0)])
@@ -151,10 +178,11 @@ def test_other_colour_spaces_and_profiles_are_said(root):
     save(flat((0, 255, 255, 0), mode="CMYK"), root / "a.jpg")
     save(flat(), root / "b.png", icc_profile=_profile("sRGB"))
     save(flat(), root / "c.png", icc_profile=b"no profile at all")
+    save(flat((128, 0, 0), mode="LAB"), root / "d.tif")
     text = said(root)
     assert "1 converted from CMYK to RGB without a colour profile" in text
     assert "1 with the colour profile unreadable, which is not applied" in text
-    assert text.count("colour profile") == 2
+    assert "1 converted from LAB to RGB" in text and text.count("colour profile") == 3
     red = load(root).images[0, :, 4, 4].tolist()
     assert red[0] > 240 and max(red[1:]) < 20
 
@@ -275,9 +303,16 @@ def test_all_damaged_files_are_named_at_once(root):
     text = refused(root)
     assert text.startswith(f"6 of 7 files in {root} are not sound images: byte.png (broken ")
     assert "empty.png (0 bytes), " in text
-    assert "half.jpg (image file is truncated" in text and "page.jpg (no image in it)" in text
+    assert "half.jpg (image file is truncated" in text and "page.jpg (no image in it that" in text
     assert "lost.png (No such file" in text and "round.png (Too many levels" in text
     assert text.endswith("leave them out by --set skip_damaged=true")
+
+
+def test_a_png_that_decodes_and_has_another_checksum_is_damaged(root):
+    whole = bytearray(save(flat(), root / "a.png").read_bytes())
+    whole[-13] ^= 1  # the last byte before IEND's chunk: of the checksum of the pixels
+    write(root / "a.png", whole)
+    assert "a.png is not a sound image (broken PNG file" in refused(root)
 
 
 def test_ten_of_many_damaged_files_are_named(root):
@@ -291,7 +326,7 @@ def test_damaged_files_are_left_out_on_demand_and_counted(root):
     _damaged(root)
     loaded = load(root, skip_damaged=True)
     assert len(loaded) == 1
-    assert "left out 6 damaged files: byte.png (broken data stream" in said(root, skip_damaged=True)
+    assert "left out 6 damaged files: byte.png (broken PNG file" in said(root, skip_damaged=True)
     (root / "whole.jpg").unlink()
     assert "6 of 6 files" in refused(root, skip_damaged=True)
 
@@ -299,11 +334,30 @@ def test_damaged_files_are_left_out_on_demand_and_counted(root):
 def test_a_name_that_is_no_text_can_be_printed(root):
     for label in (b"caf\xe8", b"caf\xe9", b"ice\ntea", "thé".encode()):
         save(flat(), Path(os.fsdecode(os.fsencode(root) + b"/" + label)) / "a.png")
-    said(root).encode()
+    assert "written alike" not in said(root).encode().decode()
     assert load(root).label_names == ("caf\\xe8", "caf\\xe9", "ice\\ntea", "thé")
     with pytest.raises(DataError, match=r"a\.png is a file; correct --data-dir"):
         load(root / "thé" / "a.png")
     assert json.loads(json.dumps(load(root).notes))
+    save(flat(), root / "caf\\xe8" / "a.png")
+    assert "folders whose names are written alike count to one label" in said(root)
+
+
+def test_odd_names_in_a_csv_are_read_by_pandas(root):
+    names = [
+        b"a,b.png",
+        b'a"b.png',
+        b"caf\xe9.png",
+        b"cr\rhere.png",
+        b"new\nline.png",
+        b"\xc3\xa9.png",
+    ]
+    for name in names:
+        save(flat(), Path(os.fsdecode(os.fsencode(root) + b"/" + name)))
+    text = csv_text({"file": image_files(config(), root, len(names))})
+    read = pd.read_csv(io.BytesIO(text.encode()))["file"]
+    shown = ["a,b.png", 'a"b.png', "caf\\xe9.png", "cr\\rhere.png", "new\nline.png", "é.png"]
+    assert sorted(read) == sorted(shown)
 
 
 # -- labels --------------------------------------------------------------------------------------
@@ -389,7 +443,10 @@ def test_one_label_and_labels_alike_are_said(root):
     save(flat(), root / "cats" / "a.png")
     assert "one label alone, so that accuracies say nothing" in said(root)
     save(flat(), root / "Cats" / "a.png")
-    assert "labels that differ in case or spaces alone: Cats/cats" in said(root)
+    for accent in ("caf\u00e9", "cafe\u0301"):
+        save(flat(), root / accent / "a.png")
+    alike = "labels that differ in case, spaces or the code of accents alone: Cats/cats, cafe"
+    assert alike in said(root)
 
 
 def test_conditional_training_needs_labels_and_a_cluster_for_each(root):

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +59,14 @@ for line in sys.stdin:
     if line in ("stop\\n", "kill\\n"):
         getattr(ray_head, line.strip())()
         say(seconds=time.monotonic() - begun)
+    if line == "again\\n":
+        from tune.engine import head
+        head.SHARED_MEMORY = "/nowhere"  # As in a container without it.
+        ray_head = LocalHead()
+        ray_head.start(1)
+        ray_head.connect({})
+        ray_head.stop()
+        say()
 """
 
 
@@ -147,22 +156,24 @@ LEFT_BY_OTHERS = {
 def test_ray_is_private_and_quiet_and_ends_at_once_without_a_trace(
     start: Callable[..., Driver],
 ) -> None:
-    """Whatever others left in the environment, and without a home."""
-    driver = start(dict(os.environ) | LEFT_BY_OTHERS)
-    folder = Path(driver.facts["folder"])
-    assert driver.facts["greetings"] == ["hello", "hello"]
-    assert mode(folder) == 0o700
-    members = session_members(driver.session)
-    assert set(driver.facts["workers"]) < set(members)
-    sockets = sockets_of([driver.process.pid, *members])
-    for program in ("gcs_server", "raylet"):
-        assert any(program in words for words in sockets.values()), sockets
-    assert [address for address in sockets if not is_loopback(address)] == []
-    os.kill(driver.facts["workers"][0], signal.SIGKILL)  # Ray has something to say about that.
-    time.sleep(2)
-    assert driver.ask("stop")["seconds"] < 3
-    assert driver.left_after(0) == [] and not folder.exists()
-    assert driver.end() == ("", "") and driver.process.returncode == 0
+    """Whatever others left in the environment, without a home, and with umlauts in TMPDIR."""
+    with tempfile.TemporaryDirectory(prefix="ü ", dir="/tmp") as odd:
+        driver = start(dict(os.environ) | LEFT_BY_OTHERS | {"TMPDIR": odd})
+        folder = Path(driver.facts["folder"])
+        assert driver.facts["greetings"] == ["hello", "hello"]
+        assert mode(folder) == 0o700
+        members = session_members(driver.session)
+        assert set(driver.facts["workers"]) < set(members)
+        sockets = sockets_of([driver.process.pid, *members])
+        for program in ("gcs_server", "raylet"):
+            assert any(program in words for words in sockets.values()), sockets
+        assert [address for address in sockets if not is_loopback(address)] == []
+        os.kill(driver.facts["workers"][0], signal.SIGKILL)  # Ray has something to say about that.
+        time.sleep(2)
+        assert driver.ask("stop")["seconds"] < 3
+        assert driver.left_after(0) == [] and not folder.exists()
+        assert driver.ask("again") == {}  # In one process, as the cells of a notebook are.
+        assert driver.end() == ("", "") and driver.process.returncode == 0
 
 
 @pytest.mark.slow

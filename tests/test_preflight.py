@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mpcc import machine
 from mpcc.config import PRESETS
 from mpcc.machine import free_memory
 from mpcc.runs import run_dir
@@ -88,6 +89,32 @@ def test_the_free_memory_is_some_of_this_machines() -> None:
     assert free is None or 2**20 < free < 2**50
 
 
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ("0::/job", {"job/cpu.max": "50000 100000", "job/memory.max": "3000000",
+                     "job/memory.current": "2500000", "job/memory.stat": "inactive_file 400000",
+                     "cpu.max": "max 100000", "memory.max": "max"}),
+        ("0::/job/step", {"job/cpu.max": "50000 100000", "job/memory.max": "1500000",
+                          "job/memory.current": "600000", "job/step/memory.max": "max"}),
+        ("3:memory:/job\n4:cpu,cpuacct:/job\n0::/",
+         {"cpu/job/cpu.cfs_quota_us": "90000", "cpu/job/cpu.cfs_period_us": "100000",
+          "memory/job/memory.limit_in_bytes": "1000000", "memory/job/memory.stat": "",
+          "memory/job/memory.usage_in_bytes": "100000", "cpu/cpu.cfs_quota_us": "-1"}),
+    ],
+)  # fmt: skip
+def test_the_limits_of_a_container_and_of_a_batch_job_count(
+    own: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    assert machine.usable_cores() == 1 and free_memory() == 900_000
+
+
 def test_data_that_are_not_here_are_missed_only_where_the_trials_run_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +139,15 @@ def test_checkpoints_of_a_remote_take_no_room_on_the_folders_disk(
     preflight.check_folder(todo, Store(tmp_path, Remote(str(tmp_path / "remote"), 0)))
     with pytest.raises(preflight.PreflightError, match="make room"):
         preflight.check_folder(todo, Store(tmp_path))
+
+
+def test_a_full_disk_under_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=preflight.RAY_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    preflight.check_temporary_room()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(preflight.PreflightError, match="0 bytes free, too little for Ray's"):
+        preflight.check_temporary_room()
 
 
 def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
@@ -142,6 +178,16 @@ def test_the_processes_that_a_user_may_still_start_are_counted() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     before, after = map(float, done.stdout.split())
     assert before == math.inf and 0 < after < 1000, done.stderr
+
+
+def test_python_without_docstrings_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    root = Path(preflight.__file__).parents[1]
+    words = [sys.executable, "-OO", root / "tune" / "ablation.py", "--preset", "tiny"]
+    done = subprocess.run(
+        [*words, "--grid", "esteps=1", "--out", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and not (tmp_path / "out").exists(), done.stderr
+    assert done.stderr.startswith("ablation.py: python -OO") and done.stderr.count("\n") == 1
 
 
 def test_a_machine_that_does_not_reach_itself_is_refused_before_anything_is_written(

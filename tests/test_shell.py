@@ -11,6 +11,7 @@ import pytest
 
 from mpcc import shell
 from tests.records import SweepBuilder
+from tune import command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +57,18 @@ def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do() -> None:
         assert shell.one_line(error) == expected
     assert shell.one_line(ValueError("a\n b")) == "a b"
     assert shell.one_line(ValueError()) == "ValueError"
+
+
+def test_a_command_ends_its_process_but_no_notebooks_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    command.end(3)
+    monkeypatch.setattr("builtins.__IPYTHON__", True, raising=False)
+    with pytest.raises(SystemExit, match="4"):  # %run of a cell.
+        command.end(4)
+    assert ended == [3]
 
 
 # -- standard output that nobody reads -----------------------------------------------------------

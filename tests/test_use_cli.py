@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -80,6 +81,34 @@ def test_samples_and_reconstructions_are_a_sheet_or_single_images(
         words = ["reconstruct", run, "--images", images, "--out", str(tmp_path / out)]
         assert main(words) == 0
     assert picture(tmp_path / "pairs.png").shape[1] > 2 * 3 * 32
+    assert len(list((tmp_path / "each").iterdir())) == 30
+
+
+def test_what_is_left_out_of_a_folder_is_said_and_damaged_files_on_demand(
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, long = tmp_path / "folder", "x" * 251
+    shutil.copytree(place / "images", folder)
+    (folder / "00.png").rename(folder / f"{long}.png")
+    for name in ("._00.png", "notes.txt", "empty.png"):
+        (folder / name).write_bytes(b"")
+    (folder / "half.png").write_bytes((folder / "01.png").read_bytes()[:60])
+    for command, out in (("cluster", "c.csv"), ("reconstruct", "each")):
+        words = [command, str(place / "one"), "--images", str(folder), "--out", str(tmp_path / out)]
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "2 of 32 files are not sound images: " in err and "half.png (" in err
+        assert "or leave them out by --skip-damaged" in err
+        caplog.clear()
+        assert main([*words, "--skip-damaged"]) == 0
+        told = capsys.readouterr().err + caplog.text
+        for note in ("1 hidden file and", "1 file of other kinds: 1 .txt", "2 damaged files: "):
+            assert told.count(f"left out {note}") == 1
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    assert len(rows) == 30 and rows[-1]["file"] == f"{long}.png"
     assert len(list((tmp_path / "each").iterdir())) == 30
 
 

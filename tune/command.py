@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -108,4 +109,6 @@ def end(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with ignore_output_errors():
             stream.flush()
+    if hasattr(builtins, "__IPYTHON__"):  # %run in a notebook, whose kernel stays.
+        sys.exit(status)
     os._exit(status)

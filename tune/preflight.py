@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mpcc.machine import free_memory, gpus_here, processes_left, usable_cores
 from mpcc.runs import run_dir
 from mpcc.training import checks
 from tune.display import log
-from tune.engine.head import HOST
+from tune.engine.head import HOST, TEMP_PARENT_LENGTH, temp_parent
 from tune.engine.spec import Settings
 from tune.options import Options
 from tune.plan.cells import Trial
@@ -34,6 +35,8 @@ OTHER_BYTES = 2**20
 
 
 ANSWER_SECONDS = 3.0
+RAY_BYTES = 10 * 2**20
+"""Of the sockets and logs of a local Ray."""
 RAY_THREADS, TRIAL_THREADS = 300, 50
 """Threads of a local Ray with the driver, and of a trial's process, counted on two cores."""
 
@@ -172,6 +175,26 @@ def check_cores(cores: float | None) -> None:
         raise PreflightError(
             f"--cpus-per-trial {cores:g}: this machine has {here} cores for us, so that no trial "
             "could ever start; give fewer, or a cluster by --address"
+        )
+
+
+def check_docstrings() -> None:
+    """PreflightError under `python -OO`, which takes away docstrings that Ray reads."""
+    if sys.flags.optimize > 1:
+        raise PreflightError(
+            "python -OO (PYTHONOPTIMIZE=2) takes away docstrings that Ray reads: unset it, or take "
+            "-O (PYTHONOPTIMIZE=1)"
+        )
+
+
+def check_temporary_room() -> None:
+    """PreflightError where the disk of Ray's sockets and logs is full."""
+    place = temp_parent()
+    free = shutil.disk_usage(place).free
+    if free < RAY_BYTES:
+        raise PreflightError(
+            f"{place} has {decimal(free)} free, too little for Ray's sockets and logs: make room, "
+            f"or set TMPDIR to a folder of at most {TEMP_PARENT_LENGTH} letters"
         )
 
 

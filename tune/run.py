@@ -61,10 +61,12 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     nothing_new = plan == work.old and not (todo or work.adopt or store.restored)
     nothing_new = nothing_new and len(trials) >= work.source.n_trials
     if not (nothing_new and tracking.in_step(store, settings.uri, settings.log_models)):
+        preflight.check_docstrings()
         _check(options, settings, work, todo)
         n_at_once = settings.n_at_once(todo) if todo and settings.local else None
         if n_at_once:
             preflight.check_processes(n_at_once)
+            preflight.check_temporary_room()
             preflight.check_loopback()
         with SweepLock(store, log) as lock:
             if store.refresh() != work.old:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -151,13 +152,13 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
         write_study(store, source.search, source.ended())
     except OSError as error:
         print(f"{error}; nothing is lost: the same command writes it again")
-    print(
-        f"Study:   optuna-dashboard sqlite:///{store.out / STUDY}   (pip install optuna-dashboard)"
-    )
+    study = shlex.quote(f"sqlite:///{store.out / STUDY}")
+    print(f"Study:   optuna-dashboard {study}   (pip install optuna-dashboard)")
     if not complete:
         print("Next:    the same command again goes on")
         return code or report.exit_code((), received.number, complete=False)
-    confirm = f"{script('tune', 'ablation.py')} --out {shown(store.out)} --confirm --seeds 5"
+    out = shlex.quote(shown(store.out))
+    confirm = f"{script('tune', 'ablation.py')} --out {out} --confirm --seeds 5"
     print(f"Next:    {confirm}")
     return code
 

@@ -6,6 +6,7 @@ Standard library only. Nothing is left out without a word: `Found.notes` counts 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,19 +88,26 @@ def find(data_dir: Path | str | None) -> Found:
     return Found(root, images, in_training, tuple(_notes(walk, files, depth)))
 
 
-def files_in(root: Path) -> list[Path]:
-    """All images below a folder by name, whatever the subfolders are. DataError for none."""
+def files_in(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """All images below a folder by name, whatever the subfolders are, and what is left out.
+
+    DataError for none.
+    """
     walk = _Walk()
     _enter(root, (), (os.path.realpath(root),), walk)
     if not walk.files:
         raise DataError(f"no images (.png, .jpg, .tif, .webp, …) in {root}{_instead(walk)}")
-    return [root.joinpath(*parts) for parts in sorted(walk.files)]
+    return [root.joinpath(*parts) for parts in sorted(walk.files)], tuple(_left_out(walk))
 
 
-def readable(text: str | Path) -> str:
+def as_text(name: str | Path) -> str:
+    """A file's name as UTF-8 and all readers of CSV can hold it: other bytes, returns escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace").replace("\r", "\\r")
+
+
+def readable(name: str | Path) -> str:
     """A name as it can be printed and written in one line, each odd character or byte escaped."""
-    known = os.fsencode(text).decode(errors="backslashreplace")
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in known)
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in as_text(name))
 
 
 def named(names: Sequence[str]) -> str:
@@ -205,6 +213,8 @@ def _notes(walk: _Walk, files: list[tuple[str, ...]], depth: int) -> Iterator[st
             yield f"no label for folders without images: {named(sorted(places - labels))}"
         if len(labels) == 1 and "" not in labels:
             yield "one label alone, so that accuracies say nothing"
+        if len({parts[depth - 1] for parts in files if len(parts) > depth}) > len(labels - {""}):
+            yield "folders whose names are written alike count to one label"
         yield from _alike(labels)
     elif walk.folders:
         yield f"folders without images: {named(sorted(map('/'.join, walk.folders)))}"
@@ -214,10 +224,11 @@ def _notes(walk: _Walk, files: list[tuple[str, ...]], depth: int) -> Iterator[st
 def _alike(labels: Iterable[str]) -> Iterator[str]:
     by_name: dict[str, list[str]] = {}
     for label in sorted(labels):
-        by_name.setdefault(label.casefold().strip(), []).append(label)
-    alike = ["/".join(names) for names in by_name.values() if len(names) > 1]
-    if alike:
-        yield f"labels that differ in case or spaces alone: {named(alike)}"
+        alike = unicodedata.normalize("NFKC", label).casefold().strip()
+        by_name.setdefault(alike, []).append(label)
+    several = ["/".join(names) for names in by_name.values() if len(names) > 1]
+    if several:
+        yield f"labels that differ in case, spaces or the code of accents alone: {named(several)}"
 
 
 def _left_out(walk: _Walk) -> Iterator[str]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from mpcc.config import Config
-from mpcc.data import folder, pictures
+from mpcc.data import folder
+from mpcc.data.pictures import Facts, UnsoundError, read_all, summary
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, Source, in_training, middle_square, resize
+
+Read: TypeAlias = "Facts | UnsoundError"
+SKIP = "--set skip_damaged=true"
 
 
 def read_folder(config: Config, data_dir: Path | None) -> Source:
@@ -22,11 +28,15 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
     def use(i: int, pixels: Pixels) -> None:
         images[i] = resize(middle_square(pixels)[None], size)[0]
 
-    read = pictures.read_all([path for path, _ in kept], config.image_ground, use)
-    facts = [one for one in read if isinstance(one, pictures.Facts)]
-    notes = _damaged(found, kept, read, config.skip_damaged)
+    paths = [path for path, _ in kept]
+    read = read_all(paths, config.image_ground, use)
+    facts = [one for one in read if isinstance(one, Facts)]
+    error = refusal(paths, read, found.root, "" if config.skip_damaged else SKIP)
+    if error and not (config.skip_damaged and facts):
+        raise error
+    notes = _left_out(paths, read, found.root)
     if len(facts) < len(kept):
-        sound = [isinstance(one, pictures.Facts) for one in read]
+        sound = [isinstance(one, Facts) for one in read]
         images, kept = images[sound], [image for image, s in zip(kept, sound, strict=True) if s]
     counts = Counter(label for _, label in kept)
     names = tuple(sorted(counts))
@@ -34,7 +44,7 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
     if lost:
         notes.append(f"no image of {folder.named(lost)} is left, so that there is no such label")
     what = [f"{folder.counted(len(kept), 'image')}, {_labels_text(counts)}"]
-    first, *converted = pictures.summary(facts)
+    first, *converted = summary(facts)
     notes = [", ".join([*what, first]), *converted, *found.notes, *notes]
     if names == ("",):
         return Source(images, None, (), tuple(notes))
@@ -52,10 +62,8 @@ def image_files(config: Config, data_dir: Path | None, n_images: int) -> list[st
     found = folder.find(data_dir)
     paths = [path for path, _ in _of_split(found, config.split)]
     if len(paths) != n_images:
-        read = pictures.read_all(paths, config.image_ground, lambda i, pixels: None)
-        pairs = zip(paths, read, strict=True)
-        paths = [path for path, one in pairs if isinstance(one, pictures.Facts)]
-    return [str(path.relative_to(found.root)) for path in paths]
+        paths, _ = sound_files(paths, config.image_ground)
+    return [folder.as_text(path.relative_to(found.root)) for path in paths]
 
 
 def _of_split(found: folder.Found, split: str) -> list[tuple[Path, str]]:
@@ -66,34 +74,53 @@ def _of_split(found: folder.Found, split: str) -> list[tuple[Path, str]]:
     return [image for image, k in zip(found.images, kept, strict=True) if k]
 
 
-def _damaged(
-    found: folder.Found,
-    kept: list[tuple[Path, str]],
-    read: list[pictures.Facts | pictures.UnsoundError],
-    skip: bool,
-) -> list[str]:
-    """The note on damaged files; DataError where they must not be left out or nothing is left."""
-    wrong = [
-        (path, one)
-        for (path, _), one in zip(kept, read, strict=True)
-        if isinstance(one, pictures.UnsoundError)
-    ]
+def sound_files(paths: Sequence[Path], ground: str) -> tuple[list[Path], list[str]]:
+    """Those that can be read, and the note on the others. DataError where there are none."""
+    read = read_all(paths, ground, lambda i, pixels: None)
+    sound = [p for p, one in zip(paths, read, strict=True) if isinstance(one, Facts)]
+    error = refusal(paths, read)
+    if error and not sound:
+        raise error
+    return sound, _left_out(paths, read)
+
+
+def refusal(
+    paths: Sequence[Path], read: Sequence[Read], root: Path | None = None, option: str = ""
+) -> DataError | None:
+    """All files that are not sound, in one line; None where there are none.
+
+    read: what `pictures.read_all` gave for these paths. root: the folder of all of them, if there
+    is one. option: leaves them out.
+    """
+    wrong = _unsound(paths, read)
     if not wrong:
-        return []
-    if not skip and len(wrong) == 1:
-        path, error = wrong[0]
-        raise DataError(
-            f"{folder.readable(path)} is not a sound image ({error}); mend or remove it, or leave "
-            "it out by --set skip_damaged=true"
+        return None
+    what, them = f"{folder.readable(wrong[0][0])} is not a sound image ({wrong[0][1]})", "it"
+    if len(wrong) > 1:
+        inside, them = f" in {root}" if root else "", "them"
+        what = (
+            f"{len(wrong):,} of {len(paths):,} files{inside} are not sound images: "
+            f"{_named(wrong, root)}"
         )
-    lines = [f"{path.relative_to(found.root)} ({error})" for path, error in wrong]
-    if not skip or len(wrong) == len(kept):
-        raise DataError(
-            f"{len(wrong):,} of {len(kept):,} files in {found.root} are not sound images: "
-            f"{folder.named(lines)}; mend or remove them"
-            + ("" if skip else ", or leave them out by --set skip_damaged=true")
-        )
-    return [f"left out {folder.counted(len(wrong), 'damaged file')}: {folder.named(lines)}"]
+    advice = f", or leave {them} out by {option}" if option else ""
+    return DataError(f"{what}; mend or remove {them}{advice}")
+
+
+def _left_out(paths: Sequence[Path], read: Sequence[Read], root: Path | None = None) -> list[str]:
+    wrong = _unsound(paths, read)
+    n = folder.counted(len(wrong), "damaged file")
+    return [f"left out {n}: {_named(wrong, root)}"] if wrong else []
+
+
+def _unsound(paths: Sequence[Path], read: Sequence[Read]) -> list[tuple[Path, UnsoundError]]:
+    pairs = zip(paths, read, strict=True)
+    return [(path, one) for path, one in pairs if isinstance(one, UnsoundError)]
+
+
+def _named(wrong: Sequence[tuple[Path, UnsoundError]], root: Path | None) -> str:
+    return folder.named(
+        [f"{path.relative_to(root) if root else path} ({error})" for path, error in wrong]
+    )
 
 
 def _labels_text(counts: Counter[str]) -> str:

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,11 +34,16 @@ BATCH = 32
 PROGRESS_SECONDS = 5.0
 """Between two lines of progress."""
 ORIENTATION, PHOTOMETRIC, BITS = 0x0112, 262, 258
+EXTRA_CHANNELS, KIND_OF_VALUES = 338, 339
 """Tags of EXIF and TIFF."""
+SIGNED = 2
+"""A kind of values."""
 SIDEWAYS = range(2, 9)
 """Orientations that are not upright."""
 SIXTEEN = re.compile(r";16[BLN]")
 """In Pillow's name of the raw pixels: a channel of 16 bits, in this order of bytes."""
+SCALED = re.compile(r"L;[24]|;16[BLN]")
+"""The same where Pillow brings levels to 8 bits, and leaves the one that is transparent as is."""
 
 
 class UnsoundError(ValueError):
@@ -67,12 +72,14 @@ def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
         raise UnsoundError(f"{path.suffix} is not read; save it as PNG or JPEG")
     try:
         with Image.open(path) as opened:
+            opened.verify()  # PNG's checksums, which its decoder does not look at.
+        with Image.open(path) as opened:
             return _converted(opened, ground)
     except UnsoundError:
         raise
     except Image.UnidentifiedImageError:
         n_bytes = path.stat().st_size
-        raise UnsoundError("no image in it" if n_bytes else "0 bytes") from None
+        raise UnsoundError("no image in it that Pillow reads" if n_bytes else "0 bytes") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise UnsoundError(" ".join(reason.split())) from None
@@ -139,12 +146,14 @@ def _span(lengths: Sequence[int]) -> str:
 
 def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
     tile = getattr(opened, "tile", None)  # What ImageFile's subclasses have before they load.
-    deep = SIXTEEN.search(str(tile[0].args)) if tile else None
+    raw = str(tile[0].args) if tile else ""
+    if "transparency" in opened.info and SCALED.search(raw):
+        raise UnsoundError("a transparent level, and not of 8 bits; save it with an alpha channel")
     if opened.format != "TIFF":
         opened.load()  # First: the reader of PNG's EXIF would take the error of damaged pixels.
     as_stored = _orientation(opened)
     opened.load()  # Now TIFF's, whose reader turns the image itself.
-    remarks = [*_profile(opened.info.get("icc_profile"))]
+    remarks = [*_profile(opened.info.get("icc_profile")), *_channels(opened)]
     values, brightest = opened, None
     if opened.mode == "F" or opened.mode.startswith("I"):
         grey = _sixteen_bits(opened)
@@ -152,9 +161,9 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
         remarks.append("of 16 bits, grey, divided by 257")
         # 65,535 = 255 · 257: whites stay white, and every level goes to the nearest.
         values = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    elif opened.mode in ("CMYK", "YCbCr", "HSV"):
+    elif opened.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
         remarks.append(f"converted from {opened.mode} to RGB without a colour profile")
-    elif deep:
+    elif SIXTEEN.search(raw):
         remarks.append(f"of 16 bits a channel, read as 8 ({opened.mode})")
     if values.has_transparency_data:
         colour, transparent = _grounded(values, GROUNDS[ground])
@@ -178,16 +187,23 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
 def _sixteen_bits(opened: Image.Image) -> NDArray[np.int64]:
     """Grey values (H, W), 0 black to 65,535 white; UnsoundError where the range is not known."""
     if opened.mode == "F" or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
-        kind = "floating point" if opened.mode == "F" else "32-bit"
+        kind = "floating point" if opened.mode == "F" else "32-bit or signed"
         raise UnsoundError(f"{kind} values have no range of their own; save it with 8 or 16 bits")
-    if "transparency" in opened.info:
-        raise UnsoundError("a transparent level among 16 bits; save it with an alpha channel")
     values = np.asarray(opened).astype(np.int64)
     tags = getattr(opened, "tag_v2", {})
     bits = tags.get(BITS, (16,))[0]
     if bits < 16:
         values = values * 65535 // (2**bits - 1)
     return 65535 - values if tags.get(PHOTOMETRIC) == 0 else values
+
+
+def _channels(opened: Image.Image) -> Iterator[str]:
+    """The remark on TIFF's channels that are neither colour nor alpha; UnsoundError for signed."""
+    tags = getattr(opened, "tag_v2", {})
+    if opened.mode in ("L", "RGB") and SIGNED in tags.get(KIND_OF_VALUES, ()):
+        raise UnsoundError("signed values have no range of their own; save it with 8 or 16 bits")
+    if EXTRA_CHANNELS in tags and not opened.has_transparency_data:
+        yield "with channels beside the colours, which are left out"
 
 
 def _grounded(image: Image.Image, ground: int) -> tuple[NDArray[np.uint8], bool]:

@@ -18,7 +18,7 @@ from mpcc.data.places import cache_dir
 
 _VERSION = 2
 """Raise it when a reader gives other pixels from the same files."""
-_FOLDER_VERSION = 3
+_FOLDER_VERSION = 4
 """The same for images of one's own, and what is said of them."""
 
 

@@ -36,7 +36,7 @@ def clusters_bytes(
     if labels is not None:
         columns["label"] = labels
     columns |= {"cluster": clusters, "probability": [f"{p:.6f}" for p in probabilities]}
-    return gzip.compress(csv_text(columns).encode(errors="surrogateescape"), mtime=0)
+    return gzip.compress(csv_text(columns).encode(), mtime=0)
 
 
 def csv_text(columns: dict[str, Iterable[object]]) -> str:

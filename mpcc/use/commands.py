@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpcc.data.folder import as_text
 from mpcc.options import OneLineParser, checked_device, path
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
             "--images", required=True, nargs="+", type=path, metavar="DIR", help="folder, or files"
         )
         one.add_argument(
+            "--skip-damaged", action="store_true", help="leave damaged files out, and count them"
+        )
+        one.add_argument(
             "--inverted",
             choices=("yes", "no"),
             help="whether dark means bright (default: refuse images that seem to)",
@@ -105,14 +109,14 @@ def cluster(model: Model, options: argparse.Namespace) -> str:
     from mpcc.runs.clusters import csv_text
     from mpcc.runs.files import write_bytes
 
-    files, how = _images(options)
+    files, how = _images(model, options)
     shares = model.predict_proba(files, **how)
     order = (-shares).argsort(1, kind="stable")
     first = order[:, 0]
     columns: dict[str, Any] = {"file": _names(options, files), "cluster": first}
     columns["probability"] = [f"{row[k]:.6f}" for row, k in zip(shares, first, strict=True)]
     columns["second_cluster"] = order[:, 1] if model.n_clusters > 1 else [""] * len(files)
-    write_bytes(options.out.resolve(), csv_text(columns).encode(errors="surrogateescape"))
+    write_bytes(options.out.resolve(), csv_text(columns).encode())
     return f"{len(files):,} images in {len(set(first.tolist()))} clusters: {options.out}"
 
 
@@ -136,24 +140,28 @@ def reconstruct(model: Model, options: argparse.Namespace) -> str:
     """Write a sheet of pairs, or single reconstructions; returns what it did."""
     from mpcc.evaluation.pictures import reconstruction_sheet
 
-    files, how = _images(options)
+    files, how = _images(model, options)
     images = model.prepare(files, **how)
     found = model.reconstruct(images, inverted=False)
     if _is_sheet(options.out):
         reconstruction_sheet(images.numpy(), found, options.out)
     else:
-        _write_each(found, [f"{i}-{file.stem}" for i, file in enumerate(files)], options.out)
+        _write_each(found, [f"{i}-{file.stem[:60]}" for i, file in enumerate(files)], options.out)
     return f"{len(files):,} images: {options.out}"
 
 
 COMMANDS = {"cluster": cluster, "sample": sample, "reconstruct": reconstruct}
 
 
-def _images(options: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
+def _images(model: Model, options: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
     """The files that --images names, and how they are to be taken."""
+    from mpcc.data.own_images import sound_files
     from mpcc.use.images import files_of
 
     files = [file for place in options.images for file in files_of(place) or ()]
+    if options.skip_damaged:
+        files, left_out = sound_files(files, model.config.image_ground)
+        print(*left_out, sep="\n", end="\n" if left_out else "", file=sys.stderr)
     return files, {"inverted": {"yes": True, "no": False, None: None}[options.inverted]}
 
 
@@ -161,8 +169,8 @@ def _names(options: argparse.Namespace, files: list[Path]) -> list[str]:
     """Files as seen from the one folder that was given, else as they were given."""
     root = options.images[0]
     if len(options.images) == 1 and root.is_dir():
-        return [str(file.relative_to(root)) for file in files]
-    return [str(file) for file in files]
+        files = [file.relative_to(root) for file in files]
+    return [as_text(file) for file in files]
 
 
 def _is_sheet(out: Path) -> bool:

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mpcc.data import folder
-from mpcc.data.pictures import Facts, UnsoundError, pixels_of, read_picture, summary
+from mpcc.data.own_images import refusal
+from mpcc.data.pictures import Facts, UnsoundError, pixels_of, read_all, summary
 from mpcc.data.places import DataError
-from mpcc.data.source import middle_square, resize
+from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
 
 log = logging.getLogger(__name__)
@@ -79,11 +80,16 @@ def prepare(
         raise DataError(f"inverted must be True, False or None, got {inverted!r}")
     if value_range is not None:
         _check_range(value_range)
-    found, brightest = [], 0
-    for part in _parts(images, n_channels, value_range, ground):
-        brightest = max(brightest, int(part.max()))
-        found.append(resize(np.ascontiguousarray(middle_square(part)), size))
-    pixels = torch.from_numpy(np.concatenate(found))
+    files = files_of(images)
+    if files is not None:
+        found, brightest = _read(files, n_channels, size, ground)
+    else:
+        resized, brightest = [], 0
+        for part in _parts(images, n_channels, value_range, ground):
+            brightest = max(brightest, int(part.max()))
+            resized.append(resize(np.ascontiguousarray(middle_square(part)), size))
+        found = np.concatenate(resized)
+    pixels = torch.from_numpy(found)
     if inverted:
         return 255 - pixels
     if inverted is None:
@@ -101,7 +107,10 @@ def files_of(images: Images) -> list[Path] | None:
             return [place]
         if not place.is_dir():
             raise DataError(f"{place} does not exist; name a folder of images, or files")
-        return folder.files_in(place)
+        files, left_out = folder.files_in(place)
+        for line in left_out:
+            log.warning("%s", line)
+        return files
     if isinstance(images, (list, tuple)) and any(isinstance(i, (str, Path)) for i in images):
         if not all(isinstance(i, (str, Path)) for i in images):
             raise DataError("a list of files holds something else too; give paths alone")
@@ -132,18 +141,9 @@ def _parts(
     images: Images, n_channels: int, value_range: tuple[float, float] | None, ground: str
 ) -> Iterator[NDArray[np.uint8]]:
     """The images as uint8 (n, n_channels, H, W), in parts that may differ in height and width."""
-    files = files_of(images)
     # Lists in a list are numbers: an array.
     listed = isinstance(images, (list, tuple)) and not isinstance(next(iter(images), None), list)
-    if files is not None:
-        facts = []
-        for i in progress(range(len(files)), len(files)):
-            pixels, fact = _read(files[i], ground)
-            facts.append(fact)
-            yield _in_colours(pixels, n_channels, str(files[i]))[None]
-        for line in summary(facts)[1:]:
-            log.warning("%s", line)
-    elif listed or isinstance(images, Dataset):
+    if listed or isinstance(images, Dataset):
         if not isinstance(images, Sized):
             raise DataError("the data set has no length; give list(…) of it")
         n = len(images)
@@ -158,12 +158,25 @@ def _parts(
             yield _as_bytes(array[start : start + CHUNK], value_range)
 
 
-def _read(file: Path, ground: str) -> tuple[NDArray[np.uint8], Facts]:
-    """The pixels of a file, (3, H, W), as training reads it, and what was converted."""
-    try:
-        return read_picture(file, ground)
-    except UnsoundError as error:
-        raise DataError(f"{file} is not a sound image ({error}); mend or remove it") from None
+def _read(files: list[Path], n_channels: int, size: int, ground: str) -> tuple[Pixels, int]:
+    """Files as training reads them, (N, n_channels, size, size), and their brightest level.
+
+    What is converted is logged.
+    """
+    found = np.empty((len(files), n_channels, size, size), np.uint8)
+    brightest = np.zeros(len(files), np.uint8)
+
+    def use(i: int, pixels: Pixels) -> None:
+        pixels = _in_colours(pixels, n_channels, folder.readable(files[i]))
+        found[i], brightest[i] = resize(middle_square(pixels)[None], size)[0], pixels.max()
+
+    read = read_all(files, ground, use)
+    error = refusal(files, read, option="--skip-damaged (in a shell)")
+    if error:
+        raise error
+    for line in summary([one for one in read if isinstance(one, Facts)])[1:]:
+        log.warning("%s", line)
+    return found, int(brightest.max())
 
 
 def _item(

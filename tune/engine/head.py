@@ -31,9 +31,14 @@ waits in steps of a second."""
 SHUTDOWN_SECONDS = 3.0
 OBJECT_STORE_BYTES = 80 * 2**20
 """Hardly used; Ray's default takes a third of the memory."""
+SHARED_MEMORY = "/dev/shm"
+"""Where Ray keeps its objects; some containers have none, or one that cannot be written."""
+TOKEN = secrets.token_hex(32)
+"""Of every Ray that this process starts: its client keeps the first one, as in a notebook."""
 TEMP_PREFIX = "mpcc-ray-"
 TEMP_PARENT_LENGTH = 22
-"""Longest parent folder that we can use: 84 characters follow it, a socket's path may have 107."""
+"""Longest parent folder that we can use: 84 characters follow it, a socket's path may have 107.
+Ray takes ASCII alone."""
 
 
 class EngineError(ValueError):
@@ -51,13 +56,10 @@ class LocalHead:
     def start(self, n_cpus: int) -> None:
         """Start Ray with so many cores for trials; returns at once."""
         environment.apply(local=True)
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = TOKEN
         ray = str(ray_program())
         try:
-            parent = tempfile.gettempdir()
-            if len(parent) > TEMP_PARENT_LENGTH:
-                parent = "/tmp"
-            self._folder = folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent))
+            self._folder = folder = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=temp_parent()))
             command = [
                 *(ray, "start", "--head", "--block", "--disable-usage-stats"),
                 # A subfolder, because Ray makes the folder that it is given accessible to everyone.
@@ -65,6 +67,8 @@ class LocalHead:
                 *(f"--num-cpus={n_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
                 *("--include-dashboard=False", "--include-log-monitor=False"),
             ]
+            if not os.access(SHARED_MEMORY, os.W_OK):
+                command.append(f"--plasma-directory={folder}")
             guard = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), str(folder)]
             with (folder / "head.log").open("wb") as log:
                 self._supervisor = subprocess.Popen(
@@ -102,7 +106,7 @@ class LocalHead:
         log = self._log().decode(errors="replace")
         # `ray start --block` names what has died: "gcs_server [exit code=-9]".
         dead = re.findall(r"(\w+) \[exit code=", log)
-        errors = [line.strip() for line in log.splitlines() if "Error" in line]
+        errors = [x.strip() for x in log.splitlines() if "Error" in x or "Exception: " in x]
         if dead:
             return f"Ray has died ({' and '.join(dict.fromkeys(dead))} ended)"
         return f"Ray has died ({errors[-1][:200] if errors else 'its supervisor was killed'})"
@@ -139,6 +143,12 @@ class LocalHead:
             return (self._folder / "head.log").read_bytes() if self._folder else b""
         except OSError:
             return b""
+
+
+def temp_parent() -> str:
+    """Return the folder in which Ray keeps its sockets and logs: that of TMPDIR, or /tmp."""
+    parent = tempfile.gettempdir()
+    return parent if len(parent) <= TEMP_PARENT_LENGTH and parent.isascii() else "/tmp"
 
 
 def ray_program() -> Path:
