@@ -106,6 +106,7 @@ def _check_out(out: Path, command: str) -> None:
 
 def cluster(model: Model, options: argparse.Namespace) -> str:
     """Write file, cluster, probability and second cluster of every image; returns what it did."""
+    from mpcc.data.folder import counted
     from mpcc.runs.clusters import csv_text
     from mpcc.runs.files import write_bytes
 
@@ -117,7 +118,8 @@ def cluster(model: Model, options: argparse.Namespace) -> str:
     columns["probability"] = [f"{row[k]:.6f}" for row, k in zip(shares, first, strict=True)]
     columns["second_cluster"] = order[:, 1] if model.n_clusters > 1 else [""] * len(files)
     write_bytes(options.out.resolve(), csv_text(columns).encode())
-    return f"{len(files):,} images in {len(set(first.tolist()))} clusters: {options.out}"
+    found = counted(len({*first.tolist()}), "cluster")
+    return f"{counted(len(files), 'image')} in {found}: {options.out}"
 
 
 def sample(model: Model, options: argparse.Namespace) -> str:
