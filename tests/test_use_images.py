@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from mpcc.config import PRESETS
 from mpcc.data.files import DataError
 from mpcc.data.image_set import load
-from mpcc.use.images import Levels, prepare
+from mpcc.use.images import prepare
+from mpcc.use.levels import Levels
 
 rng = np.random.default_rng(0)
 GREY = rng.integers(0, 256, (6, 12, 12), np.uint8)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from mpcc.data.pictures import Facts, UnsoundError, pixels_of, read_all, summary
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
+from mpcc.use.levels import Levels, refuse_inverted, refuse_nearly_black
 
 log = logging.getLogger(__name__)
 
@@ -34,25 +35,7 @@ MIN_SIDE = 4
 """Fewer pixels mean that an axis was taken for another."""
 ROUNDING = 1e-6
 """Share of the range by which floats may lie beyond it."""
-SPREADS = 4.0
-"""Standard deviations of an image's mean level beyond which images may count as inverted."""
-NEARLY_BLACK = 16
-"""Level of 255 that no pixel exceeds where values of 0 to 1 or 0 to 16 are taken for bytes."""
 PATIENCE_SECONDS = 2.0
-
-
-class Levels(NamedTuple):
-    """How bright the images of a data set are, 0 to 255."""
-
-    mean: float
-    spread: float
-    """Standard deviation of an image's mean level."""
-
-    @classmethod
-    def of(cls, images: Tensor) -> Levels:
-        """Of uint8 images (N, C, H, W)."""
-        each = images.flatten(1).sum(1, dtype=torch.int64).double() / images[0].numel()
-        return cls(float(each.mean()), float(each.std(correction=0)))
 
 
 def prepare(
@@ -93,9 +76,9 @@ def prepare(
     if inverted:
         return 255 - pixels
     if inverted is None:
-        _refuse_nearly_black(brightest, levels)
+        refuse_nearly_black(brightest, levels)
         if levels is not None:
-            _refuse_inverted(pixels, levels)
+            refuse_inverted(pixels, levels)
     return pixels
 
 
@@ -302,25 +285,3 @@ def _check_range(value_range: Any) -> None:
         first = last = math.nan
     if not (first < last and math.isfinite(last - first)):
         raise DataError(f"value_range must be two rising numbers, got {value_range!r}")
-
-
-def _refuse_nearly_black(brightest: int, levels: Levels | None) -> None:
-    """DataError where images are darker than any can be meant, unless those of training are."""
-    if 0 < brightest <= NEARLY_BLACK and (levels is None or levels.mean > NEARLY_BLACK):
-        raise DataError(
-            f"the images are nearly black: none has a value above {brightest} of 255; give floats "
-            f"and their range, such as images.astype(float) and value_range=(0, {brightest}), or "
-            "inverted=False (--inverted no) to take them as they are"
-        )
-
-
-def _refuse_inverted(pixels: Tensor, levels: Levels) -> None:
-    """DataError where images are as far from the training images as their negatives are near."""
-    mean = Levels.of(pixels).mean
-    away, away_inverted = abs(mean - levels.mean), abs(255 - mean - levels.mean)
-    if away_inverted < away and away > SPREADS * levels.spread:
-        raise DataError(
-            f"the images seem to be inverted: their mean level is {mean:.0f} of 255, that of the "
-            f"training images {levels.mean:.0f}; say inverted=True (--inverted yes) to exchange "
-            "dark and bright, inverted=False (--inverted no) to take them as they are"
-        )

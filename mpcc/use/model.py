@@ -18,7 +18,8 @@ from mpcc.data.image_set import to_float, to_uint8
 from mpcc.model.networks import Encoder, Generator
 from mpcc.model.prior import Prior
 from mpcc.training.device import whole_float32
-from mpcc.use.images import Images, Levels, one_image, prepare, progress
+from mpcc.use.images import Images, one_image, prepare, progress
+from mpcc.use.levels import Levels
 
 BATCH = 64
 """Images that the networks take at once, always: a batch of another size rounds otherwise."""

@@ -23,7 +23,8 @@ from mpcc.runs.model_file import Arrays, model_bytes, read_model
 from mpcc.training.device import resolve_device
 from mpcc.training.resume import fitting, take_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded
-from mpcc.use.images import CHUNK, Levels
+from mpcc.use.images import CHUNK
+from mpcc.use.levels import Levels
 from mpcc.use.model import Model
 
 
