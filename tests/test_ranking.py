@@ -202,8 +202,8 @@ def test_smallest_difference_is_that_of_the_test_in_use(tmp_path: Path, test: st
     assert f"5 seeds find a difference of {alone:.1f} points with 80 % power by" in lines
     assert f"of {first:.1f} points at Holm's first step over 2" in lines
     text = words(sweep.path, test=test)
-    assert f"show a true difference of {alone:.1f} points four times in five" in text
-    assert f"two comparisons at once one of {first:.1f} points (Holm)" in text
+    assert f"a true difference of {alone:.1f} points is found four times in five" in text
+    assert f"two comparisons at once it must be {first:.1f} points (Holm)" in text
 
 
 def test_smallest_difference_has_no_unit_where_spreads_differ(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
     content = page(sweep)
     text = re.sub(r"<[^>]+>", "", content.split('<h2 id="summary">')[1].split("<h2")[0])
     assert "(encoder updates per generator update: 1, 2, 4) and eta_p" in text
-    assert "Every trial finished; no model saturated or collapsed." in text
+    assert "Every trial finished; none diverged, saturated or collapsed." in text
     assert "five configurations with five seeds each" in text
     assert "came with esteps 4, eta_p 5e-3; every other configuration differs" in text
     assert (

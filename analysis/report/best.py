@@ -111,8 +111,8 @@ def _other_metrics(
         classes = rank(groups, other, test).classes
         if classes and groups[classes[0].best].cell_key != groups[first].cell_key:
             label = groups[classes[0].best].label(axes)
-            others.append(f"by {column(other).label} {label}")
-    return [f"Others have the best mean {'; '.join(others)}."] if others else []
+            others.append(f"by {column(other).label}, {label}")
+    return [f"By other metrics others lead: {'; '.join(others)}."] if others else []
 
 
 def _unranked(n: int, which: str) -> list[str]:
@@ -150,7 +150,7 @@ def _winner(
     left = f"{many(len(one.untested), 'other')} {'was' if len(one.untested) == 1 else 'were'}"
     told = [
         (True, text),
-        (n_tied, f"no significant difference {method}: {others}"),
+        (n_tied, f"{others} {'does' if n_tied == 1 else 'do'} not differ significantly {method}"),
         (n_worse and not n_tied, f"{differ} {method}"),
         (same, f"{same} is the same in all"),
         (one.untested, f"{left} not compared: n too small or no spread"),

@@ -23,6 +23,7 @@ from analysis.tables.layout import own_sentence
 from analysis.tables.ranking import rank
 from analysis.tables.shared import cost_line, shown_metrics, sorted_levels
 from mpcc.config import Config, full_name, value_text
+from mpcc.evaluation.metrics import NEED_LABELS
 from mpcc.runs.run_dir import DIVERGED, DONE
 from tune.plan.plan import FULL_MODEL
 
@@ -47,7 +48,9 @@ def answers(
         )
         found["What mattered?"] = _effects(groups, *result.effects[metric], metric)
         found["What can so few seeds show?"] = _resolution(groups, lines, metric, test)
+    by_labels = "The best above is named by a metric that needs them."
     found["Were labels used to choose?"] = [own_sentence(records.selection)]
+    found["Were labels used to choose?"] += [by_labels] * (metric in NEED_LABELS)
     found["What did it cost?"] = [cost_line(groups).removeprefix("Cost: ")]
     found["How is the best model used?"] = _use(groups, metric, test)
     return {question: " ".join(texts) for question, texts in found.items() if texts}
@@ -113,7 +116,7 @@ def _ends(records: Records, groups: Sequence[Group]) -> list[str]:
         odd = "; ".join(f"{g.label(records.swept)}: {g.failures()}" for g in groups if g.failures())
         if odd or records.moment != Records.moment:  # Soundness is known of the last moment alone.
             return ["Every trial finished" + (f", but {odd} (Appendix D)." if odd else ".")]
-        return ["Every trial finished; no model saturated or collapsed."]
+        return ["Every trial finished; none diverged, saturated or collapsed."]
     rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != DONE)
     note = " Trials that diverged have no value and are counted in their cells."
     return [f"{done} of {total} trials finished ({rest}).{note if counts.get(DIVERGED) else ''}"]
@@ -196,10 +199,10 @@ def _resolution(
         return []
     spec = column(metric)
     alone, first = (spec.difference(size * found.unit) for size in (found.alone, found.first))
-    text = f"Large differences alone. {many(found.n, 'seed').capitalize()} in each configuration "
-    text += f"show a true difference of {alone} four times in five ({TEST_WORDS[test]})"
+    text = f"Large differences alone. With {many(found.n, 'seed')} in each configuration, a true "
+    text += f"difference of {alone} is found four times in five ({TEST_WORDS[test]})"
     if found.comparisons > 1:
-        text += f", and with {count(found.comparisons)} comparisons at once one of {first} (Holm)"
+        text += f"; with {count(found.comparisons)} comparisons at once it must be {first} (Holm)"
     return [text + ". Where no difference was found, a smaller one may be there."]
 
 
@@ -211,6 +214,6 @@ def _use(groups: Sequence[Group], metric: str, test: str) -> list[str]:
     best = groups[classes[0].best]
     return [
         f"python -m mpcc cluster SWEEP --cell {best.cell_key} --seed {best.done[0]['seed']} "
-        "--images FOLDER --out clusters.csv gives each image of a folder its cluster by that "
-        "seed’s model; SWEEP is the folder of this sweep. More stands in docs/using-a-model.md."
+        "--images FOLDER --out clusters.csv gives each image of a folder its cluster by the model "
+        "of that seed; SWEEP is the folder of this sweep. More stands in docs/using-a-model.md."
     ]
