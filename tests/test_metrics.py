@@ -233,3 +233,16 @@ def test_silhouette_is_scikit_learns():
     assert metrics.silhouette(points, clusters, n_chosen=50) == pytest.approx(expected)
     assert np.isnan(metrics.silhouette(points, np.zeros(300, int)))
     assert metrics.silhouette(np.zeros((4, 2)), [0, 0, 1, 1]) == 0
+
+
+def test_the_silhouette_is_the_same_bits_with_any_number_of_threads():
+    from threadpoolctl import threadpool_limits
+
+    rng = np.random.default_rng(0)
+    for n in (24, 300, 1000):
+        points, clusters = rng.standard_normal((n, 16)), rng.integers(0, 10, n)
+        found = set()
+        for threads in (1, 2):
+            with threadpool_limits(limits=threads, user_api="blas"):
+                found.add(metrics.silhouette(points, clusters))
+        assert len(found) == 1
