@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from analysis.records.frame import Records
 from analysis.tables.columns import Column, column
 from analysis.tables.compare import TEST_WORDS
-from analysis.tables.groups import Group, references
-from analysis.tables.groups import groups as groups_of
-from analysis.tables.ranking import Class, rank
+from analysis.tables.groups import Group, confirmed, references
+from analysis.tables.ranking import Class, best_of, rank
 from analysis.tables.shared import shown_metrics
 
 MAX_CLASSES = 3
@@ -37,17 +36,17 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
         told.append(f"The tables rank {many(n_kinds, 'kind')} of cells in all.")
     told += failed + _unranked(ranking.alone, "measured like no other")
     best = groups[ranking.classes[0].best]
-    again = [g for g in groups_of(records, confirm=True) if g.cell_key == best.cell_key]
-    if again and again[0].summary(metric).n:
+    fresh = confirmed(records, best)
+    if fresh and fresh.summary(metric).n:
         told.append(
-            f"On fresh seeds it reaches {_value(again[0], spec)}, which is the figure to quote."
+            f"On fresh seeds it reaches {_value(fresh, spec)}, which is the figure to quote."
         )
     else:
         told.append(
             "The best of several owes something to chance: before you quote it, run it on fresh "
             "seeds (ablation.py --confirm)."
         )
-    return told + _other_metrics(groups, axes, metric, test)
+    return told + _other_metrics(groups, axes, best, test)
 
 
 def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
@@ -63,13 +62,12 @@ def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: 
     if not reached:
         return []
     text = f"k-means on the same pixels reaches {' and '.join(reached)}"
-    classes = rank(groups, metric, test).classes
+    best = best_of(groups, metric, test)
     values = [value for values in known.values() for value in values]
-    if not classes or len(values) > 1:
+    if best is None or len(values) > 1:
         return [f"{text}."]
-    best = groups[classes[0].best]
-    fresh = [g for g in groups_of(records, confirm=True) if g.cell_key == best.cell_key]
-    mean = next((g for g in fresh if g.summary(metric).n), best).summary(metric).mean
+    fresh = confirmed(records, best)
+    mean = (fresh if fresh and fresh.summary(metric).n else best).summary(metric).mean
     if not math.isfinite(mean.low):
         return [f"{text}; one seed cannot say more."]
     interval = f"interval of the best configuration, {spec.shown(mean.low)} to "
@@ -102,16 +100,14 @@ def _value(group: Group, spec: Column) -> str:
 
 
 def _other_metrics(
-    groups: Sequence[Group], axes: Sequence[str], metric: str, test: str
+    groups: Sequence[Group], axes: Sequence[str], best: Group, test: str
 ) -> list[str]:
     """Which cells have the best mean by the other metrics of the table, where it is another."""
-    first = rank(groups, metric, test).classes[0].best
     others = []
-    for other in shown_metrics(groups):
-        classes = rank(groups, other, test).classes
-        if classes and groups[classes[0].best].cell_key != groups[first].cell_key:
-            label = groups[classes[0].best].label(axes)
-            others.append(f"by {column(other).label}, {label}")
+    for metric in shown_metrics(groups):
+        other = best_of(groups, metric, test)
+        if other and other.cell_key != best.cell_key:
+            others.append(f"by {column(metric).label}, {other.label(axes)}")
     return [f"By other metrics others lead: {'; '.join(others)}."] if others else []
 
 

@@ -20,7 +20,7 @@ from analysis.tables.compare import TEST_WORDS, Line, resolution
 from analysis.tables.grid import GridResult
 from analysis.tables.groups import Group, tally
 from analysis.tables.layout import own_sentence
-from analysis.tables.ranking import rank
+from analysis.tables.ranking import best_of
 from analysis.tables.shared import cost_line, shown_metrics, sorted_levels
 from mpcc.config import Config, full_name, value_text
 from mpcc.evaluation.metrics import NEED_LABELS
@@ -48,9 +48,8 @@ def answers(
         )
         found["What mattered?"] = _effects(groups, *result.effects[metric], metric)
         found["What can so few seeds show?"] = _resolution(groups, lines, metric, test)
-    by_labels = "The best above is named by a metric that needs them."
-    found["Were labels used to choose?"] = [own_sentence(records.selection)]
-    found["Were labels used to choose?"] += [by_labels] * (metric in NEED_LABELS)
+    labels = ["The best above is named by a metric that needs them."] * (metric in NEED_LABELS)
+    found["Were labels used to choose?"] = [own_sentence(records.selection), *labels]
     found["What did it cost?"] = [cost_line(groups).removeprefix("Cost: ")]
     found["How is the best model used?"] = _use(groups, metric, test)
     return {question: " ".join(texts) for question, texts in found.items() if texts}
@@ -133,12 +132,12 @@ def _baseline(
         why = lines[0].verdict.removeprefix("not compared: ")
         return [f"No configuration was compared with the baseline: {why}."]
     baseline, spec = lines[0].baseline, column(metric)
-    base, classes = baseline.label(records.swept), rank(groups, metric, test).classes
-    own = classes and groups[classes[0].best].cell_key == baseline.cell_key
+    base, best = baseline.label(records.swept), best_of(groups, metric, test)
+    own = best is not None and best.cell_key == baseline.cell_key
     itself = "The best configuration is the baseline."
     if not differing:
         return [
-            *[itself] * bool(own),
+            *[itself] * own,
             f"No configuration differs significantly from the baseline ({base}); that does not "
             "mean that there is no effect.",
         ]
@@ -152,7 +151,7 @@ def _baseline(
     if len(tested) == 1:
         who = "the one other configuration differs"
     return [
-        *[itself] * bool(own),
+        *[itself] * own,
         f"Against the baseline ({base}), {who}; the largest difference, "
         f"{_signed(spec, d.estimate)} (95 % interval {low} to {_signed(spec, d.high)}, {g}adjusted "
         f"p {_equals(top.holm)}), is that of {top.group.label(records.swept)}.",
@@ -208,10 +207,9 @@ def _resolution(
 
 def _use(groups: Sequence[Group], metric: str, test: str) -> list[str]:
     """The command that clusters a folder of images with the best cell's model."""
-    classes = rank(groups, metric, test).classes
-    if not classes or not groups[classes[0].best].done:
+    best = best_of(groups, metric, test)
+    if best is None or not best.done:
         return []
-    best = groups[classes[0].best]
     return [
         f"python -m mpcc cluster SWEEP --cell {best.cell_key} --seed {best.done[0]['seed']} "
         "--images FOLDER --out clusters.csv gives each image of a folder its cluster by the model "

@@ -10,7 +10,7 @@ from analysis.searches.search import found
 from analysis.statistics import stats
 from analysis.tables.columns import column
 from analysis.tables.comparable import p_text, unlike
-from analysis.tables.groups import Group
+from analysis.tables.groups import Group, confirmed
 from analysis.tables.groups import groups as groups_of
 from mpcc.config import from_record
 from mpcc.evaluation.metrics import METRICS
@@ -23,7 +23,7 @@ def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
     ours, metric = _best_point(records, groups)
     if ours is None or base is None or base is ours:
         return []
-    a, b = _fresh(records, ours), _fresh(records, base)
+    a, b = confirmed(records, ours), confirmed(records, base)
     if a is None or b is None:
         return []
     name = ours.label(records.swept)
@@ -48,7 +48,7 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
         f"The search's best point ({ours.label(records.swept)}) against the best cell of {name} "
         f"({rival.label(list(other.axes))})"
     )
-    a, b = _fresh(records, ours), _fresh(other, rival)
+    a, b = confirmed(records, ours), confirmed(other, rival)
     if a and b:
         return [f"{head}, on fresh seeds: {_verdicts(a, b, metric)}."]
     said = _verdicts(ours, rival, metric, tested=False)
@@ -69,12 +69,6 @@ def _best_point(records: Records, groups: Sequence[Group]) -> tuple[Group | None
         return None, ""
     metric = search.objectives[0]
     return max(search.points, key=lambda point: _sign(metric) * point.values[0]).group, metric
-
-
-def _fresh(records: Records, chosen: Group) -> Group | None:
-    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
-    again = groups_of(records, confirm=True)
-    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
 
 
 def _verdicts(a: Group, b: Group, metric: str, *, tested: bool = True) -> str:

@@ -178,6 +178,12 @@ def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) 
     return groups_of(records.trials, pool_code=pool_code, confirm=confirm)
 
 
+def confirmed(records: Records, chosen: Group) -> Group | None:
+    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
+    again = groups(records, confirm=True)
+    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
+
+
 def groups_of(
     trials: pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
 ) -> list[Group]:

@@ -68,6 +68,12 @@ class Ranking:
         return {i for one in self.classes for i in one.tied}
 
 
+def best_of(groups: Sequence[Group], metric: str, test: str) -> Group | None:
+    """The best cell of the first class; None where no cells are ranked."""
+    classes = rank(groups, metric, test).classes
+    return groups[classes[0].best] if classes else None
+
+
 def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
     """The best cell of each class and those that do not differ significantly from it.
 

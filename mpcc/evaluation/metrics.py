@@ -7,7 +7,6 @@ it is used.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -337,25 +336,20 @@ def cluster_information(log_memberships: Iterable[ArrayLike]) -> float:
     return _entropy(mean / n) - of_images / n
 
 
-def one_thread() -> AbstractContextManager[object]:
-    """NumPy's products by one thread: how many a process has changes their last bit."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
-
-
 def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> float:
     """Mean silhouette of (N, J) points by cluster, over at most n_chosen of them, evenly spread.
 
     -1..1 as scikit-learn has it; nan where fewer than two clusters are among the chosen.
     """
+    from threadpoolctl import threadpool_limits
+
     points, clusters = np.asarray(points, np.float64), np.asarray(clusters, np.int64)
     chosen = np.linspace(0, len(points) - 1, min(len(points), n_chosen)).astype(np.int64)
     x, (names, of) = points[chosen], np.unique(clusters[chosen], return_inverse=True)
     if len(names) < 2:
         return float("nan")
     squares, members = np.square(x).sum(1), np.eye(len(names))[of]
-    with one_thread():
+    with threadpool_limits(limits=1, user_api="blas"):  # How many there are changes the last bit.
         distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0.0))
         np.fill_diagonal(distances, 0.0)
         sums, sizes, rows = distances @ members, members.sum(0), np.arange(len(x))
