@@ -200,5 +200,16 @@ def test_cells_that_differ_in_settings_that_do_nothing_are_one() -> None:
     # A folder that has them all goes on with them all, and runs none anew.
     known = {Cell.of(DIGITS, {"prior": "normal", "n_clusters": k}).key for k in (5, 10, 20)}
     assert len(cells(DIGITS, grid, known)) == 6
+    weights = parse_grid(
+        ["K=3", "given_cluster_weights=none,8/1/1,0.8/0.1/0.1,1/1/1e-20"], "digits"
+    )
+    made = cells(DIGITS, weights)
+    assert [cell.changes["given_cluster_weights"] for cell in made] == [
+        None,
+        (8.0, 1.0, 1.0),
+        (1.0, 1.0, 1e-20),
+    ]
+    said = falling_together(weights, made)
+    assert said is not None and "4 cells of the grid are 3: cluster weights count by their" in said
     usual = parse_grid(["esteps,eta_p"], "digits")
     assert falling_together(usual, cells(DIGITS, usual)) is None

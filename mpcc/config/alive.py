@@ -6,7 +6,7 @@ alone train the same model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from mpcc.config.fields import DEFAULTS, Config, trial_key
 
@@ -53,10 +53,18 @@ def dead(config: Config) -> tuple[str, ...]:
 
 
 def without_dead(config: Config) -> Config:
-    """The configuration with each dead field at its default: equal for two that train alike."""
-    names = dead(config)
+    """The configuration with each dead field at its default and the given cluster weights scaled
+    to a largest of 1: equal for two that train alike."""
     # Together: given weights of another number of clusters would be refused on the way.
-    return config.override(**{name: DEFAULTS[name] for name in names}) if names else config
+    usual = {name: DEFAULTS[name] for name in dead(config)}
+    if config.given_cluster_weights is not None:
+        usual = {"given_cluster_weights": scaled(config.given_cluster_weights)} | usual
+    return config.override(**usual) if usual else config
+
+
+def scaled(weights: Sequence[float]) -> tuple[float, ...]:
+    """Cluster weights with a largest of 1, to twelve digits: only their ratios do anything."""
+    return tuple(float(f"{weight / max(weights):.12g}") for weight in weights)
 
 
 def idle_options(
@@ -100,12 +108,7 @@ def training_cell_key(config: Config) -> str:
     Equal for configurations that differ only in fields of an evaluation, in dead ones or in the
     scale of given cluster weights.
     """
-    usual = {name: DEFAULTS[name] for name in EVALUATION}
-    if config.given_cluster_weights is not None:
-        total = sum(config.given_cluster_weights)
-        shares = tuple(round(weight / total, 12) for weight in config.given_cluster_weights)
-        usual["given_cluster_weights"] = shares
-    return without_dead(config.override(**usual)).cell_key
+    return without_dead(config.override(**{n: DEFAULTS[n] for n in EVALUATION})).cell_key
 
 
 def training_key(config: Config) -> str:

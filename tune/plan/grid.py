@@ -113,10 +113,11 @@ def falling_together(grid: Grid, cells: Sequence[Cell]) -> str | None:
     varied = {name for levels in grid.axes for level in levels for name in level}
     idle = varied & {name for cell in cells for name in dead(cell.config)}
     names = " and ".join(SHORT.get(name, name) for name in DEFAULTS if name in idle)
-    return (
-        f"{count} cells of the grid are {len(cells)}: {names} does nothing in some of them, and "
-        "those that differ in it alone are trained once"
-    )
+    if idle:
+        why = f"{names} does nothing in some of them, and those that differ in it alone are"
+    else:
+        why = "cluster weights count by their ratios, and those that differ in scale alone are"
+    return f"{count} cells of the grid are {len(cells)}: {why} trained once"
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
