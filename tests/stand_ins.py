@@ -20,7 +20,7 @@ from mpcc.runs import run_dir
 from tune.display import Display
 from tune.engine import engine as engine_module
 from tune.engine import loop
-from tune.engine.loop import Services, run_sweep
+from tune.engine.loop import Loop
 from tune.engine.spec import Settings, TrialSpec
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
@@ -171,8 +171,8 @@ class Looped:
         with contextlib.ExitStack() as stack:
             lock = self.lock or stack.enter_context(SweepLock(self.store))
             display = stack.enter_context(Display(self.states))
-            services = Services(self.store, lock, self.tracker, display, self.signals)
-            return run_sweep(self.source, where, self.states, services)
+            services = self.store, lock, self.tracker, display, self.signals
+            return Loop(self.source, where, self.states, *services).run()
 
 
 def looped(out: Path, plan: Plan, **more: Any) -> Looped:

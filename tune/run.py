@@ -121,7 +121,7 @@ def _prepare(work: Work, again: Mapping[str, State]) -> None:
 
 def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) -> list[Trial]:
     """Run the trials and deliver them; all trials, with those that a search has suggested."""
-    from tune.engine.loop import Services, run_sweep
+    from tune.engine.loop import Loop
     from tune.tracking import Tracker
 
     store, source = work.store, work.source
@@ -130,8 +130,8 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) ->
     patience = QUICK_SECONDS
     try:
         with signals.remember(), Display(states) as display:
-            services = Services(store, lock, tracker, display, signals)
-            if run_sweep(source, settings, states, services):
+            loop = Loop(source, settings, states, store, lock, tracker, display, signals)
+            if loop.run():
                 patience = DELIVERY_SECONDS
         if not lock.lost:
             with suppress(OSError):  # The plan without the data's fingerprint is a plan as well.
