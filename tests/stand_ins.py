@@ -29,7 +29,7 @@ from tune.plan.source import GridSource, TrialSource
 from tune.plan.state import ENDED, Event, EventKind, State, States
 from tune.signals import Signals
 from tune.store.folder import Store
-from tune.store.lock import SweepLock
+from tune.store.lock import sweep_lock
 
 SECONDS = 60.0
 """How long a test waits for what should come at once."""
@@ -169,7 +169,7 @@ class Looped:
         where = Settings(self.out, "", remote=remote, **settings)
         self.store.write_plan(self.source.plan)
         with contextlib.ExitStack() as stack:
-            lock = self.lock or stack.enter_context(SweepLock(self.store))
+            lock = self.lock or stack.enter_context(sweep_lock(self.store))
             display = stack.enter_context(Display(self.states))
             services = self.store, lock, self.tracker, display, self.signals
             return Loop(self.source, where, self.states, *services).run()

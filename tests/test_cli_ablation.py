@@ -15,7 +15,7 @@ from tune.plan.cells import Trial
 from tune.plan.plan import Plan
 from tune.planning import planned
 from tune.store.folder import Store
-from tune.store.lock import SweepLock
+from tune.store.lock import sweep_lock
 
 ROOT = Path(ablation.__file__).resolve().parents[1]
 TINY = ["--preset", "tiny"]
@@ -315,7 +315,7 @@ def test_a_released_folder_has_no_driver_any_more(
 ) -> None:
     write_plan(tmp_path, "--grid", "esteps=1")
     release = ["--out", str(tmp_path), "--release"]
-    with SweepLock(Store(tmp_path)):
+    with sweep_lock(Store(tmp_path)):
         code, out, _ = call(capsys, *release)
         assert code == 0 and f"is free; it was held by process {os.getpid()} on" in out
     code, out, _ = call(capsys, *release)

@@ -27,7 +27,7 @@ from mpcc.runs import run_dir
 from tune.plan.cells import Trial, trials
 from tune.plan.plan import Plan, PlanError, new_plan
 from tune.plan.pruning import PruneRule
-from tune.plan.state import State, Status
+from tune.plan.state import State
 from tune.store.folder import Store, record_end
 from tune.suggest import points, study
 from tune.suggest.points import Point, read_points

@@ -20,7 +20,7 @@ from tune.plan.state import ENDED, EventKind, State, States, Status
 from tune.signals import QUICK_SECONDS, Interrupted, Signals
 from tune.store.adopt import adopt, extend, take_over_ends
 from tune.store.folder import Store
-from tune.store.lock import LockError, SweepLock, TrialClaim
+from tune.store.lock import Claims, LockError, sweep_lock, trial_lock
 
 NOTHING_LEFT = 4
 """The exit code of `--next` where no trial is left for it."""
@@ -68,7 +68,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
             preflight.check_processes(n_at_once)
             preflight.check_temporary_room()
             preflight.check_loopback()
-        with SweepLock(store, log) as lock:
+        with sweep_lock(store, log) as lock:
             if store.refresh() != work.old:
                 raise UsageError(
                     f"another command has just changed the plan of {store.out}; try again"
@@ -119,7 +119,7 @@ def _prepare(work: Work, again: Mapping[str, State]) -> None:
             log(damaged)
 
 
-def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) -> list[Trial]:
+def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> list[Trial]:
     """Run the trials and deliver them; all trials, with those that a search has suggested."""
     from tune.engine.loop import Loop
     from tune.tracking import Tracker
@@ -154,7 +154,7 @@ def write_new_plan(store: Store, old: Plan | None, plan: Plan) -> bool:
     Processes with `--next` start at once: one of them writes, the others read again.
     """
     try:
-        with SweepLock(store, log):
+        with sweep_lock(store, log):
             if store.refresh() != old:
                 return False
             take_over_ends(store, old, plan)
@@ -177,7 +177,7 @@ def run_next(options: Options, signals: Signals, work: Work) -> int:
     missing = work.source.ready(store.statuses(work.trials))
     _check(options, settings, work, missing)
     for trial in missing:
-        with suppress(BusyError), TrialClaim(store, trial.key) as claim:
+        with suppress(BusyError), trial_lock(store, trial.key) as claim:
             store.download(trial.key)
             if store.status(trial).state in ENDED:
                 continue
@@ -191,7 +191,7 @@ def run_next(options: Options, signals: Signals, work: Work) -> int:
 
 
 def _train_here(
-    settings: Settings, signals: Signals, work: Work, trial: Trial, claim: TrialClaim
+    settings: Settings, signals: Signals, work: Work, trial: Trial, claim: Claims
 ) -> Status | None:
     """Train a trial to its end, or until a signal; None where another process has it."""
     from tune.engine.spec import spec_of
@@ -224,7 +224,7 @@ def _sync(settings: Settings, store: Store, plan: Plan) -> int:
     """Deliver to MLflow what it lacks (`--sync`); the exit code."""
     from tune import tracking
 
-    with SweepLock(store, log):
+    with sweep_lock(store, log):
         try:
             sent = tracking.sync(store, settings.uri, plan, settings.log_models)
         except Exception as error:  # whatever a database or a server can raise

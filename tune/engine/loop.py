@@ -24,7 +24,7 @@ from tune.plan.source import TrialSource
 from tune.plan.state import ENDED, Event, EventKind, State, States
 from tune.signals import Signals
 from tune.store.folder import Store
-from tune.store.lock import SweepLock, trained_elsewhere
+from tune.store.lock import Claims, trained_elsewhere
 from tune.store.transfer import Downloads
 from tune.tracking.tracker import Tracker
 
@@ -44,7 +44,7 @@ class Loop:
     settings: Settings
     states: States
     store: Store
-    lock: SweepLock
+    lock: Claims
     tracker: Tracker
     display: Display
     signals: Signals
