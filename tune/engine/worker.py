@@ -70,17 +70,16 @@ class TrialWorker:
             with self._lock:
                 return self._failed(error)
 
-    def close(self) -> None:
-        """Stop where the trial stands; the trainer writes a checkpoint."""
-        with self._lock:
-            self._stop_training()
-        if self._upload is not None:
-            self._upload.send(patient=True)
-
     def release(self) -> None:
-        """Close, and remove the node's copy of a run directory that lies on a remote."""
+        """Stop where the trial stands; the trainer writes a checkpoint.
+
+        The node's copy of a run directory that lies on a remote is removed.
+        """
         try:
-            self.close()
+            with self._lock:
+                self._stop_training()
+            if self._upload is not None:
+                self._upload.send(patient=True)
         finally:
             if self._scratch is not None:
                 shutil.rmtree(self._scratch, ignore_errors=True)
@@ -241,9 +240,8 @@ class GroupWorker:
     def __init__(self, specs: Sequence[TrialSpec]) -> None:
         from mpcc.fast.together import side_by_side
 
-        self._workers = [TrialWorker(spec) for spec in specs]
         self._open = {spec.key for spec in specs}
-        runs = {worker.spec.key: _events(worker) for worker in self._workers}
+        runs = {spec.key: _events(TrialWorker(spec)) for spec in specs}
         self._news = side_by_side(runs, specs[0].device)
 
     @property
@@ -264,8 +262,6 @@ class GroupWorker:
     def release(self) -> None:
         """Close every trial; each writes a checkpoint."""
         self._news.close()
-        for worker in self._workers:
-            worker.release()
 
 
 def _events(worker: TrialWorker) -> Generator[Event]:
@@ -277,4 +273,4 @@ def _events(worker: TrialWorker) -> Generator[Event]:
             ended = event.ends
             yield event
     finally:
-        worker.close()
+        worker.release()
