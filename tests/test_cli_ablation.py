@@ -74,7 +74,7 @@ BAD = [
     (["--table", "4", "--preset", "mnist"], "--table and --preset exclude each other"),
     (["--scale", "laptop"], "--scale is of --table"),
     (["--drop", "esteps=3"], "--drop: nothing is planned in"),
-    (["--grid", "esteps", "--drop", "esteps=3"], "give it without --grid"),
+    (["--grid", "esteps", "--drop", "esteps=3"], "--drop and --grid exclude each other"),
     (["--confirm", "--only", "esteps=1"], "--confirm chooses the cells itself"),
     (["--grid", "esteps", "--next", "--max-concurrent", "2"], "--max-concurrent does nothing with"),
     (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),

@@ -268,7 +268,7 @@ TABLES = ["--table", "all", "--format", "md,csv,tex,html", "--no-pictures", "--o
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str, Path]:
     """A sweep with a diverged and an unfinished trial, as the driver delivers it, and its tables;
     then deleted."""
-    from tune.tracking import sync
+    from tune.tracking.delivery import sync
     from tune.tracking.uri import default_uri
 
     changes, path = table1_changes(), tmp_path_factory.mktemp("mlflow") / "digits"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -24,7 +25,6 @@ from tune import command, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
 from tune.command import UsageError, option  # noqa: E402
 from tune.display import log  # noqa: E402
-from tune.engine.spec import LOCAL  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import leave_out, paper  # noqa: E402
 from tune.plan.cells import Trial  # noqa: E402
@@ -69,6 +69,21 @@ _what = partial(option, "what to run")
 class AblationOptions(Options):
     """The options of `tune/ablation.py`."""
 
+    EXCLUDED: ClassVar = Options.EXCLUDED | {
+        "ablate": ("is a plan of its own", "grid table"),
+        "confirm": ("chooses the cells itself", "only skip"),
+        "drop": (
+            "takes trials out of what is planned",
+            "grid table ablate seeds confirm adopt continue_training",
+        ),
+        "evaluate": ("trains nothing", "continue_training confirm"),
+        "table": ("has a grid and settings of its own", "grid preset"),
+        "next": (
+            "trains one trial here, and stops",
+            "dry_run status sync release retry address cpus_per_trial gpus_per_trial "
+            "trials_per_gpu max_concurrent",
+        ),
+    }
     grid: list[str] | None = _what(
         "axes to vary: esteps,eta_p is Table 1; lambda_p, batch_size and seed have levels of "
         "their own; any other field as name=a,b,c. Without --grid: what the folder has planned",
@@ -134,37 +149,10 @@ class AblationOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ablate is not None and (self.grid or self.table):
-            raise UsageError("--ablate is a plan of its own: leave out --grid and --table")
         if self.ablate_from is not None and self.ablate is None:
             raise UsageError("--ablate-from is of --ablate")
         if self.scale is not None and self.table is None:
             raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
-        if self.confirm is not None and (self.only or self.skip):
-            raise UsageError("--confirm chooses the cells itself: leave out --only and --skip")
-        more = (self.grid, self.table, self.seeds, self.confirm, self.adopt)
-        if self.drop and (any(more) or self.ablate is not None or self.continue_training):
-            raise UsageError(
-                "--drop takes trials out of what is planned: give it without --grid, --table, "
-                "--ablate, --seeds, --confirm, --adopt and --continue-training"
-            )
-        if self.evaluate and (self.continue_training or self.confirm is not None):
-            raise UsageError("--evaluate trains nothing: no --continue-training, no --confirm")
-        for name in ("grid", "preset"):
-            if self.table is not None and getattr(self, name) is not None:
-                raise UsageError(f"--table and --{name} exclude each other")
-        if self.next:
-            self._check_next()
-
-    def _check_next(self) -> None:
-        if self.dry_run or self.status or self.sync or self.release:
-            raise UsageError("--next excludes --dry-run, --status, --sync and --release")
-        if self.retry or self.address != LOCAL:
-            raise UsageError("--next takes neither --retry nor --address")
-        for name in ("cpus_per_trial", "gpus_per_trial", "trials_per_gpu", "max_concurrent"):
-            if getattr(self, name) is not None:
-                text = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{text} does nothing with --next, which trains one trial here")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

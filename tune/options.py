@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mpcc import config as configs
 from mpcc.config import Config
@@ -66,6 +66,13 @@ _instead = partial(option, "instead of running")
 class Options:
     """The options of both commands."""
 
+    EXCLUDED: ClassVar = {
+        "dry_run": ("prints what would run, and stops", "status sync release"),
+        "status": ("prints, and stops", "sync release"),
+        "sync": ("delivers, and stops", "release"),
+        "trials_per_gpu": ("says what part of a GPU each has", "gpus_per_trial"),
+    }
+    """Option -> what it does, and the options that therefore cannot be given with it."""
     preset: str | None = _base(
         f"settings to start from: {', '.join(configs.PRESETS)} (default {DEFAULT_PRESET})",
         "NAME",
@@ -150,8 +157,12 @@ class Options:
     def __post_init__(self) -> None:
         if self.pilot:
             raise UsageError("--pilot is no more: --dry-run measures the time where it must")
-        if self.dry_run + self.status + self.sync + self.release > 1:
-            raise UsageError("--dry-run, --status, --sync and --release exclude each other")
+        given = {one.name for one in fields(self) if getattr(self, one.name) != one.default}
+        for name, (does, others) in self.EXCLUDED.items():
+            for other in others.split():
+                if {name, other} <= given:
+                    one, two = (f"--{option.replace('_', '-')}" for option in (name, other))
+                    raise UsageError(f"{one} and {two} exclude each other: {one} {does}")
 
 
 def changes(options: Options) -> dict[str, object]:
@@ -218,8 +229,6 @@ def settings(options: Options, store: Store) -> Settings:
     """Where and how trials run."""
     from tune.tracking.uri import checked_uri, default_uri
 
-    if options.trials_per_gpu is not None and options.gpus_per_trial is not None:
-        raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
     data_dir = options.data_dir or os.environ.get("MPCC_DATA_DIR") or None
     if data_dir is not None and not is_address(data_dir):
         try:

@@ -21,6 +21,10 @@ from tune.signals import QUICK_SECONDS, Interrupted, Signals
 from tune.store.adopt import adopt, extend, take_over_ends
 from tune.store.folder import Store
 from tune.store.lock import Claims, LockError, sweep_lock, trial_lock
+from tune.tracking.connection import check_reachable
+from tune.tracking.delivery import in_step, sync
+from tune.tracking.tracker import Tracker
+from tune.tracking.uri import one_line
 
 NOTHING_LEFT = 4
 """The exit code of `--next` where no trial is left for it."""
@@ -47,8 +51,6 @@ def run(options: Options, signals: Signals, work: Work) -> int:
 
     0: every one of them is done. 3: not every one. 129, 130, 143: ended by SIGHUP, SIGINT, SIGTERM.
     """
-    from tune import tracking
-
     store, plan, trials = work.store, work.source.plan, work.trials
     settings = common.settings(options, store)
     if options.sync:
@@ -60,7 +62,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     todo = [t for t in trials if t.key in again or statuses[t.key].state not in ENDED]
     nothing_new = plan == work.old and not (todo or work.adopt or store.restored)
     nothing_new = nothing_new and len(trials) >= work.source.n_trials
-    if not (nothing_new and tracking.in_step(store, settings.uri, settings.log_models)):
+    if not (nothing_new and in_step(store, settings.uri, settings.log_models)):
         preflight.check_docstrings()
         _check(options, settings, work, todo)
         n_at_once = settings.n_at_once(todo) if todo and settings.local else None
@@ -82,7 +84,6 @@ def run(options: Options, signals: Signals, work: Work) -> int:
 
 def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Trial]) -> None:
     """ValueError, in one line, for what would stop these trials; nothing is written yet."""
-    from tune import tracking
     from tune.engine.cluster import check_cluster
 
     work.store.check_places(work.trials)
@@ -95,7 +96,7 @@ def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Tria
     if settings.local and not isinstance(data_dir, str):
         preflight.check_same_data(settings.out, plan, todo, data_dir)
     begun = work.old is not None
-    problem = tracking.check_reachable(settings.uri, settings.out, plan.preset, begun=begun)
+    problem = check_reachable(settings.uri, settings.out, plan.preset, begun=begun)
     if problem:
         log(f"MLflow does not answer ({problem}); training goes on")
 
@@ -122,7 +123,6 @@ def _prepare(work: Work, again: Mapping[str, State]) -> None:
 def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> list[Trial]:
     """Run the trials and deliver them; all trials, with those that a search has suggested."""
     from tune.engine.loop import Loop
-    from tune.tracking import Tracker
 
     store, source = work.store, work.source
     states = States(work.trials, store.statuses(work.trials), source.n_trials)
@@ -222,13 +222,11 @@ def _train_here(
 
 def _sync(settings: Settings, store: Store, plan: Plan) -> int:
     """Deliver to MLflow what it lacks (`--sync`); the exit code."""
-    from tune import tracking
-
     with sweep_lock(store, log):
         try:
-            sent = tracking.sync(store, settings.uri, plan, settings.log_models)
+            sent = sync(store, settings.uri, plan, settings.log_models)
         except Exception as error:  # whatever a database or a server can raise
-            log(f"MLflow at {settings.uri}: {tracking.one_line(error)}")
+            log(f"MLflow at {settings.uri}: {one_line(error)}")
             return 3
     print(f"{sent} trials delivered to {settings.uri}")
     return 0

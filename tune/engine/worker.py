@@ -90,7 +90,10 @@ class TrialWorker:
         if spec.needs is not None:
             problem = not_ready(spec.needs, spec.config.dataset)
             if problem is not None:
-                return self._handed_back(problem)
+                import ray
+
+                kind, node = EventKind.HANDED_BACK, ray.get_runtime_context().get_node_id()
+                return Event(spec.key, kind, State.PLANNED, cause=problem, node=node)
         keeper = trained_elsewhere(Path(spec.run_dir).parent.parent, spec.remote, spec.key)
         if keeper is not None:
             return self._news(EventKind.ELSEWHERE, State.RUNNING, cause=keeper)
@@ -123,13 +126,6 @@ class TrialWorker:
         state, iteration = State(result["state"]), int(result.get("iteration") or 0)
         last, cause = rows[-1] if rows else None, result.get("cause")
         return self._news(EventKind.ENDED, state, iteration, last, cause)
-
-    def _handed_back(self, problem: str) -> Event:
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
-        key, kind = self.spec.key, EventKind.HANDED_BACK
-        return Event(key, kind, State.PLANNED, cause=problem, node=node)
 
     def _trained(self) -> Path | None:
         """The folder of a trial that is done with the same model, where this one has not begun."""
