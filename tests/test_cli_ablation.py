@@ -10,7 +10,7 @@ import pytest
 from analysis import make_tables
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
-from tune import ablation, estimate, tracking
+from tune import ablation, estimate, run
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan
 from tune.planning import planned
@@ -76,7 +76,7 @@ BAD = [
     (["--drop", "esteps=3"], "--drop: nothing is planned in"),
     (["--grid", "esteps", "--drop", "esteps=3"], "--drop and --grid exclude each other"),
     (["--confirm", "--only", "esteps=1"], "--confirm chooses the cells itself"),
-    (["--grid", "esteps", "--next", "--max-concurrent", "2"], "--max-concurrent does nothing with"),
+    (["--grid", "esteps", "--next", "--max-concurrent", "2"], "--next and --max-concurrent exclude each"),
     (["--grid", "esteps", "--set", "width"], "expected field=value, got 'width'"),
     (["--grid", "esteps", "--set", "width=many"], "width must be a whole number, got 'many'"),
     (["--grid", "esteps", "--set", "width=0"], "width must be between 1 and 1024, got 0"),
@@ -331,7 +331,7 @@ def test_a_plan_that_another_command_has_just_changed_is_not_overwritten(
     def reachable(*_: object, **__: object) -> None:
         write_plan(tmp_path, "--grid", "esteps=2")
 
-    monkeypatch.setattr(tracking, "check_reachable", reachable)
+    monkeypatch.setattr(run, "check_reachable", reachable)
     code, _, err = call(capsys, "--out", str(tmp_path), "--seeds", "5")
     assert code == 2 and "another command has just changed the plan" in err
     after = json.loads((tmp_path / "sweep.json").read_text())
