@@ -248,7 +248,7 @@ def _started(*_: Any) -> None:
 
 
 def _not_measured(*_: Any) -> None:
-    raise estimate.MeasureError("nothing is measured here")
+    raise ValueError("nothing is measured here")
 
 
 def called(program: str, argv: list[str]) -> Call:

@@ -23,7 +23,7 @@ from mpcc.options import path  # noqa: E402
 from mpcc.shell import guard_output  # noqa: E402
 from tune import command, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
-from tune.command import UsageError, option  # noqa: E402
+from tune.command import option  # noqa: E402
 from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import leave_out, paper  # noqa: E402
@@ -150,9 +150,9 @@ class AblationOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ablate_from is not None and self.ablate is None:
-            raise UsageError("--ablate-from is of --ablate")
+            raise ValueError("--ablate-from is of --ablate")
         if self.scale is not None and self.table is None:
-            raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
+            raise ValueError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> AblationOptions:
-    """The options on this command line; UsageError for what cannot be together."""
+    """The options on this command line; ValueError for what cannot be together."""
     about = "Run a grid of trials, each cell with several seeds, on all cores or GPUs."
     return command.parse(argv, AblationOptions, "ablation.py", about, EXAMPLES)
 
@@ -194,7 +194,7 @@ def _plan(
     of them that can run.
 
     Of processes with `--next` that start at once the first writes the plan and the others read it
-    again. UsageError where a driver's plan lacks what is asked for.
+    again. ValueError where a driver's plan lacks what is asked for.
     """
     for attempt in range(PLAN_SECONDS):
         time.sleep(min(attempt, 1.0))
@@ -203,7 +203,7 @@ def _plan(
         ready = trials if options.status else runnable(options, store, trials)
         if not options.next or plan == old or run.write_new_plan(store, old, plan):
             return old, plan, trials, ready
-    raise UsageError(
+    raise ValueError(
         f"a driver works in {store.out} and has not planned what --next asks for: wait for its end"
     )
 

@@ -16,7 +16,7 @@ from mpcc.evaluation import inception
 from mpcc.options import path, usable
 from mpcc.runs.code_version import code_fingerprints
 from mpcc.shell import shown
-from tune.command import UsageError, number, option
+from tune.command import number, option
 from tune.display import log
 from tune.engine.spec import LOCAL, Settings
 from tune.plan.cells import Trial
@@ -156,13 +156,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.pilot:
-            raise UsageError("--pilot is no more: --dry-run measures the time where it must")
+            raise ValueError("--pilot is no more: --dry-run measures the time where it must")
         given = {one.name for one in fields(self) if getattr(self, one.name) != one.default}
         for name, (does, others) in self.EXCLUDED.items():
             for other in others.split():
                 if {name, other} <= given:
                     one, two = (f"--{option.replace('_', '-')}" for option in (name, other))
-                    raise UsageError(f"{one} and {two} exclude each other: {one} {does}")
+                    raise ValueError(f"{one} and {two} exclude each other: {one} {does}")
 
 
 def changes(options: Options) -> dict[str, object]:
@@ -171,14 +171,14 @@ def changes(options: Options) -> dict[str, object]:
     for text in options.changes:
         name, value = configs.parse_assignment(text)
         if name in found:
-            raise UsageError(f"--set {name} is given twice")
+            raise ValueError(f"--set {name} is given twice")
         found[name] = value
     if options.iterations is not None:
         if "iterations" in found:
-            raise UsageError("the iterations are given by both --iterations and --set")
+            raise ValueError("the iterations are given by both --iterations and --set")
         found["iterations"] = configs.parse_value("iterations", options.iterations)
     if "seed" in found:
-        raise UsageError(f"--set seed: give the seeds as --seeds {found['seed']},")
+        raise ValueError(f"--set seed: give the seeds as --seeds {found['seed']},")
     return (configs.variant(options.variant) if options.variant else {}) | found
 
 
@@ -234,7 +234,7 @@ def settings(options: Options, store: Store) -> Settings:
         try:
             data_dir = usable(data_dir).resolve()
         except ValueError as error:
-            raise UsageError(f"MPCC_DATA_DIR: {error}") from None
+            raise ValueError(f"MPCC_DATA_DIR: {error}") from None
     uri = options.tracking_uri
     return Settings(
         out=store.out,

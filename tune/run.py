@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tune import options as common
 from tune import preflight, report
-from tune.command import UsageError
 from tune.display import Display, log
 from tune.engine.spec import Settings
 from tune.options import Options
@@ -72,7 +71,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
             preflight.check_loopback()
         with sweep_lock(store, log) as lock:
             if store.refresh() != work.old:
-                raise UsageError(
+                raise ValueError(
                     f"another command has just changed the plan of {store.out}; try again"
                 )
             _prepare(work, again)

@@ -63,6 +63,7 @@ class Engine:
         self._running: set[str] = set()
         self._submitted: dict[str, TrialSpec] = {}
         self._avoided: frozenset[str] = frozenset()
+        """Nodes off which trials are kept that are handed out from now on."""
         self._heard = time.monotonic()
         self._thread: threading.Thread
         self.error: BaseException | None = None
@@ -106,8 +107,9 @@ class Engine:
             self._running.discard(event.key)
         else:
             self._running.add(event.key)
-        if event.node is not None:
-            self._avoid(event.node, str(event.cause))
+        if event.node is not None and event.node not in self._avoided:
+            self._log(f"{event.cause}; trials run on other machines")
+            self._avoided |= {event.node}
         if event.kind == EventKind.HANDED_BACK:
             self.submit(self._submitted[event.key])
         return event
@@ -190,12 +192,6 @@ class Engine:
             self._log(f"no machine has {size} for a trial yet; waiting for one to join")
         if settings.trials_per_gpu and self._gpus:
             self._group_size = self._trials_per_gpu()
-
-    def _avoid(self, node: str, problem: str) -> None:
-        """Keep trials that are handed out from now on off this node."""
-        if node not in self._avoided:
-            self._log(f"{problem}; trials run on other machines")
-        self._avoided |= {node}
 
     def _fits_a_node(self) -> bool:
         return any(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
 
-from tune.display import Display
+from tune.display import Display, log
 from tune.engine.engine import Engine
 from tune.engine.head import EngineError
 from tune.engine.spec import Settings, TrialSpec, spec_of
@@ -75,8 +75,8 @@ class Loop:
         if not ready:
             return True
         n_trials = self.states.n_trials
-        self.display.log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
-        self._engine = engine = Engine(self.settings, ready, self.display.log, n_trials)
+        log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
+        self._engine = engine = Engine(self.settings, ready, log, n_trials)
         self.signals.kill = engine.kill
         with engine:
             self._submit(ready)
@@ -96,7 +96,7 @@ class Loop:
             problem = self._problem()
             if problem is not None:
                 if not isinstance(self._engine.error, EngineError):  # That says what to do.
-                    self.display.log(f"{problem}; run the same command again")
+                    log(f"{problem}; run the same command again")
                 return False
             if self.signals.number is not None:
                 return self._stop()
@@ -110,7 +110,7 @@ class Loop:
         """Wait until every trial has written a checkpoint, or the time for that is over."""
         assert self.signals.number is not None
         name = signal.Signals(self.signals.number).name
-        self.display.log(f"{name}: writing checkpoints …")
+        log(f"{name}: writing checkpoints …")
         waits = self._engine.stop()
         while waits and not self._engine.finished:
             self._receive_all(EVENT_SECONDS)
@@ -201,16 +201,16 @@ class Loop:
         trial = self.states.trial(event.key)
         if event.kind == EventKind.EXCLUSIVE:
             self._exclusive.append(event.key)
-            self.display.log(f"{trial.text} could not run beside others; it runs again alone")
+            log(f"{trial.text} could not run beside others; it runs again alone")
         if event.kind == EventKind.ELSEWHERE:
             self._elsewhere[event.key] = time.monotonic()
             if event.key not in self._told:
-                self.display.log(f"{trial.text} is trained by {event.cause}; waiting for it")
+                log(f"{trial.text} is trained by {event.cause}; waiting for it")
             self._told.add(event.key)
         if event.ends and event.kind != EventKind.HANDED_BACK:
             self._in_flight.discard(event.key)
         if event.kind == EventKind.STOPPED and event.cause:
-            self.display.log(f"stopped: {trial.text} ({event.cause})")
+            log(f"stopped: {trial.text} ({event.cause})")
         self.states.apply(event)
         if event.data is not None and self._plan.fingerprint_for(trial.config) is None:
             self._plan = self._plan.with_data(images_name(trial.config), event.data)
@@ -225,7 +225,7 @@ class Loop:
         self._apply_ends(DOWNLOAD_SECONDS)
         if self.tracker.problem and not self._warned:
             self._warned = True
-            self.display.log(f"MLflow does not answer ({self.tracker.problem}); training goes on")
+            log(f"MLflow does not answer ({self.tracker.problem}); training goes on")
 
     def _apply_ends(self, seconds: float) -> None:
         """Apply the ends of trials whose records have come.
@@ -270,6 +270,6 @@ class Loop:
         if not self.lock.lost:
             problem = self._downloads.settle(self.signals.deadline(DOWNLOAD_SECONDS))
             if problem:
-                self.display.log(f"{problem}; nothing is lost: the same command does the rest")
+                log(f"{problem}; nothing is lost: the same command does the rest")
         self._apply_ends(0.0)
         self.states.stop_running()
