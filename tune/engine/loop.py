@@ -19,7 +19,6 @@ from tune.engine.engine import Engine
 from tune.engine.head import EngineError
 from tune.engine.spec import Settings, TrialSpec, spec_of
 from tune.plan.cells import Trial
-from tune.plan.plan import Plan, images_name
 from tune.plan.source import TrialSource
 from tune.plan.state import ENDED, Event, EventKind, State, States
 from tune.signals import Signals
@@ -129,11 +128,23 @@ class Loop:
     def _submit_ready(self) -> None:
         """Submit what the source has ready; with nothing in flight, one exclusive trial."""
         ready = self._ready()
-        self._write_plan()
-        self._submit(ready)
+        if ready:
+            self._write_plan()
+            self._submit(ready)
         if not self._in_flight and self._exclusive:
             trial = self.states.trial(self._exclusive.popleft())
             self._submit([trial], exclusive=True)
+
+    def _write_plan(self) -> None:
+        """Queue the plan for writing, with what the source has suggested and the images' record.
+
+        If that fails, it is written at the end of the sweep.
+        """
+        plan = self.store.with_recorded_images(self.source.plan)
+        if plan != self._plan:
+            self._plan = plan
+            self._downloads.submit("plan", partial(self.store.write_plan, plan))
+            self.tracker.extend(plan)
 
     def _ready(self) -> list[Trial]:
         """The trials that can start now; a search has suggested some of them just now."""
@@ -212,9 +223,6 @@ class Loop:
         if event.kind == EventKind.STOPPED and event.cause:
             log(f"stopped: {trial.text} ({event.cause})")
         self.states.apply(event)
-        if event.data is not None and self._plan.fingerprint_for(trial.config) is None:
-            self._plan = self._plan.with_data(images_name(trial.config), event.data)
-            self._write(self._plan)
         self.tracker.log(event)
 
     def _report(self) -> None:
@@ -246,20 +254,6 @@ class Loop:
                 self._awaited[key] = math.inf
                 problem = self._downloads.problem
                 self._apply(Event(key, EventKind.STOPPED, State.STOPPED, cause=problem))
-
-    def _write_plan(self) -> None:
-        """Write the plan where the source has suggested more trials."""
-        plan = self.source.plan
-        if plan.cells != self._plan.cells or plan.search != self._plan.search:
-            for name, data in (self._plan.data or {}).items():
-                plan = plan.with_data(name, data)
-            self._plan = plan
-            self._write(plan)
-            self.tracker.extend(plan)
-
-    def _write(self, plan: Plan) -> None:
-        """Queue the plan for writing; if that fails, it is written at the end of the sweep."""
-        self._downloads.submit("plan", lambda: self.store.write_plan(plan))
 
     def _apply_rest(self) -> None:
         """Apply the queued events and the records still on their way.

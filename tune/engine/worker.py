@@ -20,7 +20,7 @@ from tune.engine import faults
 from tune.engine.cluster import not_ready
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import TRIALS
-from tune.plan.state import Event, EventKind, Row, State
+from tune.plan.state import Event, EventKind, State
 from tune.store.datasets import folder_on_node
 from tune.store.folder import record_end
 from tune.store.lock import trained_elsewhere
@@ -49,7 +49,6 @@ class TrialWorker:
         self._upload: Upload | None = None
         self._lock = ExitStack()
         self._progress: Generator[Progress] | None = None
-        self._data: Row | None = None
 
     def step(self) -> Event:
         """Train for about a second, or to the end of an evaluation.
@@ -96,7 +95,7 @@ class TrialWorker:
                 return Event(spec.key, kind, State.PLANNED, cause=problem, node=node)
         keeper = trained_elsewhere(Path(spec.run_dir).parent.parent, spec.remote, spec.key)
         if keeper is not None:
-            return self._news(EventKind.ELSEWHERE, State.RUNNING, cause=keeper)
+            return Event(spec.key, EventKind.ELSEWHERE, cause=keeper)
         if spec.remote is not None:
             if self._upload is None:
                 self._scratch = scratch_dir()
@@ -107,7 +106,7 @@ class TrialWorker:
             try:
                 self._lock.enter_context(exclusive(self._path, BUSY_SECONDS))
             except BusyError:
-                return self._news(EventKind.ELSEWHERE, State.RUNNING, cause="another process")
+                return Event(spec.key, EventKind.ELSEWHERE, cause="another process")
         if self._path.is_dir():  # A process that was killed may have left anything.
             repair(self._path, spec.config, spec.fingerprint)
         run_dir.open_run(self._path, spec.config)
@@ -125,7 +124,7 @@ class TrialWorker:
         self._finish()
         state, iteration = State(result["state"]), int(result.get("iteration") or 0)
         last, cause = rows[-1] if rows else None, result.get("cause")
-        return self._news(EventKind.ENDED, state, iteration, last, cause)
+        return Event(self.spec.key, EventKind.ENDED, state, iteration, last, cause)
 
     def _trained(self) -> Path | None:
         """The folder of a trial that is done with the same model, where this one has not begun."""
@@ -161,12 +160,12 @@ class TrialWorker:
 
     def _event(self, progress: Progress) -> Event:
         """Return the news of a step, and finish the record of a trial that has ended."""
-        state, row = State(progress.state), progress.metrics
+        key, state, row = self.spec.key, State(progress.state), progress.metrics
         if state == State.RUNNING:
             pruned = self._prune() if row is not None else None
-            return pruned or self._news(EventKind.PROGRESS, state, progress.iteration, row)
+            return pruned or Event(key, EventKind.PROGRESS, state, progress.iteration, row)
         self._finish()
-        return self._news(EventKind.ENDED, state, progress.iteration, row, progress.cause)
+        return Event(key, EventKind.ENDED, state, progress.iteration, row, progress.cause)
 
     def _prune(self) -> Event | None:
         """Record the trial as pruned where an evaluation is worse than its rule allows.
@@ -189,16 +188,14 @@ class TrialWorker:
             time.sleep(RETRY_SECONDS)
             raise error
         if not spec.exclusive and cause.startswith(faults.OUT_OF_MEMORY):
-            return self._news(EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
+            return Event(spec.key, EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
         process_is_lost = faults.is_device_fault(error)
-        if not (
-            process_is_lost and spec.co_located
-        ):  # Else any trial of the group may be at fault.
+        if not (process_is_lost and spec.co_located):  # Any trial of a group may be at fault.
             record_end(self._path, spec.config, State.FAILED, cause)
             self._finish()
         if process_is_lost:
             raise error  # Ray starts another process for the trial, which reports its result.
-        return self._news(EventKind.ENDED, State.FAILED, cause=cause)
+        return Event(spec.key, EventKind.ENDED, State.FAILED, cause=cause)
 
     def _stop_training(self) -> None:
         progress, self._progress = self._progress, None
@@ -212,21 +209,6 @@ class TrialWorker:
             (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
         if self._upload is not None:
             self._upload.send(patient=True)
-
-    def _news(
-        self,
-        kind: EventKind,
-        state: State,
-        iteration: int | None = None,
-        row: Row | None = None,
-        cause: str | None = None,
-    ) -> Event:
-        if self._data is None:
-            try:
-                self._data = run_dir.read_provenance(self._path).get("data")
-            except (run_dir.RunDirError, OSError):
-                pass  # A later event, or the record, will carry it.
-        return Event(self.spec.key, kind, state, iteration, row, cause, self._data)
 
 
 class GroupWorker:

@@ -80,8 +80,6 @@ class Event:
     row: Row | None = None
     """The evaluation that was just made."""
     cause: str | None = None
-    data: Mapping[str, object] | None = None
-    """What the trial's provenance says of its images, once it has read them: `fingerprint` ..."""
     node: str | None = None
     """Ray's id of the node that handed the trial back."""
     failed_by_engine: bool = False
