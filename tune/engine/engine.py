@@ -22,7 +22,7 @@ from tune.engine import cluster, environment
 from tune.engine.head import EngineError, LocalHead
 from tune.engine.spec import DEFAULT_GPU_SHARE, NodeNeeds, Settings, TrialSpec
 from tune.plan.cells import Trial
-from tune.plan.state import Event, EventKind
+from tune.plan.state import Event
 from tune.store.transfer import scratch_dir
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ class Engine:
         self._stop: StopRequest
         self._killed = False
         self._running: set[str] = set()
-        self._submitted: dict[str, TrialSpec] = {}
         self._avoided: frozenset[str] = frozenset()
         """Nodes off which trials are kept that are handed out from now on."""
         self._heard = time.monotonic()
@@ -92,7 +91,6 @@ class Engine:
 
     def submit(self, *specs: TrialSpec) -> None:
         """Run trials as soon as there is room for them; those of one call may share a process."""
-        self._submitted |= {spec.key: spec for spec in specs}
         if specs:
             self._queue.put(list(specs))
 
@@ -110,8 +108,6 @@ class Engine:
         if event.node is not None and event.node not in self._avoided:
             self._log(f"{event.cause}; trials run on other machines")
             self._avoided |= {event.node}
-        if event.kind == EventKind.HANDED_BACK:
-            self.submit(self._submitted[event.key])
         return event
 
     def wait(self) -> None:

@@ -53,6 +53,9 @@ class Loop:
     def __post_init__(self) -> None:
         self._in_flight: set[str] = set()
         self._exclusive: deque[str] = deque()
+        """Trials that are to run with nothing beside them."""
+        self._alone: set[str] = set()
+        """Those that have begun to."""
         self._elsewhere: dict[str, float] = {}
         """Key of a trial that another process trains -> when that was last looked at."""
         self._told: set[str] = set()
@@ -132,8 +135,9 @@ class Loop:
             self._write_plan()
             self._submit(ready)
         if not self._in_flight and self._exclusive:
-            trial = self.states.trial(self._exclusive.popleft())
-            self._submit([trial], exclusive=True)
+            key = self._exclusive.popleft()
+            self._alone.add(key)
+            self._submit([self.states.trial(key)])
 
     def _write_plan(self) -> None:
         """Queue the plan for writing, with what the source has suggested and the images' record.
@@ -152,12 +156,12 @@ class Loop:
         self.states.add([trial for trial in ready if trial.key not in self.states], {})
         return ready
 
-    def _submit(self, trials: Sequence[Trial], *, exclusive: bool = False) -> None:
+    def _submit(self, trials: Sequence[Trial]) -> None:
         self._in_flight.update(trial.key for trial in trials)
-        self._engine.submit(*(self._spec(trial, exclusive) for trial in trials))
+        self._engine.submit(*map(self._spec, trials))
 
-    def _spec(self, trial: Trial, exclusive: bool) -> TrialSpec:
-        spec = spec_of(trial, self.settings, self._plan)
+    def _spec(self, trial: Trial) -> TrialSpec:
+        spec, exclusive = spec_of(trial, self.settings, self._plan), trial.key in self._alone
         prune, same_model = self.source.prune_rule(trial), self.store.models.others(trial)
         return replace(spec, prune=prune, same_model=same_model, exclusive=exclusive)
 
@@ -205,7 +209,7 @@ class Loop:
         elif event.kind == EventKind.ENDED:
             raise FileNotFoundError(f"{self.store.trial_dir(trial.key)} has no result yet")
         elif trained_elsewhere(self.store.out, self.settings.remote, trial.key) is None:
-            self._arrived.put(Event(trial.key, EventKind.HANDED_BACK))
+            self._arrived.put(Event(trial.key, EventKind.HANDED_BACK, State.PLANNED))
 
     def _apply(self, event: Event) -> None:
         """Take an event into the states, the plan and MLflow."""
@@ -218,8 +222,10 @@ class Loop:
             if event.key not in self._told:
                 log(f"{trial.text} is trained by {event.cause}; waiting for it")
             self._told.add(event.key)
-        if event.ends and event.kind != EventKind.HANDED_BACK:
+        if event.ends:
             self._in_flight.discard(event.key)
+        if event.kind == EventKind.HANDED_BACK:
+            self._submit([trial])
         if event.kind == EventKind.STOPPED and event.cause:
             log(f"stopped: {trial.text} ({event.cause})")
         self.states.apply(event)
@@ -243,11 +249,7 @@ class Loop:
         while not self._arrived.empty():
             event = self._arrived.get()
             known = self._awaited.pop(event.key, None), self._elsewhere.pop(event.key, None)
-            if not any(known):
-                continue  # It was looked at twice.
-            if event.kind == EventKind.HANDED_BACK:
-                self._submit([self.states.trial(event.key)])
-            else:
+            if any(known):  # Else it was looked at twice.
                 self._apply(event)
         for key, since in self._awaited.items():
             if time.monotonic() - since >= seconds:
