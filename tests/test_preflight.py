@@ -144,10 +144,10 @@ def test_checkpoints_of_a_remote_take_no_room_on_the_folders_disk(
 def test_a_full_disk_under_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=preflight.RAY_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    preflight.check_temporary_room()
+    preflight.check_local_ray(1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
     with pytest.raises(ValueError, match="0 bytes free, too little for Ray's"):
-        preflight.check_temporary_room()
+        preflight.check_local_ray(1)
 
 
 def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
@@ -161,9 +161,9 @@ def test_a_limit_of_processes_below_what_ray_needs_is_refused(
 ) -> None:
     monkeypatch.setattr(preflight, "processes_left", lambda: 399.0)
     with pytest.raises(ValueError, match=r"may start 399 more \(ulimit -u\): raise"):
-        preflight.check_processes(2)
+        preflight.check_local_ray(2)
     monkeypatch.setattr(preflight, "processes_left", lambda: 400.0)
-    preflight.check_processes(2)
+    preflight.check_local_ray(2)
 
 
 def test_the_processes_that_a_user_may_still_start_are_counted() -> None:

@@ -153,17 +153,6 @@ def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
     )
 
 
-def check_processes(n_at_once: int) -> None:
-    """ValueError where this user may not start as many threads as Ray and the trials need."""
-    left, need = processes_left(), RAY_THREADS + n_at_once * TRIAL_THREADS
-    if left < need:
-        raise ValueError(
-            f"Ray and {n_at_once} trials at once need about {need} processes and threads, and this "
-            f"user may start {left:.0f} more (ulimit -u): raise the limit, or train one trial at a "
-            "time with --next, which needs no Ray"
-        )
-
-
 def check_cores(cores: float | None) -> None:
     """ValueError where a trial is to have more cores than this machine lends us."""
     here = usable_cores()
@@ -183,8 +172,18 @@ def check_docstrings() -> None:
         )
 
 
-def check_temporary_room() -> None:
-    """ValueError where the disk of Ray's sockets and logs is full."""
+def check_local_ray(n_at_once: int) -> None:
+    """ValueError where this machine cannot hold a Ray of our own with so many trials at once.
+
+    Ray would be waited for in vain, or end in the middle.
+    """
+    left, need = processes_left(), RAY_THREADS + n_at_once * TRIAL_THREADS
+    if left < need:
+        raise ValueError(
+            f"Ray and {n_at_once} trials at once need about {need} processes and threads, and this "
+            f"user may start {left:.0f} more (ulimit -u): raise the limit, or train one trial at a "
+            "time with --next, which needs no Ray"
+        )
     place = temp_parent()
     free = shutil.disk_usage(place).free
     if free < RAY_BYTES:
@@ -192,14 +191,7 @@ def check_temporary_room() -> None:
             f"{place} has {decimal(free)} free, too little for Ray's sockets and logs: make room, "
             f"or set TMPDIR to a folder of at most {TEMP_PARENT_LENGTH} letters"
         )
-
-
-def check_loopback() -> None:
-    """ValueError where this machine does not reach itself, as in a container without network.
-
-    Ray would be waited for in vain.
-    """
-    try:
+    try:  # A container without network does not reach itself.
         with socket.create_server((HOST, 0)) as server:
             socket.create_connection(server.getsockname(), ANSWER_SECONDS).close()
     except OSError as error:

@@ -66,9 +66,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
         _check(options, settings, work, todo)
         n_at_once = settings.n_at_once(todo) if todo and settings.local else None
         if n_at_once:
-            preflight.check_processes(n_at_once)
-            preflight.check_temporary_room()
-            preflight.check_loopback()
+            preflight.check_local_ray(n_at_once)
         with sweep_lock(store, log) as lock:
             if store.refresh() != work.old:
                 raise ValueError(
