@@ -139,7 +139,7 @@ def _records(source: Path, pictures: bool) -> dict[str, bytes]:
     names = [*PACKED, *(PICTURES if pictures else ())]
     found = {name: read_bytes(source / name) for name in names}
     files = {name: data for name, data in found.items() if data is not None}
-    known = readable(source / MLFLOW) or {}
+    known = readable(source / MLFLOW)
     runs: dict[str, object] = {name: known[name] for name in ("run_id", "runs") if name in known}
     return files | ({MLFLOW: (dumps(runs, indent=1) + "\n").encode()} if runs else {})
 

@@ -248,7 +248,7 @@ def _started(*_: Any) -> None:
 
 
 def _not_measured(*_: Any) -> None:
-    raise estimate.MeasureError("nothing is measured here")
+    raise ValueError("nothing is measured here")
 
 
 def called(program: str, argv: list[str]) -> Call:
@@ -258,8 +258,8 @@ def called(program: str, argv: list[str]) -> Call:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             with (
-                patch("tune.run.SweepLock", _started),
-                patch("tune.run.TrialClaim", _started),
+                patch("tune.run.sweep_lock", _started),
+                patch("tune.run.trial_lock", _started),
                 patch.object(trainer, "_Run", _started),
                 patch.object(estimate, "measure", _not_measured),
             ):

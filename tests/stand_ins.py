@@ -20,7 +20,7 @@ from mpcc.runs import run_dir
 from tune.display import Display
 from tune.engine import engine as engine_module
 from tune.engine import loop
-from tune.engine.loop import Services, run_sweep
+from tune.engine.loop import Loop
 from tune.engine.spec import Settings, TrialSpec
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
@@ -29,7 +29,7 @@ from tune.plan.source import GridSource, TrialSource
 from tune.plan.state import ENDED, Event, EventKind, State, States
 from tune.signals import Signals
 from tune.store.folder import Store
-from tune.store.lock import SweepLock
+from tune.store.lock import sweep_lock
 
 SECONDS = 60.0
 """How long a test waits for what should come at once."""
@@ -169,10 +169,10 @@ class Looped:
         where = Settings(self.out, "", remote=remote, **settings)
         self.store.write_plan(self.source.plan)
         with contextlib.ExitStack() as stack:
-            lock = self.lock or stack.enter_context(SweepLock(self.store))
+            lock = self.lock or stack.enter_context(sweep_lock(self.store))
             display = stack.enter_context(Display(self.states))
-            services = Services(self.store, lock, self.tracker, display, self.signals)
-            return run_sweep(self.source, where, self.states, services)
+            services = self.store, lock, self.tracker, display, self.signals
+            return Loop(self.source, where, self.states, *services).run()
 
 
 def looped(out: Path, plan: Plan, **more: Any) -> Looped:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from tune import ablation
-from tune.command import UsageError
 from tune.engine import cluster
 from tune.engine.cluster import JoinedCluster, check_cluster, check_listening
 from tune.engine.head import EngineError
@@ -161,5 +160,5 @@ def test_only_what_ray_can_join_is_an_address() -> None:
     for text in ("local", "auto", "head:6379", "[::1]:6379"):
         assert ablation.parse(["--address", text]).address == text
     for text in ("ray://head:10001", "head", ":6379", "head:0", "head:x", ""):
-        with pytest.raises(UsageError, match="must be local, auto or HOST:PORT"):
+        with pytest.raises(ValueError, match="must be local, auto or HOST:PORT"):
             ablation.parse(["--address", text])

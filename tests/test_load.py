@@ -21,7 +21,7 @@ from analysis.tables.groups import groups
 from mpcc.runs.files import sealed
 from tests.records import SweepBuilder, metrics_of, table1_changes, table1_sweep
 from tune.store.folder import Store
-from tune.store.lock import SweepLock
+from tune.store.lock import sweep_lock
 
 CHANGE = {"prior_lr": 1e-3}
 
@@ -49,7 +49,7 @@ def test_trial_without_a_result_is_running_only_while_a_driver_has_it(tmp_path: 
     path = sweep.trial(CHANGE, 0, metrics(), state=None, curve=curve)
     row = load([sweep.path]).trials.iloc[0]
     assert (row["state"], row["iteration"], row["acc_majority"]) == (STOPPED, 250, 0.3)
-    with SweepLock(Store(sweep.path)) as lock:
+    with sweep_lock(Store(sweep.path)) as lock:
         lock.renew([path.name])
         end = time.monotonic() + 10
         while load([sweep.path]).trials.iloc[0]["state"] != RUNNING:
@@ -268,7 +268,7 @@ TABLES = ["--table", "all", "--format", "md,csv,tex,html", "--no-pictures", "--o
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str, Path]:
     """A sweep with a diverged and an unfinished trial, as the driver delivers it, and its tables;
     then deleted."""
-    from tune.tracking import sync
+    from tune.tracking.delivery import sync
     from tune.tracking.uri import default_uri
 
     changes, path = table1_changes(), tmp_path_factory.mktemp("mlflow") / "digits"

@@ -22,7 +22,7 @@ import pytest
 from mpcc.runs import run_dir
 from tune.store import lock as lock_module
 from tune.store.folder import Store
-from tune.store.lock import CLAIM, Claim, LockError, SweepLock, release_lock, sweep_owner
+from tune.store.lock import CLAIM, Claim, Claims, LockError, release_lock, sweep_lock, sweep_owner
 from tune.store.remote import Remote
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ import errno, fcntl, sys, time
 from pathlib import Path
 from tune.store import lock as module
 from tune.store.folder import Store
-from tune.store.lock import LockError, SweepLock
+from tune.store.lock import LockError, sweep_lock
 from tune.store.remote import Remote
 
 out, remote, machine, *keys = sys.argv[1:]
@@ -44,7 +44,7 @@ if machine:
         raise OSError(errno.ENOLCK, "no locks")
     fcntl.flock = refuse
 try:
-    with SweepLock(Store(Path(out), Remote(remote) if remote else None)) as lock:
+    with sweep_lock(Store(Path(out), Remote(remote) if remote else None)) as lock:
         lock.renew(keys)
         time.sleep(1)
         print("held", flush=True)
@@ -327,7 +327,7 @@ def test_the_claim_of_a_machine_that_is_gone_is_released_at_once(
     found = release_lock(store)
     assert found is not None and "on elsewhere" in found.text
     begun = time.monotonic()
-    with SweepLock(store):
+    with sweep_lock(store):
         assert time.monotonic() - begun < 1
 
 
@@ -341,7 +341,7 @@ def test_of_two_drivers_on_one_remote_the_second_is_refused_and_a_dead_one_repla
     owner = start(tmp_path / "first", "abc", remote=str(remote))
     assert said(owner) == "held"
     store = Store(tmp_path / "second", Remote(str(remote)))
-    with pytest.raises(LockError, match="choose another --storage") as error, SweepLock(store):
+    with pytest.raises(LockError, match="choose another --storage") as error, sweep_lock(store):
         pass
     assert str(error.value).startswith(f"{remote} is in use by process {owner.pid} on ")
     found = sweep_owner(store.out, store.remote)
@@ -349,7 +349,7 @@ def test_of_two_drivers_on_one_remote_the_second_is_refused_and_a_dead_one_repla
     owner.kill()
     owner.wait()
     begun = time.monotonic()
-    with SweepLock(store) as lock:
+    with sweep_lock(store) as lock:
         assert time.monotonic() - begun < 1
         lock.renew(["def"])
         wait(lambda: sweep_owner(tmp_path, store.remote).running == ("def",))  # type: ignore[union-attr]
@@ -360,7 +360,7 @@ def test_of_two_drivers_on_one_remote_the_second_is_refused_and_a_dead_one_repla
 def test_a_remote_that_is_away_for_a_while_costs_no_driver_its_claim(tmp_path: Path) -> None:
     root = tmp_path / "remote"
     store = Store(tmp_path / "out", Remote(str(root)))
-    with SweepLock(store) as lock:
+    with sweep_lock(store) as lock:
         root.rename(tmp_path / "away")
         time.sleep(1.5)
         (tmp_path / "away").rename(root)
@@ -375,8 +375,10 @@ def test_nobody_works_on_a_remote_that_is_not_made_yet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def open_lock(out: Path, lines: list[str] | None = None) -> SweepLock:
-    return SweepLock(Store(out), [].append if lines is None else lines.append)
+def open_lock(
+    out: Path, lines: list[str] | None = None
+) -> contextlib.AbstractContextManager[Claims]:
+    return sweep_lock(Store(out), [].append if lines is None else lines.append)
 
 
 def wait(condition: Callable[[], bool]) -> None:

@@ -305,7 +305,9 @@ def test_the_images_that_the_first_trial_has_read_hold_for_those_that_follow(
     data = {"dataset": "digits", "fingerprint": "f" * 12}
 
     def answer(spec: TrialSpec) -> list[Event]:
-        return [replace(event, data=data) for event in whole(spec)]
+        events = whole(spec)
+        run_dir.write_provenance(sweep.store.trial_dir(spec.key), {"data": data})
+        return events
 
     engine = StandInEngine(answer)
     assert sweep.run(engine, monkeypatch)

@@ -19,7 +19,7 @@ from tune.plan.state import State
 from tune.store import lock
 from tune.store.adopt import adopt
 from tune.store.folder import Store, open_store
-from tune.store.lock import Owner, TrialClaim, claimed, this_machine
+from tune.store.lock import Owner, claimed, this_machine, trial_lock
 from tune.store.plan_file import COPY
 
 GRID = ["--preset", "tiny", "--iterations", "12", "--grid", "esteps=1,2"]
@@ -50,17 +50,17 @@ def test_a_claim_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not
     dead.wait()
     file.write_bytes(other_owner(dead.pid, this_machine()))
     assert claimed(store) == set()
-    with TrialClaim(store, key):
+    with trial_lock(store, key):
         assert claimed(store) == {key}
     assert claimed(store) == set() and not file.exists()
 
     monkeypatch.setattr(lock, "WATCH_SECONDS", 5.0)  # A living one writes every 2 s.
     file.write_bytes(other_owner(1, "a machine that went away"))
-    with TrialClaim(store, key):
+    with trial_lock(store, key):
         pass
-    living = TrialClaim(store, key)
-    with living, pytest.raises(BusyError, match=f"{key} is trained by process {os.getpid()}"):
-        with TrialClaim(store, key):
+    refused = f"{key} is trained by process {os.getpid()}"
+    with trial_lock(store, key) as living, pytest.raises(BusyError, match=refused):
+        with trial_lock(store, key):
             pass
     assert not living.lost
 
@@ -68,9 +68,9 @@ def test_a_claim_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not
 def test_a_trial_of_a_driver_is_not_taken(tmp_path: Path) -> None:
     plan = planned("esteps=1")
     store, key = store_of(tmp_path, plan), plan.trials()[0].key
-    with lock.SweepLock(store) as driver:
+    with lock.sweep_lock(store) as driver:
         driver.renew([key])
-        with pytest.raises(BusyError, match="is trained by process"), TrialClaim(store, key):
+        with pytest.raises(BusyError, match="is trained by process"), trial_lock(store, key):
             pass
 
 

@@ -195,6 +195,7 @@ def test_a_trial_that_was_handed_back_runs_elsewhere_and_so_do_those_after_it(
         kinds = [event.kind for _ in range(2) if (event := engine.next_event(60))]
         assert kinds == [EventKind.STARTED, EventKind.HANDED_BACK]
         assert engine.next_event(0.1) is None  # It has not ended.
+        engine.submit(first)  # As the loop does.
         engine.submit(third)
         given += [tuner.trial_queue.suggest("3"), tuner.trial_queue.suggest("4")]
         tuner.over.set()

@@ -37,7 +37,7 @@ def test_too_small_a_disk_is_refused_with_both_sizes(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(preflight.PreflightError, match="1.0 MB are free; make room"):
+    with pytest.raises(ValueError, match="1.0 MB are free; make room"):
         preflight.check_folder(trials(), Store(tmp_path))
 
 
@@ -77,10 +77,10 @@ def test_too_little_memory_is_refused_with_the_number_that_fits(
     need = memory_need(PRESETS["tiny"])
     monkeypatch.setattr(preflight, "free_memory", lambda: int(2.5 * need))
     preflight.check_memory(trials(), 2)
-    with pytest.raises(preflight.PreflightError, match="--max-concurrent 2$"):
+    with pytest.raises(ValueError, match="--max-concurrent 2$"):
         preflight.check_memory(trials(), 4)
     monkeypatch.setattr(preflight, "free_memory", lambda: need // 2)
-    with pytest.raises(preflight.PreflightError, match="free some"):
+    with pytest.raises(ValueError, match="free some"):
         preflight.check_memory(trials(), 1)
 
 
@@ -121,7 +121,7 @@ def test_data_that_are_not_here_are_missed_only_where_the_trials_run_here(
     monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
     todo = trials(dataset="mnist")[:1]
     here = Settings(tmp_path, "", data_dir=tmp_path / "none")
-    with pytest.raises(preflight.PreflightError, match="none is no folder"):
+    with pytest.raises(ValueError, match="none is no folder"):
         preflight.check(todo, here, Store(tmp_path))
     with pytest.raises(ValueError, match="mnist"):
         preflight.check(todo, Settings(tmp_path, "", data_dir=tmp_path), Store(tmp_path))
@@ -137,22 +137,22 @@ def test_checkpoints_of_a_remote_take_no_room_on_the_folders_disk(
     usage = shutil.disk_usage(tmp_path)._replace(free=room)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     preflight.check_folder(todo, Store(tmp_path, Remote(str(tmp_path / "remote"), 0)))
-    with pytest.raises(preflight.PreflightError, match="make room"):
+    with pytest.raises(ValueError, match="make room"):
         preflight.check_folder(todo, Store(tmp_path))
 
 
 def test_a_full_disk_under_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=preflight.RAY_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    preflight.check_temporary_room()
+    preflight.check_local_ray(1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
-    with pytest.raises(preflight.PreflightError, match="0 bytes free, too little for Ray's"):
-        preflight.check_temporary_room()
+    with pytest.raises(ValueError, match="0 bytes free, too little for Ray's"):
+        preflight.check_local_ray(1)
 
 
 def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
     todo = trials(precision="tf32")
-    with pytest.raises(preflight.PreflightError, match="precision=tf32 is of GPUs alone"):
+    with pytest.raises(ValueError, match="precision=tf32 is of GPUs alone"):
         preflight.check(todo, Settings(tmp_path, "", gpus=0), Store(tmp_path))
 
 
@@ -160,10 +160,10 @@ def test_a_limit_of_processes_below_what_ray_needs_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(preflight, "processes_left", lambda: 399.0)
-    with pytest.raises(preflight.PreflightError, match=r"may start 399 more \(ulimit -u\): raise"):
-        preflight.check_processes(2)
+    with pytest.raises(ValueError, match=r"may start 399 more \(ulimit -u\): raise"):
+        preflight.check_local_ray(2)
     monkeypatch.setattr(preflight, "processes_left", lambda: 400.0)
-    preflight.check_processes(2)
+    preflight.check_local_ray(2)
 
 
 def test_the_processes_that_a_user_may_still_start_are_counted() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mpcc.config import PRESETS
 from tests.stand_ins import planned
-from tune.display import Display
+from tune.display import Display, log
 from tune.plan import cells as plan_cells
 from tune.plan import state as module
 from tune.plan.cells import Trial
@@ -136,7 +136,7 @@ def test_without_a_terminal_every_end_has_a_line(capsys: pytest.CaptureFixture[s
     some = trials()
     states = States(some, {some[0].key: Status(State.DONE)})
     with Display(states) as display:
-        display.log("starting")
+        log("starting")
         row = {"iteration": 100, "acc_majority": 0.75}
         states.apply(Event(some[1].key, EventKind.ENDED, State.DONE, 100, row))
         display.show()
@@ -182,7 +182,7 @@ def test_the_terminal_of_a_notebooks_cell_has_lines(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     with Display(States(trials(), {})) as display:
-        display.log("starting")
+        log("starting")
         display.show(last=True)
     assert terminal.getvalue() == "starting\n"
 
@@ -196,12 +196,12 @@ def test_a_terminal_has_a_table_and_may_go_away(monkeypatch: pytest.MonkeyPatch)
     some = trials()
     states = States(some, {some[0].key: Status(State.DONE, iteration=100)})
     with Display(states) as display:
-        display.log("starting [Ray]")
+        log("starting [Ray]")
         states.apply(Event(some[1].key, EventKind.STARTED))
         display.show(last=True)
         text = terminal.getvalue()
         assert "starting [Ray]" in text and "1 done, 1 running" in text
         assert "1 of 4 done, 1 running" in text
         terminal.full = True
-        display.log("lost")
+        log("lost")
         display.show(last=True)

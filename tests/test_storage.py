@@ -27,7 +27,7 @@ from tune.store import datasets, transfer
 from tune.store import remote as remote_module
 from tune.store.adopt import extend, extends_from
 from tune.store.folder import Store, open_store
-from tune.store.lock import SweepLock
+from tune.store.lock import sweep_lock
 from tune.store.remote import Remote, RemoteError, checked_address
 from tune.store.transfer import Downloads, Upload
 
@@ -350,7 +350,7 @@ def test_another_machine_finds_the_plan_and_another_sweep_is_refused(
     store: Store, remote: Remote, tmp_path: Path
 ) -> None:
     plan, trials = planned()
-    with SweepLock(store):
+    with sweep_lock(store):
         store.write_plan(plan)
     fill(Path(remote.address) / "trials" / trials[0].key, "metrics.jsonl", "checkpoint.pt")
     second = open_store(tmp_path / "second", remote.address)

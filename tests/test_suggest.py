@@ -27,7 +27,7 @@ from mpcc.runs import run_dir
 from tune.plan.cells import Trial, trials
 from tune.plan.plan import Plan, PlanError, new_plan
 from tune.plan.pruning import PruneRule
-from tune.plan.state import State, Status
+from tune.plan.state import State
 from tune.store.folder import Store, record_end
 from tune.suggest import points, study
 from tune.suggest.points import Point, read_points
@@ -119,9 +119,9 @@ def end_of(config: Config) -> tuple[str, int]:
 
 
 class Sweep:
-    """Workers, a driver that sees their reports late and in any order, and kills of all of them.
+    """Workers, a driver that sees their records late and in any order, and kills of all of them.
 
-    `late`: records reach the driver's folder later too, as from another machine.
+    `late`: the records lie on another machine until then.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Sweep:
         cause = rule.cause(rows) if rule else None
         if cause:
             record_end(path, trial.config, State.PRUNED, cause)
-            self.report(trial, Status(State.PRUNED, cause))
+            self.report(trial)
         elif rows and int(str(rows[-1]["iteration"])) + 2 > last:
             result = {
                 "state": "done" if state == "empty" else state,
@@ -188,17 +188,20 @@ class Sweep:
                 "metrics": rows[-1],
             }
             run_dir.write_result(path, result)
-            self.report(trial, Status(State(str(result["state"]))))
+            self.report(trial)
         else:
             run_dir.append_metrics(path, made_up(trial.config, 2 * len(rows) + 2))
             return False
         return True
 
-    def report(self, trial: Trial, status: Status) -> None:
-        self.reports.append(lambda: self.states.update({trial.key: status}))
-        if self.late:
-            paths = [store.trial_dir(trial.key) for store in (self.remote, self.store)]
-            self.reports.append(lambda: shutil.copytree(*paths, dirs_exist_ok=True))
+    def report(self, trial: Trial) -> None:
+        def see() -> None:
+            if self.late:
+                paths = [store.trial_dir(trial.key) for store in (self.remote, self.store)]
+                shutil.copytree(*paths, dirs_exist_ok=True)
+            self.states |= self.store.statuses([trial])
+
+        self.reports.append(see)
 
 
 def recorded_plan(name: str) -> Plan:
@@ -362,19 +365,16 @@ def test_the_front_has_what_nothing_beats_in_all_objectives() -> None:
 # -- trials --------------------------------------------------------------------------------------
 
 
-def test_a_trial_is_returned_once_and_ends_with_its_record_not_with_a_report(
-    tmp_path: Path,
-) -> None:
+def test_a_trial_is_returned_once_and_its_point_ends_with_all_its_seeds(tmp_path: Path) -> None:
     store = Store(tmp_path)
     source = SearchSource(store, begin())
     first = source.ready({})
     assert first == source.trials() and len(first) == 6 and not source.finished
-    reported = dict.fromkeys([trial.key for trial in first], Status(State.DONE))
-    assert source.ready(reported) == [] and len(source.points) == 3
     for trial in first:
         finish(store, trial)
     assert source.ready({}) == [] and len(source.points) == 3  # nobody has said so yet
-    more = source.ready(reported)
+    assert source.ready(store.statuses(first[1:])) == [] and len(source.points) == 3
+    more = source.ready(store.statuses(first))
     assert [point.state for point in source.points[:3]] == ["done"] * 3
     assert more == source.trials()[6:] and len(more) == 6
 

@@ -249,8 +249,7 @@ def test_other_images_than_those_of_the_sweep_fail_and_leave_nothing_of_them(
     event = made.step()["event"]
     assert event.state == State.RUNNING
     made.cleanup()
-    about = run_dir.read_provenance(path)
-    assert about["starts"] == [0] and event.data == about["data"]
+    assert run_dir.read_provenance(path)["starts"] == [0]
 
 
 def test_an_image_damaged_on_a_node_fails_its_trial_with_a_line_that_names_the_file(

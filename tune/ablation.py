@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -22,9 +23,8 @@ from mpcc.options import path  # noqa: E402
 from mpcc.shell import guard_output  # noqa: E402
 from tune import command, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
-from tune.command import UsageError, option  # noqa: E402
+from tune.command import option  # noqa: E402
 from tune.display import log  # noqa: E402
-from tune.engine.spec import LOCAL  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import leave_out, paper  # noqa: E402
 from tune.plan.cells import Trial  # noqa: E402
@@ -69,6 +69,21 @@ _what = partial(option, "what to run")
 class AblationOptions(Options):
     """The options of `tune/ablation.py`."""
 
+    EXCLUDED: ClassVar = Options.EXCLUDED | {
+        "ablate": ("is a plan of its own", "grid table"),
+        "confirm": ("chooses the cells itself", "only skip"),
+        "drop": (
+            "takes trials out of what is planned",
+            "grid table ablate seeds confirm adopt continue_training",
+        ),
+        "evaluate": ("trains nothing", "continue_training confirm"),
+        "table": ("has a grid and settings of its own", "grid preset"),
+        "next": (
+            "trains one trial here, and stops",
+            "dry_run status sync release retry address cpus_per_trial gpus_per_trial "
+            "trials_per_gpu max_concurrent",
+        ),
+    }
     grid: list[str] | None = _what(
         "axes to vary: esteps,eta_p is Table 1; lambda_p, batch_size and seed have levels of "
         "their own; any other field as name=a,b,c. Without --grid: what the folder has planned",
@@ -134,37 +149,10 @@ class AblationOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ablate is not None and (self.grid or self.table):
-            raise UsageError("--ablate is a plan of its own: leave out --grid and --table")
         if self.ablate_from is not None and self.ablate is None:
-            raise UsageError("--ablate-from is of --ablate")
+            raise ValueError("--ablate-from is of --ablate")
         if self.scale is not None and self.table is None:
-            raise UsageError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
-        if self.confirm is not None and (self.only or self.skip):
-            raise UsageError("--confirm chooses the cells itself: leave out --only and --skip")
-        more = (self.grid, self.table, self.seeds, self.confirm, self.adopt)
-        if self.drop and (any(more) or self.ablate is not None or self.continue_training):
-            raise UsageError(
-                "--drop takes trials out of what is planned: give it without --grid, --table, "
-                "--ablate, --seeds, --confirm, --adopt and --continue-training"
-            )
-        if self.evaluate and (self.continue_training or self.confirm is not None):
-            raise UsageError("--evaluate trains nothing: no --continue-training, no --confirm")
-        for name in ("grid", "preset"):
-            if self.table is not None and getattr(self, name) is not None:
-                raise UsageError(f"--table and --{name} exclude each other")
-        if self.next:
-            self._check_next()
-
-    def _check_next(self) -> None:
-        if self.dry_run or self.status or self.sync or self.release:
-            raise UsageError("--next excludes --dry-run, --status, --sync and --release")
-        if self.retry or self.address != LOCAL:
-            raise UsageError("--next takes neither --retry nor --address")
-        for name in ("cpus_per_trial", "gpus_per_trial", "trials_per_gpu", "max_concurrent"):
-            if getattr(self, name) is not None:
-                text = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{text} does nothing with --next, which trains one trial here")
+            raise ValueError("--scale is of --table; name one: " + ", ".join(paper.TABLES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> AblationOptions:
-    """The options on this command line; UsageError for what cannot be together."""
+    """The options on this command line; ValueError for what cannot be together."""
     about = "Run a grid of trials, each cell with several seeds, on all cores or GPUs."
     return command.parse(argv, AblationOptions, "ablation.py", about, EXAMPLES)
 
@@ -206,7 +194,7 @@ def _plan(
     of them that can run.
 
     Of processes with `--next` that start at once the first writes the plan and the others read it
-    again. UsageError where a driver's plan lacks what is asked for.
+    again. ValueError where a driver's plan lacks what is asked for.
     """
     for attempt in range(PLAN_SECONDS):
         time.sleep(min(attempt, 1.0))
@@ -215,7 +203,7 @@ def _plan(
         ready = trials if options.status else runnable(options, store, trials)
         if not options.next or plan == old or run.write_new_plan(store, old, plan):
             return old, plan, trials, ready
-    raise UsageError(
+    raise ValueError(
         f"a driver works in {store.out} and has not planned what --next asks for: wait for its end"
     )
 

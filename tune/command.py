@@ -41,16 +41,12 @@ def option(
     )
 
 
-class UsageError(ValueError):
-    """What was asked for makes no sense; the message is one line."""
-
-
 class _Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would end the process."""
+    """Raises ValueError where argparse would end the process."""
 
     def error(self, message: str) -> NoReturn:
         """The message, and what was probably meant."""
-        raise UsageError(explained(message, self))
+        raise ValueError(explained(message, self))
 
 
 def parse(
@@ -58,7 +54,7 @@ def parse(
 ) -> T:
     """The options that these words are, by default those of the command line.
 
-    kind: a dataclass whose fields are made by `option`. UsageError for other words.
+    kind: a dataclass whose fields are made by `option`. ValueError for other words.
     """
     parser = _Parser(
         prog=name,

@@ -55,10 +55,6 @@ class Display:
             with ignore_output_errors():
                 self._live.stop()
 
-    def log(self, text: str) -> None:
-        """A line on stderr, which rich puts above the table."""
-        log(text)
-
     def show(self, *, last: bool = False) -> None:
         """Update what is shown, where it is time for that."""
         waited = time.monotonic() - self._shown
@@ -66,7 +62,7 @@ class Display:
             self._log_ends()
             if waited >= max(LINE_SECONDS, LINE_SHARE * (time.monotonic() - self._begun)):
                 self._shown += waited
-                self.log(f"[{self._spent()}] {self._states.line()}")
+                log(f"[{self._spent()}] {self._states.line()}")
         elif last or waited >= TABLE_SECONDS:
             self._shown += waited
             with ignore_output_errors():
@@ -78,7 +74,7 @@ class Display:
             status = self._states[trial.key]
             score = score_text(status, trial.config)
             ended = f"{status.state} at {status.iteration}: {trial.text}{score}"
-            self.log(f"[{self._spent()}] {ended}")
+            log(f"[{self._spent()}] {ended}")
         self._n_ended = len(self._states.ended)
 
     def _spent(self) -> str:
@@ -116,7 +112,7 @@ def score_text(status: Status, config: Config) -> str:
 
 
 def log(text: str) -> None:
-    """A line on stderr, lost where that is full or gone."""
+    """A line on stderr, above the table where there is one; lost where that is full or gone."""
     with ignore_output_errors():
         print(text, file=sys.stderr, flush=True)
 

@@ -40,17 +40,13 @@ LIMIT_SECONDS = 180.0
 """In all; what takes longer is not measured."""
 
 
-class MeasureError(ValueError):
-    """It could not be measured; the message is one line."""
-
-
 def estimate(
     settings: Settings, store: Store, trials: Sequence[Trial], reached: Mapping[str, int]
 ) -> str:
     """What these trials will take from the iterations that they have `reached`.
 
     `about 6:10, 0.2 core-hours (from earlier trials on this machine), 2 at a time`.
-    MeasureError where that is not known.
+    ValueError where that is not known.
     """
     on_gpu = settings.gpus != 0 and gpus_here() > 0
     paces = from_records(store.out.parent, "cuda" if on_gpu else "cpu")
@@ -105,11 +101,11 @@ def from_records(sweeps: Path, device: str) -> dict[Shape, Pace]:
 def measure(trials: Sequence[Trial], settings: Settings) -> dict[Shape, Pace]:
     """The pace of each shape of these trials, with as many others beside it as will run.
 
-    MeasureError where a process fails or takes too long, and for trials that run elsewhere or
+    ValueError where a process fails or takes too long, and for trials that run elsewhere or
     whose data are not here.
     """
     if not settings.local or isinstance(settings.data_dir, str):
-        raise MeasureError("only trials and data of this machine can be measured")
+        raise ValueError("only trials and data of this machine can be measured")
     n_gpus = 0 if settings.gpus == 0 else gpus_here()
     n_at_once = settings.n_at_once(trials) or 1
     if n_gpus:  # One of them is measured; trials that share a process are one process.
@@ -125,7 +121,7 @@ def measure(trials: Sequence[Trial], settings: Settings) -> dict[Shape, Pace]:
 
 
 def _measured(config: Config, settings: Settings, deadline: float) -> Pace:
-    """The pace that another process measures; MeasureError with its last line where it fails."""
+    """The pace that another process measures; ValueError with its last line where it fails."""
     device = "cpu" if settings.gpus == 0 else "auto"
     words = [json.dumps(config.to_dict()), device, str(settings.trials_per_gpu or 1)]
     try:
@@ -138,8 +134,8 @@ def _measured(config: Config, settings: Settings, deadline: float) -> Pace:
             timeout=max(0.0, deadline - time.monotonic()),
         )
     except subprocess.TimeoutExpired:
-        raise MeasureError(f"measuring took more than {LIMIT_SECONDS:.0f} s") from None
+        raise ValueError(f"measuring took more than {LIMIT_SECONDS:.0f} s") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise MeasureError(f"measuring failed: {last}")
+        raise ValueError(f"measuring failed: {last}")
     return Pace(**json.loads(done.stdout.splitlines()[-1]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mpcc import config as configs
 from mpcc.config import Config
@@ -16,7 +16,7 @@ from mpcc.evaluation import inception
 from mpcc.options import path, usable
 from mpcc.runs.code_version import code_fingerprints
 from mpcc.shell import shown
-from tune.command import UsageError, number, option
+from tune.command import number, option
 from tune.display import log
 from tune.engine.spec import LOCAL, Settings
 from tune.plan.cells import Trial
@@ -66,6 +66,13 @@ _instead = partial(option, "instead of running")
 class Options:
     """The options of both commands."""
 
+    EXCLUDED: ClassVar = {
+        "dry_run": ("prints what would run, and stops", "status sync release"),
+        "status": ("prints, and stops", "sync release"),
+        "sync": ("delivers, and stops", "release"),
+        "trials_per_gpu": ("says what part of a GPU each has", "gpus_per_trial"),
+    }
+    """Option -> what it does, and the options that therefore cannot be given with it."""
     preset: str | None = _base(
         f"settings to start from: {', '.join(configs.PRESETS)} (default {DEFAULT_PRESET})",
         "NAME",
@@ -149,9 +156,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.pilot:
-            raise UsageError("--pilot is no more: --dry-run measures the time where it must")
-        if self.dry_run + self.status + self.sync + self.release > 1:
-            raise UsageError("--dry-run, --status, --sync and --release exclude each other")
+            raise ValueError("--pilot is no more: --dry-run measures the time where it must")
+        given = {one.name for one in fields(self) if getattr(self, one.name) != one.default}
+        for name, (does, others) in self.EXCLUDED.items():
+            for other in others.split():
+                if {name, other} <= given:
+                    one, two = (f"--{option.replace('_', '-')}" for option in (name, other))
+                    raise ValueError(f"{one} and {two} exclude each other: {one} {does}")
 
 
 def changes(options: Options) -> dict[str, object]:
@@ -160,14 +171,14 @@ def changes(options: Options) -> dict[str, object]:
     for text in options.changes:
         name, value = configs.parse_assignment(text)
         if name in found:
-            raise UsageError(f"--set {name} is given twice")
+            raise ValueError(f"--set {name} is given twice")
         found[name] = value
     if options.iterations is not None:
         if "iterations" in found:
-            raise UsageError("the iterations are given by both --iterations and --set")
+            raise ValueError("the iterations are given by both --iterations and --set")
         found["iterations"] = configs.parse_value("iterations", options.iterations)
     if "seed" in found:
-        raise UsageError(f"--set seed: give the seeds as --seeds {found['seed']},")
+        raise ValueError(f"--set seed: give the seeds as --seeds {found['seed']},")
     return (configs.variant(options.variant) if options.variant else {}) | found
 
 
@@ -218,14 +229,12 @@ def settings(options: Options, store: Store) -> Settings:
     """Where and how trials run."""
     from tune.tracking.uri import checked_uri, default_uri
 
-    if options.trials_per_gpu is not None and options.gpus_per_trial is not None:
-        raise UsageError("--trials-per-gpu and --gpus-per-trial exclude each other")
     data_dir = options.data_dir or os.environ.get("MPCC_DATA_DIR") or None
     if data_dir is not None and not is_address(data_dir):
         try:
             data_dir = usable(data_dir).resolve()
         except ValueError as error:
-            raise UsageError(f"MPCC_DATA_DIR: {error}") from None
+            raise ValueError(f"MPCC_DATA_DIR: {error}") from None
     uri = options.tracking_uri
     return Settings(
         out=store.out,

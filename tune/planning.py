@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from mpcc import config as configs
 from mpcc.runs.run_dir import CHECKPOINT
 from tune import options as common
-from tune.command import UsageError
 from tune.options import DEFAULT_PRESET
 from tune.plan import confirm, grid, leave_out, paper
 from tune.plan.cells import Cell, Trial, chosen, trials
@@ -45,24 +44,24 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
 def _planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[Plan, list[Trial]]:
     asks = options.grid or options.table or options.ablate is not None
     if options.confirm is not None and (old is None or asks):
-        raise UsageError(
+        raise ValueError(
             "--confirm takes a folder whose grid has been run, without --grid, --table or --ablate"
         )
     if options.continue_training:
         if options.iterations is None or old is None:
-            raise UsageError(
+            raise ValueError(
                 "--continue-training takes a folder whose trials have run, and --iterations N"
             )
         old = old.extend(configs.parse_value("iterations", options.iterations))
     if options.evaluate and old is None:
-        raise UsageError("--evaluate takes a folder whose trials have run")
+        raise ValueError("--evaluate takes a folder whose trials have run")
     if old is not None:
         old = _evaluated(options, store, old)
     if options.adopt is not None:
         old = _with_adopted(options, store, old)
     if options.drop:
         if old is None:
-            raise UsageError(f"--drop: nothing is planned in {store.out} yet")
+            raise ValueError(f"--drop: nothing is planned in {store.out} yet")
         old = dropped(old, options.drop)
     plan = _begun(options, store, old)
     if options.confirm is not None:
@@ -79,7 +78,7 @@ def _planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[
 def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) -> list[Trial]:
     """The trials of this command that can run; with --evaluate those that need no training.
 
-    Prints which ones are left out, and why. UsageError where a finished trial would be trained
+    Prints which ones are left out, and why. ValueError where a finished trial would be trained
     again, to be evaluated in another way, because its checkpoint is gone.
     """
     kept = []
@@ -99,19 +98,19 @@ def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) ->
         else:
             text = f"{trial.text}: {store.trial_dir(done[0])} keeps no {CHECKPOINT} to evaluate"
             if not options.evaluate:
-                raise UsageError(
+                raise ValueError(
                     f"{text}; --evaluate evaluates the others, and another --out trains it again"
                 )
             print(f"left out: {text}; another --out trains it again")
     if not kept:
-        raise UsageError(f"--evaluate: no trial of {store.out} can be evaluated")
+        raise ValueError(f"--evaluate: no trial of {store.out} can be evaluated")
     return kept
 
 
 def _evaluated(options: AblationOptions, store: Store, old: Plan) -> Plan:
     """The folder's plan, its models evaluated as --set says.
 
-    UsageError where a trial is under way: under another evaluation it would begin anew.
+    ValueError where a trial is under way: under another evaluation it would begin anew.
     """
     given = {n: v for n, v in common.changes(options).items() if n in configs.EVALUATION}
     plan = old.evaluated(given)
@@ -119,7 +118,7 @@ def _evaluated(options: AblationOptions, store: Store, old: Plan) -> Plan:
         states = [status.state for status in store.statuses(old.trials()).values()]
         n = len([state for state in states if state in (State.RUNNING, State.STOPPED)])
         if n:
-            raise UsageError(
+            raise ValueError(
                 f"{n} trials of {store.out} have begun and not ended: finish them first, by the "
                 f"same command without --set {' or '.join(given)}"
             )
@@ -184,18 +183,18 @@ def _asked(
         return _without_parts(options, store, plan), DEFAULT_SEEDS, leave_out.NAME
     if options.grid is None:
         if not plan.cells:
-            raise UsageError(
+            raise ValueError(
                 f"nothing is planned in {store.out} yet: say what to vary, --grid esteps,eta_p"
             )
         return [known.cell for known in plan.cells], (), None
     asked = grid.parse_grid(options.grid, plan.preset)
     if options.seeds is not None and asked.seeds:
-        raise UsageError("the seeds are given by both --seeds and --grid seed=...")
+        raise ValueError("the seeds are given by both --seeds and --grid seed=...")
     given = common.changes(replace(options, variant=None))
     both = [field for levels in asked.axes for field in levels[0] if field in given]
     if both:
         name = configs.SHORT.get(both[0], both[0])
-        raise UsageError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
+        raise ValueError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
     # Levels of its own follow from a preset, which may have changed since this grid was planned.
     cells = [known.cell for known in plan.cells if asked.text in known.grids]
     if not cells or plan.dropped:  # What was dropped is planned again.
@@ -225,12 +224,12 @@ def _chosen_keys(options: AblationOptions, plan: Plan, asked: set[str]) -> set[s
     for choice in (*options.only, *options.skip):
         if not any(chosen(cell, choice) for cell in cells):
             some = "; ".join(cell.text for cell in cells[:6])
-            raise UsageError(f"no cell is '{choice}'; there are: {some}")
+            raise ValueError(f"no cell is '{choice}'; there are: {some}")
     if options.only:
         cells = [c for c in cells if any(chosen(c, choice) for choice in options.only)]
     cells = [c for c in cells if not any(chosen(c, choice) for choice in options.skip)]
     if not cells:
-        raise UsageError("--only and --skip leave no cell")
+        raise ValueError("--only and --skip leave no cell")
     return {cell.key for cell in cells}
 
 
@@ -266,7 +265,7 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
     if options.seeds is not None:
         count = len(grid.parse_seeds(options.seeds))
         if count < 2 or "," in options.seeds:
-            raise UsageError(
+            raise ValueError(
                 f"--confirm takes --seeds N, 2 or more fresh ones, got {options.seeds}"
             )
     from mpcc.evaluation.metrics import METRICS  # numpy: only where a choice is made
@@ -274,9 +273,9 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
 
     metric = metric_name(options.confirm or "")
     if metric and metric not in METRICS:
-        raise UsageError(configs.unknown("metric", metric, METRICS))
+        raise ValueError(configs.unknown("metric", metric, METRICS))
     if metric and not METRICS[metric].has_better_end:
-        raise UsageError(f"--confirm {options.confirm}: neither more nor less of it is better")
+        raise ValueError(f"--confirm {options.confirm}: neither more nor less of it is better")
     if not confirm.confirmed(plan):
         keys, by = _best_and_ties(store, plan, metric or None)
         plan = confirm.confirm(plan, keys, by, lambda k: store.trial_dir(k).exists(), count)

@@ -41,14 +41,10 @@ RAY_THREADS, TRIAL_THREADS = 300, 50
 """Threads of a local Ray with the driver, and of a trial's process, counted on two cores."""
 
 
-class PreflightError(ValueError):
-    """Something that must be put right before the sweep can start; the message is one line."""
-
-
 def check(
     todo: Sequence[Trial], settings: Settings, store: Store, *, download: bool = False
 ) -> None:
-    """PreflightError, or the data's own error, for what would stop these trials.
+    """ValueError, or the data's own error, for what would stop these trials.
 
     download: get the data sets that are missing.
     """
@@ -59,12 +55,12 @@ def check(
         check_cores(settings.cpus)
         if n_at_once and (settings.gpus == 0 or not gpus_here()):
             if any(trial.config.precision == "tf32" for trial in todo):
-                raise PreflightError(TF32_NEEDS_GPU)
+                raise ValueError(TF32_NEEDS_GPU)
             check_memory(todo, n_at_once)
 
 
 def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False) -> None:
-    """PreflightError, or the data's own error, where the trials' data sets are missing.
+    """ValueError, or the data's own error, where the trials' data sets are missing.
 
     On a cluster a folder is one of its nodes, which the engine asks later.
     """
@@ -73,7 +69,7 @@ def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False
         from tune.store.datasets import folder_on_node
 
         if download:
-            raise PreflightError("--download fills a folder: give one as --data-dir, and copy it")
+            raise ValueError("--download fills a folder: give one as --data-dir, and copy it")
         for dataset in datasets:
             folder_on_node(data_dir, dataset)
         return
@@ -84,7 +80,7 @@ def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False
             data_download.download(dataset, data_dir)
     if settings.local:
         if data_dir is not None and not data_dir.is_dir():
-            raise PreflightError(f"--data-dir {data_dir} is no folder")
+            raise ValueError(f"--data-dir {data_dir} is no folder")
         for dataset in datasets:
             data_files.check_available(dataset, data_dir)
         own = {images_name(t.config): t.config for t in todo if t.config.dataset == "folder"}
@@ -103,7 +99,7 @@ def check_fit(todo: Sequence[Trial], settings: Settings) -> None:
 
 
 def check_same_data(out: Path, plan: Plan, trials: Iterable[Trial], data_dir: Path | None) -> None:
-    """PreflightError that names the images on this machine that are not those of the plan."""
+    """ValueError that names the images on this machine that are not those of the plan."""
     changed = []
     for name, config in {images_name(trial.config): trial.config for trial in trials}.items():
         was = plan.fingerprint_for(config)
@@ -111,7 +107,7 @@ def check_same_data(out: Path, plan: Plan, trials: Iterable[Trial], data_dir: Pa
         if was != now:
             changed.append(f"{name}: fingerprint {was}, now {now}")
     if changed:
-        raise PreflightError(
+        raise ValueError(
             f"{out} was written on other images: {'; '.join(changed)}; "
             "bring the same data or choose another --out"
         )
@@ -125,7 +121,7 @@ def cautions(todo: Sequence[Trial], options: Options) -> list[str]:
 
 
 def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:
-    """PreflightError where the folder's disk is too small for these trials.
+    """ValueError where the folder's disk is too small for these trials.
 
     RunDirError where a trial's folder holds a checkpoint that is not ours. With a remote the
     checkpoints are there, not on the folder's disk.
@@ -137,77 +133,69 @@ def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = No
     need = len(todo) * OTHER_BYTES if store.remote else disk_need(todo, store, n_at_once)
     free = shutil.disk_usage(next(p for p in (store.out, *store.out.parents) if p.exists())).free
     if need > free:
-        raise PreflightError(
+        raise ValueError(
             f"{len(todo)} trials need about {decimal(need)} on the disk of {store.out}, "
             f"{decimal(free)} are free; make room or choose another --out"
         )
 
 
 def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
-    """PreflightError where so many of these trials at once need more memory than is free here."""
+    """ValueError where so many of these trials at once need more memory than is free here."""
     free = free_memory()
     largest = sorted((memory_need(trial.config) for trial in todo), reverse=True)[:n_at_once]
     if free is None or sum(largest) <= free:
         return
     fitting = next(n for n in range(len(largest), -1, -1) if sum(largest[:n]) <= free)
     advice = f"--max-concurrent {fitting}" if fitting else "free some, or a smaller batch_size"
-    raise PreflightError(
+    raise ValueError(
         f"{len(largest)} trials at once need about {decimal(sum(largest))} of memory, "
         f"{decimal(free)} are free here: {advice}"
     )
 
 
-def check_processes(n_at_once: int) -> None:
-    """PreflightError where this user may not start as many threads as Ray and the trials need."""
-    left, need = processes_left(), RAY_THREADS + n_at_once * TRIAL_THREADS
-    if left < need:
-        raise PreflightError(
-            f"Ray and {n_at_once} trials at once need about {need} processes and threads, and this "
-            f"user may start {left:.0f} more (ulimit -u): raise the limit, or train one trial at a "
-            "time with --next, which needs no Ray"
-        )
-
-
 def check_cores(cores: float | None) -> None:
-    """PreflightError where a trial is to have more cores than this machine lends us."""
+    """ValueError where a trial is to have more cores than this machine lends us."""
     here = usable_cores()
     if cores is not None and cores > here:
-        raise PreflightError(
+        raise ValueError(
             f"--cpus-per-trial {cores:g}: this machine has {here} cores for us, so that no trial "
             "could ever start; give fewer, or a cluster by --address"
         )
 
 
 def check_docstrings() -> None:
-    """PreflightError under `python -OO`, which takes away docstrings that Ray reads."""
+    """ValueError under `python -OO`, which takes away docstrings that Ray reads."""
     if sys.flags.optimize > 1:
-        raise PreflightError(
+        raise ValueError(
             "python -OO (PYTHONOPTIMIZE=2) takes away docstrings that Ray reads: unset it, or take "
             "-O (PYTHONOPTIMIZE=1)"
         )
 
 
-def check_temporary_room() -> None:
-    """PreflightError where the disk of Ray's sockets and logs is full."""
+def check_local_ray(n_at_once: int) -> None:
+    """ValueError where this machine cannot hold a Ray of our own with so many trials at once.
+
+    Ray would be waited for in vain, or end in the middle.
+    """
+    left, need = processes_left(), RAY_THREADS + n_at_once * TRIAL_THREADS
+    if left < need:
+        raise ValueError(
+            f"Ray and {n_at_once} trials at once need about {need} processes and threads, and this "
+            f"user may start {left:.0f} more (ulimit -u): raise the limit, or train one trial at a "
+            "time with --next, which needs no Ray"
+        )
     place = temp_parent()
     free = shutil.disk_usage(place).free
     if free < RAY_BYTES:
-        raise PreflightError(
+        raise ValueError(
             f"{place} has {decimal(free)} free, too little for Ray's sockets and logs: make room, "
             f"or set TMPDIR to a folder of at most {TEMP_PARENT_LENGTH} letters"
         )
-
-
-def check_loopback() -> None:
-    """PreflightError where this machine does not reach itself, as in a container without network.
-
-    Ray would be waited for in vain.
-    """
-    try:
+    try:  # A container without network does not reach itself.
         with socket.create_server((HOST, 0)) as server:
             socket.create_connection(server.getsockname(), ANSWER_SECONDS).close()
     except OSError as error:
-        raise PreflightError(
+        raise ValueError(
             f"this machine does not reach itself at {HOST} ({error.strerror or error}): bring its "
             "loopback device up (ip link set lo up), or train one trial at a time with --next"
         ) from None

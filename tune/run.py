@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tune import options as common
 from tune import preflight, report
-from tune.command import UsageError
 from tune.display import Display, log
 from tune.engine.spec import Settings
 from tune.options import Options
@@ -20,7 +19,11 @@ from tune.plan.state import ENDED, EventKind, State, States, Status
 from tune.signals import QUICK_SECONDS, Interrupted, Signals
 from tune.store.adopt import adopt, extend, take_over_ends
 from tune.store.folder import Store
-from tune.store.lock import LockError, SweepLock, TrialClaim
+from tune.store.lock import Claims, LockError, sweep_lock, trial_lock
+from tune.tracking.connection import check_reachable
+from tune.tracking.delivery import in_step, sync
+from tune.tracking.tracker import Tracker
+from tune.tracking.uri import one_line
 
 NOTHING_LEFT = 4
 """The exit code of `--next` where no trial is left for it."""
@@ -47,8 +50,6 @@ def run(options: Options, signals: Signals, work: Work) -> int:
 
     0: every one of them is done. 3: not every one. 129, 130, 143: ended by SIGHUP, SIGINT, SIGTERM.
     """
-    from tune import tracking
-
     store, plan, trials = work.store, work.source.plan, work.trials
     settings = common.settings(options, store)
     if options.sync:
@@ -60,17 +61,15 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     todo = [t for t in trials if t.key in again or statuses[t.key].state not in ENDED]
     nothing_new = plan == work.old and not (todo or work.adopt or store.restored)
     nothing_new = nothing_new and len(trials) >= work.source.n_trials
-    if not (nothing_new and tracking.in_step(store, settings.uri, settings.log_models)):
+    if not (nothing_new and in_step(store, settings.uri, settings.log_models)):
         preflight.check_docstrings()
         _check(options, settings, work, todo)
         n_at_once = settings.n_at_once(todo) if todo and settings.local else None
         if n_at_once:
-            preflight.check_processes(n_at_once)
-            preflight.check_temporary_room()
-            preflight.check_loopback()
-        with SweepLock(store, log) as lock:
+            preflight.check_local_ray(n_at_once)
+        with sweep_lock(store, log) as lock:
             if store.refresh() != work.old:
-                raise UsageError(
+                raise ValueError(
                     f"another command has just changed the plan of {store.out}; try again"
                 )
             _prepare(work, again)
@@ -82,7 +81,6 @@ def run(options: Options, signals: Signals, work: Work) -> int:
 
 def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Trial]) -> None:
     """ValueError, in one line, for what would stop these trials; nothing is written yet."""
-    from tune import tracking
     from tune.engine.cluster import check_cluster
 
     work.store.check_places(work.trials)
@@ -95,7 +93,7 @@ def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Tria
     if settings.local and not isinstance(data_dir, str):
         preflight.check_same_data(settings.out, plan, todo, data_dir)
     begun = work.old is not None
-    problem = tracking.check_reachable(settings.uri, settings.out, plan.preset, begun=begun)
+    problem = check_reachable(settings.uri, settings.out, plan.preset, begun=begun)
     if problem:
         log(f"MLflow does not answer ({problem}); training goes on")
 
@@ -119,10 +117,9 @@ def _prepare(work: Work, again: Mapping[str, State]) -> None:
             log(damaged)
 
 
-def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) -> list[Trial]:
+def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> list[Trial]:
     """Run the trials and deliver them; all trials, with those that a search has suggested."""
-    from tune.engine.loop import Services, run_sweep
-    from tune.tracking import Tracker
+    from tune.engine.loop import Loop
 
     store, source = work.store, work.source
     states = States(work.trials, store.statuses(work.trials), source.n_trials)
@@ -130,8 +127,8 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: SweepLock) ->
     patience = QUICK_SECONDS
     try:
         with signals.remember(), Display(states) as display:
-            services = Services(store, lock, tracker, display, signals)
-            if run_sweep(source, settings, states, services):
+            loop = Loop(source, settings, states, store, lock, tracker, display, signals)
+            if loop.run():
                 patience = DELIVERY_SECONDS
         if not lock.lost:
             with suppress(OSError):  # The plan without the data's fingerprint is a plan as well.
@@ -154,7 +151,7 @@ def write_new_plan(store: Store, old: Plan | None, plan: Plan) -> bool:
     Processes with `--next` start at once: one of them writes, the others read again.
     """
     try:
-        with SweepLock(store, log):
+        with sweep_lock(store, log):
             if store.refresh() != old:
                 return False
             take_over_ends(store, old, plan)
@@ -177,7 +174,7 @@ def run_next(options: Options, signals: Signals, work: Work) -> int:
     missing = work.source.ready(store.statuses(work.trials))
     _check(options, settings, work, missing)
     for trial in missing:
-        with suppress(BusyError), TrialClaim(store, trial.key) as claim:
+        with suppress(BusyError), trial_lock(store, trial.key) as claim:
             store.download(trial.key)
             if store.status(trial).state in ENDED:
                 continue
@@ -191,7 +188,7 @@ def run_next(options: Options, signals: Signals, work: Work) -> int:
 
 
 def _train_here(
-    settings: Settings, signals: Signals, work: Work, trial: Trial, claim: TrialClaim
+    settings: Settings, signals: Signals, work: Work, trial: Trial, claim: Claims
 ) -> Status | None:
     """Train a trial to its end, or until a signal; None where another process has it."""
     from tune.engine.spec import spec_of
@@ -222,13 +219,11 @@ def _train_here(
 
 def _sync(settings: Settings, store: Store, plan: Plan) -> int:
     """Deliver to MLflow what it lacks (`--sync`); the exit code."""
-    from tune import tracking
-
-    with SweepLock(store, log):
+    with sweep_lock(store, log):
         try:
-            sent = tracking.sync(store, settings.uri, plan, settings.log_models)
+            sent = sync(store, settings.uri, plan, settings.log_models)
         except Exception as error:  # whatever a database or a server can raise
-            log(f"MLflow at {settings.uri}: {tracking.one_line(error)}")
+            log(f"MLflow at {settings.uri}: {one_line(error)}")
             return 3
     print(f"{sent} trials delivered to {settings.uri}")
     return 0

@@ -28,7 +28,7 @@ from mpcc.options import path  # noqa: E402
 from mpcc.shell import guard_output, script, shown  # noqa: E402
 from tune import command, preflight, report, run  # noqa: E402
 from tune import options as common  # noqa: E402
-from tune.command import UsageError, number, option  # noqa: E402
+from tune.command import number, option  # noqa: E402
 from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import grid, pruning  # noqa: E402
@@ -186,11 +186,11 @@ def _search(options: SearchOptions, store: Store, plan: Plan) -> Search:
         given["space"] = parse_space(options.space, plan.base)
         for axis in given["space"].axes:
             if axis.field in common.changes(options):
-                raise UsageError(
+                raise ValueError(
                     f"{axis.name} is both set and searched; leave it out of --set or --space"
                 )
     elif was is None:
-        raise UsageError(
+        raise ValueError(
             f"no search is planned in {store.out} yet: say what to vary, "
             "--space eta_p=1e-3..2e-2:log esteps=1..6"
         )
@@ -202,7 +202,7 @@ def _search(options: SearchOptions, store: Store, plan: Plan) -> Search:
         given["seeds"] = grid.parse_seeds(options.seeds)
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("sampler") == "random" and options.startup is not None:
-        raise UsageError("--startup is of --sampler tpe: random draws every point by chance")
+        raise ValueError("--startup is of --sampler tpe: random draws every point by chance")
     if was is None:
         search = Search(**given)
         searches.check(search, plan.base)

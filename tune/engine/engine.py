@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mpcc.machine import usable_cores
@@ -23,7 +22,7 @@ from tune.engine import cluster, environment
 from tune.engine.head import EngineError, LocalHead
 from tune.engine.spec import DEFAULT_GPU_SHARE, NodeNeeds, Settings, TrialSpec
 from tune.plan.cells import Trial
-from tune.plan.state import Event, EventKind
+from tune.plan.state import Event
 from tune.store.transfer import scratch_dir
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ class Engine:
         self._stop: StopRequest
         self._killed = False
         self._running: set[str] = set()
-        self._submitted: dict[str, TrialSpec] = {}
         self._avoided: frozenset[str] = frozenset()
+        """Nodes off which trials are kept that are handed out from now on."""
         self._heard = time.monotonic()
         self._thread: threading.Thread
         self.error: BaseException | None = None
@@ -84,12 +83,7 @@ class Engine:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and not self._killed and self.problem() is None:
             self.close()
         else:
@@ -97,7 +91,6 @@ class Engine:
 
     def submit(self, *specs: TrialSpec) -> None:
         """Run trials as soon as there is room for them; those of one call may share a process."""
-        self._submitted |= {spec.key: spec for spec in specs}
         if specs:
             self._queue.put(list(specs))
 
@@ -112,10 +105,9 @@ class Engine:
             self._running.discard(event.key)
         else:
             self._running.add(event.key)
-        if event.node is not None:
-            self._avoid(event.node, str(event.cause))
-        if event.kind == EventKind.HANDED_BACK:
-            self.submit(self._submitted[event.key])
+        if event.node is not None and event.node not in self._avoided:
+            self._log(f"{event.cause}; trials run on other machines")
+            self._avoided |= {event.node}
         return event
 
     def wait(self) -> None:
@@ -196,12 +188,6 @@ class Engine:
             self._log(f"no machine has {size} for a trial yet; waiting for one to join")
         if settings.trials_per_gpu and self._gpus:
             self._group_size = self._trials_per_gpu()
-
-    def _avoid(self, node: str, problem: str) -> None:
-        """Keep trials that are handed out from now on off this node."""
-        if node not in self._avoided:
-            self._log(f"{problem}; trials run on other machines")
-        self._avoided |= {node}
 
     def _fits_a_node(self) -> bool:
         return any(

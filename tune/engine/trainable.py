@@ -52,28 +52,26 @@ class MPCCTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the trial, or the trials of a group. ValueError names a setting that is wrong."""
-        self._own: OwnRun | None = None
-        self._worker: TrialWorker | GroupWorker | None = None
+        self._run: OwnRun | TrialWorker | GroupWorker
         specs = config.get(SWEEP)
         if specs is None:
-            self._own = OwnRun(config_of(config))
+            self._run = OwnRun(config_of(config))
         else:
-            self._worker = TrialWorker(specs[0]) if len(specs) == 1 else GroupWorker(specs)
+            self._run = TrialWorker(specs[0]) if len(specs) == 1 else GroupWorker(specs)
 
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation; in a sweep for about a second at most."""
-        if self._own is not None:
-            return self._own.step()
-        assert self._worker is not None
-        event = self._worker.step()
-        if isinstance(self._worker, GroupWorker):
-            return {EVENT: event, "done": self._worker.finished}
+        if isinstance(self._run, OwnRun):
+            return self._run.step()
+        event = self._run.step()
+        if isinstance(self._run, GroupWorker):
+            return {EVENT: event, "done": self._run.finished}
         return {EVENT: event, "done": event.ends}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the run directory with a checkpoint of this step."""
-        if self._own is not None:
-            self._own.save(Path(checkpoint_dir))
+        if isinstance(self._run, OwnRun):
+            self._run.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
         """Go on from what `save_checkpoint` wrote.
@@ -81,8 +79,8 @@ class MPCCTrainable(tune.Trainable):
         ValueError for a checkpoint of other settings: population-based training, which changes the
         settings of a trial under way, is not supported.
         """
-        if self._own is not None:
-            self._own.load(Path(str(checkpoint)))
+        if isinstance(self._run, OwnRun):
+            self._run.load(Path(str(checkpoint)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in this process, which saves the time of its start."""
@@ -93,9 +91,7 @@ class MPCCTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """Stop where the trial stands; in a sweep the trainer writes a checkpoint."""
-        for run in (self._own, self._worker):
-            if run is not None:
-                run.release()
+        self._run.release()
 
 
 def config_of(values: Mapping[str, Any]) -> Config:

@@ -20,7 +20,7 @@ from tune.engine import faults
 from tune.engine.cluster import not_ready
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import TRIALS
-from tune.plan.state import Event, EventKind, Row, State
+from tune.plan.state import Event, EventKind, State
 from tune.store.datasets import folder_on_node
 from tune.store.folder import record_end
 from tune.store.lock import trained_elsewhere
@@ -49,7 +49,6 @@ class TrialWorker:
         self._upload: Upload | None = None
         self._lock = ExitStack()
         self._progress: Generator[Progress] | None = None
-        self._data: Row | None = None
 
     def step(self) -> Event:
         """Train for about a second, or to the end of an evaluation.
@@ -70,17 +69,16 @@ class TrialWorker:
             with self._lock:
                 return self._failed(error)
 
-    def close(self) -> None:
-        """Stop where the trial stands; the trainer writes a checkpoint."""
-        with self._lock:
-            self._stop_training()
-        if self._upload is not None:
-            self._upload.send(patient=True)
-
     def release(self) -> None:
-        """Close, and remove the node's copy of a run directory that lies on a remote."""
+        """Stop where the trial stands; the trainer writes a checkpoint.
+
+        The node's copy of a run directory that lies on a remote is removed.
+        """
         try:
-            self.close()
+            with self._lock:
+                self._stop_training()
+            if self._upload is not None:
+                self._upload.send(patient=True)
         finally:
             if self._scratch is not None:
                 shutil.rmtree(self._scratch, ignore_errors=True)
@@ -91,10 +89,13 @@ class TrialWorker:
         if spec.needs is not None:
             problem = not_ready(spec.needs, spec.config.dataset)
             if problem is not None:
-                return self._handed_back(problem)
+                import ray
+
+                kind, node = EventKind.HANDED_BACK, ray.get_runtime_context().get_node_id()
+                return Event(spec.key, kind, State.PLANNED, cause=problem, node=node)
         keeper = trained_elsewhere(Path(spec.run_dir).parent.parent, spec.remote, spec.key)
         if keeper is not None:
-            return self._news(EventKind.ELSEWHERE, State.RUNNING, cause=keeper)
+            return Event(spec.key, EventKind.ELSEWHERE, cause=keeper)
         if spec.remote is not None:
             if self._upload is None:
                 self._scratch = scratch_dir()
@@ -105,7 +106,7 @@ class TrialWorker:
             try:
                 self._lock.enter_context(exclusive(self._path, BUSY_SECONDS))
             except BusyError:
-                return self._news(EventKind.ELSEWHERE, State.RUNNING, cause="another process")
+                return Event(spec.key, EventKind.ELSEWHERE, cause="another process")
         if self._path.is_dir():  # A process that was killed may have left anything.
             repair(self._path, spec.config, spec.fingerprint)
         run_dir.open_run(self._path, spec.config)
@@ -123,14 +124,7 @@ class TrialWorker:
         self._finish()
         state, iteration = State(result["state"]), int(result.get("iteration") or 0)
         last, cause = rows[-1] if rows else None, result.get("cause")
-        return self._news(EventKind.ENDED, state, iteration, last, cause)
-
-    def _handed_back(self, problem: str) -> Event:
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
-        key, kind = self.spec.key, EventKind.HANDED_BACK
-        return Event(key, kind, State.PLANNED, cause=problem, node=node)
+        return Event(self.spec.key, EventKind.ENDED, state, iteration, last, cause)
 
     def _trained(self) -> Path | None:
         """The folder of a trial that is done with the same model, where this one has not begun."""
@@ -166,12 +160,12 @@ class TrialWorker:
 
     def _event(self, progress: Progress) -> Event:
         """Return the news of a step, and finish the record of a trial that has ended."""
-        state, row = State(progress.state), progress.metrics
+        key, state, row = self.spec.key, State(progress.state), progress.metrics
         if state == State.RUNNING:
             pruned = self._prune() if row is not None else None
-            return pruned or self._news(EventKind.PROGRESS, state, progress.iteration, row)
+            return pruned or Event(key, EventKind.PROGRESS, state, progress.iteration, row)
         self._finish()
-        return self._news(EventKind.ENDED, state, progress.iteration, row, progress.cause)
+        return Event(key, EventKind.ENDED, state, progress.iteration, row, progress.cause)
 
     def _prune(self) -> Event | None:
         """Record the trial as pruned where an evaluation is worse than its rule allows.
@@ -194,16 +188,14 @@ class TrialWorker:
             time.sleep(RETRY_SECONDS)
             raise error
         if not spec.exclusive and cause.startswith(faults.OUT_OF_MEMORY):
-            return self._news(EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
+            return Event(spec.key, EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
         process_is_lost = faults.is_device_fault(error)
-        if not (
-            process_is_lost and spec.co_located
-        ):  # Else any trial of the group may be at fault.
+        if not (process_is_lost and spec.co_located):  # Any trial of a group may be at fault.
             record_end(self._path, spec.config, State.FAILED, cause)
             self._finish()
         if process_is_lost:
             raise error  # Ray starts another process for the trial, which reports its result.
-        return self._news(EventKind.ENDED, State.FAILED, cause=cause)
+        return Event(spec.key, EventKind.ENDED, State.FAILED, cause=cause)
 
     def _stop_training(self) -> None:
         progress, self._progress = self._progress, None
@@ -218,21 +210,6 @@ class TrialWorker:
         if self._upload is not None:
             self._upload.send(patient=True)
 
-    def _news(
-        self,
-        kind: EventKind,
-        state: State,
-        iteration: int | None = None,
-        row: Row | None = None,
-        cause: str | None = None,
-    ) -> Event:
-        if self._data is None:
-            try:
-                self._data = run_dir.read_provenance(self._path).get("data")
-            except (run_dir.RunDirError, OSError):
-                pass  # A later event, or the record, will carry it.
-        return Event(self.spec.key, kind, state, iteration, row, cause, self._data)
-
 
 class GroupWorker:
     """Several trials side by side in this process on one device; the end of one leaves the others
@@ -241,9 +218,8 @@ class GroupWorker:
     def __init__(self, specs: Sequence[TrialSpec]) -> None:
         from mpcc.fast.together import side_by_side
 
-        self._workers = [TrialWorker(spec) for spec in specs]
         self._open = {spec.key for spec in specs}
-        runs = {worker.spec.key: _events(worker) for worker in self._workers}
+        runs = {spec.key: _events(TrialWorker(spec)) for spec in specs}
         self._news = side_by_side(runs, specs[0].device)
 
     @property
@@ -264,8 +240,6 @@ class GroupWorker:
     def release(self) -> None:
         """Close every trial; each writes a checkpoint."""
         self._news.close()
-        for worker in self._workers:
-            worker.release()
 
 
 def _events(worker: TrialWorker) -> Generator[Event]:
@@ -277,4 +251,4 @@ def _events(worker: TrialWorker) -> Generator[Event]:
             ended = event.ends
             yield event
     finally:
-        worker.close()
+        worker.release()

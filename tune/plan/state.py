@@ -80,8 +80,6 @@ class Event:
     row: Row | None = None
     """The evaluation that was just made."""
     cause: str | None = None
-    data: Mapping[str, object] | None = None
-    """What the trial's provenance says of its images, once it has read them: `fingerprint` ..."""
     node: str | None = None
     """Ray's id of the node that handed the trial back."""
     failed_by_engine: bool = False
@@ -106,19 +104,6 @@ STATE_OF = {
 """What a trial is after an event; after ENDED it is what the event says."""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    trial: Trial
-    status: Status
-
-    @property
-    def part(self) -> float:
-        """How much of the trial is done, 0 to 1."""
-        if self.status.state in ENDED:
-            return 1.0
-        return min(1.0, self.status.iteration / self.trial.config.iterations)
-
-
 class States(Mapping[str, Status]):
     """Trial key -> status, in the order in which the trials came; used by one thread.
 
@@ -128,7 +113,8 @@ class States(Mapping[str, Status]):
     def __init__(
         self, trials: Sequence[Trial], statuses: Mapping[str, Status], n_trials: int = 0
     ) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self._trials: dict[str, Trial] = {}
+        self._statuses: dict[str, Status] = {}
         self._at_start = 0.0
         self._since: float | None = None
         """When the last trial to begin before any ended made its first iterations: the time before
@@ -143,44 +129,45 @@ class States(Mapping[str, Status]):
 
     def add(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
         """More trials: a search suggests them as it goes."""
-        entries = {t.key: _Entry(t, statuses.get(t.key, Status(State.PLANNED))) for t in trials}
-        self._at_start += sum(_work_done(entry) for entry in entries.values())
-        self._entries |= entries
-        self.n_trials = max(self.n_trials, len(self._entries))
+        done = self._done()
+        self._trials |= {trial.key: trial for trial in trials}
+        planned = Status(State.PLANNED)
+        self._statuses |= {trial.key: statuses.get(trial.key, planned) for trial in trials}
+        self._at_start += self._done() - done
+        self.n_trials = max(self.n_trials, len(self))
 
     def apply(self, event: Event) -> None:
         """Follow an event of a trial that is known here."""
-        entry = self._entries[event.key]
-        before = entry.status
+        before = self[event.key]
         status = replace(before, state=STATE_OF.get(event.kind, event.state), cause=event.cause)
         if event.iteration is not None:
             status = replace(status, iteration=event.iteration)
         if event.row is not None:
             status = replace(status, metrics=event.row)
-        self._entries[event.key] = replace(entry, status=status)
+        self._statuses[event.key] = status
         if status.state in ENDED and before.state not in ENDED:
-            self.ended.append(entry.trial)
+            self.ended.append(self.trial(event.key))
         if status.iteration > before.iteration and event.key not in self._moving:
             self._moving.add(event.key)
             if not self.ended:
                 self._since, self._at_start = time.monotonic(), self._done()
 
     def __getitem__(self, key: str) -> Status:
-        return self._entries[key].status
+        return self._statuses[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._statuses)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._statuses)
 
     def trial(self, key: str) -> Trial:
         """The trial with this key."""
-        return self._entries[key].trial
+        return self._trials[key]
 
     def trials(self) -> list[Trial]:
         """All of them, in the order in which they came."""
-        return [entry.trial for entry in self._entries.values()]
+        return list(self._trials.values())
 
     def running(self) -> frozenset[str]:
         """The keys of the trials that run now."""
@@ -193,11 +180,13 @@ class States(Mapping[str, Status]):
 
     def count(self, state: State) -> int:
         """How many trials are in this state."""
-        return sum(entry.status.state == state for entry in self._entries.values())
+        return sum(status.state == state for status in self.values())
 
     def part_of(self, key: str) -> float:
         """How much of a trial is done, 0 to 1."""
-        return self._entries[key].part
+        if self[key].state in ENDED:
+            return 1.0
+        return min(1.0, self[key].iteration / self.trial(key).config.iterations)
 
     def part(self) -> float:
         """How much of the sweep's work is done, 0 to 1."""
@@ -227,15 +216,11 @@ class States(Mapping[str, Status]):
 
     def _work(self) -> float:
         """Of all trials; those that are still to be suggested count as the others on average."""
-        known = sum(cost(entry.trial.config) for entry in self._entries.values())
+        known = sum(cost(trial.config) for trial in self.trials())
         return known * self.n_trials / max(1, len(self))
 
     def _done(self) -> float:
-        return sum(_work_done(entry) for entry in self._entries.values())
-
-
-def _work_done(entry: _Entry) -> float:
-    return entry.part * cost(entry.trial.config)
+        return sum(self.part_of(key) * cost(trial.config) for key, trial in self._trials.items())
 
 
 def clock(seconds: float) -> str:

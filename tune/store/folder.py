@@ -89,7 +89,7 @@ class Store:
 
         Fingerprints of images that are already in the file are kept.
         """
-        before, values = readable(self.out / PLAN) or {}, plan.to_dict()
+        before, values = readable(self.out / PLAN), plan.to_dict()
         data = before.get("data")
         if before.get("id") == plan.id and isinstance(data, dict):
             values["data"] = {**data, **(plan.data or {})}

@@ -20,8 +20,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +120,7 @@ class Claim:
         return None if now == before else now
 
 
-class _Kept:
+class Claims:
     """Claims that a thread renews until the context ends, and then withdraws."""
 
     def __init__(self) -> None:
@@ -131,10 +131,28 @@ class _Kept:
         self.lost = False
         """Whether another process has taken over, or `--release` was given."""
 
+    def __enter__(self) -> Claims:
+        self._thread.start()
+        return self
+
     def __exit__(self, *_: object) -> None:
         """Remove the claims; where a remote is too slow for that, the next owner watches."""
         self._over.set()
         self._thread.join(PATIENCE_SECONDS)
+
+    def take(self, claim: Claim, look_seconds: float) -> Owner | None:
+        """Take a claim once it is certain that nobody holds it; who has it, None where we do."""
+        owner = claim.owner(look_seconds)
+        if owner is None:
+            claim.write()
+            self._claims.append(claim)
+            time.sleep(look_seconds)
+            owner = None if claim.held() else claim.found()
+        return owner
+
+    def renew(self, running: Iterable[str]) -> None:
+        """Tell others which trials run, within a second; cheap, to be called often."""
+        self._running = tuple(sorted(running))
 
     def _keep(self) -> None:
         told, beat = self._running, time.monotonic()
@@ -152,91 +170,59 @@ class _Kept:
                 claim.withdraw()
 
 
-class SweepLock(_Kept):
+@contextmanager
+def sweep_lock(store: Store, log: Callable[[str], object] = lambda text: None) -> Iterator[Claims]:
     """The right to run a sweep, until the context ends or its process does.
 
-    Entering raises LockError, which names the owner, where another driver works on the sweep.
+    log: takes a line before a claim of another machine is watched, which takes 30 s. LockError,
+    which names the owner, where another driver works on the sweep.
     """
+    from filelock import FileLock
 
-    def __init__(self, store: Store, log: Callable[[str], object] = lambda text: None) -> None:
-        """log: takes a line before a claim of another machine is watched, which takes 30 s."""
-        from filelock import FileLock
-
-        super().__init__()
-        self._store, self._log = store, log
-        self._kernel = FileLock(store.out / LOCK, thread_local=False, fallback_to_soft=False)
-
-    def renew(self, running: Iterable[str]) -> None:
-        """Tell others which trials run, within a second; cheap, to be called often."""
-        self._running = tuple(sorted(running))
-
-    def __enter__(self) -> SweepLock:
-        out, remote = self._store.out, self._store.remote
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            self._kernel.acquire(timeout=0.3)  # Its owner may just be about to write its claim.
-        except TimeoutError:
-            raise LockError(str(out), "--out", sweep_owner(out)) from None
-        except OSError:  # A file system without locks.
-            pass
-        self._thread.start()
-        try:
-            self._take(str(out), "--out", LOOK_SECONDS)
-            if remote is not None:
-                remote.prepare()
-                self._take(remote.address, "--storage", REMOTE_LOOK_SECONDS)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        self._kernel.release()
-
-    def _take(self, address: str, option: str, look_seconds: float) -> None:
-        """Take the claim of a place once it is certain that no driver holds it."""
-        claim = Claim(Remote(address, PATIENCE_SECONDS), CLAIM)
-        before = claim.found()
-        if before is not None and not before.gone:
-            self._log(f"{address} may be in use by {before.text}; watching it for 30 s ...")
-            now = claim.owner(look_seconds)
-            if now is not None:
-                raise LockError(address, option, now)
-        claim.write()
-        self._claims.append(claim)
-        time.sleep(look_seconds)
-        if not claim.held():
-            raise LockError(address, option, claim.found())
+    store.out.mkdir(parents=True, exist_ok=True)
+    kernel = FileLock(store.out / LOCK, thread_local=False, fallback_to_soft=False)
+    try:
+        kernel.acquire(timeout=0.3)  # Its owner may just be about to write its claim.
+    except TimeoutError:
+        raise LockError(str(store.out), "--out", sweep_owner(store.out)) from None
+    except OSError:  # A file system without locks.
+        pass
+    places = [(str(store.out), "--out", LOOK_SECONDS)]
+    if store.remote is not None:
+        places.append((store.remote.address, "--storage", REMOTE_LOOK_SECONDS))
+    try:
+        with Claims() as claims:
+            for address, option, look_seconds in places:
+                files = Remote(address, PATIENCE_SECONDS)
+                files.prepare()
+                claim = Claim(files, CLAIM)
+                before = claim.found()
+                if before is not None and not before.gone:
+                    log(f"{address} may be in use by {before.text}; watching it for 30 s ...")
+                owner = claims.take(claim, look_seconds)
+                if owner is not None:
+                    raise LockError(address, option, owner)
+            yield claims
+    finally:
+        kernel.release()
 
 
-class TrialClaim(_Kept):
+@contextmanager
+def trial_lock(store: Store, key: str) -> Iterator[Claims]:
     """The right to train one trial without a driver, until the context ends or its process does.
 
-    Entering raises BusyError where a living process, or the sweep's driver, has the trial.
+    BusyError where a living process, or the sweep's driver, has the trial.
     """
-
-    def __init__(self, store: Store, key: str) -> None:
-        super().__init__()
-        self._store, self._key = store, key
-        self._claims = [trial_claim(store.files(PATIENCE_SECONDS), key)]
-
-    def __enter__(self) -> TrialClaim:
-        (claim,) = self._claims
-        owner = claim.owner()
+    with Claims() as claims:
+        claim = trial_claim(store.files(PATIENCE_SECONDS), key)
+        # A driver names its trials within that.
+        owner = claims.take(claim, CHANGE_SECONDS + LOOK_SECONDS)
         if owner is None:
-            claim.write()
-            time.sleep(CHANGE_SECONDS + LOOK_SECONDS)  # A driver names its trials within that.
-            owner = sweep_owner(self._store.out, self._store.remote)
-            if owner is not None and self._key in owner.running:
-                claim.withdraw()
-            elif claim.held():
-                self._thread.start()
-                return self
-            else:
-                owner = claim.found()
-        who = "another process" if owner is None else owner.text
-        raise BusyError(f"trial {self._key} is trained by {who}")
+            driver = sweep_owner(store.out, store.remote)
+            owner = driver if driver is not None and key in driver.running else None
+        if owner is not None:
+            raise BusyError(f"trial {key} is trained by {owner.text}")
+        yield claims
 
 
 def trial_claim(files: Remote, key: str) -> Claim:

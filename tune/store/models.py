@@ -14,6 +14,7 @@ from mpcc.config import training_key
 from mpcc.runs import run_dir
 from tune.plan.cells import Trial
 from tune.plan.state import Row
+from tune.store.plan_file import recorded_configs
 
 
 class Models:
@@ -27,11 +28,8 @@ class Models:
     def _trials(self) -> dict[str, list[str]]:
         """`training_key` -> keys of the trials, as the folder was at the first look."""
         found: dict[str, list[str]] = {}
-        for path in sorted(self._folder.glob(f"*/{run_dir.CONFIG}")):
-            with suppress(run_dir.RunDirError, OSError):
-                config = run_dir.read_config(path.parent)
-                if config is not None and config.trial_key == path.parent.name:
-                    found.setdefault(training_key(config), []).append(path.parent.name)
+        for config in recorded_configs(self._folder):
+            found.setdefault(training_key(config), []).append(config.trial_key)
         return found
 
     def others(self, trial: Trial) -> tuple[str, ...]:

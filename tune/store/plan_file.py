@@ -10,7 +10,7 @@ its space and its rule for the next point stand nowhere else.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,7 @@ def write_plan(out: Path, values: Mapping[str, object]) -> None:
 
 def _copy(out: Path) -> Plan | None:
     """The plan in the copy, None where that is missing or not as it was written."""
-    record = readable(out / COPY) or {}
+    record = readable(out / COPY)
     plan = record.get("plan")
     if not is_sound(record) or not isinstance(plan, dict):
         return None
@@ -78,21 +78,25 @@ def _copy(out: Path) -> Plan | None:
     return None
 
 
-def readable(file: Path) -> dict[str, object] | None:
-    """The object in a file of JSON; None where there is none, or a damaged one."""
-    with suppress(RunDirError):
-        return read_json(file)
-    return None
+def readable(file: Path) -> dict[str, object]:
+    """The object in a file of JSON; an empty one where that is missing, damaged or unreadable."""
+    with suppress(RunDirError, OSError):
+        return read_json(file) or {}
+    return {}
+
+
+def recorded_configs(trials: Path) -> Iterator[Config]:
+    """The configurations of the trials in a folder, but for what is damaged or another trial's."""
+    for folder in sorted(trials.glob("*")):
+        with suppress(RunDirError, OSError):
+            config = run_dir.read_config(folder)
+            if config is not None and config.trial_key == folder.name:
+                yield config
 
 
 def _planned_again(out: Path) -> Plan | None:
     """A grid's plan from its trials' settings, None without trials; PlanError for a search."""
-    configs: list[Config] = []
-    for folder in sorted((out / TRIALS).glob("*")):
-        with suppress(RunDirError, OSError):
-            config = run_dir.read_config(folder)
-            if config is not None and config.trial_key == folder.name:
-                configs.append(config)
+    configs = list(recorded_configs(out / TRIALS))
     if not configs:
         return None
     if (out / STUDY).exists():
@@ -112,5 +116,5 @@ def _planned_again(out: Path) -> Plan | None:
     for config in configs:
         changes = {name: getattr(config, name) for name in varied}
         plan = plan.grow([Cell.of(base, changes)], [config.seed], "from the trials' settings")
-    known = (readable(out / MLFLOW) or {}).get("sweep")
+    known = readable(out / MLFLOW).get("sweep")
     return replace(plan, id=str(known)) if known else plan

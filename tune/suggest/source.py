@@ -1,8 +1,8 @@
 """The trials of a search, as they become ready: a `tune.plan.source.TrialSource`.
 
-What the loop knows of a trial only says when to look: a trial has ended once its record is in the
-folder, and its values and evaluations are read from there. A report that was lost with a worker,
-or the order in which reports come, therefore changes neither a point nor a pruning rule.
+What the loop says of a trial that has ended is what its record says, and its evaluations are read
+from there. A report that was lost with a worker, or the order in which reports come, therefore
+changes neither a point nor a pruning rule.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class SearchSource:
         self._trials = self.search.trials()
         self._submitted: set[str] = set()
         self._records = store.statuses(self._trials)
-        self._draw()
+        """As they were before the trials were handed out; the loop knows what came after."""
+        self._draw({})
 
     @property
     def n_trials(self) -> int:
@@ -58,12 +59,14 @@ class SearchSource:
         With pruning a trial waits until all trials that its rule rests on have ended, which it
         need not do otherwise: after a repair or `--retry` some of them may run again.
         """
-        self._follow(states)
+        before = self.ended()
+        known = self._draw(states)
+        if self._writer is not None and self.ended() != before:
+            self._writer.submit(write_study, self._store, self.search, self.ended())
         missing = [
             n
             for n, trial in enumerate(self._trials)
-            if trial.key not in self._submitted
-            and not (_has_ended(trial, self._records) or _has_ended(trial, states))
+            if trial.key not in self._submitted and known[trial.key].state not in ENDED
         ]
         new = missing
         if self.search.prune is not None:
@@ -78,7 +81,7 @@ class SearchSource:
 
     def complete(self) -> bool:
         """Whether every point that was asked for has ended, by the records as they are now."""
-        self._follow(self._store.statuses(self._trials))
+        self.points = read_points(self.search, self._store.statuses(self._trials))
         return len(self.ended()) >= self.search.n_points
 
     def prune_rule(self, trial: Trial) -> PruneRule | None:
@@ -96,24 +99,15 @@ class SearchSource:
         """Whether all points that this one rests on have ended."""
         return self.search.rests_on(number) <= len(self.ended())
 
-    def _follow(self, states: Mapping[str, Status]) -> None:
-        """Read the records of trials that have ended by these states, or run again."""
-        known = [trial for trial in self._trials if trial.key in states]
-        stale = [t for t in known if _has_ended(t, states) != _has_ended(t, self._records)]
-        before = self.points
-        if stale:
-            self._records |= self._store.statuses(stale)
-            self._draw()
-        if self._writer is not None and self.points != before:
-            self._writer.submit(write_study, self._store, self.search, self.ended())
-
-    def _draw(self) -> None:
-        """Read the points, and draw every further one that can be drawn."""
+    def _draw(self, states: Mapping[str, Status]) -> Mapping[str, Status]:
+        """Read the points, and draw every further one that can be drawn; what is known of each
+        trial."""
         while True:
-            self.points = read_points(self.search, self._records)
+            known = {**self._records, **states}
+            self.points = read_points(self.search, known)
             n = len(self.points)
             if n >= self.search.n_points or not self._is_settled(n):
-                return
+                return known
             cell = next_cell(self.search, self.plan.base, self.points)
             if cell is None:  # The space has no more points: the search ends with these.
                 self.search = replace(self.search, n_points=n)
@@ -124,7 +118,3 @@ class SearchSource:
                 self._trials += drawn
                 self._records |= self._store.statuses(drawn)
             self.plan = replace(self.plan, search=self.search.to_dict())
-
-
-def _has_ended(trial: Trial, states: Mapping[str, Status]) -> bool:
-    return trial.key in states and states[trial.key].state in ENDED

@@ -32,10 +32,6 @@ DIGITS = 3
 """Significant digits of a number that a search draws: its key and its name in a table are exact."""
 
 
-class SpaceError(ValueError):
-    """A space that makes no sense; the message is one line."""
-
-
 @dataclass(frozen=True)
 class Axis:
     """A setting that a search varies, and its values: a range or a choice in no order."""
@@ -72,11 +68,11 @@ class Space:
 
     def __post_init__(self) -> None:
         if not self.axes:
-            raise SpaceError("the space is empty; write --space eta_p=1e-3..2e-2:log esteps=1..6")
+            raise ValueError("the space is empty; write --space eta_p=1e-3..2e-2:log esteps=1..6")
         names = [axis.name for axis in self.axes]
         for name in names:
             if names.count(name) > 1:
-                raise SpaceError(f"{name} is given twice in the space")
+                raise ValueError(f"{name} is given twice in the space")
 
     def __str__(self) -> str:
         """The space in one spelling, as it is typed after --space."""
@@ -98,7 +94,7 @@ class Space:
 def parse_space(words: Sequence[str], base: Config) -> Space:
     """The space that `--space WORD...` means: axes, or TOML files of axes.
 
-    Raises SpaceError or the setting's own ValueError, in one line: unknown or repeated settings,
+    Raises ValueError, in one line: unknown or repeated settings,
     bounds in the wrong order or out of the setting's range, a logarithm of 0, a single value.
     """
     axes: list[Axis] = []
@@ -128,16 +124,16 @@ def _read(name: str) -> dict[str, object]:
     path = usable(name)
     path = path if path.is_file() else ROOT / path  # tune/space.toml, from whatever folder
     if not path.is_file():
-        raise SpaceError(
+        raise ValueError(
             f"'{name}' in --space is neither a file nor like eta_p=1e-3..2e-2:log or esteps=1,2,4"
         )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{name} is not TOML: {error}") from None
+        raise ValueError(f"{name} is not TOML: {error}") from None
     table = content.get(TABLE)
     if len(content) > 1 or not isinstance(table, dict):
-        raise SpaceError(f"{name}: a space file holds the table [{TABLE}] and nothing else")
+        raise ValueError(f"{name}: a space file holds the table [{TABLE}] and nothing else")
     return table
 
 
@@ -147,24 +143,24 @@ def _entry(name: str, text: str) -> object:
         return [parse_value(name, part.strip()) for part in text.split(",")]
     match = RANGE.fullmatch(text)
     if match is None:
-        raise SpaceError(f"{name} must be like A..B, A..B:log or A..B:step=N, got '{text}'")
+        raise ValueError(f"{name} must be like A..B, A..B:log or A..B:step=N, got '{text}'")
     low, high = (parse_value(name, bound.strip()) for bound in match.group(*BOUNDS))
     entry = {"low": low, "high": high, "log": match["log"] is not None}
     return entry | ({"step": int(match["step"])} if match["step"] else {})
 
 
 def _axis(name: str, entry: object, base: Config) -> Axis:
-    """The axis of an entry in a table of axes; SpaceError where it makes no sense."""
+    """The axis of an entry in a table of axes; ValueError where it makes no sense."""
     field = full_name(name)
     if field == "seed":
-        raise SpaceError("seed is no setting to search; give the seeds of a point as --seeds N")
+        raise ValueError("seed is no setting to search; give the seeds of a point as --seeds N")
     if isinstance(entry, list):
         configs = [base.override(**{field: value}) for value in entry]
         return _choice(field, name, tuple(getattr(config, field) for config in configs))
     if isinstance(entry, dict) and {*BOUNDS} <= entry.keys() <= {*BOUNDS, "log", "step"}:
         bounds = {key: getattr(base.override(**{field: entry[key]}), field) for key in BOUNDS}
         return _range(field, name, **(entry | bounds))
-    raise SpaceError(
+    raise ValueError(
         f"{name} must be a list of values or {{ low = A, high = B }}, the latter with log = true "
         f"or step = N if wanted, got {entry!r}"
     )
@@ -177,16 +173,16 @@ def _range(
 
     span = f"{value_text(low)}..{value_text(high)}"
     if not {type(low), type(high)} <= {int, float}:
-        raise SpaceError(f"{name} takes no range; write its values: --space {name}=A,B")
+        raise ValueError(f"{name} takes no range; write its values: --space {name}=A,B")
     if not low < high:
-        raise SpaceError(f"{name} must go from a lower to a higher value, got {span}")
+        raise ValueError(f"{name} must go from a lower to a higher value, got {span}")
     if not isinstance(log, bool):
-        raise SpaceError(f"log of {name} must be true or false, got {log!r}")
+        raise ValueError(f"log of {name} must be true or false, got {log!r}")
     if log and low <= 0:
-        raise SpaceError(f"{name} on a logarithmic scale must start above 0, got {span}")
+        raise ValueError(f"{name} on a logarithmic scale must start above 0, got {span}")
     whole = type(low) is type(step) is int
     if step is not None and (log or not whole or step < 1 or (high - low) % step):
-        raise SpaceError(
+        raise ValueError(
             f"step={step} of {name} must divide {span}, whole numbers and not logarithmic"
         )
     text = span + (":log" if log else f":step={step}" if step else "")
@@ -202,8 +198,8 @@ def _choice(field: str, name: str, options: Sequence[object]) -> Axis:
 
     text = ",".join(map(value_text, options))
     if len(set(options)) < len(options):
-        raise SpaceError(f"{name} has a value twice: {text}")
+        raise ValueError(f"{name} has a value twice: {text}")
     if len(options) < 2:
-        raise SpaceError(f"{name} has one value; what does not vary is --set {name}=VALUE")
+        raise ValueError(f"{name} has one value; what does not vary is --set {name}=VALUE")
     distribution = CategoricalDistribution([category(option) for option in options])
     return Axis(field, text, list(options), distribution, options)

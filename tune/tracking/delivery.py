@@ -23,9 +23,10 @@ from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan
 from tune.plan.state import ENDED, Row, State, Status
 from tune.store.folder import Store
+from tune.store.plan_file import readable
 from tune.tracking.connection import DamagedDatabase, open_experiment
 from tune.tracking.model import LogModels, log_model
-from tune.tracking.uri import RECORD, file_of, read_lenient, read_record, recorded_uri
+from tune.tracking.uri import RECORD, file_of, read_record, recorded_uri
 from tune.tracking.wanted import NOTE, Wanted, of_sweep, of_trial, table_files
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Delivery:
         if self.running is None:
             known["delivered"] = _fingerprint(self.store, self.uri, self.log_models)
         with suppress(OSError):
-            if read_lenient(self.store.out / RECORD) != known:
+            if readable(self.store.out / RECORD) != known:
                 run_dir.write_json(self.store.out / RECORD, known)
         return sent
 
@@ -173,7 +174,7 @@ class Delivery:
         if trial.config.prior == "normal":
             client.set_tag(run.info.run_id, "model", "none: prior=normal has no clusters")
             return
-        seal = read_lenient(folder / run_dir.RESULT).get(SEAL)
+        seal = readable(folder / run_dir.RESULT).get(SEAL)
         digest = str(seal.get(MODEL, ""))[:12] if isinstance(seal, dict) else ""
         if digest and run.data.tags.get("model") != digest:
             log_model(client, run, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from mpcc.options import usable
@@ -88,15 +87,8 @@ def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
 
 def read_record(out: Path, uri: str) -> Mapping[str, object]:
     """Where MLflow at this URI keeps the sweep's runs, as far as `RECORD` says."""
-    record = read_lenient(out / RECORD)
+    record = readable(out / RECORD)
     return record if record.get("tracking_uri") in (uri, recorded_uri(uri, out)) else {}
-
-
-def read_lenient(file: Path) -> Mapping[str, object]:
-    """The object in a JSON file, an empty one where that cannot be read."""
-    with suppress(OSError):
-        return readable(file) or {}
-    return {}
 
 
 def one_line(error: BaseException) -> str:

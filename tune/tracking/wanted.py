@@ -16,7 +16,7 @@ from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, Plan
 from tune.plan.state import ENDED, FULFILLED, Row, State, Status
 from tune.store.folder import Store
-from tune.tracking.uri import read_lenient
+from tune.store.plan_file import readable
 
 Evaluation = Mapping[str, float]
 """What MLflow is sent of a row: `iteration` and its metrics as floats."""
@@ -73,7 +73,7 @@ def of_sweep(
         tags[TABLES] = f"{len(files)} {hashlib.sha256(content).hexdigest()}"
     if best is not None:
         tags["best_cell"] = best.cell.text
-        baseline = read_lenient(store.trial_dir(best.key) / run_dir.RESULT).get("baseline")
+        baseline = readable(store.trial_dir(best.key) / run_dir.RESULT).get("baseline")
         if isinstance(baseline, dict):  # What k-means reaches on the same images.
             tags |= {name: str(value)[:4000] for name, value in baseline.items()}
     return Wanted(out.resolve().name, plan.base, out, [PLAN, f"{TABLES}/*"], tags)
@@ -85,7 +85,7 @@ def of_trial(store: Store, plan: Plan, trial: Trial, status: Status, rows: Itera
     known = {row["iteration"]: row for row in map(_numbers, rows)}
     evaluations = [known[iteration] for iteration in sorted(known)]
     digest = hashlib.sha256(json.dumps(evaluations, sort_keys=True).encode()).hexdigest()
-    provenance = read_lenient(folder / run_dir.PROVENANCE)
+    provenance = readable(folder / run_dir.PROVENANCE)
     code = str(provenance.get("code", plan.code))
     tags = {
         "sweep": plan.id,
