@@ -9,7 +9,6 @@ import functools
 import io
 import re
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +100,6 @@ def read_all(
 ) -> list[Facts | UnsoundError]:
     """Read images on all cores; `use` gets the place and the pixels (3, H, W) of each sound one."""
     facts: list[Facts | UnsoundError] = [UnsoundError("not read")] * len(paths)
-    progress = _Progress(len(paths))
 
     def read(places: range) -> None:
         for i in places:
@@ -109,18 +108,34 @@ def read_all(
                 use(i, pixels)
             except UnsoundError as error:
                 facts[i] = error
-        progress.add(len(places))
 
     pool = ThreadPoolExecutor(usable_cores())
     batches = [range(i, min(i + BATCH, len(paths))) for i in range(0, len(paths), BATCH)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it reads nevertheless.
         try:
-            for done in [pool.submit(read, batch) for batch in batches]:
-                done.result()
+            reading = [pool.submit(read, batch) for batch in batches]
+            for batch in progress(reading, len(paths)):
+                batch.result()
         finally:
             pool.shutdown(cancel_futures=True)
     return facts
+
+
+Item = TypeVar("Item")
+
+
+def progress(work: Sequence[Item], n: int) -> Iterator[Item]:
+    """Each item of the work on n images; where it takes long, lines on stderr say how far it is."""
+    begun = said = time.monotonic()
+    for done, item in enumerate(work):
+        now = time.monotonic()
+        if done and now - said > PROGRESS_SECONDS:
+            said, left = now, (now - begun) / done * (len(work) - done)
+            text = f"{done * n // len(work):,} of {n:,} images, {left:.0f} s left"
+            with suppress(OSError, ValueError):  # Nobody may be there to read it.
+                print(text, file=sys.stderr, flush=True)
+        yield item
 
 
 def summary(facts: Sequence[Facts]) -> list[str]:
@@ -243,25 +258,3 @@ def _profile(profile: bytes | None) -> tuple[str, ...]:
     if "srgb" in text.lower():
         return ()
     return (f"with the colour profile {' '.join(text.split())[:40]}, which is not applied",)
-
-
-class _Progress:
-    """Lines on stderr where reading takes long, a few to the minute."""
-
-    def __init__(self, n: int) -> None:
-        self._n, self._done = n, 0
-        self._begun = self._said = time.monotonic()
-        self._lock = threading.Lock()
-
-    def add(self, n: int) -> None:
-        """So many more are read."""
-        with self._lock:
-            self._done += n
-            now = time.monotonic()
-            if now - self._said < PROGRESS_SECONDS or self._done == self._n:
-                return
-            self._said = now
-            left = (now - self._begun) / self._done * (self._n - self._done)
-            text = f"read {self._done:,} of {self._n:,} images, {left:.0f} s left"
-            with suppress(OSError, ValueError):  # Nobody may be there to read it.
-                print(text, file=sys.stderr, flush=True)

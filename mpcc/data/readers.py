@@ -33,27 +33,12 @@ LABEL_NAMES = {
     "cifar10": tuple(
         "airplane automobile bird cat deer dog frog horse ship truck".split(),
     ),
-    "cifar20": (
-        "aquatic mammals",
-        "fish",
-        "flowers",
-        "food containers",
-        "fruit and vegetables",
-        "household electrical devices",
-        "household furniture",
-        "insects",
-        "large carnivores",
-        "large man-made outdoor things",
-        "large natural outdoor scenes",
-        "large omnivores and herbivores",
-        "medium-sized mammals",
-        "non-insect invertebrates",
-        "people",
-        "reptiles",
-        "small mammals",
-        "trees",
-        "vehicles 1",
-        "vehicles 2",
+    "cifar20": tuple(
+        "aquatic mammals, fish, flowers, food containers, fruit and vegetables, "
+        "household electrical devices, household furniture, insects, large carnivores, "
+        "large man-made outdoor things, large natural outdoor scenes, "
+        "large omnivores and herbivores, medium-sized mammals, non-insect invertebrates, people, "
+        "reptiles, small mammals, trees, vehicles 1, vehicles 2".split(", ")
     ),
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mpcc.data.image_set import to_uint8
 from mpcc.evaluation import failures, metrics
+from mpcc.evaluation.inception import InceptionMissing
 from mpcc.model.networks import Generator
 from mpcc.training.state import TrainState, as_input, on_device, seeded
 
@@ -144,12 +145,13 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     with seeded(config.seed):  # only so that the global random stream stays where it is
         generator = Generator(config).to(state.device, state.average[0].dtype)
     state.parts["generator"].give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
-    for statistics in generator.statistics():
-        statistics.state = "collecting"
+    norms = generator.norms()
+    for norm in norms:
+        norm.state = "collecting"
     for _ in range(config.n_standing_passes):
         generator(*state.prior.sample(config.batch_size, rng))
-    for statistics in generator.statistics():
-        statistics.state = "standing"
+    for norm in norms:
+        norm.state = "standing"
     return generator
 
 
@@ -168,9 +170,9 @@ def held_out_scores(
     if clusters is not None:
         assigned, _ = assign(state, z_means)
         if state.labels is not None and data.labels is not None:
-            trained = state.labels.cpu(), clusters.cpu()
-            tested = data.labels.cpu(), assigned.cpu()
-            row = metrics.held_out_clustering(*trained, *tested, state.config.n_clusters)
+            trained, tested = (state.labels.cpu(), clusters.cpu()), data.labels.cpu()
+            k = state.config.n_clusters
+            row = metrics.clustering(tested, assigned.cpu(), k, trained=trained)
     moments = reconstruct(state, generator, data.images, z_means, assigned)
     row["mse"] = float(moments[:, 1].mean())
     return {f"{name}{metrics.TEST}": value for name, value in row.items()}
@@ -278,7 +280,7 @@ def generation_scores(
             unavailable |= undefined
         except NotFinite:
             raise
-        except Unavailable as reason:
+        except (Unavailable, InceptionMissing) as reason:
             unavailable |= dict.fromkeys(names, str(reason))
         except Exception as error:
             unavailable |= dict.fromkeys(names, said(error))
@@ -300,10 +302,7 @@ def _inception_scores(state: TrainState, generator: Generator) -> dict[str, floa
     samples, config = generated_batches(state, generator), state.config
     if not config.scored_by_inception:
         raise Unavailable("their network is not made for 8×8 pixels; FID-CNN replaces them")
-    try:
-        network = inception.load_inception(inception.find_weights(), state.device)
-    except inception.InceptionMissing as error:
-        raise Unavailable(str(error)) from None
+    network = inception.load_inception(inception.find_weights(), state.device)
     splits = config.n_is_splits
     return generation.scores(
         network, samples, state.image_set, n_is_splits=splits, seed=config.seed

@@ -218,14 +218,6 @@ def acc_majority(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> flo
     return float(counts.max(1).sum() / counts.sum())
 
 
-def acc_hungarian(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
-    """Share of images that agree under the best one-to-one match of clusters and labels."""
-    from scipy.optimize import linear_sum_assignment
-
-    counts = contingency(labels, clusters, n_clusters)
-    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / counts.sum())
-
-
 def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
     """Mutual information of clusters and labels over the mean of their entropies, 0..1 (1 where
     both are a single group, as scikit-learn has it)."""
@@ -250,36 +242,27 @@ def ari(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
     return (both - by_chance) / ((same_cluster + same_label) / 2 - by_chance)
 
 
-def clustering(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> dict[str, float]:
-    """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels."""
-    return {
-        "acc_majority": acc_majority(labels, clusters, n_clusters),
-        "acc_hungarian": acc_hungarian(labels, clusters, n_clusters),
-        "nmi": nmi(labels, clusters, n_clusters),
-        "ari": ari(labels, clusters, n_clusters),
-    }
-
-
-def held_out_clustering(
+def clustering(
     labels: ArrayLike,
     clusters: ArrayLike,
-    test_labels: ArrayLike,
-    test_clusters: ArrayLike,
     n_clusters: int,
+    *,
+    trained: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> dict[str, float]:
-    """The scores of `clustering` on test images, where trained images say what label a cluster
-    stands for.
+    """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels.
 
-    A cluster that no trained image, or no match, has given a label is wrong for every test image.
+    trained: labels and clusters of the images that say what label a cluster stands for; None: these
+      same images. A cluster that none of them, or no match, has given a label is wrong for every
+      image.
     """
     from scipy.optimize import linear_sum_assignment
 
-    counts = contingency(labels, clusters, n_clusters)
+    counts = contingency(*(trained or (labels, clusters)), n_clusters)
     majority = np.where(counts.any(1), counts.argmax(1), -1)
     matched = np.full(n_clusters, -1)
     rows, columns = linear_sum_assignment(counts, maximize=True)
     matched[rows] = columns
-    theirs, of = np.asarray(test_labels, np.int64), np.asarray(test_clusters, np.int64)
+    theirs, of = np.asarray(labels, np.int64), np.asarray(clusters, np.int64)
     return {
         "acc_majority": float((majority[of] == theirs).mean()),
         "acc_hungarian": float((matched[of] == theirs).mean()),

@@ -17,27 +17,6 @@ from mpcc.training.optimiser import BETA2, EPS, Part
 
 
 @dataclass
-class Adam:
-    """Adam without a first moment on one tensor."""
-
-    square_average: Tensor
-    n_steps: Tensor = field(init=False)
-    """Steps so far, 0-d on the device: a recorded iteration counts them without the host."""
-
-    def __post_init__(self) -> None:
-        device = self.square_average.device
-        self.n_steps = torch.zeros((), dtype=torch.float64, device=device)
-
-    def step(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
-        """Move `parameter` in place; all of one shape."""
-        self.n_steps.add_(1)
-        self.square_average.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        correction = (1 - BETA2**self.n_steps).sqrt_()
-        denominator = self.square_average.sqrt().div_(correction).add_(EPS)
-        parameter.addcdiv_(gradient, denominator, value=-lr)
-
-
-@dataclass
 class _Group:
     """Spectral weights of one shape, side by side in the buffer; n of rows × columns."""
 
@@ -141,7 +120,9 @@ class FlatPart(Part):
         self.raw = [pool.raw[span]]
         self.gradient = torch.empty_like(pool.raw)
         self.span = span
-        self.adam = Adam(torch.zeros_like(pool.raw[span]))
+        self.square_average = torch.zeros_like(pool.raw[span])
+        # Counted on the device: a recorded iteration asks the host for nothing.
+        self.n_steps = torch.zeros((), dtype=torch.float64, device=pool.raw.device)
         self.lr = lr
 
     def step(self, gradients: Sequence[Tensor]) -> None:
@@ -149,7 +130,12 @@ class FlatPart(Part):
         torch.cat([_lying(g) for g in gradients], out=gradient)
         for group in self.groups:
             group.raw_gradient(self.gradient)
-        self.adam.step(self.raw[0], gradient, self.lr)
+        # Adam without a first moment.
+        self.n_steps.add_(1)
+        self.square_average.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        correction = (1 - BETA2**self.n_steps).sqrt_()
+        denominator = self.square_average.sqrt().div_(correction).add_(EPS)
+        self.raw[0].addcdiv_(gradient, denominator, value=-self.lr)
         self.refresh()
 
     def refresh(self, n_power_iterations: int = 1) -> None:
@@ -182,14 +168,14 @@ class FlatPart(Part):
         return {
             "raw": self.raw[0],
             "vectors": self.vectors(),
-            "square_average": self.adam.square_average,
-            "n_steps": self.adam.n_steps,
+            "square_average": self.square_average,
+            "n_steps": self.n_steps,
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.load_weights(state["raw"], state["vectors"])
-        self.adam.square_average.copy_(state["square_average"])
-        self.adam.n_steps.copy_(state["n_steps"])
+        self.square_average.copy_(state["square_average"])
+        self.n_steps.copy_(state["n_steps"])
 
 
 def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral | None]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-import time
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mpcc.data import folder
 from mpcc.data.own_images import refusal
-from mpcc.data.pictures import Facts, UnsoundError, pixels_of, read_all, summary
+from mpcc.data.pictures import Facts, UnsoundError, pixels_of, progress, read_all, summary
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
@@ -35,7 +33,6 @@ MIN_SIDE = 4
 """Fewer pixels mean that an axis was taken for another."""
 ROUNDING = 1e-6
 """Share of the range by which floats may lie beyond it."""
-PATIENCE_SECONDS = 2.0
 
 
 def prepare(
@@ -106,18 +103,6 @@ def one_image(image: Images) -> Images:
     if isinstance(image, (np.ndarray, Tensor)) and image.ndim in (2, 3) and image.shape[0] != 1:
         return [image]
     return [image] if isinstance(image, Image.Image) else image
-
-
-def progress(work: Sequence[int], n: int) -> Iterator[int]:
-    """Each item of the work on n images; where it takes long, on a terminal, with how far it is."""
-    begun, shown = time.monotonic(), False
-    for done, item in enumerate(work):
-        if sys.stderr.isatty() and time.monotonic() - begun > PATIENCE_SECONDS:
-            shown = True
-            print(f"\r{done * n // len(work):,} of {n:,} images", end="", file=sys.stderr)
-        yield item
-    if shown:
-        print(f"\r{n:,} of {n:,} images", file=sys.stderr)
 
 
 def _parts(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mpcc.config import Config
 from mpcc.data.image_set import to_float, to_uint8
+from mpcc.data.pictures import progress
 from mpcc.model.networks import Encoder, Generator
 from mpcc.model.prior import Prior
 from mpcc.training.device import whole_float32
-from mpcc.use.images import Images, one_image, prepare, progress
+from mpcc.use.images import Images, one_image, prepare
 from mpcc.use.levels import Levels
 
 BATCH = 64
