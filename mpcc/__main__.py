@@ -55,7 +55,6 @@ To use what was trained: python -m mpcc cluster, sample or reconstruct, each wit
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        speaker="python -m mpcc",
         prog="python -m mpcc",
         description="Train MPCC once: cluster images without labels and draw new ones.",
         epilog=EXAMPLES,

@@ -211,12 +211,9 @@ def reconstruct(
 ) -> Tensor:
     """Of x - G(μ̃, most likely cluster), x in [-1, 1], for each image: its mean and its mean
     square, (N, 2) in float64, on the device."""
-    size = images_at_once(state)
     moments = []
-    for start in range(0, len(images), size):
-        chunk = slice(start, start + size)
+    for chunk, x_hat in drawn(state, generator, z_means, clusters):
         x = as_input(state, images[chunk])
-        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk])
         difference = (x.double() - x_hat.double()).flatten(1)
         moments.append(torch.stack((difference.mean(1), difference.square().mean(1)), 1))
     found = torch.cat(moments)
@@ -233,13 +230,21 @@ def images_at_once(state: TrainState) -> int:
 
 def draw(state: TrainState, generator: Generator, z: Tensor, y: Tensor | None) -> Tensor:
     """The images of z (B, J) and y (B,) or None, uint8."""
-    size, drawn = images_at_once(state), []
+    found = []
+    for _, images in drawn(state, generator, z, y):
+        _check_finite("a generated image", images)
+        found.append(to_uint8(images))
+    return torch.cat(found)
+
+
+def drawn(
+    state: TrainState, generator: Generator, z: Tensor, y: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Images in [-1, 1] of z (B, J) and y (B,) or None, some at a time, and which they are."""
+    size = images_at_once(state)
     for start in range(0, len(z), size):
         chunk = slice(start, start + size)
-        images = generator(z[chunk], None if y is None else y[chunk])
-        _check_finite("a generated image", images)
-        drawn.append(to_uint8(images))
-    return torch.cat(drawn)
+        yield chunk, generator(z[chunk], None if y is None else y[chunk])
 
 
 def sample_clusters_evenly(

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mpcc.data import folder
 from mpcc.data.own_images import refusal
-from mpcc.data.pictures import Facts, UnsoundError, pixels_of, progress, read_all, summary
+from mpcc.data.pictures import UnsoundError, pixels_of, progress, read_all, summary
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
@@ -138,11 +138,10 @@ def _read(files: list[Path], n_channels: int, size: int, ground: str) -> tuple[P
         pixels = _in_colours(pixels, n_channels, folder.readable(files[i]))
         found[i], brightest[i] = resize(middle_square(pixels)[None], size)[0], pixels.max()
 
-    read = read_all(files, ground, use)
-    error = refusal(files, read, option="--skip-damaged (in a shell)")
-    if error:
-        raise error
-    for line in summary([one for one in read if isinstance(one, Facts)])[1:]:
+    facts, wrong = read_all(files, ground, use)
+    if wrong:
+        raise refusal(wrong, len(files), option="--skip-damaged (in a shell)")
+    for line in summary([one for one in facts if one])[1:]:
         log.warning("%s", line)
     return found, int(brightest.max())
 

@@ -18,7 +18,7 @@ from mpcc.data.image_set import to_float, to_uint8
 from mpcc.data.pictures import progress
 from mpcc.model.networks import Encoder, Generator
 from mpcc.model.prior import Prior
-from mpcc.training.device import whole_float32
+from mpcc.training.device import cpu_threads, whole_float32
 from mpcc.use.images import Images, one_image, prepare
 from mpcc.use.levels import Levels
 
@@ -162,7 +162,9 @@ class Model:
     def _log_memberships(self, images: Images, how: dict[str, Any]) -> Tensor:
         self._check_clusters("it cannot cluster")
         pixels = self.prepare(images, **how)
-        return self._in_batches(lambda x: (self._memberships(self._encoded(x)[0]),), pixels)[0]
+        return self._in_batches(
+            lambda x: (self.prior.log_memberships(self._encoded(x)[0]),), pixels
+        )[0]
 
     def _check_clusters(self, what: str) -> None:
         if not self.prior.has_clusters:
@@ -175,9 +177,6 @@ class Model:
         x = to_float(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         return self.encoder(x)
 
-    def _memberships(self, z: Tensor) -> Tensor:
-        return self.prior.log_memberships(z)
-
     def _latent(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         z = self._in_batches(self._encoded, pixels)[0].to(self.device)
         return z, self._likeliest(z)
@@ -185,7 +184,11 @@ class Model:
     def _likeliest(self, z: Tensor) -> Tensor | None:
         if not self.prior.has_clusters:
             return None
-        return self._in_batches(lambda z: (self._memberships(z),), z)[0].argmax(1).to(z.device)
+        return (
+            self._in_batches(lambda z: (self.prior.log_memberships(z),), z)[0]
+            .argmax(1)
+            .to(z.device)
+        )
 
     def _draw(self, z: Tensor, y: Tensor | None) -> Pixels:
         given = (z,) if y is None else (z, y)
@@ -215,12 +218,8 @@ class Model:
 def as_trained(config: Config, device: torch.device) -> Iterator[None]:
     """Within, torch computes as in the trial; afterwards as before. Threads change the last bit."""
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.cpu_threads)
-        try:
+        with cpu_threads(config.cpu_threads):
             yield
-        finally:
-            torch.set_num_threads(threads)
     else:
         whole = contextlib.nullcontext() if config.precision == "tf32" else whole_float32()
         with whole, torch.backends.cudnn.flags(benchmark=False, deterministic=True):
