@@ -31,7 +31,7 @@ from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, checked_device, path
 from mpcc.runs.files import exclusive
-from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
+from mpcc.runs.run_dir import RunDirError, check_run, read_metrics, read_result
 from mpcc.shell import guard_output, one_line
 from mpcc.training.checks import check_data
 from mpcc.use import commands
@@ -249,10 +249,9 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
 
 def refuse_other_run(config: Config, out: Path) -> None:
     """Raise RunDirError, before torch is loaded, where `out` holds something else."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        open_run(out, config)
-        if read_config(out) is not None and read_result(out) is None:
-            read_metrics(out)
+    is_new = check_run(out, config)
+    if not is_new and read_result(out) is None:
+        read_metrics(out)
 
 
 def remaining(now: Progress, begun: Progress, start: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -72,27 +73,21 @@ class Pool:
             start = offset
             leaves: list[Tensor] = []
             groups: list[_Group] = []
-            by_shape: dict[torch.Size, list[Spectral]] = {}
-            for parameter, layer in segment:
-                span = slice(offset, offset + parameter.numel())
-                view = _view(self.raw[span], parameter.shape)
-                view.copy_(parameter.data)
-                parameter.data = view
-                parameter.requires_grad_(False)
-                if layer is None:
-                    leaves.append(parameter)
-                else:
-                    layer.normalised = _view(self.normalised[span], parameter.shape)
-                    leaves.append(layer.normalised)
-                    by_shape.setdefault(parameter.shape, []).append(layer)
-                offset = span.stop
-            group_start = start
-            for shape, layers in by_shape.items():
-                n_values = len(layers) * shape.numel()
-                groups.append(
-                    self._group(layers, shape, slice(group_start, group_start + n_values))
-                )
-                group_start += n_values
+            for shape, members in groupby(segment, _spectral_shape):
+                first, layers = offset, []
+                for parameter, layer in members:
+                    span = slice(offset, offset + parameter.numel())
+                    offset = span.stop
+                    view = _view(self.raw[span], parameter.shape)
+                    view.copy_(parameter.data)
+                    parameter.data = view
+                    parameter.requires_grad_(False)
+                    if layer is not None:
+                        layer.normalised = _view(self.normalised[span], parameter.shape)
+                        layers.append(layer)
+                    leaves.append(parameter if layer is None else layer.normalised)
+                if shape is not None:
+                    groups.append(self._group(layers, shape, slice(first, offset)))
             self.groups.append(groups)
             self.leaves.append(leaves)
             self.spans.append(slice(start, offset))
@@ -186,13 +181,12 @@ def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral 
             for name, parameter in sub.named_parameters(recurse=False):
                 layer = sub if isinstance(sub, Spectral) and name == "weight" else None
                 found[id(parameter)] = (parameter, layer)
-    shapes: dict[torch.Size, int] = {}
-    for parameter, layer in found.values():
-        if layer is not None:
-            shapes.setdefault(parameter.shape, len(shapes))
-    return sorted(
-        found.values(), key=lambda pair: shapes[pair[0].shape] if pair[1] else len(shapes)
-    )
+    shapes = [shape for shape in map(_spectral_shape, found.values()) if shape]
+    return sorted(found.values(), key=lambda pair: [*shapes, None].index(_spectral_shape(pair)))
+
+
+def _spectral_shape(pair: tuple[nn.Parameter, Spectral | None]) -> torch.Size | None:
+    return pair[0].shape if pair[1] else None
 
 
 def _view(flat: Tensor, shape: torch.Size) -> Tensor:
