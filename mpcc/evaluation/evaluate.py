@@ -132,11 +132,11 @@ def _check_finite(what: str, *values: Tensor) -> None:
         raise NotFinite(f"{what} is not finite")
 
 
-def evaluation_rng(state: TrainState) -> torch.Generator:
+def evaluation_rng(state: TrainState, offset: int = 0) -> torch.Generator:
     """The random stream of an evaluation, by seed and iteration."""
-    rng = torch.Generator(state.device)
-    rng.manual_seed(state.config.seed * 1_000_003 + state.iteration)
-    return rng
+    return torch.Generator(state.device).manual_seed(
+        state.config.seed * 1_000_003 + state.iteration + offset
+    )
 
 
 def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
@@ -329,8 +329,7 @@ def _classifier_fid(state: TrainState, generator: Generator) -> dict[str, float]
 def generated_batches(state: TrainState, generator: Generator) -> Iterator[Tensor]:
     """`n_generated` images drawn from the prior, uint8, in batches; the same at every call."""
     n = state.config.n_generated or 0
-    rng = torch.Generator(state.device)
-    rng.manual_seed(state.config.seed * 1_000_003 + state.iteration + 500_009)
+    rng = evaluation_rng(state, 500_009)
     size = state.config.batch_size * CHUNK_BATCHES
     for start in range(0, n, size):
         yield draw(state, generator, *state.prior.sample(min(size, n - start), rng))

@@ -94,8 +94,6 @@ def build_state(
     parts: dict[str, Part] = {n: ModulePart([m], config.network_lr) for n, m in modules.items()}
     if any(True for _ in prior.parameters()):
         parts["prior"] = ModulePart([prior], config.prior_lr)
-    rng = torch.Generator(device)
-    rng.manual_seed(config.seed)
     state = TrainState(
         config=config,
         image_set=image_set,
@@ -105,7 +103,7 @@ def build_state(
         encoder=encoder,
         prior=prior,
         parts=parts,
-        rng=rng,
+        rng=torch.Generator(device).manual_seed(config.seed),
         average=[],
     )
     if config.fast:

@@ -111,8 +111,7 @@ class Model:
             self._check_clusters(f"cluster {cluster} cannot be drawn from")
             if not 0 <= (cluster := index(cluster)) < self.n_clusters:
                 raise ValueError(f"cluster must be 0 to {self.n_clusters - 1}, got {cluster}")
-        rng = torch.Generator(self.device)
-        rng.manual_seed(index(seed))
+        rng = torch.Generator(self.device).manual_seed(index(seed))
         with torch.no_grad():
             if cluster is None:
                 y = self.prior.sample_y(n, rng)
