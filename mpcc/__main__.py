@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import os
@@ -208,10 +207,14 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
     from mpcc.training.trainer import train
 
     again = f"the same command goes on. Run directory: {out}"
+    begun: Progress | None = None
+    start, stopped = 0.0, list[int]()
 
-    def end(number: int) -> None:
-        print(f"stopped before the first iteration; {again}", file=sys.stderr)
-        raise SystemExit(128 + number)
+    def stop(number: int) -> None:
+        if begun is None:
+            print(f"stopped before the first iteration; {again}", file=sys.stderr)
+            raise SystemExit(128 + number)
+        stopped.append(number)
 
     progress = train(
         config,
@@ -221,11 +224,10 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
         checkpoint_seconds=options.checkpoint_seconds,
         checkpoint_iterations=options.checkpoint_iterations,
     )
-    with on_signals(end):
-        begun = next(progress)
-    start, stopped = time.monotonic(), list[int]()
-    with on_signals(stopped.append):
-        for now in itertools.chain([begun], progress):
+    with on_signals(stop):
+        for now in progress:
+            if begun is None:
+                begun, start = now, time.monotonic()
             if now.metrics is not None or now.state != "running":
                 say(now.iteration, now.iterations, now.metrics, remaining(now, begun, start))
             if stopped and now.state == "running":

@@ -87,25 +87,14 @@ def build_state(
     """A trial before its first iteration. Weights depend on the seed alone, not on the device."""
     with seeded(config.seed):
         prior = build_prior(config).to(device, dtype)
-        generator, discriminator, encoder = build_networks(config)
-    modules = {"generator": generator, "discriminator": discriminator, "encoder": encoder}
-    for network in modules.values():
-        network.to(device, dtype)
-    parts: dict[str, Part] = {n: ModulePart([m], config.network_lr) for n, m in modules.items()}
+        networks = build_networks(config)
+    parts: dict[str, Part] = {}
+    for name, network in zip(("generator", "discriminator", "encoder"), networks, strict=True):
+        parts[name] = ModulePart([network.to(device, dtype)], config.network_lr)
     if any(True for _ in prior.parameters()):
         parts["prior"] = ModulePart([prior], config.prior_lr)
-    state = TrainState(
-        config=config,
-        image_set=image_set,
-        data=on_device(image_set, device),
-        generator=generator,
-        discriminator=discriminator,
-        encoder=encoder,
-        prior=prior,
-        parts=parts,
-        rng=torch.Generator(device).manual_seed(config.seed),
-        average=[],
-    )
+    rng, data = torch.Generator(device).manual_seed(config.seed), on_device(image_set, device)
+    state = TrainState(config, image_set, data, *networks, prior, parts, rng, average=[])
     if config.fast:
         from mpcc.fast.build import speed_up  # which imports the algorithm, and that this module
 
