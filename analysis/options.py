@@ -14,7 +14,6 @@ DEFAULT_FORMATS = "md,csv,tex"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        speaker="make_tables",
         prog="make_tables.py",
         description="Tables from the records of a sweep: printed, and written to <sweep>/tables.",
         epilog="Without options: the latest sweep under runs/, as Table 1 where it has that shape.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, checked_device, path
 from mpcc.runs.files import exclusive
-from mpcc.runs.run_dir import RunDirError, open_run, read_config, read_metrics, read_result
+from mpcc.runs.run_dir import RunDirError, check_run, read_metrics, read_result
 from mpcc.shell import guard_output, one_line
 from mpcc.training.checks import check_data
 from mpcc.use import commands
@@ -55,7 +54,6 @@ To use what was trained: python -m mpcc cluster, sample or reconstruct, each wit
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        speaker="python -m mpcc",
         prog="python -m mpcc",
         description="Train MPCC once: cluster images without labels and draw new ones.",
         epilog=EXAMPLES,
@@ -209,10 +207,14 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
     from mpcc.training.trainer import train
 
     again = f"the same command goes on. Run directory: {out}"
+    begun: Progress | None = None
+    start, stopped = 0.0, list[int]()
 
-    def end(number: int) -> None:
-        print(f"stopped before the first iteration; {again}", file=sys.stderr)
-        raise SystemExit(128 + number)
+    def stop(number: int) -> None:
+        if begun is None:
+            print(f"stopped before the first iteration; {again}", file=sys.stderr)
+            raise SystemExit(128 + number)
+        stopped.append(number)
 
     progress = train(
         config,
@@ -222,11 +224,10 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
         checkpoint_seconds=options.checkpoint_seconds,
         checkpoint_iterations=options.checkpoint_iterations,
     )
-    with on_signals(end):
-        begun = next(progress)
-    start, stopped = time.monotonic(), list[int]()
-    with on_signals(stopped.append):
-        for now in itertools.chain([begun], progress):
+    with on_signals(stop):
+        for now in progress:
+            if begun is None:
+                begun, start = now, time.monotonic()
             if now.metrics is not None or now.state != "running":
                 say(now.iteration, now.iterations, now.metrics, remaining(now, begun, start))
             if stopped and now.state == "running":
@@ -250,10 +251,9 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
 
 def refuse_other_run(config: Config, out: Path) -> None:
     """Raise RunDirError, before torch is loaded, where `out` holds something else."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        open_run(out, config)
-        if read_config(out) is not None and read_result(out) is None:
-            read_metrics(out)
+    is_new = check_run(out, config)
+    if not is_new and read_result(out) is None:
+        read_metrics(out)
 
 
 def remaining(now: Progress, begun: Progress, start: float) -> str:

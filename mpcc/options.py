@@ -6,20 +6,20 @@ import argparse
 import difflib
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Refuses in one line, without argparse's usage text, and takes no option cut short."""
 
-    def __init__(self, *, speaker: str, **options: object) -> None:
-        """`speaker`: the name that a refusal begins with."""
-        super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
-        self.speaker = speaker
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """One line, exit 2."""
-        self.exit(2, f"{self.speaker}: {' '.join(explained(message, self).split())}\n")
+        self.exit(
+            2, f"{self.prog.removesuffix('.py')}: {' '.join(explained(message, self).split())}\n"
+        )
 
 
 def explained(message: str, parser: argparse.ArgumentParser) -> str:

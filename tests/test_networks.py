@@ -205,12 +205,12 @@ def test_standing_statistics_are_the_mean_over_the_passes():
     generator: Generator = build(Config(**SMALL))[0]
     norm = generator.blocks[0].norm1
     xs = [torch.randn(6, 4, 4, 4).double() * (i + 1) + i for i in range(3)]
-    norm.statistics.state = "collecting"
+    norm.state = "collecting"
     for x in xs:
-        norm.statistics.normalise(x)
-    norm.statistics.state = "standing"
+        norm.normalise(x)
+    norm.state = "standing"
     mean = sum(x.mean((0, 2, 3)) for x in xs) / 3
     var = sum(x.var((0, 2, 3), correction=0) for x in xs) / 3
     one = xs[0][:1]
     expected = (one - mean.view(1, -1, 1, 1)) / torch.sqrt(var.view(1, -1, 1, 1) + 1e-5)
-    torch.testing.assert_close(norm.statistics.normalise(one), expected)
+    torch.testing.assert_close(norm.normalise(one), expected)

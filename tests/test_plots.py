@@ -47,7 +47,7 @@ def test_variances_and_diagonal_covariances_are_one_ellipse():
     _, _, _, variances = mixture(3)
     axes = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 2)))[0]
     full = np.stack([np.diag(v) for v in variances])
-    assert plots._projected(variances, axes, 3) == pytest.approx(plots._projected(full, axes, 3))
+    assert plots._projected(variances, axes) == pytest.approx(plots._projected(full, axes))
 
 
 @pytest.mark.parametrize("k", [1, 10, 100])

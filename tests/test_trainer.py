@@ -640,7 +640,7 @@ def test_images_that_were_not_trained_on_are_scored_by_the_trained_ones(tmp_path
     assert found["acc_majority@test"] == pytest.approx(right)
     assert found["ari@test"] == pytest.approx(adjusted_rand_score(y[~kept], theirs))
     # With all images as the test: the score of the training itself.
-    same = metrics.held_out_clustering(y[kept], ours, y[kept], ours, 10)
+    same = metrics.clustering(y[kept], ours, 10, trained=(y[kept], ours))
     assert same["acc_hungarian"] == pytest.approx(plain["metrics"]["acc_hungarian"])
     with pytest.raises(ValueError, match="eval_split=test needs split=train"):
         trained.override(split="all", eval_split="test")

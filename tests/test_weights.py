@@ -95,7 +95,7 @@ def test_a_plain_trial_is_plain_throughout(changes):
 def test_standing_statistics_of_bfloat16_layers_are_float32(fast):
     config = Config(**SMALL, fast=fast, precision="bfloat16")
     state = build_state(config, images())
-    for statistics in evaluate(state).generator.statistics():
-        assert statistics.mean.dtype == statistics.var.dtype == torch.float32
+    for norm in evaluate(state).generator.norms():
+        assert norm.standing_mean.dtype == norm.standing_var.dtype == torch.float32
         # More digits than 7 bits hold: the mean was not taken in bfloat16 either.
-        assert not torch.equal(statistics.var, statistics.var.bfloat16().float())
+        assert not torch.equal(norm.standing_var, norm.standing_var.bfloat16().float())

@@ -1,4 +1,4 @@
-"""Which metrics the tables have; how each is shown says `mpcc.evaluation.shown`."""
+"""Which metrics the tables have; how each is shown says `mpcc.evaluation.metrics`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpcc.evaluation.metrics import METRICS, TEST
-from mpcc.evaluation.shown import Column, column, metric_name
+from mpcc.evaluation.metrics import Metric as Column
+from mpcc.evaluation.shown import column, metric_name
 
 if TYPE_CHECKING:
     from analysis.tables.groups import Group

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcc.data.places import cache_dir
-from mpcc.runs import run_dir
+from mpcc.runs.files import exclusive, write_bytes
 
 Arrays = dict[str, Any]
 
@@ -37,17 +38,9 @@ def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> 
 @contextlib.contextmanager
 def locked(place: Path) -> Iterator[None]:
     """Let one process at a time make this entry of the cache."""
-    try:
-        import fcntl
-
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = place.with_name(place.name + ".lock").open("w")
-    except (ImportError, OSError):
-        yield
-        return
-    with lock:
-        with contextlib.suppress(OSError):  # Some network disks have no locks.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # A cache that cannot be written.
+            stack.enter_context(exclusive(place.with_name(f".{place.name}.busy"), math.inf))
         yield
 
 
@@ -63,4 +56,4 @@ def _write(path: Path, arrays: Arrays) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with contextlib.suppress(OSError):
-        run_dir.write_bytes(path, buffer.getvalue())
+        write_bytes(path, buffer.getvalue())

@@ -21,23 +21,14 @@ def download(dataset: str, data_dir: Path | str | None) -> Path:
         pass  # what is missing or damaged is fetched below
     except OSError as error:
         raise DataError(f"cannot write to data folder {root}: {error.strerror}") from None
+    files = (data_files.FILES | {"omniglot": data_files.OMNIGLOT}).get(dataset)
     try:
-        if dataset == "omniglot":
-            folder = root / data_files.OMNIGLOT_FOLDERS[0]
-            download_url(
-                data_files.OMNIGLOT_URL + data_files.OMNIGLOT_ARCHIVE,
-                str(folder),
-                md5=data_files.OMNIGLOT_MD5,
-            )
-        elif dataset in data_files.FILES:
-            files = data_files.FILES[dataset]
-            if files.archive is None:
-                for name, md5 in files.checksums.items():
-                    download_url(files.url + name, str(root / files.folder), md5=md5)
-            else:
-                download_and_extract_archive(
-                    files.url, str(root), filename=files.archive[0], md5=files.archive[1]
-                )
+        if files is not None and files.archive is not None:
+            name, md5 = files.archive
+            download_and_extract_archive(files.url, str(root), filename=name, md5=md5)
+        elif files is not None:
+            for name, md5 in files.checksums.items():
+                download_url(files.url + name, str(root / files.folder), md5=md5)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{dataset}: the download into {root} failed ({reason})") from None

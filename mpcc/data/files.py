@@ -93,9 +93,12 @@ UNPACKED_MNIST = {
 
 OMNIGLOT_CHARACTERS = 100
 OMNIGLOT_ARCHIVE = "images_background.zip"
-OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
-OMNIGLOT_MD5 = "68d2efa1b9178cc56df9314c21c6e718"
-OMNIGLOT_FOLDERS = ("Omniglot", "omniglot-py", ".")
+OMNIGLOT = FileSet(
+    "Omniglot",
+    {OMNIGLOT_ARCHIVE: "68d2efa1b9178cc56df9314c21c6e718"},
+    "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
+)
+OMNIGLOT_FOLDERS = (OMNIGLOT.folder, "omniglot-py", ".")
 
 
 def check_available(dataset: str, data_dir: Path | str | None = None) -> None:
@@ -127,8 +130,7 @@ def source_files(dataset: str, data_dir: Path | str | None) -> list[Path]:
         return [path for path, _ in find(data_dir).images]
     if dataset == "omniglot":
         place = find_omniglot(data_dir)
-        files = [place] if place.is_file() else sorted(place.glob("*/*/*.png"))
-        return files
+        return [place] if place.is_file() else sorted(place.glob("*/*/*.png"))
     files = missing_or_found(dataset, data_dir)
     note = files[0].parent / MODIFIED
     return [*files, note] if note.is_file() else files
@@ -174,9 +176,9 @@ def find_omniglot(data_dir: Path | str | None) -> Path:
             counts[archive] = len({name.rpartition("/")[0] for name in omniglot_names(archive)})
     if not counts:
         raise DataError(
-            f"omniglot: {OMNIGLOT_ARCHIVE} not found in {root / OMNIGLOT_FOLDERS[0]}; put it, or "
+            f"omniglot: {OMNIGLOT_ARCHIVE} not found in {root / OMNIGLOT.folder}; put it, or "
             f"the folder images_background/<alphabet>/<character>/*.png, there "
-            f"(from {OMNIGLOT_URL}) or add --download"
+            f"(from {OMNIGLOT.url}) or add --download"
         )
     enough = [place for place, n in counts.items() if n >= OMNIGLOT_CHARACTERS]
     if not enough:

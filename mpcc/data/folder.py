@@ -72,14 +72,8 @@ def find(data_dir: Path | str | None) -> Found:
     DataError, one line, where there are none or where the subfolders cannot be labels.
     """
     root = required_dir("folder", data_dir)
-    walk = _Walk()
-    _enter(root, (), (os.path.realpath(root),), walk)
-    if not walk.files:
-        raise DataError(
-            f"no images (.png, .jpg, .tif, .webp, …) in {root}{_instead(walk)}; "
-            "name another folder with --data-dir"
-        )
-    files = sorted(walk.files)
+    walk = _walked(root, "; name another folder with --data-dir")
+    files = walk.files
     depth = _label_depth(root, files)
     images = [(root.joinpath(*parts), _label(parts, depth)) for parts in files]
     in_training = [parts[0].lower() in TRAINING_NAMES for parts in files] if depth == 2 else None
@@ -93,11 +87,8 @@ def files_in(root: Path) -> tuple[list[Path], tuple[str, ...]]:
 
     DataError for none.
     """
-    walk = _Walk()
-    _enter(root, (), (os.path.realpath(root),), walk)
-    if not walk.files:
-        raise DataError(f"no images (.png, .jpg, .tif, .webp, …) in {root}{_instead(walk)}")
-    return [root.joinpath(*parts) for parts in sorted(walk.files)], tuple(_left_out(walk))
+    walk = _walked(root)
+    return [root.joinpath(*parts) for parts in walk.files], tuple(_left_out(walk))
 
 
 def as_text(name: str | Path) -> str:
@@ -119,6 +110,18 @@ def named(names: Sequence[str]) -> str:
 def counted(n: int, noun: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _walked(root: Path, advice: str = "") -> _Walk:
+    """What lies in a folder, images by name; DataError, with this advice, where there are none."""
+    walk = _Walk()
+    _enter(root, (), (os.path.realpath(root),), walk)
+    if not walk.files:
+        left_out = "; ".join(_left_out(walk))
+        instead = f" ({left_out})" if left_out else ""
+        raise DataError(f"no images (.png, .jpg, .tif, .webp, …) in {root}{instead}{advice}")
+    walk.files.sort()
+    return walk
 
 
 def _enter(folder: Path, parts: tuple[str, ...], above: tuple[str, ...], walk: _Walk) -> None:
@@ -240,8 +243,3 @@ def _left_out(walk: _Walk) -> Iterator[str]:
         yield f"left out {counted(n, 'file')} of other kinds: {named(kinds)}"
     if walk.circles:
         yield f"left out links that lead back to a folder above: {named(walk.circles)}"
-
-
-def _instead(walk: _Walk) -> str:
-    left_out = "; ".join(_left_out(walk))
-    return f" ({left_out})" if left_out else ""

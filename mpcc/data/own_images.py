@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from mpcc.config import Config
 from mpcc.data import folder
-from mpcc.data.pictures import Facts, UnsoundError, read_all, summary
+from mpcc.data.pictures import Unsound, read_all, summary
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, Source, in_training, middle_square, resize
 
-Read: TypeAlias = "Facts | UnsoundError"
 SKIP = "--set skip_damaged=true"
 
 
@@ -29,14 +27,12 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
         images[i] = resize(middle_square(pixels)[None], size)[0]
 
     paths = [path for path, _ in kept]
-    read = read_all(paths, config.image_ground, use)
-    facts = [one for one in read if isinstance(one, Facts)]
-    error = refusal(paths, read, found.root, "" if config.skip_damaged else SKIP)
-    if error and not (config.skip_damaged and facts):
-        raise error
-    notes = _left_out(paths, read, found.root)
-    if len(facts) < len(kept):
-        sound = [isinstance(one, Facts) for one in read]
+    facts, wrong = read_all(paths, config.image_ground, use)
+    sound = [one is not None for one in facts]
+    if wrong and not (config.skip_damaged and any(sound)):
+        raise refusal(wrong, len(paths), found.root, "" if config.skip_damaged else SKIP)
+    notes = _left_out(wrong, found.root)
+    if wrong:
         images, kept = images[sound], [image for image, s in zip(kept, sound, strict=True) if s]
     counts = Counter(label for _, label in kept)
     names = tuple(sorted(counts))
@@ -44,7 +40,7 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
     if lost:
         notes.append(f"no image of {folder.named(lost)} is left, so that there is no such label")
     what = [f"{folder.counted(len(kept), 'image')}, {_labels_text(counts)}"]
-    first, *converted = summary(facts)
+    first, *converted = summary([one for one in facts if one])
     notes = [", ".join([*what, first]), *converted, *found.notes, *notes]
     if names == ("",):
         return Source(images, None, (), tuple(notes))
@@ -76,48 +72,35 @@ def _of_split(found: folder.Found, split: str) -> list[tuple[Path, str]]:
 
 def sound_files(paths: Sequence[Path], ground: str) -> tuple[list[Path], list[str]]:
     """Those that can be read, and the note on the others. DataError where there are none."""
-    read = read_all(paths, ground, lambda i, pixels: None)
-    sound = [p for p, one in zip(paths, read, strict=True) if isinstance(one, Facts)]
-    error = refusal(paths, read)
-    if error and not sound:
-        raise error
-    return sound, _left_out(paths, read)
+    facts, wrong = read_all(paths, ground, lambda i, pixels: None)
+    sound = [path for path, one in zip(paths, facts, strict=True) if one]
+    if wrong and not sound:
+        raise refusal(wrong, len(paths))
+    return sound, _left_out(wrong)
 
 
 def refusal(
-    paths: Sequence[Path], read: Sequence[Read], root: Path | None = None, option: str = ""
-) -> DataError | None:
-    """All files that are not sound, in one line; None where there are none.
+    wrong: Sequence[Unsound], n_files: int, root: Path | None = None, option: str = ""
+) -> DataError:
+    """All files that are not sound, of so many, in one line.
 
-    read: what `pictures.read_all` gave for these paths. root: the folder of all of them, if there
-    is one. option: leaves them out.
+    root: the folder of all of them, if there is one. option: leaves them out.
     """
-    wrong = _unsound(paths, read)
-    if not wrong:
-        return None
     what, them = f"{folder.readable(wrong[0][0])} is not a sound image ({wrong[0][1]})", "it"
     if len(wrong) > 1:
         inside, them = f" in {root}" if root else "", "them"
-        what = (
-            f"{len(wrong):,} of {len(paths):,} files{inside} are not sound images: "
-            f"{_named(wrong, root)}"
-        )
+        named = _named(wrong, root)
+        what = f"{len(wrong):,} of {n_files:,} files{inside} are not sound images: {named}"
     advice = f", or leave {them} out by {option}" if option else ""
     return DataError(f"{what}; mend or remove {them}{advice}")
 
 
-def _left_out(paths: Sequence[Path], read: Sequence[Read], root: Path | None = None) -> list[str]:
-    wrong = _unsound(paths, read)
+def _left_out(wrong: Sequence[Unsound], root: Path | None = None) -> list[str]:
     n = folder.counted(len(wrong), "damaged file")
     return [f"left out {n}: {_named(wrong, root)}"] if wrong else []
 
 
-def _unsound(paths: Sequence[Path], read: Sequence[Read]) -> list[tuple[Path, UnsoundError]]:
-    pairs = zip(paths, read, strict=True)
-    return [(path, one) for path, one in pairs if isinstance(one, UnsoundError)]
-
-
-def _named(wrong: Sequence[tuple[Path, UnsoundError]], root: Path | None) -> str:
+def _named(wrong: Sequence[Unsound], root: Path | None) -> str:
     return folder.named(
         [f"{path.relative_to(root) if root else path} ({error})" for path, error in wrong]
     )

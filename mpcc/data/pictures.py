@@ -9,7 +9,6 @@ import functools
 import io
 import re
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
@@ -18,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
+from PIL.ExifTags import Base as Tag
 
 from mpcc.data.folder import UNREAD_SUFFIXES
 from mpcc.data.source import Pixels
@@ -33,9 +34,6 @@ BATCH = 32
 """Images that a thread reads before it takes the next ones."""
 PROGRESS_SECONDS = 5.0
 """Between two lines of progress."""
-ORIENTATION, PHOTOMETRIC, BITS = 0x0112, 262, 258
-EXTRA_CHANNELS, KIND_OF_VALUES = 338, 339
-"""Tags of EXIF and TIFF."""
 SIGNED = 2
 """A kind of values."""
 SIDEWAYS = range(2, 9)
@@ -48,6 +46,9 @@ SCALED = re.compile(r"L;[24]|;16[BLN]")
 
 class UnsoundError(ValueError):
     """An image that cannot be read, or not without guessing; why, in a few words."""
+
+
+Unsound = tuple[Path, UnsoundError]
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,13 @@ def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
 
 def read_all(
     paths: Sequence[Path], ground: str, use: Callable[[int, Pixels], None]
-) -> list[Facts | UnsoundError]:
-    """Read images on all cores; `use` gets the place and the pixels (3, H, W) of each sound one."""
-    facts: list[Facts | UnsoundError] = [UnsoundError("not read")] * len(paths)
-    progress = _Progress(len(paths))
+) -> tuple[list[Facts | None], list[Unsound]]:
+    """Read images on all cores; `use` gets the place and the pixels (3, H, W) of each sound one.
+
+    Returns what each image was, None where it is not sound, and those that are not.
+    """
+    facts: list[Facts | None] = [None] * len(paths)
+    wrong: dict[int, UnsoundError] = {}
 
     def read(places: range) -> None:
         for i in places:
@@ -108,19 +112,35 @@ def read_all(
                 pixels, facts[i] = read_picture(paths[i], ground)
                 use(i, pixels)
             except UnsoundError as error:
-                facts[i] = error
-        progress.add(len(places))
+                wrong[i] = error
 
     pool = ThreadPoolExecutor(usable_cores())
     batches = [range(i, min(i + BATCH, len(paths))) for i in range(0, len(paths), BATCH)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it reads nevertheless.
         try:
-            for done in [pool.submit(read, batch) for batch in batches]:
-                done.result()
+            reading = [pool.submit(read, batch) for batch in batches]
+            for batch in progress(reading, len(paths)):
+                batch.result()
         finally:
             pool.shutdown(cancel_futures=True)
-    return facts
+    return facts, [(paths[i], wrong[i]) for i in sorted(wrong)]
+
+
+Item = TypeVar("Item")
+
+
+def progress(work: Sequence[Item], n: int) -> Iterator[Item]:
+    """Each item of the work on n images; where it takes long, lines on stderr say how far it is."""
+    begun = said = time.monotonic()
+    for done, item in enumerate(work):
+        now = time.monotonic()
+        if done and now - said > PROGRESS_SECONDS:
+            said, left = now, (now - begun) / done * (len(work) - done)
+            text = f"{done * n // len(work):,} of {n:,} images, {left:.0f} s left"
+            with suppress(OSError, ValueError):  # Nobody may be there to read it.
+                print(text, file=sys.stderr, flush=True)
+        yield item
 
 
 def summary(facts: Sequence[Facts]) -> list[str]:
@@ -191,18 +211,18 @@ def _sixteen_bits(opened: Image.Image) -> NDArray[np.int64]:
         raise UnsoundError(f"{kind} values have no range of their own; save it with 8 or 16 bits")
     values = np.asarray(opened).astype(np.int64)
     tags = getattr(opened, "tag_v2", {})
-    bits = tags.get(BITS, (16,))[0]
+    bits = tags.get(Tag.BitsPerSample, (16,))[0]
     if bits < 16:
         values = values * 65535 // (2**bits - 1)
-    return 65535 - values if tags.get(PHOTOMETRIC) == 0 else values
+    return 65535 - values if tags.get(Tag.PhotometricInterpretation) == 0 else values
 
 
 def _channels(opened: Image.Image) -> Iterator[str]:
     """The remark on TIFF's channels that are neither colour nor alpha; UnsoundError for signed."""
     tags = getattr(opened, "tag_v2", {})
-    if opened.mode in ("L", "RGB") and SIGNED in tags.get(KIND_OF_VALUES, ()):
+    if opened.mode in ("L", "RGB") and SIGNED in tags.get(Tag.SampleFormat, ()):
         raise UnsoundError("signed values have no range of their own; save it with 8 or 16 bits")
-    if EXTRA_CHANNELS in tags and not opened.has_transparency_data:
+    if Tag.ExtraSamples in tags and not opened.has_transparency_data:
         yield "with channels beside the colours, which are left out"
 
 
@@ -219,7 +239,7 @@ def _grounded(image: Image.Image, ground: int) -> tuple[NDArray[np.uint8], bool]
 def _orientation(opened: Image.Image) -> int | None:
     """The orientation that EXIF, XMP or TIFF gives; None where that cannot be read."""
     try:
-        return int(opened.getexif().get(ORIENTATION, 1))
+        return int(opened.getexif().get(Tag.Orientation, 1))
     except Exception:  # The image is sound; what is written beside it need not be.
         return None
 
@@ -228,7 +248,7 @@ def _upright(colour: NDArray[np.uint8], orientation: int | None) -> NDArray[np.u
     if orientation not in SIDEWAYS:
         return colour
     stored = Image.fromarray(colour)
-    stored.getexif()[ORIENTATION] = orientation
+    stored.getexif()[Tag.Orientation] = orientation
     return np.asarray(ImageOps.exif_transpose(stored))
 
 
@@ -243,25 +263,3 @@ def _profile(profile: bytes | None) -> tuple[str, ...]:
     if "srgb" in text.lower():
         return ()
     return (f"with the colour profile {' '.join(text.split())[:40]}, which is not applied",)
-
-
-class _Progress:
-    """Lines on stderr where reading takes long, a few to the minute."""
-
-    def __init__(self, n: int) -> None:
-        self._n, self._done = n, 0
-        self._begun = self._said = time.monotonic()
-        self._lock = threading.Lock()
-
-    def add(self, n: int) -> None:
-        """So many more are read."""
-        with self._lock:
-            self._done += n
-            now = time.monotonic()
-            if now - self._said < PROGRESS_SECONDS or self._done == self._n:
-                return
-            self._said = now
-            left = (now - self._begun) / self._done * (self._n - self._done)
-            text = f"read {self._done:,} of {self._n:,} images, {left:.0f} s left"
-            with suppress(OSError, ValueError):  # Nobody may be there to read it.
-                print(text, file=sys.stderr, flush=True)

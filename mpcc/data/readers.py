@@ -33,27 +33,12 @@ LABEL_NAMES = {
     "cifar10": tuple(
         "airplane automobile bird cat deer dog frog horse ship truck".split(),
     ),
-    "cifar20": (
-        "aquatic mammals",
-        "fish",
-        "flowers",
-        "food containers",
-        "fruit and vegetables",
-        "household electrical devices",
-        "household furniture",
-        "insects",
-        "large carnivores",
-        "large man-made outdoor things",
-        "large natural outdoor scenes",
-        "large omnivores and herbivores",
-        "medium-sized mammals",
-        "non-insect invertebrates",
-        "people",
-        "reptiles",
-        "small mammals",
-        "trees",
-        "vehicles 1",
-        "vehicles 2",
+    "cifar20": tuple(
+        "aquatic mammals, fish, flowers, food containers, fruit and vegetables, "
+        "household electrical devices, household furniture, insects, large carnivores, "
+        "large man-made outdoor things, large natural outdoor scenes, "
+        "large omnivores and herbivores, medium-sized mammals, non-insect invertebrates, people, "
+        "reptiles, small mammals, trees, vehicles 1, vehicles 2".split(", ")
     ),
 }
 
@@ -76,32 +61,42 @@ def _read_digits(config: Config, data_dir: Path | None) -> Source:
     return Source(pixels[kept, None].astype(np.uint8), digits.target[kept].astype(np.int64), names)
 
 
-# -- MNIST and Fashion-MNIST: idx files ----------------------------------------------------------
+# -- MNIST and Fashion-MNIST: idx files; CIFAR-10 and CIFAR-20: pickled batches ------------------
 
 
-def _read_idx_set(config: Config, data_dir: Path | None) -> Source:
-    paths = data_files.missing_or_found(config.dataset, data_dir)
-    images, labels = [], []
-    for i in range(0, 2 if config.split == "train" else 4, 2):
-        x, y = (_read_idx(p, data_files.checksum(config.dataset, p)) for p in paths[i : i + 2])
-        if x.ndim != 3 or not x.size:
-            raise DataError(f"{paths[i]} holds no images; get it again")
-        _check_labels(paths[i + 1], y, len(x), 10)
+def _read_official(config: Config, data_dir: Path | None) -> Source:
+    """The parts of a data set with an official split; the last one is its test images."""
+    dataset, names = config.dataset, LABEL_NAMES[config.dataset]
+    paths = data_files.missing_or_found(dataset, data_dir)
+    n_files, take = (1, _cifar_part) if dataset.startswith("cifar") else (2, _idx_part)
+    parts = [paths[i : i + n_files] for i in range(0, len(paths), n_files)]
+    images: list[Pixels] = []
+    labels: list[NDArray[np.int64]] = []
+    for part in parts[: -1 if config.split == "train" else None]:
+        read = [(p, data_files.read_checked(p, data_files.checksum(dataset, p))) for p in part]
+        x, y = take(dataset, *read)
+        _check_labels(part[-1], y, len(x), len(names))
+        if images and x.shape[1:] != images[0].shape[1:]:
+            raise DataError(f"{part[0]} holds images of another size than {paths[0].name}")
         images.append(x)
-        labels.append(y)
-    if images[0].shape[1:] != images[-1].shape[1:]:
-        raise DataError(f"{paths[2]} holds images of another size than {paths[0].name}")
-    return Source(
-        np.concatenate(images)[:, None],
-        np.concatenate(labels).astype(np.int64),
-        LABEL_NAMES[config.dataset],
-        _modification_note(config.dataset, paths[0].parent),
-    )
+        labels.append(y.astype(np.int64))
+    note = data_files.modification(paths[0].parent)
+    notes = () if note is None else (f"{dataset}: files differ from the official ones: {note}",)
+    return Source(np.concatenate(images), np.concatenate(labels), names, notes)
 
 
-def _read_idx(path: Path, checksum: str | None) -> Pixels:
-    """The array of an idx file of unsigned bytes, packed or not."""
-    data = data_files.read_checked(path, checksum)
+File = tuple[Path, bytes]
+
+
+def _idx_part(dataset: str, images: File, labels: File) -> tuple[Pixels, NDArray[Any]]:
+    x, y = _idx(*images), _idx(*labels)
+    if x.ndim != 3 or not x.size:
+        raise DataError(f"{images[0]} holds no images; get it again")
+    return x[:, None], y
+
+
+def _idx(path: Path, data: bytes) -> Pixels:
+    """The array of an idx file of unsigned bytes."""
     n_axes = data[3] if len(data) > 3 else 0
     if data[:3] != b"\0\0\x08" or n_axes not in (1, 3) or len(data) < 4 + 4 * n_axes:
         raise DataError(f"{path} is not an idx file of bytes; get it again")
@@ -115,29 +110,18 @@ def _read_idx(path: Path, checksum: str | None) -> Pixels:
     return values.reshape(shape)
 
 
-# -- CIFAR-10 and CIFAR-20: pickled batches ------------------------------------------------------
-
-
-def _read_cifar(config: Config, data_dir: Path | None) -> Source:
-    paths = data_files.missing_or_found(config.dataset, data_dir)
-    key = "labels" if config.dataset == "cifar10" else "coarse_labels"
-    names = LABEL_NAMES[config.dataset]
-    images, labels = [], []
-    for path in paths[: -1 if config.split == "train" else None]:
-        batch = _unpickle(
-            path, data_files.read_checked(path, data_files.checksum(config.dataset, path))
-        )
-        x = batch.get("data")
-        if key not in batch or not isinstance(x, np.ndarray):
-            raise DataError(f"{path} has no data with {key}; it is another file: get it again")
-        if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072 or not x.size:
-            raise DataError(f"{path} holds no 32 x 32 colour images of bytes; get it again")
-        y = _array(path, batch[key])
-        _check_labels(path, y, len(x), len(names))
-        images.append(x.reshape(-1, 3, 32, 32))
-        labels.append(y.astype(np.int64))
-    note = _modification_note(config.dataset, paths[0].parent)
-    return Source(np.concatenate(images), np.concatenate(labels), names, note)
+def _cifar_part(dataset: str, file: File) -> tuple[Pixels, NDArray[Any]]:
+    path, batch = file[0], _unpickle(*file)
+    key = "labels" if dataset == "cifar10" else "coarse_labels"
+    x = batch.get("data")
+    if key not in batch or not isinstance(x, np.ndarray):
+        raise DataError(f"{path} has no data with {key}; it is another file: get it again")
+    if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072 or not x.size:
+        raise DataError(f"{path} holds no 32 x 32 colour images of bytes; get it again")
+    try:
+        return x.reshape(-1, 3, 32, 32), np.asarray(batch[key])
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path} holds no row of labels ({error}); get it again") from None
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -165,13 +149,6 @@ def _unpickle(path: Path, data: bytes) -> dict[str, Any]:
     if not isinstance(batch, dict):
         raise DataError(f"{path} is not a batch of images; get it again")
     return batch
-
-
-def _array(path: Path, labels: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(labels)
-    except (ValueError, OverflowError) as error:
-        raise DataError(f"{path} holds no row of labels ({error}); get it again") from None
 
 
 # -- Omniglot ------------------------------------------------------------------------------------
@@ -257,17 +234,12 @@ def _check_labels(path: Path, labels: NDArray[Any], n_images: int, n_labels: int
         raise DataError(f"{path} holds labels beyond 0..{n_labels - 1}; get it again")
 
 
-def _modification_note(dataset: str, folder: Path) -> tuple[str, ...]:
-    note = data_files.modification(folder)
-    return () if note is None else (f"{dataset}: files differ from the official ones: {note}",)
-
-
 READERS: dict[str, Callable[[Config, Path | None], Source]] = {
     "digits": _read_digits,
-    "mnist": _read_idx_set,
-    "fmnist": _read_idx_set,
+    "mnist": _read_official,
+    "fmnist": _read_official,
     "omniglot": _read_omniglot,
-    "cifar10": _read_cifar,
-    "cifar20": _read_cifar,
+    "cifar10": _read_official,
+    "cifar20": _read_official,
     "folder": read_folder,
 }

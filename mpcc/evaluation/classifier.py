@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mpcc.data.cache import cached_arrays
 from mpcc.data.image_set import ImageSet, to_float
 from mpcc.evaluation.generation import FeatureNetwork
+from mpcc.training.device import cpu_threads
 from mpcc.training.state import seeded
 
 N_FEATURES = 128
@@ -73,16 +74,11 @@ def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) ->
     """On one thread, so that the same data gives the same network whatever the machine's load."""
     rng = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=_LEARNING_RATE)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.enable_grad():
-            for _ in range(_STEPS):
-                chosen = torch.randint(len(images), (_BATCH,), generator=rng)
-                _, log_probs = classifier(images[chosen])
-                loss = nn.functional.nll_loss(log_probs, labels[chosen])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-    finally:
-        torch.set_num_threads(threads)
+    with cpu_threads(1), torch.enable_grad():
+        for _ in range(_STEPS):
+            chosen = torch.randint(len(images), (_BATCH,), generator=rng)
+            _, log_probs = classifier(images[chosen])
+            loss = nn.functional.nll_loss(log_probs, labels[chosen])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mpcc.data.image_set import to_uint8
 from mpcc.evaluation import failures, metrics
+from mpcc.evaluation.inception import InceptionMissing
 from mpcc.model.networks import Generator
 from mpcc.training.state import TrainState, as_input, on_device, seeded
 
@@ -131,11 +132,11 @@ def _check_finite(what: str, *values: Tensor) -> None:
         raise NotFinite(f"{what} is not finite")
 
 
-def evaluation_rng(state: TrainState) -> torch.Generator:
+def evaluation_rng(state: TrainState, offset: int = 0) -> torch.Generator:
     """The random stream of an evaluation, by seed and iteration."""
-    rng = torch.Generator(state.device)
-    rng.manual_seed(state.config.seed * 1_000_003 + state.iteration)
-    return rng
+    return torch.Generator(state.device).manual_seed(
+        state.config.seed * 1_000_003 + state.iteration + offset
+    )
 
 
 def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
@@ -144,12 +145,13 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     with seeded(config.seed):  # only so that the global random stream stays where it is
         generator = Generator(config).to(state.device, state.average[0].dtype)
     state.parts["generator"].give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
-    for statistics in generator.statistics():
-        statistics.state = "collecting"
+    norms = generator.norms()
+    for norm in norms:
+        norm.state = "collecting"
     for _ in range(config.n_standing_passes):
         generator(*state.prior.sample(config.batch_size, rng))
-    for statistics in generator.statistics():
-        statistics.state = "standing"
+    for norm in norms:
+        norm.state = "standing"
     return generator
 
 
@@ -168,9 +170,9 @@ def held_out_scores(
     if clusters is not None:
         assigned, _ = assign(state, z_means)
         if state.labels is not None and data.labels is not None:
-            trained = state.labels.cpu(), clusters.cpu()
-            tested = data.labels.cpu(), assigned.cpu()
-            row = metrics.held_out_clustering(*trained, *tested, state.config.n_clusters)
+            trained, tested = (state.labels.cpu(), clusters.cpu()), data.labels.cpu()
+            k = state.config.n_clusters
+            row = metrics.clustering(tested, assigned.cpu(), k, trained=trained)
     moments = reconstruct(state, generator, data.images, z_means, assigned)
     row["mse"] = float(moments[:, 1].mean())
     return {f"{name}{metrics.TEST}": value for name, value in row.items()}
@@ -209,12 +211,9 @@ def reconstruct(
 ) -> Tensor:
     """Of x - G(μ̃, most likely cluster), x in [-1, 1], for each image: its mean and its mean
     square, (N, 2) in float64, on the device."""
-    size = images_at_once(state)
     moments = []
-    for start in range(0, len(images), size):
-        chunk = slice(start, start + size)
+    for chunk, x_hat in drawn(state, generator, z_means, clusters):
         x = as_input(state, images[chunk])
-        x_hat = generator(z_means[chunk], None if clusters is None else clusters[chunk])
         difference = (x.double() - x_hat.double()).flatten(1)
         moments.append(torch.stack((difference.mean(1), difference.square().mean(1)), 1))
     found = torch.cat(moments)
@@ -231,13 +230,21 @@ def images_at_once(state: TrainState) -> int:
 
 def draw(state: TrainState, generator: Generator, z: Tensor, y: Tensor | None) -> Tensor:
     """The images of z (B, J) and y (B,) or None, uint8."""
-    size, drawn = images_at_once(state), []
+    found = []
+    for _, images in drawn(state, generator, z, y):
+        _check_finite("a generated image", images)
+        found.append(to_uint8(images))
+    return torch.cat(found)
+
+
+def drawn(
+    state: TrainState, generator: Generator, z: Tensor, y: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Images in [-1, 1] of z (B, J) and y (B,) or None, some at a time, and which they are."""
+    size = images_at_once(state)
     for start in range(0, len(z), size):
         chunk = slice(start, start + size)
-        images = generator(z[chunk], None if y is None else y[chunk])
-        _check_finite("a generated image", images)
-        drawn.append(to_uint8(images))
-    return torch.cat(drawn)
+        yield chunk, generator(z[chunk], None if y is None else y[chunk])
 
 
 def sample_clusters_evenly(
@@ -278,7 +285,7 @@ def generation_scores(
             unavailable |= undefined
         except NotFinite:
             raise
-        except Unavailable as reason:
+        except (Unavailable, InceptionMissing) as reason:
             unavailable |= dict.fromkeys(names, str(reason))
         except Exception as error:
             unavailable |= dict.fromkeys(names, said(error))
@@ -300,10 +307,7 @@ def _inception_scores(state: TrainState, generator: Generator) -> dict[str, floa
     samples, config = generated_batches(state, generator), state.config
     if not config.scored_by_inception:
         raise Unavailable("their network is not made for 8×8 pixels; FID-CNN replaces them")
-    try:
-        network = inception.load_inception(inception.find_weights(), state.device)
-    except inception.InceptionMissing as error:
-        raise Unavailable(str(error)) from None
+    network = inception.load_inception(inception.find_weights(), state.device)
     splits = config.n_is_splits
     return generation.scores(
         network, samples, state.image_set, n_is_splits=splits, seed=config.seed
@@ -325,8 +329,7 @@ def _classifier_fid(state: TrainState, generator: Generator) -> dict[str, float]
 def generated_batches(state: TrainState, generator: Generator) -> Iterator[Tensor]:
     """`n_generated` images drawn from the prior, uint8, in batches; the same at every call."""
     n = state.config.n_generated or 0
-    rng = torch.Generator(state.device)
-    rng.manual_seed(state.config.seed * 1_000_003 + state.iteration + 500_009)
+    rng = evaluation_rng(state, 500_009)
     size = state.config.batch_size * CHUNK_BATCHES
     for start in range(0, n, size):
         yield draw(state, generator, *state.prior.sample(min(size, n - start), rng))

@@ -1,7 +1,7 @@
 """Numbers that say how good a model is, from plain arrays, and what each of them means.
 
-METRICS is the one place that knows each number's label, ideal and protocol. scipy is imported where
-it is used.
+METRICS and HOW are the one place that knows each number's label, ideal, unit and protocol. scipy
+is imported where it is used.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ END_TOLERANCE = 2
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number is, for headings and footnotes."""
+    """What a number is, and how people read it: the same wherever it is printed.
 
+    Files and MLflow hold the recorded value: an accuracy of 58.2 % is 0.582 there.
+    """
+
+    metric: str
+    """Its name in files and in MLflow."""
     label: str
     ideal: Literal["high", "low"] | float | None
     """Where the number is best: at its high or its low end, or at this value, from which it may
     depart to either side; None: nowhere. Only an end ranks models or can be searched for."""
-    unit: str
-    """Scale or unit: `fraction`, `nats`, ... ."""
-    protocol: str
-    """How the number is obtained, in one sentence."""
+    unit: str = ""
+    """What follows the label in a heading: `%`, `×10⁻³`."""
+    scale: float = 1.0
+    """Shown value = recorded value × scale."""
+    decimals: int = 3
+    depends_on: tuple[str, ...] = ()
+    """Settings of the evaluation, beyond data and training, that this number depends on."""
     replaced_by: str | None = None
     """The metric that is measured instead; this one stands in records of earlier versions alone."""
 
@@ -42,153 +50,123 @@ class Metric:
         """Whether its better end is the high one."""
         return self.ideal == "high"
 
+    @property
+    def better(self) -> str:
+        """`higher`, `lower`, or `neither`: then no value is best."""
+        return f"{self.ideal}er" if self.has_better_end else "neither"
 
-METRICS: dict[str, Metric] = {
-    "acc_majority": Metric(
-        "Acc",
-        "high",
-        "fraction",
-        "Every cluster takes its most frequent label (eq. 11, also called purity).",
-    ),
-    "acc_hungarian": Metric(
-        "Acc 1:1",
-        "high",
-        "fraction",
-        "Clusters and labels are matched one to one so that most images agree (Hungarian).",
-    ),
-    "nmi": Metric(
-        "NMI",
-        "high",
-        "fraction",
-        "Mutual information of clusters and labels over the mean of their entropies.",
-    ),
-    "ari": Metric("ARI", "high", "1 at best, about 0 by chance", "Adjusted Rand index."),
-    "n_clusters_used": Metric(
-        "Clusters used", None, "count", "Clusters that at least one image is assigned to."
-    ),
-    "cluster_information": Metric(
-        "I(x; y)",
-        "high",
-        "nats",
-        "Entropy of the mean membership less the mean entropy of an image's membership: how surely "
-        "and how evenly images are assigned, log K at best; needs no labels.",
-    ),
-    "cluster_information_share": Metric(
-        "I(x; y) / log K",
-        "high",
-        "fraction",
-        "I(x; y) over the most that K clusters can have: comparable where K differs; needs no "
-        "labels.",
-    ),
-    "seed_agreement": Metric(
-        "Agreement of seeds",
-        None,
-        "1 at best, about 0 by chance",
-        "Adjusted Rand index of the clusters that two seeds of a cell find, mean over the other "
-        "seeds; of images without labels.",
-    ),
-    "silhouette": Metric(
-        "Silhouette",
-        "high",
-        "1 at best, -1 at worst",
-        "Of the encoded images by cluster, over 1,000 of them, evenly spread; needs no labels.",
-    ),
-    "mse": Metric(
-        "MSE",
-        "low",
-        "of values in [-1, 1]",
-        "Mean over all images and values of the squared difference to the reconstruction.",
-    ),
-    "mse_published": Metric(
-        "MSE as published",
-        "low",
-        "of values in [-1, 1]",
-        "Square of the mean difference of each batch, averaged over the full batches of a fixed "
-        "random order: what the published code computes.",
-    ),
-    "mse_squared_mean": Metric(
-        "MSE as published (file order)",
-        "low",
-        "of values in [-1, 1]",
-        "Square of the mean difference of each batch in the order of the files, averaged, as "
-        "earlier versions did: far too large where that order is by label.",
-        replaced_by="mse_published",
-    ),
-    "inception_score": Metric(
-        "IS",
-        "high",
-        "1 at worst",
-        "Mean over splits of shuffled samples, with the Inception network of 2015.",
-    ),
-    "fid": Metric(
-        "FID",
-        "low",
-        "squared feature distance",
-        "Fréchet distance to the images that the model was trained on (`split`), in the features "
-        "of the Inception network of 2015.",
-    ),
-    "kid": Metric(
-        "KID",
-        "low",
-        "squared feature distance",
-        "Unbiased squared MMD with a cubic kernel to the images that the model was trained on, in "
-        "the features of the Inception network of 2015.",
-    ),
-    "fid_cnn": Metric(
-        "FID-CNN",
-        "low",
-        "squared feature distance",
-        "Fréchet distance in the features of a small classifier trained on this data set; not "
-        "comparable with FID.",
-    ),
-    "saturation_excess": Metric(
-        "Saturation",
-        0.0,
-        "share of what the data leave",
-        f"Share of sampled pixel values within {END_TOLERANCE} levels of 0 or 255 beyond that of "
-        "the data, over the share that the data leave: 0 as in the data, 1 where all are there.",
-    ),
-    "saturation": Metric(
-        "Saturation (difference)",
-        0.0,
-        "share of values",
-        f"Share of sampled pixel values within {END_TOLERANCE} levels of 0 or 255, less the data's "
-        "own share, of 20 samples a cluster, as earlier versions had it.",
-        replaced_by="saturation_excess",
-    ),
-    "diversity_min": Metric(
-        "Least diversity",
-        1.0,
-        "relative spread",
-        "Spread of a cluster's samples over that of the images assigned to it; the least cluster.",
-    ),
-    "n_clusters_collapsed": Metric(
-        "Collapsed clusters",
-        "low",
-        "count",
-        "Clusters whose diversity is below min_diversity or that no image is assigned to.",
-    ),
-    "loss/discriminator": Metric("Loss of D", None, "hinge", "Last iteration."),
-    "loss/generator": Metric("Loss of G", None, "hinge", "Last iteration."),
-    "loss/encoder": Metric("Loss of E (eq. 7)", None, "nats per value", "Last iteration."),
-    "loss/membership": Metric("Loss of membership (eq. 8)", None, "nats", "Last iteration."),
-    "loss/entropy": Metric("Loss III (eq. 10)", None, "nats", "Last iteration."),
-    "prior/std": Metric(
-        "Std of p(z|y)",
-        None,
-        "of z",
-        "Mean over clusters and dimensions, shared directions included.",
-    ),
-    "prior/std_mean": Metric(
-        "Mean std of p(z|y)",
-        None,
-        "of z",
-        "Mean over clusters and dimensions, without the directions that low-rank components "
-        "share, as earlier versions had it.",
-        replaced_by="prior/std",
-    ),
+    @property
+    def heading(self) -> str:
+        """The label with its unit."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def protocol(self) -> str:
+        """What the number is, for a footnote; empty for one that is not known."""
+        how = HOW.get(self.metric, "").rstrip(".")
+        if how and not how.startswith("Fréchet"):  # A name keeps its capital.
+            how = how[0].lower() + how[1:]
+        return f"{self.label}: {how}" if how else ""
+
+    def shown(self, value: float) -> str:
+        """A recorded value as the tables print it."""
+        return f"{value * self.scale:,.{self.decimals}f}"
+
+    def amount(self, value: float, std: float | None = None) -> str:
+        """A recorded value with its unit, as a sentence says it: `0.340×10⁻³`, `3.1 ± 0.2 %`."""
+        text = self.shown(value) + ("" if std is None else f" ± {self.shown(std)}")
+        return text + (f" {self.unit}" if self.unit in ("%", "s") else self.unit)
+
+    def reading(self, value: float, std: float | None = None) -> str:
+        """A recorded value by its name: `Acc 58.2 %`."""
+        return f"{self.label} {self.amount(value, std)}"
+
+    def difference(self, value: float) -> str:
+        """A difference of two values with its unit: one of percentages is in points."""
+        return self.amount(value).replace(" %", " points").replace("-", "−")
+
+
+METRICS = {
+    metric.metric: metric
+    for metric in (
+        Metric("acc_majority", "Acc", "high", "%", 100, 1),
+        Metric("acc_hungarian", "Acc 1:1", "high", "%", 100, 1),
+        Metric("nmi", "NMI", "high"),
+        Metric("ari", "ARI", "high"),
+        Metric("n_clusters_used", "Clusters used", None, decimals=1),
+        Metric("cluster_information", "I(x; y)", "high"),
+        Metric("cluster_information_share", "I(x; y) / log K", "high"),
+        Metric("seed_agreement", "Agreement of seeds", None),
+        Metric("silhouette", "Silhouette", "high"),
+        Metric("mse", "MSE", "low", decimals=4),
+        Metric("mse_published", "MSE as published", "low", "×10⁻³", 1e3, 3, ("batch_size",)),
+        Metric(
+            "mse_squared_mean",
+            "MSE as published (file order)",
+            *("low", "×10⁻³", 1e3, 3, ("batch_size",), "mse_published"),
+        ),
+        Metric("inception_score", "IS", "high", "", 1, 2, ("n_generated", "n_is_splits")),
+        Metric("fid", "FID", "low", "", 1, 2, ("n_generated",)),
+        Metric("kid", "KID", "low", "×10⁻³", 1e3, 2, ("n_generated",)),
+        Metric("fid_cnn", "FID-CNN", "low", "", 1, 2, ("n_generated",)),
+        Metric("saturation_excess", "Saturation", 0.0),
+        Metric("saturation", "Saturation (difference)", 0.0, replaced_by="saturation_excess"),
+        Metric("diversity_min", "Least diversity", 1.0),
+        Metric("n_clusters_collapsed", "Collapsed clusters", "low", decimals=1),
+        Metric("loss/discriminator", "Loss of D", None),
+        Metric("loss/generator", "Loss of G", None),
+        Metric("loss/encoder", "Loss of E (eq. 7)", None),
+        Metric("loss/membership", "Loss of membership (eq. 8)", None),
+        Metric("loss/entropy", "Loss III (eq. 10)", None),
+        Metric("prior/std", "Std of p(z|y)", None),
+        Metric("prior/std_mean", "Mean std of p(z|y)", None, replaced_by="prior/std"),
+    )
 }
 
+HOW = {
+    "acc_majority": "Every cluster takes its most frequent label (eq. 11, also called purity).",
+    "acc_hungarian": "Clusters and labels are matched one to one so that most images agree "
+    "(Hungarian).",
+    "nmi": "Mutual information of clusters and labels over the mean of their entropies.",
+    "ari": "Adjusted Rand index.",
+    "n_clusters_used": "Clusters that at least one image is assigned to.",
+    "cluster_information": "Entropy of the mean membership less the mean entropy of an image's "
+    "membership: how surely and how evenly images are assigned, log K at best; needs no labels.",
+    "cluster_information_share": "I(x; y) over the most that K clusters can have: comparable where "
+    "K differs; needs no labels.",
+    "seed_agreement": "Adjusted Rand index of the clusters that two seeds of a cell find, mean "
+    "over the other seeds; of images without labels.",
+    "silhouette": "Of the encoded images by cluster, over 1,000 of them, evenly spread; needs no "
+    "labels.",
+    "mse": "Mean over all images and values of the squared difference to the reconstruction.",
+    "mse_published": "Square of the mean difference of each batch, averaged over the full batches "
+    "of a fixed random order: what the published code computes.",
+    "mse_squared_mean": "Square of the mean difference of each batch in the order of the files, "
+    "averaged, as earlier versions did: far too large where that order is by label.",
+    "inception_score": "Mean over splits of shuffled samples, with the Inception network of 2015.",
+    "fid": "Fréchet distance to the images that the model was trained on (`split`), in the "
+    "features of the Inception network of 2015.",
+    "kid": "Unbiased squared MMD with a cubic kernel to the images that the model was trained on, "
+    "in the features of the Inception network of 2015.",
+    "fid_cnn": "Fréchet distance in the features of a small classifier trained on this data set; "
+    "not comparable with FID.",
+    "saturation_excess": f"Share of sampled pixel values within {END_TOLERANCE} levels of 0 or 255 "
+    "beyond that of the data, over the share that the data leave: 0 as in the data, 1 where all "
+    "are there.",
+    "saturation": f"Share of sampled pixel values within {END_TOLERANCE} levels of 0 or 255, less "
+    "the data's own share, of 20 samples a cluster, as earlier versions had it.",
+    "diversity_min": "Spread of a cluster's samples over that of the images assigned to it; the "
+    "least cluster.",
+    "n_clusters_collapsed": "Clusters whose diversity is below min_diversity or that no image is "
+    "assigned to.",
+    "prior/std": "Mean over clusters and dimensions, shared directions included.",
+    "prior/std_mean": "Mean over clusters and dimensions, without the directions that low-rank "
+    "components share, as earlier versions had it.",
+    "seconds_train": "Seconds a trial.",
+    "seconds_evaluate": "Seconds a trial, all evaluations together.",
+    "n_parameters": "Trained values of generator and encoder, which a trained model keeps.",
+} | dict.fromkeys((name for name in METRICS if name.startswith("loss/")), "Last iteration.")
+"""How each number is obtained, in one sentence."""
 
 TEST = "@test"
 """End of the name of a metric of images that were not trained on."""
@@ -199,14 +177,11 @@ _HELD_OUT = {
     "ari": "As ARI",
     "mse": "As MSE",
 }
-METRICS |= {
-    f"{name}{TEST}": replace(
-        METRICS[name],
-        label=f"{METRICS[name].label} (test)",
-        protocol=f"{how}; measured on the images that were not trained on.",
-    )
-    for name, how in _HELD_OUT.items()
-}
+for _name, _how in _HELD_OUT.items():
+    _metric = METRICS[_name]
+    _test = replace(_metric, metric=_name + TEST, label=f"{_metric.label} (test)")
+    METRICS[_test.metric] = _test
+    HOW[_test.metric] = f"{_how}; measured on the images that were not trained on."
 
 _OF_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari")
 NEED_LABELS = (*_OF_LABELS, *(f"{name}{TEST}" for name in _OF_LABELS), "fid_cnn")
@@ -243,14 +218,6 @@ def acc_majority(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> flo
     return float(counts.max(1).sum() / counts.sum())
 
 
-def acc_hungarian(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
-    """Share of images that agree under the best one-to-one match of clusters and labels."""
-    from scipy.optimize import linear_sum_assignment
-
-    counts = contingency(labels, clusters, n_clusters)
-    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / counts.sum())
-
-
 def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
     """Mutual information of clusters and labels over the mean of their entropies, 0..1 (1 where
     both are a single group, as scikit-learn has it)."""
@@ -275,36 +242,27 @@ def ari(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
     return (both - by_chance) / ((same_cluster + same_label) / 2 - by_chance)
 
 
-def clustering(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> dict[str, float]:
-    """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels."""
-    return {
-        "acc_majority": acc_majority(labels, clusters, n_clusters),
-        "acc_hungarian": acc_hungarian(labels, clusters, n_clusters),
-        "nmi": nmi(labels, clusters, n_clusters),
-        "ari": ari(labels, clusters, n_clusters),
-    }
-
-
-def held_out_clustering(
+def clustering(
     labels: ArrayLike,
     clusters: ArrayLike,
-    test_labels: ArrayLike,
-    test_clusters: ArrayLike,
     n_clusters: int,
+    *,
+    trained: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> dict[str, float]:
-    """The scores of `clustering` on test images, where trained images say what label a cluster
-    stands for.
+    """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels.
 
-    A cluster that no trained image, or no match, has given a label is wrong for every test image.
+    trained: labels and clusters of the images that say what label a cluster stands for; None: these
+      same images. A cluster that none of them, or no match, has given a label is wrong for every
+      image.
     """
     from scipy.optimize import linear_sum_assignment
 
-    counts = contingency(labels, clusters, n_clusters)
+    counts = contingency(*(trained or (labels, clusters)), n_clusters)
     majority = np.where(counts.any(1), counts.argmax(1), -1)
     matched = np.full(n_clusters, -1)
     rows, columns = linear_sum_assignment(counts, maximize=True)
     matched[rows] = columns
-    theirs, of = np.asarray(test_labels, np.int64), np.asarray(test_clusters, np.int64)
+    theirs, of = np.asarray(labels, np.int64), np.asarray(clusters, np.int64)
     return {
         "acc_majority": float((majority[of] == theirs).mean()),
         "acc_hungarian": float((matched[of] == theirs).mean()),

@@ -64,17 +64,14 @@ def reconstruction_sheet(
     own under its name, as many as its pairs need.
     """
     pairs = np.concatenate([_tiles(images), _tiles(reconstructions)], axis=2)
-    if labels is None:
-        _save(
-            _bands([_down(pairs, rows)], ["image | reconstruction"], -(-len(pairs) // rows)), path
-        )
-        return
-    labels = np.asarray(labels)
-    present = np.unique(labels)
-    groups = [pairs[labels == k] for k in present]
-    names = [str(label_names[k] if label_names else k) for k in present]
+    groups, names = [pairs], ["image | reconstruction"]
+    if labels is not None:
+        labels = np.asarray(labels)
+        present = np.unique(labels)
+        groups = [pairs[labels == k] for k in present]
+        names = [str(label_names[k] if label_names else k) for k in present]
     columns = max(-(-len(group) // rows) for group in groups)
-    _save(_bands([_down(g, rows) for g in groups], names, columns), path)
+    _save(_bands(groups, names, columns, rows), path)
 
 
 def choose_by_label(labels: ArrayLike, per_label: int, seed: int = 0) -> NDArray[np.int64]:
@@ -96,19 +93,16 @@ def _tiles(images: ArrayLike) -> NDArray[np.uint8]:
     return array.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def _down(tiles: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
-    """The tiles in an order that, laid out row by row, fills one column of `rows` after another."""
-    columns = -(-len(tiles) // rows)
-    order = np.arange(rows * columns).reshape(columns, rows).T.ravel()
-    blank = np.full((1, *tiles.shape[1:]), 255, np.uint8)
-    padded = np.concatenate([tiles, blank])
-    return padded[np.minimum(order, len(tiles))]
-
-
 def _bands(
-    groups: Sequence[NDArray[np.uint8]], headings: Sequence[str], columns: int
+    groups: Sequence[NDArray[np.uint8]],
+    headings: Sequence[str],
+    columns: int,
+    rows: int | None = None,
 ) -> Image.Image:
-    """Groups side by side, each `columns` tiles wide under its heading, in bands down the page."""
+    """Groups side by side, each `columns` tiles wide under its heading, in bands down the page.
+
+    rows: tiles go down a column of so many before the next one; None: row by row.
+    """
     height, width = groups[0].shape[1:3]
     font = ImageFont.load_default(12)
     text = max(font.getlength(h) for h in headings)
@@ -118,8 +112,8 @@ def _bands(
     if fit >= 10 and len(groups) > fit:
         fit = 10
     bands = [range(i, min(i + fit, len(groups))) for i in range(0, len(groups), fit)]
-    rows = [max(1, max(-(-len(groups[k]) // columns) for k in band)) for band in bands]
-    band_heights = [HEADING + r * (height + 1) + GAP for r in rows]
+    n_rows = [rows or max(1, max(-(-len(groups[k]) // columns) for k in band)) for band in bands]
+    band_heights = [HEADING + n * (height + 1) + GAP for n in n_rows]
     sheet = Image.new("RGB", (fit * group_width + GAP, sum(band_heights) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = GAP // 2
@@ -130,8 +124,9 @@ def _bands(
             start = max(left, middle - font.getlength(headings[k]) / 2)
             draw.text((start, top + 1), headings[k], INK, font)
             for i, tile in enumerate(groups[k]):
-                x, y = left + i % columns * (width + 1), top + HEADING + i // columns * (height + 1)
-                sheet.paste(Image.fromarray(tile), (x, y))
+                column, row = divmod(i, rows) if rows else (i % columns, i // columns)
+                place_of = left + column * (width + 1), top + HEADING + row * (height + 1)
+                sheet.paste(Image.fromarray(tile), place_of)
         top += band_height
     return sheet
 

@@ -102,9 +102,9 @@ def latent_picture(
     for k in present:
         ours = points[groups == k]
         ax.scatter(ours[:, 0], ours[:, 1], s=7, color=colours[k], label=str(k), lw=0, alpha=0.7)
-    if prior_means is not None:
+    if prior_means is not None and prior_covariances is not None:
         means = (np.asarray(prior_means, np.float64) - centre) @ axes
-        spreads = _projected(prior_covariances, axes, len(means))
+        spreads = _projected(prior_covariances, axes)
         thin = {"fill": False, "lw": 0.4, "alpha": 0.5} if many else {"fill": False, "lw": 0.9}
         for k, (mean, covariance) in enumerate(zip(means, spreads, strict=True)):
             values, vectors = np.linalg.eigh(covariance)
@@ -181,10 +181,8 @@ def principal_axes(
     return centre, np.pad(axes, ((0, 0), (0, missing))), np.pad(share, (0, missing))
 
 
-def _projected(covariances: ArrayLike | None, axes: NDArray[Any], n: int) -> NDArray[np.float64]:
-    """Covariances (n, 2, 2) of components in the plane of the picture."""
-    if covariances is None:
-        return np.zeros((n, 2, 2))
+def _projected(covariances: ArrayLike, axes: NDArray[Any]) -> NDArray[np.float64]:
+    """Covariances (K, 2, 2) of components in the plane of the picture."""
     spread = np.asarray(covariances, np.float64)
     if spread.ndim == 2:
         return np.einsum("ja,kj,jb->kab", axes, spread, axes)

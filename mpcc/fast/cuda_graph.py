@@ -7,6 +7,7 @@ would, and a checkpoint between two of them holds the stream as it stands.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -53,9 +54,17 @@ class Recorded:
         """Record an iteration and hold it against plain ones, once; the state stays as it is."""
         if self.outcome:
             return
-        before = _Copy(state)
+        parts = copy.deepcopy({name: part.state() for name, part in state.parts.items()})
+        random = state.rng.get_state()
+
+        def go_back() -> None:
+            """Write all that updates change back in place, where a recording reads it."""
+            for name, part in state.parts.items():
+                part.load_state(parts[name])
+            state.rng.set_state(random)
+
         plain = [update_all(state) for _ in range(N_CHECKED)]
-        before.restore(state)
+        go_back()
         try:
             replay, self.names, self.losses = self.recorder(state)
             recorded = [self._replayed(replay) for _ in range(N_CHECKED)]
@@ -65,7 +74,7 @@ class Recorded:
             state.rng = torch.Generator(state.device)
             first = (str(error).splitlines() or [type(error).__name__])[0]
             reason = f"recording one failed: {first}"
-        before.restore(state)
+        go_back()
         if reason is None:
             self.replay = replay
             self.outcome = (
@@ -79,21 +88,6 @@ class Recorded:
         replay()
         # The next replay overwrites the recorded ones.
         return dict(zip(self.names, self.losses.clone().unbind(), strict=True))
-
-
-class _Copy:
-    """All that the updates of an iteration change, as it was."""
-
-    def __init__(self, state: TrainState) -> None:
-        parts = state.parts.items()
-        self.parts = {name: {k: t.clone() for k, t in part.state().items()} for name, part in parts}
-        self.random = state.rng.get_state()
-
-    def restore(self, state: TrainState) -> None:
-        """Write it back in place, where a recording reads it."""
-        for name, part in state.parts.items():
-            part.load_state(self.parts[name])
-        state.rng.set_state(self.random)
 
 
 def _difference(plain: Sequence[Losses], recorded: Sequence[Losses]) -> str | None:

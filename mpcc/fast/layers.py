@@ -6,8 +6,6 @@ same parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -107,16 +105,17 @@ class ConditionalBatchNorm(layers.ConditionalBatchNorm):
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance to normalise each batch by, (n_batches, C) each."""
-        kept = self.statistics
-        if kept.mean is not None and kept.var is not None and kept.state == "standing":
-            return kept.mean.expand(self.n_batches, -1), kept.var.expand(self.n_batches, -1)
+        if self.state == "standing":
+            assert self.standing_mean is not None and self.standing_var is not None
+            size = (self.n_batches, -1)
+            return self.standing_mean.expand(size), self.standing_var.expand(size)
         whole = x.to(torch.promote_types(x.dtype, torch.float32))
         parts = whole.chunk(self.n_batches)
         found = [torch.batch_norm_update_stats(part, None, None, 0.0) for part in parts]
         mean, var = (torch.stack(both) for both in zip(*found, strict=True))
-        if kept.state == "collecting":
+        if self.state == "collecting":
             for pair in zip(mean, var, strict=True):
-                kept.collect(*pair)
+                self.collect(*pair)
         return mean, var
 
 
@@ -132,25 +131,17 @@ class Generator(networks.Generator):
             at_once = max(1, min(at_once, CPU_GENERATED_BYTES // largest))
         parts = z.split(batch_size * at_once)
         labels = [None] * len(parts) if y is None else y.split(batch_size * at_once)
+        norms: list[Any] = self.norms()
         drawn = []
-        for z_part, y_part in zip(parts, labels, strict=True):
-            with self._in_batches(len(z_part) // batch_size):
-                drawn.append(self(z_part, y_part))
-        return torch.cat(drawn)
-
-    @contextmanager
-    def _in_batches(self, n: int) -> Iterator[None]:
-        """Within, what the generator is given are n equal batches."""
-        norms: list[Any] = [self.norm]
-        for block in self.blocks:
-            norms += [block.norm1, block.norm2]
-        for norm in norms:
-            norm.n_batches = n
         try:
-            yield
+            for z_part, y_part in zip(parts, labels, strict=True):
+                for norm in norms:
+                    norm.n_batches = len(z_part) // batch_size
+                drawn.append(self(z_part, y_part))
         finally:
             for norm in norms:
                 norm.n_batches = 1
+        return torch.cat(drawn)
 
 
 _TWINS: dict[type[nn.Module], type[nn.Module]] = {

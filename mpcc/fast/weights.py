@@ -8,33 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from mpcc.fast.layers import Spectral, quicken
 from mpcc.training.optimiser import BETA2, EPS, Part
-
-
-@dataclass
-class Adam:
-    """Adam without a first moment on one tensor."""
-
-    square_average: Tensor
-    n_steps: Tensor = field(init=False)
-    """Steps so far, 0-d on the device: a recorded iteration counts them without the host."""
-
-    def __post_init__(self) -> None:
-        device = self.square_average.device
-        self.n_steps = torch.zeros((), dtype=torch.float64, device=device)
-
-    def step(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
-        """Move `parameter` in place; all of one shape."""
-        self.n_steps.add_(1)
-        self.square_average.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        correction = (1 - BETA2**self.n_steps).sqrt_()
-        denominator = self.square_average.sqrt().div_(correction).add_(EPS)
-        parameter.addcdiv_(gradient, denominator, value=-lr)
 
 
 @dataclass
@@ -93,27 +73,21 @@ class Pool:
             start = offset
             leaves: list[Tensor] = []
             groups: list[_Group] = []
-            by_shape: dict[torch.Size, list[Spectral]] = {}
-            for parameter, layer in segment:
-                span = slice(offset, offset + parameter.numel())
-                view = _view(self.raw[span], parameter.shape)
-                view.copy_(parameter.data)
-                parameter.data = view
-                parameter.requires_grad_(False)
-                if layer is None:
-                    leaves.append(parameter)
-                else:
-                    layer.normalised = _view(self.normalised[span], parameter.shape)
-                    leaves.append(layer.normalised)
-                    by_shape.setdefault(parameter.shape, []).append(layer)
-                offset = span.stop
-            group_start = start
-            for shape, layers in by_shape.items():
-                n_values = len(layers) * shape.numel()
-                groups.append(
-                    self._group(layers, shape, slice(group_start, group_start + n_values))
-                )
-                group_start += n_values
+            for shape, members in groupby(segment, _spectral_shape):
+                first, layers = offset, []
+                for parameter, layer in members:
+                    span = slice(offset, offset + parameter.numel())
+                    offset = span.stop
+                    view = _view(self.raw[span], parameter.shape)
+                    view.copy_(parameter.data)
+                    parameter.data = view
+                    parameter.requires_grad_(False)
+                    if layer is not None:
+                        layer.normalised = _view(self.normalised[span], parameter.shape)
+                        layers.append(layer)
+                    leaves.append(parameter if layer is None else layer.normalised)
+                if shape is not None:
+                    groups.append(self._group(layers, shape, slice(first, offset)))
             self.groups.append(groups)
             self.leaves.append(leaves)
             self.spans.append(slice(start, offset))
@@ -141,7 +115,9 @@ class FlatPart(Part):
         self.raw = [pool.raw[span]]
         self.gradient = torch.empty_like(pool.raw)
         self.span = span
-        self.adam = Adam(torch.zeros_like(pool.raw[span]))
+        self.square_average = torch.zeros_like(pool.raw[span])
+        # Counted on the device: a recorded iteration asks the host for nothing.
+        self.n_steps = torch.zeros((), dtype=torch.float64, device=pool.raw.device)
         self.lr = lr
 
     def step(self, gradients: Sequence[Tensor]) -> None:
@@ -149,7 +125,12 @@ class FlatPart(Part):
         torch.cat([_lying(g) for g in gradients], out=gradient)
         for group in self.groups:
             group.raw_gradient(self.gradient)
-        self.adam.step(self.raw[0], gradient, self.lr)
+        # Adam without a first moment.
+        self.n_steps.add_(1)
+        self.square_average.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        correction = (1 - BETA2**self.n_steps).sqrt_()
+        denominator = self.square_average.sqrt().div_(correction).add_(EPS)
+        self.raw[0].addcdiv_(gradient, denominator, value=-self.lr)
         self.refresh()
 
     def refresh(self, n_power_iterations: int = 1) -> None:
@@ -182,14 +163,14 @@ class FlatPart(Part):
         return {
             "raw": self.raw[0],
             "vectors": self.vectors(),
-            "square_average": self.adam.square_average,
-            "n_steps": self.adam.n_steps,
+            "square_average": self.square_average,
+            "n_steps": self.n_steps,
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.load_weights(state["raw"], state["vectors"])
-        self.adam.square_average.copy_(state["square_average"])
-        self.adam.n_steps.copy_(state["n_steps"])
+        self.square_average.copy_(state["square_average"])
+        self.n_steps.copy_(state["n_steps"])
 
 
 def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral | None]]:
@@ -200,13 +181,12 @@ def _ordered(modules: Sequence[nn.Module]) -> list[tuple[nn.Parameter, Spectral 
             for name, parameter in sub.named_parameters(recurse=False):
                 layer = sub if isinstance(sub, Spectral) and name == "weight" else None
                 found[id(parameter)] = (parameter, layer)
-    shapes: dict[torch.Size, int] = {}
-    for parameter, layer in found.values():
-        if layer is not None:
-            shapes.setdefault(parameter.shape, len(shapes))
-    return sorted(
-        found.values(), key=lambda pair: shapes[pair[0].shape] if pair[1] else len(shapes)
-    )
+    shapes = [shape for shape in map(_spectral_shape, found.values()) if shape]
+    return sorted(found.values(), key=lambda pair: [*shapes, None].index(_spectral_shape(pair)))
+
+
+def _spectral_shape(pair: tuple[nn.Parameter, Spectral | None]) -> torch.Size | None:
+    return pair[0].shape if pair[1] else None
 
 
 def _view(flat: Tensor, shape: torch.Size) -> Tensor:

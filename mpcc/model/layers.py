@@ -176,14 +176,21 @@ class ConditionalBatchNorm(nn.Module):
         else:
             self.weight = nn.Parameter(torch.ones(n_channels))
             self.bias = nn.Parameter(torch.zeros(n_channels))
-        self.statistics = StandingStatistics()
+        self.state = "batch"
+        """Statistics of `batch`, as in training; `collecting` averages them over several passes,
+        and with the `standing` ones an evaluation normalises."""
+        self.n_passes = 0
+        self.standing_mean: Tensor | None
+        self.standing_var: Tensor | None
+        self.register_buffer("standing_mean", None)
+        self.register_buffer("standing_var", None)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) normalised, then scaled and shifted as the condition says."""
         gain, shift = self.affine(condition)
         if condition is None:
-            return self.statistics.normalise(x, gain, shift)
-        x = self.statistics.normalise(x)
+            return self.normalise(x, gain, shift)
+        x = self.normalise(x)
         return torch.addcmul(shift[:, :, None, None], x, gain[:, :, None, None])
 
     def affine(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -192,22 +199,13 @@ class ConditionalBatchNorm(nn.Module):
             return self.weight, self.bias
         return 1 + self.gain(condition), self.shift(condition)
 
-
-class StandingStatistics:
-    """Mean and variance of a batch in training; of several averaged passes in evaluation."""
-
-    def __init__(self) -> None:
-        self.state = "batch"
-        self.n_passes = 0
-        self.mean: Tensor | None = None
-        self.var: Tensor | None = None
-
     def normalise(
         self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """x (B, C, H, W) less its mean by its standard deviation, for each channel."""
         if self.state == "standing":
-            return F.batch_norm(x, self.mean, self.var, weight, bias, False, 0.0, BATCH_NORM_EPS)
+            kept = self.standing_mean, self.standing_var
+            return F.batch_norm(x, *kept, weight, bias, False, 0.0, BATCH_NORM_EPS)
         if self.state == "collecting":
             # Of half as many digits too: what is averaged and kept has those of float32 at least.
             whole = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -218,8 +216,8 @@ class StandingStatistics:
     def collect(self, mean: Tensor, var: Tensor) -> None:
         """Average over one more pass; mean and variance (C,)."""
         self.n_passes += 1
-        if self.mean is None or self.var is None:
-            self.mean, self.var = mean, var
+        if self.standing_mean is None or self.standing_var is None:
+            self.standing_mean, self.standing_var = mean, var
         else:
-            self.mean = self.mean + (mean - self.mean) / self.n_passes
-            self.var = self.var + (var - self.var) / self.n_passes
+            self.standing_mean = self.standing_mean + (mean - self.standing_mean) / self.n_passes
+            self.standing_var = self.standing_var + (var - self.standing_var) / self.n_passes

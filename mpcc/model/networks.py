@@ -5,6 +5,8 @@ Every convolution and linear layer is spectrally normalised (`mpcc.model.layers`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,6 @@ from mpcc.model.layers import (
     Embedding,
     Linear,
     SpectralEmbedding,
-    StandingStatistics,
     double,
     in_its_precision,
 )
@@ -96,9 +97,12 @@ class Generator(nn.Module):
         shared = self.embed(y)
         return parts[0], [torch.cat((shared, part), 1) for part in parts[1:]]
 
-    def statistics(self) -> list[StandingStatistics]:
-        """The statistics of every batch norm."""
-        return [m.statistics for m in self.modules() if isinstance(m, ConditionalBatchNorm)]
+    def norms(self) -> list[ConditionalBatchNorm]:
+        """Every batch norm."""
+        found: list[Any] = [self.norm]
+        for block in self.blocks:
+            found += [block.norm1, block.norm2]
+        return found
 
 
 class DiscriminatorBlock(nn.Module):
@@ -168,15 +172,13 @@ class Encoder(nn.Module):
             size //= 2
         self.blocks = nn.Sequential(*blocks)
         n_features = size * size * n_channels
-        self.mean = nn.Sequential(
-            Linear(n_features, n_features // 2),
-            nn.ReLU(),
-            Linear(n_features // 2, config.latent_size),
-        )
-        self.log_var = nn.Sequential(
-            Linear(n_features, n_features // 2),
-            nn.ReLU(),
-            Linear(n_features // 2, config.latent_size),
+        self.mean, self.log_var = (
+            nn.Sequential(
+                Linear(n_features, n_features // 2),
+                nn.ReLU(),
+                Linear(n_features // 2, config.latent_size),
+            )
+            for _ in range(2)
         )
 
     @in_its_precision

@@ -25,42 +25,18 @@ from types import MappingProxyType
 from typing import Any
 
 from mpcc.config import Config, from_record, value_text
-from mpcc.runs.checkpoints import (
-    CHECKPOINT,
-    CHECKPOINTS,
-    PREVIOUS_CHECKPOINT,
-    STAGED_CHECKPOINT,
-    read_checkpoints,
-    refuse_foreign_checkpoints,
-    write_checkpoint,
-)
-from mpcc.runs.files import (
-    SEAL,
-    RunDirError,
-    belongs,
-    dumps,
-    is_sound,
-    read_bytes,
-    read_json,
-    sealed,
-    set_aside,
-    write_bytes,
-    write_json,
-)
-
-__all__ = [
-    "CHECKPOINT",
-    "CHECKPOINTS",
-    "PREVIOUS_CHECKPOINT",
-    "STAGED_CHECKPOINT",
-    "RunDirError",
-    "read_checkpoints",
-    "read_json",
-    "refuse_foreign_checkpoints",
-    "write_bytes",
-    "write_checkpoint",
-    "write_json",
-]
+from mpcc.runs.checkpoints import CHECKPOINT as CHECKPOINT
+from mpcc.runs.checkpoints import CHECKPOINTS as CHECKPOINTS
+from mpcc.runs.checkpoints import PREVIOUS_CHECKPOINT as PREVIOUS_CHECKPOINT
+from mpcc.runs.checkpoints import STAGED_CHECKPOINT as STAGED_CHECKPOINT
+from mpcc.runs.checkpoints import read_checkpoints as read_checkpoints
+from mpcc.runs.checkpoints import refuse_foreign_checkpoints as refuse_foreign_checkpoints
+from mpcc.runs.checkpoints import write_checkpoint as write_checkpoint
+from mpcc.runs.files import SEAL, belongs, dumps, is_sound, read_bytes, sealed, set_aside
+from mpcc.runs.files import RunDirError as RunDirError
+from mpcc.runs.files import read_json as read_json
+from mpcc.runs.files import write_bytes as write_bytes
+from mpcc.runs.files import write_json as write_json
 
 CONFIG = "config.json"
 PROVENANCE = "provenance.json"

@@ -46,6 +46,17 @@ def prepare_process(config: Config, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
+def cpu_threads(n: int) -> Iterator[None]:
+    """Within, torch computes on so many threads of the CPU; afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def whole_float32() -> Iterator[None]:
     """Within, a GPU multiplies float32 as they are; a process that does so anyway is left alone."""
     rounded = [products for products in _float32_products() if products.fp32_precision == "tf32"]

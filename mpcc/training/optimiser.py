@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ BETA2 = 0.999
 EPS = 1e-8
 
 
-class Part:
+class Part(Protocol):
     """Parameters that one optimiser moves; `leaves` are the tensors a loss is differentiated by."""
 
     leaves: list[Tensor]
@@ -27,19 +28,15 @@ class Part:
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters by one Adam step; gradients in the order of `leaves`."""
-        raise NotImplementedError
 
     def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
         """Set a module of this part's layout to these raw weights, normalised afresh."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that training goes on from."""
-        raise NotImplementedError
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` gave, to the bit."""
-        raise NotImplementedError
 
 
 @contextmanager

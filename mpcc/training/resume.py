@@ -6,6 +6,7 @@ import io
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,10 @@ def misfit(content: dict[str, Any], state: TrainState) -> str | None:
 
     Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
     """
-    pairs = list(zip(state.average, content["average"], strict=False))
-    complete = len(state.average) == len(content["average"])
+    pairs = list(zip_longest(state.average, content["average"]))
     for name, part in state.parts.items():
         saved = content["parts"].get(name, {})
-        for key, tensor in part.state().items():
-            complete &= key in saved
-            pairs += [(tensor, saved[key])] if key in saved else []
-    if not complete or any(ours.shape != theirs.shape for ours, theirs in pairs):
+        pairs += [(tensor, saved.get(key)) for key, tensor in part.state().items()]
+    if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
         return "is of other networks; another version wrote it"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -19,17 +19,8 @@ from mpcc.model.prior import Prior
 from mpcc.training.optimiser import ModulePart, Part
 
 _global_random, _copying = threading.Lock(), threading.Lock()
-_copies: WeakValueDictionary[tuple[str, str], DeviceImages] = WeakValueDictionary()
+_copies: WeakValueDictionary[tuple[str, str], ImageSet] = WeakValueDictionary()
 """Fingerprint of a data set, device -> its copy there, for as long as a trial uses it."""
-
-
-@dataclass(frozen=True)
-class DeviceImages:
-    """A data set as it lies on a device."""
-
-    images: Tensor
-    """uint8 (N, C, H, W)."""
-    labels: Tensor | None
 
 
 class Updates(Protocol):
@@ -51,7 +42,8 @@ class TrainState:
 
     config: Config
     image_set: ImageSet
-    data: DeviceImages
+    data: ImageSet
+    """`image_set` on the device."""
     generator: Generator
     discriminator: Discriminator
     encoder: Encoder
@@ -95,27 +87,14 @@ def build_state(
     """A trial before its first iteration. Weights depend on the seed alone, not on the device."""
     with seeded(config.seed):
         prior = build_prior(config).to(device, dtype)
-        generator, discriminator, encoder = build_networks(config)
-    modules = {"generator": generator, "discriminator": discriminator, "encoder": encoder}
-    for network in modules.values():
-        network.to(device, dtype)
-    parts: dict[str, Part] = {n: ModulePart([m], config.network_lr) for n, m in modules.items()}
+        networks = build_networks(config)
+    parts: dict[str, Part] = {}
+    for name, network in zip(("generator", "discriminator", "encoder"), networks, strict=True):
+        parts[name] = ModulePart([network.to(device, dtype)], config.network_lr)
     if any(True for _ in prior.parameters()):
         parts["prior"] = ModulePart([prior], config.prior_lr)
-    rng = torch.Generator(device)
-    rng.manual_seed(config.seed)
-    state = TrainState(
-        config=config,
-        image_set=image_set,
-        data=on_device(image_set, device),
-        generator=generator,
-        discriminator=discriminator,
-        encoder=encoder,
-        prior=prior,
-        parts=parts,
-        rng=rng,
-        average=[],
-    )
+    rng, data = torch.Generator(device).manual_seed(config.seed), on_device(image_set, device)
+    state = TrainState(config, image_set, data, *networks, prior, parts, rng, average=[])
     if config.fast:
         from mpcc.fast.build import speed_up  # which imports the algorithm, and that this module
 
@@ -133,16 +112,17 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def on_device(image_set: ImageSet, device: torch.device | str) -> DeviceImages:
+def on_device(image_set: ImageSet, device: torch.device | str) -> ImageSet:
     """The data set on the device: one copy for all trials of the process that use it there."""
     if torch.device(device) == image_set.images.device:
-        return DeviceImages(image_set.images, image_set.labels)
+        return image_set
     key = (image_set.fingerprint, str(device))
     with _copying:
         copy = _copies.get(key)
         if copy is None:
             labels = None if image_set.labels is None else image_set.labels.to(device)
-            copy = _copies[key] = DeviceImages(image_set.images.to(device), labels)
+            images = image_set.images.to(device)
+            copy = _copies[key] = replace(image_set, images=images, labels=labels)
         return copy
 
 

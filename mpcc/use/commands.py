@@ -30,7 +30,6 @@ a folder of single images.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        speaker="python -m mpcc",
         prog="python -m mpcc",
         description="Use what was trained.",
         epilog=EXAMPLES,
@@ -42,9 +41,7 @@ def parser() -> argparse.ArgumentParser:
         ("sample", "new images of a cluster, or of all"),
         ("reconstruct", "images beside what the model makes of them"),
     ):
-        one = commands.add_parser(
-            name, help=what, description=what, speaker=f"python -m mpcc {name}"
-        )
+        one = commands.add_parser(name, help=what, description=what)
         one.add_argument("run", metavar="RUN", type=path, help="a trial, a sweep, or runs:/ID")
         one.add_argument(
             "--cell", help="of a sweep: best (by I(x; y)), settings like esteps=4, or a cell's key"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.base import (
     BaseEstimator,
@@ -152,20 +151,16 @@ def _looked_at(X: Images) -> tuple[int, int]:
 
 def _trained(config: Config, image_set: ImageSet, device: str) -> tuple[Model, dict[str, Any]]:
     """The model and the last evaluation of a trial in a folder of its own, which goes away."""
-    from mpcc.training.device import resolve_device
+    from mpcc.training.device import cpu_threads, resolve_device
     from mpcc.training.trainer import train
     from mpcc.use.trained import model_of
 
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="mpcc-fit-") as folder:
         path = Path(folder)
-        try:
-            for _ in train(
-                config, path, device=device, checkpoint_seconds=1e6, image_set=image_set
-            ):
+        trial = train(config, path, device=device, checkpoint_seconds=1e6, image_set=image_set)
+        with cpu_threads(config.cpu_threads):
+            for _ in trial:
                 pass
-        finally:
-            torch.set_num_threads(threads)
         result = run_dir.read_result(path) or {}
         if result["state"] == run_dir.DIVERGED:
             raise ValueError(

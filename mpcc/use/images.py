@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-import time
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mpcc.data import folder
 from mpcc.data.own_images import refusal
-from mpcc.data.pictures import Facts, UnsoundError, pixels_of, read_all, summary
+from mpcc.data.pictures import UnsoundError, pixels_of, progress, read_all, summary
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
@@ -35,7 +33,6 @@ MIN_SIDE = 4
 """Fewer pixels mean that an axis was taken for another."""
 ROUNDING = 1e-6
 """Share of the range by which floats may lie beyond it."""
-PATIENCE_SECONDS = 2.0
 
 
 def prepare(
@@ -108,18 +105,6 @@ def one_image(image: Images) -> Images:
     return [image] if isinstance(image, Image.Image) else image
 
 
-def progress(work: Sequence[int], n: int) -> Iterator[int]:
-    """Each item of the work on n images; where it takes long, on a terminal, with how far it is."""
-    begun, shown = time.monotonic(), False
-    for done, item in enumerate(work):
-        if sys.stderr.isatty() and time.monotonic() - begun > PATIENCE_SECONDS:
-            shown = True
-            print(f"\r{done * n // len(work):,} of {n:,} images", end="", file=sys.stderr)
-        yield item
-    if shown:
-        print(f"\r{n:,} of {n:,} images", file=sys.stderr)
-
-
 def _parts(
     images: Images, n_channels: int, value_range: tuple[float, float] | None, ground: str
 ) -> Iterator[NDArray[np.uint8]]:
@@ -153,11 +138,10 @@ def _read(files: list[Path], n_channels: int, size: int, ground: str) -> tuple[P
         pixels = _in_colours(pixels, n_channels, folder.readable(files[i]))
         found[i], brightest[i] = resize(middle_square(pixels)[None], size)[0], pixels.max()
 
-    read = read_all(files, ground, use)
-    error = refusal(files, read, option="--skip-damaged (in a shell)")
-    if error:
-        raise error
-    for line in summary([one for one in read if isinstance(one, Facts)])[1:]:
+    facts, wrong = read_all(files, ground, use)
+    if wrong:
+        raise refusal(wrong, len(files), option="--skip-damaged (in a shell)")
+    for line in summary([one for one in facts if one])[1:]:
         log.warning("%s", line)
     return found, int(brightest.max())
 

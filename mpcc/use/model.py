@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mpcc.config import Config
 from mpcc.data.image_set import to_float, to_uint8
+from mpcc.data.pictures import progress
 from mpcc.model.networks import Encoder, Generator
 from mpcc.model.prior import Prior
-from mpcc.training.device import whole_float32
-from mpcc.use.images import Images, one_image, prepare, progress
+from mpcc.training.device import cpu_threads, whole_float32
+from mpcc.use.images import Images, one_image, prepare
 from mpcc.use.levels import Levels
 
 BATCH = 64
@@ -110,8 +111,7 @@ class Model:
             self._check_clusters(f"cluster {cluster} cannot be drawn from")
             if not 0 <= (cluster := index(cluster)) < self.n_clusters:
                 raise ValueError(f"cluster must be 0 to {self.n_clusters - 1}, got {cluster}")
-        rng = torch.Generator(self.device)
-        rng.manual_seed(index(seed))
+        rng = torch.Generator(self.device).manual_seed(index(seed))
         with torch.no_grad():
             if cluster is None:
                 y = self.prior.sample_y(n, rng)
@@ -161,7 +161,9 @@ class Model:
     def _log_memberships(self, images: Images, how: dict[str, Any]) -> Tensor:
         self._check_clusters("it cannot cluster")
         pixels = self.prepare(images, **how)
-        return self._in_batches(lambda x: (self._memberships(self._encoded(x)[0]),), pixels)[0]
+        return self._in_batches(
+            lambda x: (self.prior.log_memberships(self._encoded(x)[0]),), pixels
+        )[0]
 
     def _check_clusters(self, what: str) -> None:
         if not self.prior.has_clusters:
@@ -174,9 +176,6 @@ class Model:
         x = to_float(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         return self.encoder(x)
 
-    def _memberships(self, z: Tensor) -> Tensor:
-        return self.prior.log_memberships(z)
-
     def _latent(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         z = self._in_batches(self._encoded, pixels)[0].to(self.device)
         return z, self._likeliest(z)
@@ -184,7 +183,11 @@ class Model:
     def _likeliest(self, z: Tensor) -> Tensor | None:
         if not self.prior.has_clusters:
             return None
-        return self._in_batches(lambda z: (self._memberships(z),), z)[0].argmax(1).to(z.device)
+        return (
+            self._in_batches(lambda z: (self.prior.log_memberships(z),), z)[0]
+            .argmax(1)
+            .to(z.device)
+        )
 
     def _draw(self, z: Tensor, y: Tensor | None) -> Pixels:
         given = (z,) if y is None else (z, y)
@@ -214,12 +217,8 @@ class Model:
 def as_trained(config: Config, device: torch.device) -> Iterator[None]:
     """Within, torch computes as in the trial; afterwards as before. Threads change the last bit."""
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.cpu_threads)
-        try:
+        with cpu_threads(config.cpu_threads):
             yield
-        finally:
-            torch.set_num_threads(threads)
     else:
         whole = contextlib.nullcontext() if config.precision == "tf32" else whole_float32()
         with whole, torch.backends.cudnn.flags(benchmark=False, deterministic=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from mpcc.model.networks import Encoder, Generator, trunk
 from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.files import MODEL, RunDirError
-from mpcc.runs.model_file import Arrays, model_bytes, read_model
+from mpcc.runs.model_file import model_bytes, read_model
 from mpcc.training.device import resolve_device
 from mpcc.training.resume import fitting, take_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded
@@ -27,12 +28,13 @@ from mpcc.use.images import CHUNK
 from mpcc.use.levels import Levels
 from mpcc.use.model import Model
 
+NETWORKS = ("generator", "encoder", "prior")
+
 
 def trained_bytes(state: TrainState, generator: Generator) -> bytes:
     """The file of a model as training has it; the generator that an evaluation has used."""
     names, levels = state.image_set.label_names, Levels.of(state.image_set.images)
-    networks = generator, state.encoder, state.prior
-    return _bytes(state.config, state.iteration, names, levels, *networks)
+    return bytes_of(_model(state, generator, names, levels))
 
 
 def for_use(
@@ -56,10 +58,30 @@ def for_use(
     return found
 
 
+def _model(state: TrainState, generator: Generator, *of_images: Any) -> Model:
+    networks = generator, state.encoder, state.prior
+    return Model(state.config, state.iteration, *networks, *of_images)
+
+
 def bytes_of(model: Model) -> bytes:
-    """The file of a model."""
-    networks = model.generator, model.encoder, model.prior
-    return _bytes(model.config, model.iteration, model.label_names, model.levels, *networks)
+    """The file of a model: all tensors by name, a weight as the forward pass sees it where it is
+    kept normalised."""
+    found: dict[str, Tensor] = {}
+    for prefix in NETWORKS:
+        network = getattr(model, prefix)
+        ours = network.state_dict()
+        for name, module in network.named_modules():
+            if isinstance(module, FastSpectral):
+                ours[f"{name}.weight"] = module.normalised
+                del ours[f"{name}.u"], ours[f"{name}.v"]
+        found |= {f"{prefix}.{name}": tensor for name, tensor in ours.items()}
+    head = {
+        "config": model.config.to_dict(),
+        "iteration": model.iteration,
+        "label_names": model.label_names,
+        "levels": model.levels,
+    }
+    return model_bytes(head, {n: t.detach().cpu().float().numpy() for n, t in found.items()})
 
 
 def model_of(data: bytes, name: str, device: torch.device) -> Model:
@@ -71,14 +93,16 @@ def model_of(data: bytes, name: str, device: torch.device) -> Model:
             generator, encoder = Generator(config), Encoder(config, trunk(config))
         with seeded(0):
             prior = build_prior(config)
-        for prefix, network in (("generator", generator), ("encoder", encoder), ("prior", prior)):
-            _fill(network, _part(arrays, prefix), config.fast, device)
+        networks = generator, encoder, prior
+        for prefix, network in zip(NETWORKS, networks, strict=True):
+            ours = {
+                n.removeprefix(f"{prefix}."): a for n, a in arrays.items() if n.startswith(prefix)
+            }
+            _fill(network, ours, config.fast, device)
         return Model(
             config,
             int(head["iteration"]),
-            generator,
-            encoder,
-            prior,
+            *networks,
             tuple(map(str, head["label_names"])),
             None if levels is None else Levels(*map(float, levels)),
             name,
@@ -106,48 +130,10 @@ def model_of_checkpoint(path: Path, config: Config, device: torch.device) -> Mod
         take_model(state, content)
         with torch.no_grad():
             generator = averaged_generator(state, evaluation_rng(state))
-        networks = generator, state.encoder, state.prior
-        return model_of(_bytes(config, state.iteration, (), None, *networks), str(path), device)
+        return model_of(bytes_of(_model(state, generator)), str(path), device)
     raise RunDirError(
         "; ".join(problems) or f"{path} has no checkpoint yet: wait, or go on with the trial"
     )
-
-
-def _bytes(
-    config: Config,
-    iteration: int,
-    label_names: tuple[str, ...],
-    levels: Levels | None,
-    generator: Generator,
-    encoder: Encoder,
-    prior: nn.Module,
-) -> bytes:
-    """The file of a model: all tensors by name, a weight as the forward pass sees it where it is
-    kept normalised."""
-    found: dict[str, Tensor] = {}
-    for prefix, network in (("generator", generator), ("encoder", encoder), ("prior", prior)):
-        ours = network.state_dict()
-        for name, module in network.named_modules():
-            if isinstance(module, FastSpectral):
-                ours[f"{name}.weight"] = module.normalised
-                del ours[f"{name}.u"], ours[f"{name}.v"]
-            if isinstance(module, ConditionalBatchNorm) and module.statistics.mean is not None:
-                assert module.statistics.var is not None
-                ours[f"{name}.standing_mean"] = module.statistics.mean
-                ours[f"{name}.standing_var"] = module.statistics.var
-        found |= {f"{prefix}.{name}": tensor for name, tensor in ours.items()}
-    head = {
-        "config": config.to_dict(),
-        "iteration": iteration,
-        "label_names": label_names,
-        "levels": levels,
-    }
-    return model_bytes(head, {n: t.detach().cpu().float().numpy() for n, t in found.items()})
-
-
-def _part(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    start = len(prefix) + 1
-    return {name[start:]: a for name, a in arrays.items() if name.startswith(f"{prefix}.")}
 
 
 def _fill(
@@ -168,18 +154,13 @@ def _fill(
         tensors[name] = tensor
     for name, module in network.named_modules():
         if isinstance(module, ConditionalBatchNorm):
-            statistics = module.statistics
-            statistics.mean = tensors.pop(f"{name}.standing_mean")
-            statistics.var = tensors.pop(f"{name}.standing_var")
-            statistics.state = "standing"
+            module.standing_mean = tensors[f"{name}.standing_mean"]
+            module.standing_var = tensors[f"{name}.standing_var"]
+            module.state = "standing"
     missing, unexpected = network.load_state_dict(tensors, strict=False, assign=True)
-    vectors = tuple(
-        f"{name}.{kind}"
-        for name, module in network.named_modules()
-        if isinstance(module, FastSpectral)
-        for kind in ("u", "v")
-    )
-    if unexpected or set(missing) - set(vectors):
+    if fast:  # Only training needs a weight's singular vectors.
+        missing = [name for name in missing if not name.endswith((".u", ".v"))]
+    if unexpected or missing:
         raise ValueError(f"it has no '{[*unexpected, *missing][0]}', or one too many")
     network.requires_grad_(False)
     for module in network.modules():
