@@ -27,7 +27,7 @@ from analysis.tables.shared import (
     value_cell,
     value_cells,
 )
-from mpcc.config import Config, from_record, value_text
+from mpcc.config import Config, value_text
 
 TABLE1_AXES = ("n_encoder_steps", "prior_lr")
 ASIDE = "Published figures, for orientation only, since the protocol differs: {}."
@@ -101,7 +101,7 @@ def choose(
     keys = {g.cell_key for g in fitting}
     if len(keys) <= 1:
         return fitting, ""
-    bases = {from_record({**sweep.base, "seed": 0}).cell_key for sweep in records.sweeps}
+    bases = {sweep.base_key for sweep in records.sweeps}
     if len(keys & bases) == 1:
         own = [g for g in fitting if g.cell_key in bases]
         return own, f"Of {len(keys)} cells that fit, the one with the base settings."

@@ -12,13 +12,12 @@ from analysis.tables.columns import column
 from analysis.tables.comparable import p_text, unlike
 from analysis.tables.groups import Group, confirmed
 from analysis.tables.groups import groups as groups_of
-from mpcc.config import from_record
 from mpcc.evaluation.metrics import METRICS
 
 
 def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
     """A line that says whether the best point beats the base settings, once both are confirmed."""
-    key = from_record({**records.sweeps[0].base, "seed": 0}).cell_key
+    key = records.sweeps[0].base_key
     base = next((g for g in groups if g.cell_key == key), None)
     ours, metric = _best_point(records, groups)
     if ours is None or base is None or base is ours:

@@ -22,7 +22,7 @@ from analysis.tables.comparable import (
     spread_with,
 )
 from analysis.tables.groups import Group
-from mpcc.config import from_record, parse_settings, value_text
+from mpcc.config import parse_settings, value_text
 from tune.plan.plan import FULL_MODEL
 
 TEST_WORDS = {
@@ -77,12 +77,11 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
     return found[0]
 
 
-def default_baseline(groups: Sequence[Group], base: dict) -> Group:
-    """The full model of an ablation, else the cell with the sweep's own base settings.
+def default_baseline(groups: Sequence[Group], key: str) -> Group:
+    """The full model of an ablation, else the cell with this key, of the sweep's base settings.
 
     Where there is neither: the first cell with a finished trial.
     """
-    key = from_record({**base, "seed": 0}).cell_key
     full = [g for g in groups if g.variant == FULL_MODEL]
     own = [g for g in groups if g.cell_key == key]
     return [*full, *own, *(g for g in groups if g.done), groups[0]][0]

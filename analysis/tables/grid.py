@@ -45,7 +45,7 @@ def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> 
     """The named baseline, else the cell with the base settings, else the first with values."""
     if name:
         return find_group(groups, name, records.swept)
-    return default_baseline(groups, dict(records.sweeps[0].base))
+    return default_baseline(groups, records.sweeps[0].base_key)
 
 
 @dataclass(frozen=True)
