@@ -144,8 +144,17 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
         contents |= files(records, product, options, formats)
     every = [*cells, *groups(records, pool_code=options.pool_code, confirm=True)]
     if "html" in formats:
-        place = None if options.mlflow else out
-        contents["report.html"] = _report_page(records, cells, found, options, lines, place)
+        from analysis.report.page import report
+
+        grid = argparse.Namespace(**vars(options) | {"table": "grid"})
+        has_grid = any(product.result for product in found)  # The page always has it.
+        shown_too = [] if has_grid else products(records, cells, grid, lines)
+        contents["report.html"] = report(
+            *(records, cells, [*found, *shown_too], options.test),
+            pictures=not options.no_pictures,
+            lines=lines,
+            place=None if options.mlflow else out,
+        )
         contents |= companion(records, every, "report", options.test)
     if "fig" in formats:
         contents |= _figures(records, cells, found)
@@ -165,27 +174,6 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     settings = [f"{short(axis)}={value_text(first.settings[axis])}" for axis in records.swept]
     _print(found, out, contents, options, ",".join(settings) or first.cell_key)
     return 0
-
-
-def _report_page(
-    records: Records,
-    cells: list[Group],
-    found: list[Product],
-    options: argparse.Namespace,
-    lines: Sequence[str],
-    place: Path | None,
-) -> str:
-    """The page; it always has the grid's differences, whichever table was asked for."""
-    from analysis.report.page import report
-    from analysis.tables.assemble import products
-
-    if not any(product.result for product in found):
-        grid = argparse.Namespace(**vars(options) | {"table": "grid"})
-        found = [*found, *products(records, cells, grid, lines)]
-    pictures = not options.no_pictures
-    return report(
-        *(records, cells, found, options.test), pictures=pictures, lines=lines, place=place
-    )
 
 
 def _against(options: argparse.Namespace, records: Records, cells: list[Group]) -> list[str]:
@@ -220,13 +208,13 @@ def _figures(records: Records, cells: list[Group], made: list[Product]) -> dict[
 
 def write(out: Path, files: dict[str, str | bytes]) -> None:
     """Every file, whole or not at all; one that says the same already is left alone."""
+    from analysis.output.check import is_stale
     from mpcc.runs.run_dir import write_bytes
 
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        file, data = out / name, content.encode() if isinstance(content, str) else content
-        if not file.exists() or file.read_bytes() != data:
-            write_bytes(file, data)
+        if is_stale(out / name, content):
+            write_bytes(out / name, content if isinstance(content, bytes) else content.encode())
 
 
 def _check(
@@ -238,16 +226,18 @@ def _check(
     cells: list[Group],
 ) -> int:
     """Say which files are stale, among those asked for and those beside them; 1 where some are."""
-    from analysis.output.check import outdated, stale
+    from analysis.output.check import is_stale, outdated
     from analysis.records.frame import left_out
     from analysis.tables.assemble import files
 
     for cause in left_out(records):
         print(f"left out: {cause}")
-    beside: dict[str, str | bytes] = {}
+    made = dict(asked)
     for product in found:
-        beside |= files(records, product, options, ("md", "csv", "tex"))
-    wrong = stale(out, asked, beside) + outdated(out, [*asked, *beside], cells)
+        beside = files(records, product, options, ("md", "csv", "tex")).items()
+        made |= {name: text for name, text in beside if name in made or (out / name).exists()}
+    wrong = [name for name, content in made.items() if is_stale(out / name, content)]
+    wrong += outdated(out, made, cells)
     if wrong:
         print(f"stale or missing in {out}: {', '.join(wrong)}; run make_tables.py again")
         return 1

@@ -20,16 +20,8 @@ WHOLE = ("grid", "layout", "search", "report", "figures")
 """What rests on every trial there is: a trial more makes it stale, elsewhere one of its cells."""
 
 
-def stale(
-    out: Path, asked: Mapping[str, str | bytes], beside: Mapping[str, str | bytes]
-) -> list[str]:
-    """Names of files that are missing or differ; of `beside`, only those that are there at all."""
-    found = [name for name, data in asked.items() if _differs(out / name, data)]
-    there = (name for name in beside if name not in asked and (out / name).exists())
-    return found + [name for name in there if _differs(out / name, beside[name])]
-
-
-def _differs(file: Path, content: str | bytes) -> bool:
+def is_stale(file: Path, content: str | bytes) -> bool:
+    """Whether this file is missing or says something else."""
     data = content.encode() if isinstance(content, str) else content
     return not file.is_file() or file.read_bytes() != data
 

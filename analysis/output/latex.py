@@ -85,9 +85,6 @@ LINE = 120
 MAX_FLOAT_ROWS = 45
 """Longer tables do not fit a page and break over several."""
 
-FLOATS_IN_A_ROW = 8
-"""Floats that LaTeX is given before it must place them: it holds but a few."""
-
 _HEAD = r"""% \input this file (with booktabs) or compile it as it is.
 \makeatletter
 \ifx\@nodocument\relax
@@ -119,8 +116,12 @@ def latex(table: Table, how: str = "") -> str:
     columns = "".join("r" if heading.numeric else "l" for heading in table.headings)
     head = " & ".join(_heading(heading) for heading in table.headings) + r" \\"
     notes = [rf"\par {line}" for line in _notes(table, how)]
-    parts = _long if len(table.rows) > MAX_FLOAT_ROWS else _float
-    lines = parts(table, columns, head, _body(table), notes)
+    body, lines = _body(table), list[str]()
+    for start in range(0, len(body) or 1, MAX_FLOAT_ROWS):
+        lines += [r"\clearpage"] if start else []
+        page = body[start : start + MAX_FLOAT_ROWS]
+        last = start + MAX_FLOAT_ROWS >= len(body)
+        lines += _float(table, columns, head, page, notes if last else (), again=start > 0)
     return "\n".join([_HEAD, *lines, r"\mpccend", ""])
 
 
@@ -280,23 +281,17 @@ def _caption(table: Table) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _float(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
-    """One page: a table that floats."""
+def _float(
+    table: Table, columns: str, head: str, body: list[str], notes: Sequence[str], *, again: bool
+) -> list[str]:
+    """A table that floats, in smaller type where it is wider than the text; `again` goes on with
+    one of an earlier page."""
+    caption = [rf"\caption{{{_caption(table)}}}\smallskip", rf"\label{{tab:{table.name}}}"]
     mini = r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize"
     return [
         r"\expandafter\begin\expandafter{\mpccfloat}[tbp]",
         r"\centering",
-        rf"\caption{{{_caption(table)}}}\smallskip",
-        rf"\label{{tab:{table.name}}}",
-        *_fitted(columns, head, body),
-        *((mini, *notes, r"\end{minipage}") if notes else ()),
-        r"\expandafter\end\expandafter{\mpccfloat}",
-    ]
-
-
-def _fitted(columns: str, head: str, body: list[str]) -> list[str]:
-    """A tabular, in smaller type where it is wider than the text."""
-    return [
+        *([r"\addtocounter{table}{-1}\caption{(continued)}\smallskip"] if again else caption),
         r"\mpccfit{%",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
@@ -305,35 +300,6 @@ def _fitted(columns: str, head: str, body: list[str]) -> list[str]:
         *body,
         r"\bottomrule",
         r"\end{tabular}}",
+        *((mini, *notes, r"\end{minipage}") if notes else ()),
+        r"\expandafter\end\expandafter{\mpccfloat}",
     ]
-
-
-def _long(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
-    """Several pages, each with the headings and as wide as the widest: a longtable cannot shrink.
-
-    An invisible line of each column's widest cell gives all pages the same columns.
-    """
-    rows = [head, *(line for line in body if line != r"\midrule")]
-    widest = _widest([row.removesuffix(r" \\") for row in rows])
-    lines = []
-    for number, start in enumerate(range(0, len(body), MAX_FLOAT_ROWS)):
-        caption = rf"\caption{{{_caption(table)}}}\label{{tab:{table.name}}}"
-        if number:
-            caption = r"\addtocounter{table}{-1}\caption{(continued)}"
-        part = [*body[start : start + MAX_FLOAT_ROWS], widest]
-        lines += [r"\begin{table}[p]", r"\centering\footnotesize", caption]
-        lines += [*_fitted(columns, head, part), r"\end{table}"]
-        lines += [r"\clearpage"] if number % FLOATS_IN_A_ROW == FLOATS_IN_A_ROW - 1 else []
-    return [*lines, r"\clearpage", r"{\footnotesize", *notes, r"\par}"]
-
-
-def _widest(lines: list[str]) -> str:
-    """A line that takes no height and shows nothing, with the longest cell of every column."""
-    cells = zip(*(line.split(" & ") for line in lines), strict=True)
-    longest = [max(column, key=lambda cell: len(_COMMAND.sub("", cell))) for column in cells]
-    hidden = " & ".join(rf"\hphantom{{{cell}}}" for cell in longest)
-    return hidden + r" \\[-\normalbaselineskip]"
-
-
-_COMMAND = re.compile(r"\\[a-z]+|[{}$^\\]")
-"""What of a cell takes no room on the page, about."""

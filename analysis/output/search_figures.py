@@ -16,10 +16,9 @@ import numpy as np
 from analysis.output.figures import STYLE, WIDTH, saved
 from analysis.output.html import COLOURS
 from analysis.records.frame import short
-from analysis.searches.search import Found, Importance, best
-from analysis.tables.columns import column
+from analysis.searches.search import Axis, Found, Importance, best
+from analysis.tables.columns import column, sign
 from mpcc.config import value_text
-from mpcc.evaluation.metrics import METRICS
 from mpcc.evaluation.plots import own_style
 
 if TYPE_CHECKING:
@@ -80,16 +79,16 @@ def _figures(search: Found) -> dict[str, tuple[Figure, str]]:
                 )
             for axis in search.axes:
                 draw(
-                    f"slice{tag}-{short(axis)}",
-                    f"{label} along {short(axis)}; all other axes vary too. Darker: earlier.",
+                    f"slice{tag}-{short(axis.name)}",
+                    f"{label} along {short(axis.name)}; all other axes vary too. Darker: earlier.",
                     partial(slice_of, search, i, axis),
                 )
             pair = _pair(search, measured)
             if pair and len(search.points) >= LEAST_FOR_CONTOUR:
                 draw(
                     f"contour{tag}",
-                    f"{label} over {short(pair[0])} and {short(pair[1])}, interpolated between "
-                    "points; the others vary too.",
+                    f"{label} over {short(pair[0].name)} and {short(pair[1].name)}, interpolated "
+                    "between points; the others vary too.",
                     partial(contour, search, i, pair),
                 )
         draw(
@@ -118,7 +117,7 @@ def course(search: Found, objective: int, ax: Axes) -> Axes:
         places = [point.number] * len(seeds)
         ax.scatter(places, seeds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0)
     ax.scatter(numbers, means, s=16, color=COLOURS[0], zorder=3, label="mean of a point")
-    grow = np.maximum if METRICS[name].higher_is_better else np.minimum
+    grow = np.maximum if sign(name) > 0 else np.minimum
     ax.step(numbers, grow.accumulate(means), where="post", color=COLOURS[1], label="best so far")
     ax.set_xlabel("point")
     ax.set_ylabel(spec.heading)
@@ -139,7 +138,7 @@ def importance(measured: Sequence[Importance], ax: Axes) -> Axes:
     return ax
 
 
-def slice_of(search: Found, objective: int, axis: str, ax: Axes) -> Axes:
+def slice_of(search: Found, objective: int, axis: Axis, ax: Axes) -> Axes:
     """The objective along one axis, seeds as whiskers from the least to the greatest."""
     spec = column(search.objectives[objective])
     x = _places(search, axis)
@@ -151,21 +150,20 @@ def slice_of(search: Found, objective: int, axis: str, ax: Axes) -> Axes:
         seeds = point.seeds[objective] * spec.scale
         ax.plot([place, place], [min(seeds), max(seeds)], color=colour, linewidth=0.8)
         ax.scatter([place], [point.values[objective] * spec.scale], s=16, color=colour, zorder=3)
-    _scale(search, axis, ax.xaxis, ax.set_xscale)
-    ax.set_xlabel(short(axis))
+    _scale(axis, ax.xaxis, ax.set_xscale)
+    ax.set_xlabel(short(axis.name))
     ax.set_ylabel(spec.heading)
     return ax
 
 
-def contour(search: Found, objective: int, axes: tuple[str, str], ax: Axes) -> Axes:
+def contour(search: Found, objective: int, axes: tuple[Axis, Axis], ax: Axes) -> Axes:
     """The objective over two axes, interpolated linearly between the points."""
+    from matplotlib.ticker import MaxNLocator
     from matplotlib.tri import Triangulation
 
     spec = column(search.objectives[objective])
-    flat = [
-        np.log10(_places(search, axis)) if search.is_log(axis) else np.array(_places(search, axis))
-        for axis in axes
-    ]
+    flat = [_places(search, axis) for axis in axes]
+    flat = [np.log10(x) if axis.is_log else x for axis, x in zip(axes, flat, strict=True)]
     values = np.array([point.values[objective] for point in search.points]) * spec.scale
     width = [max(float(np.ptp(f)), 1e-12) for f in flat]
     places = np.unique(
@@ -180,11 +178,11 @@ def contour(search: Found, objective: int, axes: tuple[str, str], ax: Axes) -> A
     )
     ax.figure.colorbar(drawn or dots, ax=ax, label=spec.heading)
     for axis, each, name in zip(axes, (ax.xaxis, ax.yaxis), "xy", strict=True):
-        if _is_whole(search, axis) and not search.is_log(axis):
-            _whole_ticks(each)
-        elif search.is_log(axis):
+        if axis.is_whole and not axis.is_log:
+            each.set_major_locator(MaxNLocator(integer=True))
+        elif axis.is_log:
             each.set_major_formatter(lambda value, _: value_text(float(f"{10**value:.2g}")))
-        getattr(ax, f"set_{name}label")(short(axis))
+        getattr(ax, f"set_{name}label")(short(axis.name))
     return ax
 
 
@@ -198,19 +196,15 @@ def parallel(search: Found, ax: Axes) -> Axes:
     values = np.array([point.values[0] for point in search.points]) * spec.scale
     norm = Normalize(float(values.min()), float(values.max()))
     heights = np.stack([_heights(search, axis) for axis in search.axes])
-    up = METRICS[search.objectives[0]].higher_is_better
-    best_one = int(values.argmax() if up else values.argmin())
-    for i in np.argsort(values if up else -values):
-        colour, width = colormaps[MAP](norm(values[i])), 2.2 if i == best_one else 1.0
+    gains = sign(search.objectives[0]) * values
+    for i in np.argsort(gains):
+        colour, width = colormaps[MAP](norm(values[i])), 2.2 if i == gains.argmax() else 1.0
         ax.plot(range(len(heights)), heights[:, i], color=colour, linewidth=width)
     for place, axis in enumerate(search.axes):
         ax.axvline(place, color="0.6", linewidth=0.6, zorder=0)
-        entry = search.space[axis]
-        ends = (entry["low"], entry["high"]) if search.is_number(axis) else (entry[0], entry[-1])
-        for height, value, side in ((0, ends[0], "top"), (1, ends[1], "bottom")):
-            shift = -0.02 if height == 0 else 0.02
-            ax.text(place, height + shift, value_text(value), ha="center", va=side, fontsize=7)
-    ax.set_xticks(range(len(search.axes)), [short(axis) for axis in search.axes])
+        for height, value, side in zip((-0.02, 1.02), axis.ends, ("top", "bottom"), strict=True):
+            ax.text(place, height, value_text(value), ha="center", va=side, fontsize=7)
+    ax.set_xticks(range(len(search.axes)), [short(axis.name) for axis in search.axes])
     ax.tick_params(axis="x", length=0, pad=12)
     ax.set_yticks([])
     ax.set_ylim(-0.05, 1.1)
@@ -237,59 +231,38 @@ def front(search: Found, i: int, j: int, ax: Axes) -> Axes:
     return ax
 
 
-def _pair(search: Found, measured: Sequence[Importance]) -> tuple[str, str] | None:
+def _pair(search: Found, measured: Sequence[Importance]) -> tuple[Axis, Axis] | None:
     """The two most important axes that are ranges; the first two where nothing was measured."""
-    ranked = [i.axis for i in sorted(measured, key=lambda i: -i.mean)] or search.axes
-    ranges = [axis for axis in ranked if search.is_number(axis)]
+    means = {i.axis: i.mean for i in measured}
+    ranges = [axis for axis in search.axes if axis.is_range]
+    ranges.sort(key=lambda axis: -means.get(axis.name, 0.0))
     return (ranges[0], ranges[1]) if len(ranges) > 1 else None
 
 
-def _places(search: Found, axis: str) -> list[float]:
-    """Where each point lies on an axis: its value, or the place of its value in the list."""
-    values = [point.group.settings[axis] for point in search.points]
-    if search.is_number(axis):
-        return [float(value) for value in values]
-    options = [value_text(_plain(value)) for value in search.space[axis]]
-    return [float(options.index(value_text(_plain(value)))) for value in values]
+def _places(search: Found, axis: Axis) -> np.ndarray:
+    """Where each point lies on an axis."""
+    return np.array([axis.place(point.group.settings[axis.name]) for point in search.points])
 
 
-def _heights(search: Found, axis: str) -> np.ndarray:
+def _heights(search: Found, axis: Axis) -> np.ndarray:
     """Where each point crosses an axis of the parallel lines, 0 to 1."""
-    places = np.array(_places(search, axis))
-    if not search.is_number(axis):
-        return places / max(1, len(search.space[axis]) - 1)
-    low, high = search.space[axis]["low"], search.space[axis]["high"]
-    if search.is_log(axis):
-        places, low, high = np.log(places), np.log(low), np.log(high)
-    return (places - low) / (high - low)
+    places, ends = _places(search, axis), np.array([axis.place(end) for end in axis.ends])
+    if axis.is_log:
+        places, ends = np.log(places), np.log(ends)
+    return (places - ends[0]) / (ends[1] - ends[0] or 1.0)
 
 
-def _scale(search: Found, axis: str, ticks: Any, set_scale: Callable[[str], Any]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _scale(axis: Axis, ticks: Any, set_scale: Callable[[str], Any]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    if search.is_log(axis):
+    if axis.is_log:
         set_scale("log")
-        low, high = search.space[axis]["low"], search.space[axis]["high"]
+        low, high = axis.ends
         steps = (1, 2, 5) if high / low < 100 else (1,)
         ticks.set_major_locator(LogLocator(subs=steps))
         ticks.set_major_formatter(lambda value, _: value_text(float(f"{value:.2g}")))
         ticks.set_minor_formatter(NullFormatter())
-    elif _is_whole(search, axis):
-        _whole_ticks(ticks)
-    elif not search.is_number(axis):
-        options = [value_text(_plain(value)) for value in search.space[axis]]
-        ticks.set_ticks(range(len(options)), options)
-
-
-def _is_whole(search: Found, axis: str) -> bool:
-    return search.is_number(axis) and isinstance(search.space[axis]["low"], int)
-
-
-def _whole_ticks(ticks: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ticks.set_major_locator(MaxNLocator(integer=True))
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    elif axis.is_whole:
+        ticks.set_major_locator(MaxNLocator(integer=True))
+    elif not axis.is_range:
+        ticks.set_ticks(range(len(axis.options)), axis.options)

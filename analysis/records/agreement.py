@@ -32,12 +32,10 @@ def add_agreement(rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> No
                 cell = cells.setdefault((row["cell_key"], row["fingerprint"]), {})
                 cell[row["trial_key"]] = row, [int(line["cluster"]) for line in lines]
     for cell in cells.values():
-        found: dict[str, list[float]] = {key: [] for key in cell}
+        found = {}
         for a, b in itertools.combinations(cell, 2):
             (row, ours), (_, theirs) = cell[a], cell[b]
-            value = ari(theirs, ours, row["n_clusters"])
-            found[a].append(value)
-            found[b].append(value)
-        for key, values in found.items():
-            if values:
-                cell[key][0][AGREEMENT] = fmean(values)
+            found[a, b] = ari(theirs, ours, row["n_clusters"])
+        for key, (row, _) in cell.items():
+            if values := [value for pair, value in found.items() if key in pair]:
+                row[AGREEMENT] = fmean(values)

@@ -79,14 +79,15 @@ def report(
     kept = {name: body for name, body in sections.items() if body}
     links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in kept)
     body = "".join(f'<h2 id="{n.lower()}">{n}</h2>{content}' for n, content in kept.items())
+    css, js = html.asset("report.css"), html.asset("report.js")
     badge = f'<span class="badge{" open" if unfinished(groups) else ""}">{progress(groups)}</span>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>MPCC ablation: {escape(title)}</title><style>{html.style()}</style></head><body>"
+        f"<title>MPCC ablation: {escape(title)}</title><style>{css}</style></head><body>"
         f"<header><h1>MPCC ablation: {escape(title)}</h1><p>{badge}</p>{ABOUT}"
         f"<nav>{links}</nav></header>"
-        f"<main>{body}</main><script>{html.script()}</script></body></html>\n"
+        f"<main>{body}</main><script>{js}</script></body></html>\n"
     )
 
 

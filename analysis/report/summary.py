@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -88,17 +86,12 @@ def _axis(axis: str, groups: Sequence[Group]) -> str:
 
 def _meaning(field: str) -> str:
     """` (encoder updates per generator update)`: what the settings' own page says of a field."""
-    (config,) = ast.parse(inspect.getsource(Config)).body
-    assert isinstance(config, ast.ClassDef)
-    for one, after in itertools.pairwise(config.body):
-        match one, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
-                if name == field and isinstance(text, str):
-                    first = (
-                        re.split(r"(?<!eq)\. ", text)[0].removesuffix(".").replace("\n    ", " ")
-                    )
-                    return f" ({re.sub(r'^[^ ]+: ', '', first)})"  # Without its symbol.
-    return ""
+    own = rf'\n    {field}: (?:(?!\n    \w).)*?\n    """(.*?)"""'  # Not that of a later field.
+    found = re.search(own, inspect.getsource(Config), re.DOTALL)
+    if found is None:
+        return ""
+    first = re.split(r"(?<!eq)\. ", found[1])[0].removesuffix(".").replace("\n    ", " ")
+    return f" ({re.sub(r'^[^ ]+: ', '', first)})"  # Without its symbol.
 
 
 def _part(changes: str) -> str:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from analysis.records.frame import Records
 from analysis.searches.search import found
 from analysis.statistics import stats
-from analysis.tables.columns import column
+from analysis.tables.columns import column, sign
 from analysis.tables.comparable import p_text, unlike
 from analysis.tables.groups import Group, confirmed
 from analysis.tables.groups import groups as groups_of
-from mpcc.evaluation.metrics import METRICS
 
 
 def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
@@ -42,7 +41,7 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
     known = [g for g in groups_of(other) if g.summary(metric).n]
     if not known:
         return [f"{name} has no finished trial with {metric}: nothing to compare with."]
-    rival = max(known, key=lambda g: _sign(metric) * g.summary(metric).mean.estimate)
+    rival = max(known, key=lambda g: sign(metric) * g.summary(metric).mean.estimate)
     head = (
         f"The search's best point ({ours.label(records.swept)}) against the best cell of {name} "
         f"({rival.label(list(other.axes))})"
@@ -57,17 +56,13 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
     ]
 
 
-def _sign(metric: str) -> int:
-    return 1 if METRICS[metric].higher_is_better else -1
-
-
 def _best_point(records: Records, groups: Sequence[Group]) -> tuple[Group | None, str]:
     """The best point by the first objective, where one is complete, and that objective."""
     search = found(records, groups)
     if search is None or not search.points:
         return None, ""
     metric = search.objectives[0]
-    return max(search.points, key=lambda point: _sign(metric) * point.values[0]).group, metric
+    return max(search.points, key=lambda point: sign(metric) * point.values[0]).group, metric
 
 
 def _verdicts(a: Group, b: Group, metric: str, *, tested: bool = True) -> str:

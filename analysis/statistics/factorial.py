@@ -235,12 +235,11 @@ def _cube(
     y: NDArray[np.float64], axes: Mapping[str, Sequence[Hashable]]
 ) -> NDArray[np.float64] | None:
     """The values by the levels of every axis; None where a place is empty or taken twice."""
-    levels = [{level: i for i, level in enumerate(dict.fromkeys(v))} for v in axes.values()]
-    shape = [len(known) for known in levels]
+    places = [list(map(list(dict.fromkeys(levels)).index, levels)) for levels in axes.values()]
+    shape = [max(place) + 1 for place in places]
     if math.prod(shape) != y.size:
         return None
     cube = np.full(shape, math.nan)
-    places = [[known[v] for v in axis] for known, axis in zip(levels, axes.values(), strict=True)]
     cube[tuple(places)] = y
     return None if np.isnan(cube).any() else cube
 

@@ -13,8 +13,15 @@ from analysis.output.check import COMPANION
 from analysis.output.latex import latex
 from analysis.output.render import how, markdown
 from analysis.paper.beside import add_published
-from analysis.paper.table4 import DATASETS, table4
-from analysis.paper.tables import plan_names, table1, table1_groups, table2, table3
+from analysis.paper.tables import (
+    DATASETS,
+    plan_names,
+    table1,
+    table1_groups,
+    table2,
+    table3,
+    table4,
+)
 from analysis.records.frame import Records
 from analysis.tables.columns import TABLE1, recorded
 from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_tables

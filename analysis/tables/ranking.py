@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.statistics import stats
-from analysis.tables.columns import column
+from analysis.tables.columns import column, sign
 from analysis.tables.comparable import collapse, identical, kind, spread_with
 from analysis.tables.compare import compare_all, smallest_p
 from analysis.tables.groups import Group
@@ -105,8 +105,7 @@ def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
 
 
 def _rank(groups: Sequence[Group], members: list[int], label: str, metric: str, test: str) -> Class:
-    sign = 1 if column(metric).better == "higher" else -1
-    best = max(members, key=lambda i: sign * groups[i].summary(metric).mean.estimate)
+    best = max(members, key=lambda i: sign(metric) * groups[i].summary(metric).mean.estimate)
     reference, rest = groups[best], [i for i in members if i != best]
     same = frozenset(i for i in rest if identical(groups[i], reference))
     others = [i for i in rest if i not in same]
