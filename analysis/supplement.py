@@ -39,6 +39,8 @@ README = "README.md"
 PACKED = (PLAN, COPY, CONFIG, CONTINUES, METRICS, PROVENANCE, RESULT)
 ANONYMOUS = "machine, user, paths and addresses are replaced, and the seal is made anew"
 """What a record says of itself in its field `anonymous`."""
+NAMING = ("machine", "notes", "cause", "unavailable")
+"""Fields of a record whose texts may name machines, users, paths and addresses."""
 _FIRST_TIME = (1980, 1, 1, 0, 0, 0)
 """Of every file in the archive: the earliest that the format can say."""
 
@@ -91,18 +93,22 @@ def _readme(options: argparse.Namespace) -> str:
     for name, value in vars(options).items():
         if value != usual[name] and name not in ("runs", "mlflow", "sweep", "export", "anonymous"):
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    lines = ["# Records and tables", "", "In the folder of the code, with these folders beside it:"]
-    lines += ["", f"    python analysis/make_tables.py {shlex.join(words)} --check"]
+    commands = [f"python analysis/make_tables.py {shlex.join(words)} --check"]
     for copy in options.runs:
         plan = read_json(copy / PLAN)
         if plan is not None:
             script = "search" if plan.get("search") else "ablation"
-            lines += [f"    python tune/{script}.py --out {shlex.quote(copy.name)}"]
-    lines += ["", "The first makes the tables again and compares them. The others train what is"]
-    lines += ["missing; checkpoints and models are left out here."]
-    if options.anonymous:
-        lines += ["", f"In every provenance.json and result.json {ANONYMOUS}."]
-    return "\n".join(lines) + "\n"
+            commands.append(f"python tune/{script}.py --out {shlex.quote(copy.name)}")
+    hidden = f"\nIn every provenance.json and result.json {ANONYMOUS}.\n"
+    indented = "".join(f"    {command}\n" for command in commands)
+    return f"""# Records and tables
+
+In the folder of the code, with these folders beside it:
+
+{indented}
+The first makes the tables again and compares them. The others train what is
+missing; checkpoints and models are left out here.
+""" + (hidden if options.anonymous else "")
 
 
 def _hiding(folders: Iterable[Path]) -> Hide:
@@ -147,24 +153,21 @@ def _records(source: Path, pictures: bool) -> dict[str, bytes]:
 def _anonymous(source: Path, files: Mapping[str, bytes], hide: Hide) -> dict[str, bytes]:
     """Provenance and result without names; RunDirError where one is not what was recorded."""
     read_sealed(source)
-    made: dict[str, dict[str, Any]] = {}
-    if PROVENANCE in files:
-        made[PROVENANCE] = record = read_provenance(source)
-        data = record.get("data", {})
-        if "notes" in data:
-            record["data"] = data | {"notes": [hide(note) for note in data["notes"]]}
-        if "machine" in record:
-            record["machine"] = hide(str(record["machine"]))
-    if RESULT in files:
-        made[RESULT] = record = json.loads(files[RESULT])
-        if record.get("cause"):
-            record["cause"] = hide(record["cause"])
-        if "unavailable" in record:
-            whys = record["unavailable"].items()
-            record["unavailable"] = {name: hide(why) for name, why in whys}
-    for name, record in made.items():
-        record["anonymous"] = ANONYMOUS
+    made = {}
+    for name in (name for name in (PROVENANCE, RESULT) if name in files):
+        record = read_provenance(source) if name == PROVENANCE else json.loads(files[name])
+        record = _hidden(record, hide) | {"anonymous": ANONYMOUS}
         if SEAL in record:
             belongs = {METRICS: files.get(METRICS, b"")} if name == RESULT else {}
-            made[name] = sealed(record, **belongs)
-    return {name: (dumps(record, indent=1) + "\n").encode() for name, record in made.items()}
+            record = sealed(record, **belongs)
+        made[name] = (dumps(record, indent=1) + "\n").encode()
+    return made
+
+
+def _hidden(value: Any, hide: Hide, named: bool = False) -> Any:
+    """A record with every text below one of NAMING replaced; `named` where it is below one."""
+    if isinstance(value, dict):
+        return {key: _hidden(own, hide, named or key in NAMING) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_hidden(own, hide, named) for own in value]
+    return hide(value) if named and isinstance(value, str) else value

@@ -129,10 +129,18 @@ def lines(
         return []
     pool = spread_with(groups, baseline, metric) if test == "pooled" else None
     results = compare_all(others, baseline, metric, test, pool)
-    whys = [
-        _refused(g, baseline, metric, test, axes, pool, r)
-        for g, r in zip(others, results, strict=True)
-    ]
+    whys = []
+    for group, result in zip(others, results, strict=True):
+        why, common = apart(group, baseline, metric, axes), len(pairs(group, baseline, metric)[0])
+        reasons = {
+            f"{NOT_COMPARED}: {why}": why,
+            IDENTICAL: identical(group, baseline),
+            f"{'one' if common else 'no'} common seed": test == "paired" and common < 2,
+            f"pooled SD refused: {pool and pool.refusal}": pool and pool.refusal,
+            TOO_SMALL: smallest_p(group, baseline, metric, test) > stats.ALPHA,
+            "no spread to test against": math.isnan(result.p),
+        }
+        whys.append(next((reason for reason, holds in reasons.items() if holds), ""))
     least = [
         math.nan if why else smallest_p(g, baseline, metric, test)
         for g, why in zip(others, whys, strict=True)
@@ -163,29 +171,6 @@ def _told(result: stats.Comparison, why: str) -> stats.Comparison:
         nothing = stats.Estimate(estimate, math.nan, math.nan, difference.n)
         told = replace(told, difference=nothing, g=math.nan, effect=math.nan)
     return told
-
-
-def _refused(
-    a: Group,
-    b: Group,
-    metric: str,
-    test: str,
-    axes: Sequence[str],
-    pool: Spread | None,
-    result: stats.Comparison,
-) -> str:
-    """Why there is no test of this cell against the baseline; the first reason that holds."""
-    why = apart(a, b, metric, axes)
-    common = len(pairs(a, b, metric)[0])
-    reasons = {
-        f"{NOT_COMPARED}: {why}": why,
-        IDENTICAL: identical(a, b),
-        f"{'one' if common else 'no'} common seed": test == "paired" and common < 2,
-        f"pooled SD refused: {pool and pool.refusal}": pool and pool.refusal,
-        TOO_SMALL: smallest_p(a, b, metric, test) > stats.ALPHA,
-        "no spread to test against": math.isnan(result.p),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 @dataclass(frozen=True)
