@@ -180,14 +180,12 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
     """How a search compares with the folder that --baseline names; nothing for a cell's name."""
     if not options.baseline or not Path(options.baseline).is_dir():
         return []
-    from analysis.records.folders import check_folders
     from analysis.records.load import load
     from analysis.searches.rival import against
 
     if not records.searches:
         raise ValueError(f"--baseline {options.baseline} is a folder, which only a search takes")
     other = Path(options.baseline)
-    check_folders([other])
     return against(records, cells, load([other]), other.resolve().name)
 
 
@@ -227,10 +225,11 @@ def _check(
 ) -> int:
     """Say which files are stale, among those asked for and those beside them; 1 where some are."""
     from analysis.output.check import is_stale, outdated
-    from analysis.records.frame import left_out
+    from analysis.records.frame import CONFLICT, DAMAGED
     from analysis.tables.assemble import files
 
-    for cause in left_out(records):
+    trials = records.trials
+    for cause in trials["cause"][trials["state"].isin((DAMAGED, CONFLICT))]:
         print(f"left out: {cause}")
     made = dict(asked)
     for product in found:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.options import parser
+from analysis.records.folders import run_dirs
 from analysis.report.page import PICTURES
 from mpcc.runs.files import SEAL, dumps, read_bytes, read_json, sealed, write_bytes
 from mpcc.runs.run_dir import (
@@ -32,7 +33,7 @@ from mpcc.runs.run_dir import (
     read_sealed,
 )
 from mpcc.shell import shown
-from tune.plan.plan import MLFLOW, PLAN, TRIALS
+from tune.plan.plan import MLFLOW, PLAN
 from tune.store.plan_file import COPY, readable
 
 README = "README.md"
@@ -59,7 +60,7 @@ def stage(folders: Sequence[Path], scratch: Path, anonymous: bool, pictures: boo
         if number > 1 and (anonymous or (place / name).exists()):
             name += f"-{number}"
         copies.append(place / name)
-        for source in _directories(folder):
+        for source in {folder, *run_dirs(folder)}:
             files = _records(source, pictures)
             if hide is not None:
                 files |= _anonymous(source, files, hide)
@@ -115,7 +116,7 @@ def _hiding(folders: Iterable[Path]) -> Hide:
     """What replaces, in a text, machines and users, paths and addresses."""
     home = os.path.expanduser("~")
     machines = {socket.gethostname(), socket.gethostname().partition(".")[0]}
-    for source in (source for folder in folders for source in _directories(folder)):
+    for source in (source for folder in folders for source in (folder, *run_dirs(folder))):
         machines.add(str(read_provenance(source).get("machine", "")))
     users = {os.environ.get("LOGNAME", ""), os.environ.get("USER", ""), os.path.basename(home)}
     words = dict.fromkeys(users, "USER")
@@ -133,12 +134,6 @@ def _hiding(folders: Iterable[Path]) -> Hide:
         return re.sub(rf"(?<![\w-])(?:{word})(?![\w-])", lambda m: words[m[0]], text)
 
     return hide
-
-
-def _directories(folder: Path) -> list[Path]:
-    """The folder itself and the run directories in it, as `analysis.records.load` finds them."""
-    below = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"{TRIALS}/*/{CONFIG}")]
-    return [folder, *sorted(file.parent for file in below)]
 
 
 def _records(source: Path, pictures: bool) -> dict[str, bytes]:

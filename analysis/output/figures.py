@@ -125,8 +125,7 @@ def effect(
     if reference is not None:
         ax.axhline(reference * spec.scale, color=COLOURS[-1], ls="--", lw=0.8, label="k-means")
     ax.set_xticks(range(len(levels)), [value_text(v) for v in levels])
-    ax.set_xlabel(short(axis))
-    ax.set_ylabel(_label(spec))
+    ax.set(xlabel=short(axis), ylabel=_label(spec))
     if reference is not None or (others and len(ranked) > 1):
         size = 7 if len(ranked) < 5 else 5
         ax.legend(fontsize=size, frameon=True, framealpha=0.85, edgecolor="none")
@@ -168,8 +167,7 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
             ax.text(j, i, "not\nplanned", ha="center", va="center", color="0.5", fontsize=size)
     ax.set_xticks(range(len(columns)), [value_text(v) for v in columns])
     ax.set_yticks(range(len(rows)), [value_text(v) for v in rows])
-    ax.set_xlabel(short(axes[1]))
-    ax.set_ylabel(short(axes[0]))
+    ax.set(xlabel=short(axes[1]), ylabel=short(axes[0]))
     gaps = {g.cell_key for g in groups if g.part or g.summary(metric).n < g.n_planned}
     more = f"; {len(gaps)} of {len({g.cell_key for g in groups})} cells lack values"
     without_texts = gaps and values.size > MAX_TEXTS

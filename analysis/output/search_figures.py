@@ -119,8 +119,7 @@ def course(search: Found, objective: int, ax: Axes) -> Axes:
     ax.scatter(numbers, means, s=16, color=COLOURS[0], zorder=3, label="mean of a point")
     grow = np.maximum if sign(name) > 0 else np.minimum
     ax.step(numbers, grow.accumulate(means), where="post", color=COLOURS[1], label="best so far")
-    ax.set_xlabel("point")
-    ax.set_ylabel(spec.heading)
+    ax.set(xlabel="point", ylabel=spec.heading)
     ax.legend(fontsize=7)
     return ax
 
@@ -133,8 +132,7 @@ def importance(measured: Sequence[Importance], ax: Axes) -> Axes:
     ax.barh(places, means, color=COLOURS[5], height=0.6)
     ax.errorbar(means, places, xerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=3)
     ax.set_yticks(places, [short(i.axis) for i in ranked])
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("importance")
+    ax.set(xlim=(0, 1), xlabel="importance")
     return ax
 
 
@@ -151,8 +149,7 @@ def slice_of(search: Found, objective: int, axis: Axis, ax: Axes) -> Axes:
         ax.plot([place, place], [min(seeds), max(seeds)], color=colour, linewidth=0.8)
         ax.scatter([place], [point.values[objective] * spec.scale], s=16, color=colour, zorder=3)
     _scale(axis, ax.xaxis, ax.set_xscale)
-    ax.set_xlabel(short(axis.name))
-    ax.set_ylabel(spec.heading)
+    ax.set(xlabel=short(axis.name), ylabel=spec.heading)
     return ax
 
 
@@ -206,8 +203,7 @@ def parallel(search: Found, ax: Axes) -> Axes:
             ax.text(place, height, value_text(value), ha="center", va=side, fontsize=7)
     ax.set_xticks(range(len(search.axes)), [short(axis.name) for axis in search.axes])
     ax.tick_params(axis="x", length=0, pad=12)
-    ax.set_yticks([])
-    ax.set_ylim(-0.05, 1.1)
+    ax.set(yticks=[], ylim=(-0.05, 1.1))
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.figure.colorbar(ScalarMappable(norm, MAP), ax=ax, label=spec.heading)
@@ -225,8 +221,7 @@ def front(search: Found, i: int, j: int, ax: Axes) -> Axes:
         members = [p for p in search.points if (p.number in numbers) == chosen]
         xy = [[p.values[k] * s.scale for p in members] for k, s in zip((i, j), specs, strict=True)]
         ax.scatter(xy[0], xy[1], s=20, color=colour, marker=marker, label=label)
-    ax.set_xlabel(specs[0].heading)
-    ax.set_ylabel(specs[1].heading)
+    ax.set(xlabel=specs[0].heading, ylabel=specs[1].heading)
     ax.legend(fontsize=7)
     return ax
 

@@ -241,12 +241,6 @@ def _told_apart(rows: Sequence[Mapping[str, Any]], *names: str) -> int:
     return len({tuple(repr(row[name]) for name in names) for row in rows})
 
 
-def left_out(records: Records) -> list[str]:
-    """Why each record that is there and enters no table does not, by settings and seed."""
-    frame = records.trials
-    return [str(cause) for cause in frame["cause"][frame["state"].isin((DAMAGED, CONFLICT))]]
-
-
 def number(value: Any) -> float:
     """A recorded number; records hold those that are not finite as strings."""
     if isinstance(value, bool) or value is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records.agreement import add_agreement
-from analysis.records.folders import LoadError, check_folders
+from analysis.records.folders import LoadError, check_folders, run_dirs
 from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
 from analysis.records.trial import blank, read_loose, read_record
 from mpcc.config import DEFAULTS, EVALUATION, from_record, training_key, trial_key, value_text
@@ -170,10 +170,7 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
 
     They go by their data set: the folder's name may differ on another machine.
     """
-    paths = [folder] if (folder / CONFIG).exists() else []
-    paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
-    paths += sorted(p.parent for p in folder.glob(f"{TRIALS}/*/{CONFIG}"))
-    rows = [read_loose(path, folder, "", (), curves) for path in paths]
+    rows = [read_loose(path, folder, "", (), curves) for path in run_dirs(folder)]
     name = " and ".join(sorted({row["dataset"] for row in rows}))
     for row in rows:
         row["sweep"] = name

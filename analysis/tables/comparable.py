@@ -64,19 +64,15 @@ def _disagreement(p: float, ratio: float) -> str:
     return f"spreads differ (Brown-Forsythe p {p_text(p)}, ratio {ratio:.1f})"
 
 
-def spread_of(groups: Sequence[Group], metric: str) -> Spread:
-    """The spread of a metric over the cells that have values."""
-    values = [g.summary(metric).array for g in groups if g.summary(metric).n]
-    return spread(values, collapse(groups))
+def spread_of(groups: Sequence[Group], metric: str, like: Group | None = None) -> Spread:
+    """The spread of a metric over the cells that have values.
 
-
-def spread_with(groups: Sequence[Group], reference: Group, metric: str) -> Spread:
-    """The spread over the cells measured like `reference`, and those without any result.
-
-    A cell that diverged altogether has no value to pool, and forbids pooling all the same.
+    like: only over the cells measured like this one, and those without any result. A cell that
+    diverged altogether has no value to pool, and forbids pooling all the same.
     """
-    alike = [g for g in groups if not g.done or not apart(g, reference, metric)]
-    return spread_of(alike, metric)
+    alike = [g for g in groups if like is None or not g.done or not apart(g, like, metric)]
+    values = [g.summary(metric).array for g in alike if g.summary(metric).n]
+    return spread(values, collapse(alike))
 
 
 def collapse(groups: Sequence[Group]) -> str:

@@ -19,7 +19,6 @@ from analysis.tables.comparable import (
     identical,
     spread,
     spread_of,
-    spread_with,
 )
 from analysis.tables.groups import Group
 from mpcc.config import parse_settings, value_text
@@ -127,7 +126,7 @@ def lines(
     others = [g for g in groups if g is not baseline and g.summary(metric).n]
     if not baseline.summary(metric).n or not others:
         return []
-    pool = spread_with(groups, baseline, metric) if test == "pooled" else None
+    pool = spread_of(groups, metric, baseline) if test == "pooled" else None
     results = compare_all(others, baseline, metric, test, pool)
     whys = []
     for group, result in zip(others, results, strict=True):

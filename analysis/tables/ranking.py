@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis.statistics import stats
 from analysis.tables.columns import column, sign
-from analysis.tables.comparable import collapse, identical, kind, spread_with
+from analysis.tables.comparable import collapse, identical, kind, spread_of
 from analysis.tables.compare import compare_all, smallest_p
 from analysis.tables.groups import Group
 
@@ -90,16 +90,10 @@ def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
     names = next(iter(kinds.values()), {})
     differing = [n for n in names if len({found[n] for found in kinds.values()}) > 1]
     several = [members for members in classes.values() if len(members) > 1]
-    ranked = [
-        _rank(
-            groups,
-            members,
-            ", ".join(f"{n} {kinds[members[0]][n]}" for n in differing),
-            metric,
-            test,
-        )
-        for members in several
-    ]
+    ranked = []
+    for members in several:
+        label = ", ".join(f"{n} {kinds[members[0]][n]}" for n in differing)
+        ranked.append(_rank(groups, members, label, metric, test))
     alone = len(kinds) - sum(map(len, several))
     return Ranking(tuple(ranked), alone, len(every) - len(kinds))
 
@@ -110,7 +104,7 @@ def _rank(groups: Sequence[Group], members: list[int], label: str, metric: str, 
     same = frozenset(i for i in rest if identical(groups[i], reference))
     others = [i for i in rest if i not in same]
     cells = [groups[i] for i in others]
-    pool = spread_with(groups, reference, metric) if test == "pooled" else None
+    pool = spread_of(groups, metric, reference) if test == "pooled" else None
     p = np.array([r.p for r in compare_all(cells, reference, metric, test, pool)])
     least = np.array([smallest_p(cell, reference, metric, test) for cell in cells])
     p[tie_adjusted(np.where(np.isnan(p), np.nan, least)) >= stats.ALPHA] = np.nan
