@@ -161,27 +161,20 @@ def _notes(table: Table, how: str) -> list[str]:
     """At most MAX_LINES lines under the table; the file on how it was made has the rest."""
     cite = f"How these numbers were made: {how}." if how else ""
     lines = [line for line in table.lines if not _FLAG.search(line)]
-    chosen = [table.chosen] if table.chosen else []
+    chosen, marked = [table.chosen] if table.chosen else [], list[str]()
     numbered = [f"{number} {note}" for number, note in enumerate(table.notes, 1)]
-    if _height([*numbered, " ".join([*lines, *chosen]), cite]) <= MAX_LINES and not any(
-        map(_FLAG.search, numbered)
-    ):
+
+    def fits(*texts: str) -> bool:
+        return sum(-(-len(text) // LINE) for text in texts) <= MAX_LINES
+
+    if fits(*numbered, " ".join([*lines, *chosen]), cite) and not any(map(_FLAG.search, numbered)):
         marked = [rf"$^{{{i}}}$ {tex(note)}" for i, note in enumerate(table.notes, 1)]
-        return _joined(marked, [*lines, *chosen], cite)
-    if numbered and how:
+    elif numbered and how:
         which = "Note 1" if len(numbered) == 1 else f"Notes 1–{len(numbered)}"
         cite = f"{which}, and how these numbers were made: {how}."
-    while lines and _height([" ".join([*lines, *chosen]), cite]) > MAX_LINES:
+    while not marked and lines and not fits(" ".join([*lines, *chosen]), cite):
         lines.pop()
-    return _joined([], [*lines, *chosen], cite)
-
-
-def _joined(marked: list[str], lines: Sequence[str], cite: str) -> list[str]:
-    return [*marked, *(tex(part) for part in (" ".join(lines), cite) if part)]
-
-
-def _height(lines: Sequence[str]) -> int:
-    return sum(-(-len(line) // LINE) for line in lines)
+    return [*marked, *(tex(part) for part in (" ".join([*lines, *chosen]), cite) if part)]
 
 
 def _heading(heading: Heading) -> str:

@@ -7,7 +7,7 @@ every kind of colour vision tells apart.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -49,61 +49,44 @@ def files(search: Found) -> dict[str, bytes]:
 
 
 def _figures(search: Found) -> dict[str, tuple[Figure, str]]:
-    if not search.points:
-        return {}
+    from matplotlib.figure import Figure
+
     made: dict[str, tuple[Figure, str]] = {}
-
-    def draw(name: str, text: str, plot: Callable[[Axes], Any], wide: float = 1.0) -> None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(wide * WIDTH, 0.78 * WIDTH))
-        plot(figure.subplots())
-        made[name] = (figure, text)
-
     with own_style(STYLE):
-        for i, name in enumerate(search.objectives):
-            tag = f"-{name.replace('/', '-')}" if len(search.objectives) > 1 else ""
-            label = column(name).heading
-            draw(
-                f"course{tag}",
-                f"{label} of each point: mean over seeds, seeds as dots, and the best so far.",
-                partial(course, search, i),
-            )
-            measured = search.importances[i]
-            if measured:
-                draw(
-                    f"importance{tag}",
-                    f"Share of the variation in {label} that an axis explains (fANOVA); the bar "
-                    "spans the middle 90 % of resamples of the points.",
-                    partial(importance, measured),
-                )
-            for axis in search.axes:
-                draw(
-                    f"slice{tag}-{short(axis.name)}",
-                    f"{label} along {short(axis.name)}; all other axes vary too. Darker: earlier.",
-                    partial(slice_of, search, i, axis),
-                )
-            pair = _pair(search, measured)
-            if pair and len(search.points) >= LEAST_FOR_CONTOUR:
-                draw(
-                    f"contour{tag}",
-                    f"{label} over {short(pair[0].name)} and {short(pair[1].name)}, interpolated "
-                    "between points; the others vary too.",
-                    partial(contour, search, i, pair),
-                )
-        draw(
-            "parallel",
-            f"A line per point, coloured by {column(search.objectives[0]).heading}.",
-            partial(parallel, search),
-            wide=1.7,
-        )
-        for i, j in itertools.combinations(range(len(search.objectives)), 2):
-            draw(
-                f"front-{i}-{j}" if len(search.objectives) > 2 else "front",
-                "The Pareto front: no other point is as good in every objective and better in one.",
-                partial(front, search, i, j),
-            )
+        for name, text, plot in _plots(search) if search.points else ():
+            wide = 1.7 if name == "parallel" else 1.0
+            figure = Figure(figsize=(wide * WIDTH, 0.78 * WIDTH))
+            plot(figure.subplots())
+            made[name] = (figure, text)
     return made
+
+
+def _plots(search: Found) -> Iterator[tuple[str, str, Callable[[Axes], Axes]]]:
+    """The name of each picture, what it shows, and what draws it."""
+    for i, name in enumerate(search.objectives):
+        tag = f"-{name.replace('/', '-')}" if len(search.objectives) > 1 else ""
+        label, measured = column(name).heading, search.importances[i]
+        text = f"{label} of each point: mean over seeds, seeds as dots, and the best so far."
+        yield f"course{tag}", text, partial(course, search, i)
+        if measured:
+            text = f"Share of the variation in {label} that an axis explains (fANOVA); the bar "
+            text += "spans the middle 90 % of resamples of the points."
+            yield f"importance{tag}", text, partial(importance, measured)
+        for axis in search.axes:
+            on = short(axis.name)
+            text = f"{label} along {on}; all other axes vary too. Darker: earlier."
+            yield f"slice{tag}-{on}", text, partial(slice_of, search, i, axis)
+        pair = _pair(search, measured)
+        if pair and len(search.points) >= LEAST_FOR_CONTOUR:
+            over = " and ".join(short(axis.name) for axis in pair)
+            text = f"{label} over {over}, interpolated between points; the others vary too."
+            yield f"contour{tag}", text, partial(contour, search, i, pair)
+    text = f"A line per point, coloured by {column(search.objectives[0]).heading}."
+    yield "parallel", text, partial(parallel, search)
+    for i, j in itertools.combinations(range(len(search.objectives)), 2):
+        name = f"front-{i}-{j}" if len(search.objectives) > 2 else "front"
+        text = "The Pareto front: no other point is as good in every objective and better in one."
+        yield name, text, partial(front, search, i, j)
 
 
 def course(search: Found, objective: int, ax: Axes) -> Axes:

@@ -87,10 +87,9 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
 
 def _mlflow_runs(folder: Path) -> dict[str, str]:
     """Trial key -> run, as the delivery to MLflow wrote it down; none where that cannot be read."""
-    try:
+    runs: Any = {}
+    with suppress(RunDirError, OSError):
         runs = (read_json(folder / MLFLOW) or {}).get("runs")
-    except (RunDirError, OSError):
-        return {}
     known = runs.items() if isinstance(runs, dict) else ()
     return {key: run for key, run in known if isinstance(run, str)}
 
@@ -142,18 +141,12 @@ def _without_other_evaluations(
     is shown: that of the plan."""
     shown = {_trained(row): row for row in planned} if extra else {}
     pairs = [(row, shown.get(_trained(row), row)) for row in extra]
-    kept = [row for row, plan in pairs if all(row[n] == plan[n] for n in EVALUATION)]
-    if len(kept) == len(extra):
+    other = [(row, plan, n) for row, plan in pairs for n in EVALUATION if row[n] != plan[n]]
+    if not other:
         return extra, []
-    was, now = (
-        dict.fromkeys(
-            f"{short(n)}={value_text(pair[which][n])}"
-            for pair in pairs
-            for n in EVALUATION
-            if pair[0][n] != pair[1][n]
-        )
-        for which in (0, 1)
-    )
+    kept = [row for row, plan in pairs if all(row[n] == plan[n] for n in EVALUATION)]
+    was = dict.fromkeys(f"{short(n)}={value_text(row[n])}" for row, _, n in other)
+    now = dict.fromkeys(f"{short(n)}={value_text(plan[n])}" for _, plan, n in other)
     return kept, [
         f"models are evaluated with {', '.join(now)}; {len(extra) - len(kept)} records of other "
         f"evaluations, with {', '.join(was)}, are left out"

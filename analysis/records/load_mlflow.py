@@ -127,21 +127,17 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
     rows = _rows(client, run) if curves or RESULT not in files else []
     write_metrics(path, rows)
     if RESULT in files:
-        _seal_again(path)
+        # A sound result stands for the rows as MLflow gives them; any other one stays as it is.
+        with suppress(RunDirError):
+            sound = read_result_alone(path)
+            if sound is not None and SEAL in sound:
+                write_result(path, sound)
     elif tags.get("state") in ENDED:
         last = dict(rows[-1]) if rows else {}
         result = {"state": tags["state"], "cause": tags.get("cause") or None}
         result |= {"iteration": last.pop("iteration", 0), "metrics": last}
         write_result(path, result | {"trial_key": tags["trial_key"]})
     write_json(path / MLFLOW, {"run_id": run_id})
-
-
-def _seal_again(path: Path) -> None:
-    """A sound result stands for the rows as MLflow gives them; any other one stays as it is."""
-    with suppress(RunDirError):
-        result = read_result_alone(path)
-        if result is not None and SEAL in result:
-            write_result(path, result)
 
 
 MLFLOW_TEST = (TEST.replace("@", "/"), TEST)

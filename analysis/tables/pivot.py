@@ -123,7 +123,8 @@ def fields_of(
         names = ["variant"] if any(cell.variant for cell in cells) else []
         if swept is None:
             every = () if names else DEFAULTS
-            swept = [n for n in every if n != "seed" and _levels(cells, n) > 1]
+            levels = {n: {value_text(c.settings[n]) for c in cells} for n in every if n != "seed"}
+            swept = [name for name, found in levels.items() if len(found) > 1]
         down = [n for n in (*names, *swept) if n != "seed" and n not in across]
     else:
         down = [field_name(name) for name in rows]
@@ -131,10 +132,6 @@ def fields_of(
     if twice:
         raise ValueError(f"{short(twice)} stands in both --rows and --columns; choose one")
     return down + ["part"] * any(cell.part for cell in cells), across
-
-
-def _levels(cells: Sequence[Group], name: str) -> int:
-    return len({value_text(cell.settings[name]) for cell in cells})
 
 
 def arrange(cells: Sequence[Group], rows: Sequence[str], columns: Sequence[str]) -> Arranged:
