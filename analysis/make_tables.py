@@ -39,38 +39,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
     """ValueError for the first of what does not go together."""
-    usual, out, archive = parser().parse_args([]), options.out, options.export
-    other = options.baseline and Path(options.baseline).is_dir()
-    elsewhere = {"--out": out, "--check": options.check, "--explain": options.explain}
-    elsewhere |= {"--beside": options.beside, "a folder as --baseline": other}
+    usual, out, archive = vars(parser().parse_args([])), options.out, options.export
+    given = {name for name, value in vars(options).items() if value != usual[name]}
+    elsewhere = [f"--{n}" for n in ("out", "check", "explain", "beside") if n in given]
+    if options.baseline and Path(options.baseline).is_dir():
+        elsewhere.append("a folder as --baseline")
     idle = ("metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
     wrong = {
-        "--mlflow and --runs are two sources; give one of them": options.mlflow and options.runs,
+        "--mlflow and --runs are two sources; give one of them": {"mlflow", "runs"} <= given,
         f"--out {out} is a file; name a folder": out and out.exists() and not out.is_dir(),
         "--metrics, --rows and --columns make a table of their own; leave out --table": (
-            options.table and (options.metrics or options.rows or options.columns)
+            "table" in given and given & {"metrics", "rows", "columns"}
         ),
         "--sweep goes with --mlflow; a folder is named with --runs": (
-            options.sweep and not options.mlflow
+            "sweep" in given and "mlflow" not in given
         ),
         "--anonymous goes with --export; the records themselves keep names": (
-            options.anonymous and archive is None
+            "anonymous" in given and archive is None
         ),
         f"--export takes the name of a .zip file, got {archive}": (
             archive and (archive.suffix != ".zip" or archive.is_dir())
         ),
         **{
-            f"--export packs the tables of --runs alone; leave out {name}": archive and value
-            for name, value in elsewhere.items()
+            f"--export packs the tables of --runs alone; leave out {name}": archive
+            for name in elsewhere
         },
         "--no-pictures is of the report; add --format html": (
-            options.no_pictures and "html" not in formats
+            "no_pictures" in given and "html" not in formats
         ),
         **{
-            f"--{name} does nothing with --explain; leave one of them out": (
-                options.explain and getattr(options, name) != getattr(usual, name)
-            )
+            f"--{name} does nothing with --explain; leave one of them out": "explain" in given
             for name in idle
+            if name in given
         },
     }
     for message, holds in wrong.items():
@@ -119,7 +119,8 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     """Read, make every file, and check, pack or write them."""
     records, out = _read(options, formats, scratch)
 
-    from analysis.tables.assemble import companion, files, products
+    from analysis.output.export import companion
+    from analysis.tables.assemble import files, products
     from analysis.tables.groups import groups
 
     cells = groups(records, pool_code=options.pool_code)

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.output.export import trial_records
+from analysis.output.export import COMPANION, trial_records
 from analysis.tables.groups import Group
 
-COMPANION = "-provenance.json"
 WHOLE = ("grid", "layout", "search", "report", "figures")
 """What rests on every trial there is: a trial more makes it stale, elsewhere one of its cells."""
 

@@ -19,6 +19,7 @@ from analysis.tables.compare import Line
 from analysis.tables.groups import Group, tally
 from mpcc.config import value_text
 
+COMPANION = "-provenance.json"
 _TRIAL_META = ("cell_key", "trial_key", "sweep", "variant", "confirm")
 _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
 
@@ -95,24 +96,26 @@ def effects_csv(measured: Mapping[str, tuple[list[Effect], str]]) -> str:
     return _csv(["metric", "effect", "df", "F", "p", "eta2", "remark"], rows)
 
 
-def provenance_json(
-    records: Records, groups: Sequence[Group], name: str, analysis: dict[str, Any]
-) -> str:
-    """What the table rests on: settings, code, images, the digest of every trial's records."""
+def companion(records: Records, groups: Sequence[Group], name: str, test: str) -> dict[str, str]:
+    """The file that says what a result rests on, by its name: settings, code, images, the test and
+    the digest of every trial's records."""
     sweeps = [
         {"name": s.name, "axes": list(s.axes), "grids": list(s.grids), "base": dict(s.base)}
         for s in records.sweeps
     ]
+    statistics = {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA, "test": test}
+    statistics["family"] = "comparisons of one table and metric, Holm"
     content = {
         "table": name,
-        "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
+        "statistics": statistics,
         "selection": f"{records.moment}; {records.selection}",
         "trials_by_state": tally(groups),
         "sweeps": sweeps,
         "notes": list(records.notes),
         "trials": trial_records(groups),
     }
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return {f"{name}{COMPANION}": text}
 
 
 def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from analysis.options import listed
 from analysis.output import export
-from analysis.output.check import COMPANION
 from analysis.output.latex import latex
 from analysis.output.render import how, markdown
 from analysis.paper.beside import add_published
@@ -177,10 +176,4 @@ def files(
             made["grid-effects.csv"] = export.effects_csv(result.effects)
     if "tex" in formats:
         made |= {f"{table.name}.tex": latex(table, beside) for table in product.tables}
-    return made | companion(records, groups, product.name, options.test)
-
-
-def companion(records: Records, groups: Sequence[Group], name: str, test: str) -> dict[str, str]:
-    """The file that says what a result rests on, by its name."""
-    statistics = {"test": test, "family": "comparisons of one table and metric, Holm"}
-    return {f"{name}{COMPANION}": export.provenance_json(records, groups, name, statistics)}
+    return made | export.companion(records, groups, product.name, options.test)
