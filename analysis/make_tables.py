@@ -207,13 +207,17 @@ def _figures(records: Records, cells: list[Group], made: list[Product]) -> dict[
 
 def write(out: Path, files: dict[str, str | bytes]) -> None:
     """Every file, whole or not at all; one that says the same already is left alone."""
-    from analysis.output.check import is_stale
     from mpcc.runs.run_dir import write_bytes
 
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        if is_stale(out / name, content):
+        if _is_stale(out / name, content):
             write_bytes(out / name, content if isinstance(content, bytes) else content.encode())
+
+
+def _is_stale(file: Path, content: str | bytes) -> bool:
+    data = content.encode() if isinstance(content, str) else content
+    return not file.is_file() or file.read_bytes() != data
 
 
 def _check(
@@ -225,7 +229,7 @@ def _check(
     cells: list[Group],
 ) -> int:
     """Say which files are stale, among those asked for and those beside them; 1 where some are."""
-    from analysis.output.check import is_stale, outdated
+    from analysis.output.export import outdated
     from analysis.records.frame import CONFLICT, DAMAGED
     from analysis.tables.assemble import files
 
@@ -236,7 +240,7 @@ def _check(
     for product in found:
         beside = files(records, product, options, ("md", "csv", "tex")).items()
         made |= {name: text for name, text in beside if name in made or (out / name).exists()}
-    wrong = [name for name, content in made.items() if is_stale(out / name, content)]
+    wrong = [name for name, content in made.items() if _is_stale(out / name, content)]
     wrong += outdated(out, made, cells)
     if wrong:
         print(f"stale or missing in {out}: {', '.join(wrong)}; run make_tables.py again")

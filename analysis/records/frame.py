@@ -45,6 +45,9 @@ META = (
 BASELINE = "baseline/"
 """Prefix of a trial's reference figures (k-means on the same images)."""
 
+AGREEMENT = "seed_agreement"
+"""A metric of a trial that rests on the other seeds of its cell too."""
+
 UNRECORDED = "a metric that the plan does not name"
 """Of a confirmation that was planned before plans named it."""
 CURVE = "curve"

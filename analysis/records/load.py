@@ -6,19 +6,30 @@ say what is missing. Nothing here trains, opens torch or talks to a server.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from analysis.records.agreement import add_agreement
 from analysis.records.folders import LoadError, check_folders, run_dirs
-from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
+from analysis.records.frame import (
+    AGREEMENT,
+    CURVE,
+    Records,
+    Sweep,
+    merge_duplicates,
+    records,
+    short,
+)
 from analysis.records.trial import blank, read_loose, read_record
 from mpcc.config import DEFAULTS, EVALUATION, from_record, training_key, trial_key, value_text
+from mpcc.evaluation.metrics import ari
+from mpcc.runs.clusters import read_clusters
 from mpcc.runs.code_version import latest_code
-from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
+from mpcc.runs.run_dir import CONFIG, DONE, RunDirError, read_json
 from tune.plan.cells import Cell
 from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN, TRIALS, Plan, PlanError
 from tune.store.lock import sweep_owner
@@ -38,9 +49,35 @@ def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
     if unsealed:
         notes.append(f"{unsealed} of the results are of an earlier version, without a seal")
     rows, merged = merge_duplicates(rows)
-    add_agreement(rows, [Path(folder) for folder in folders])
+    _add_agreement(rows, [Path(folder) for folder in folders])
     lines = [{"trial_key": row["trial_key"]} | line for row in rows for line in row.pop(CURVE, ())]
     return records(rows, sweeps, [*notes, *merged], lines)
+
+
+def _add_agreement(rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> None:
+    """Give each finished trial without labels its mean adjusted Rand index with the other seeds:
+    how much they agree, where no label can say how good the clusters are.
+
+    folders: of the sweeps, by the rows' `source`. A trial without a sound file of its clusters, or
+    without another seed on the same images, gets none.
+    """
+    cells: dict[tuple[Any, ...], dict[str, tuple[dict[str, Any], list[int]]]] = {}
+    for row in rows:
+        if row["state"] != DONE or "cluster_information" not in row or "acc_majority" in row:
+            continue
+        with suppress(RunDirError, OSError):
+            lines = read_clusters(folders[row["source"]] / row["run_dir"])
+            if lines:
+                cell = cells.setdefault((row["cell_key"], row["fingerprint"]), {})
+                cell[row["trial_key"]] = row, [int(line["cluster"]) for line in lines]
+    for cell in cells.values():
+        found = {}
+        for a, b in itertools.combinations(cell, 2):
+            (row, ours), (_, theirs) = cell[a], cell[b]
+            found[a, b] = ari(theirs, ours, row["n_clusters"])
+        for key, (row, _) in cell.items():
+            if values := [value for pair, value in found.items() if key in pair]:
+                row[AGREEMENT] = fmean(values)
 
 
 def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:

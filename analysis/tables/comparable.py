@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.records.agreement import AGREEMENT
-from analysis.records.frame import short
+from analysis.records.frame import AGREEMENT, short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.columns import column
