@@ -5,8 +5,6 @@ clusters of single images, locks and the addresses of MLflow and of a remote sta
 records give the same bytes.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

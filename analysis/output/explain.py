@@ -1,7 +1,5 @@
 """Every trial behind one cell of a table: how it ended, its values, and where its records are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ A companion file names every trial with the digest of its records. By it `--chec
 tables, a report and figures that were made with other options are still what the records give.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -3,8 +3,6 @@
 Text goes in, markup comes out.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 import re

@@ -5,8 +5,6 @@ The file compiles by `\input` and as it stands. It floats in one column; for a p
 fit in the smallest type is scaled where graphicx is loaded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

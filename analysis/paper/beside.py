@@ -4,8 +4,6 @@ A file of them is CSV with the columns of COLUMNS: `mean` and `std` as the sourc
 the tables do (an accuracy in %), `std` and `n` empty where the source has none.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

@@ -1,7 +1,5 @@
 """The paper's tables 1 to 4: ours beside the published rows, and which cell is meant."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

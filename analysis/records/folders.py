@@ -1,7 +1,5 @@
 """Where sweeps are. Quick to import, so that a wrong folder is said before pandas is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

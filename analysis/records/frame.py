@@ -1,7 +1,5 @@
 """The frame of trials: its columns, its checks, and what happens to a trial that is there twice."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

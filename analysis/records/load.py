@@ -4,8 +4,6 @@ A trial that was planned and left no record is a row too, with state `planned`, 
 say what is missing. Nothing here trains, opens torch or talks to a server.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ What MLflow holds is laid out as run directories in a folder, and everything els
 is one way from records to tables. A trial that MLflow has twice is laid out twice, in two folders.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

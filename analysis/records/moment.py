@@ -1,7 +1,5 @@
 """Records as they stood at another moment than the last evaluation."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

@@ -5,8 +5,6 @@ sealed result. Where those, or the folder that a plan gave to a trial, contradic
 record is left out: its row is `damaged` and says why.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

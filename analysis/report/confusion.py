@@ -1,7 +1,5 @@
 """The confusion of labels and clusters of one trial, as a picture for the report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from html import escape

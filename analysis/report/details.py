@@ -1,7 +1,5 @@
 """What the report folds away: failures, every trial with its links, code, images and keys."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from html import escape

@@ -3,8 +3,6 @@
 Only its links to the folders of trials and to MLflow lead elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path

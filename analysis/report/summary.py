@@ -1,7 +1,5 @@
 """A sweep in words: what a reader asks first, each with its answer."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import re

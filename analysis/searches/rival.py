@@ -1,7 +1,5 @@
 """A search's best point against the base settings, or against the best cell of another sweep."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

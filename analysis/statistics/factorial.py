@@ -5,8 +5,6 @@ designs, which take statsmodels minutes at hundreds of cells, and power on SciPy
 which tables need for thousands of cells at once. The tests check both against statsmodels and R.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

@@ -5,8 +5,6 @@ second of import: Hedges' exact g, the pooled comparison, Welch's test (on SciPy
 Holm (statsmodels has it). The tests check every one of them against an independent source.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Which cells' values may stand together: be compared, pooled, ranked, or averaged over an axis."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

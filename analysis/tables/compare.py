@@ -1,7 +1,5 @@
 """Cells against one named baseline: difference, interval, g, p, Holm, and what n could show."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The tables of any ablation: values of every cell, differences from a baseline, effects."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

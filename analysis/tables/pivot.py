@@ -1,7 +1,5 @@
 """Cells laid out by any fields: for pandas as a summary frame, for the command line as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -9,8 +9,6 @@ good as the best goes unmarked is at most 5 %: for each of the k possible refere
 below 5 % / k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Groups of trials to laid-out tables: the cells, notes and lines that all tables share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
