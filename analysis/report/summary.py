@@ -10,8 +10,8 @@ import numpy as np
 from analysis.records.frame import Records, short
 from analysis.report.best import beside_kmeans, best_cell, count, many
 from analysis.statistics import factorial as designs
+from analysis.statistics.stats import p_text
 from analysis.tables.columns import Column, column
-from analysis.tables.comparable import p_text
 from analysis.tables.compare import TEST_WORDS, Line, resolution
 from analysis.tables.grid import GridResult
 from analysis.tables.groups import Group, tally

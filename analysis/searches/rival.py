@@ -7,7 +7,7 @@ from analysis.records.frame import Records
 from analysis.searches.search import found
 from analysis.statistics import stats
 from analysis.tables.columns import column, sign
-from analysis.tables.comparable import p_text, unlike
+from analysis.tables.comparable import unlike
 from analysis.tables.groups import Group, confirmed
 from analysis.tables.groups import groups as groups_of
 
@@ -88,5 +88,5 @@ def _verdict(a: Group, b: Group, metric: str, tested: bool) -> str:
     low, high = (spec.shown(end).replace("-", "−") for end in (difference.low, difference.high))
     return (
         f"{text} ({words}; difference {shift}, 95 % interval {low} to {high}, "
-        f"Welch's p {p_text(result.p)}, n = {x.n} and {y.n})"
+        f"Welch's p {stats.p_text(result.p)}, n = {x.n} and {y.n})"
     )

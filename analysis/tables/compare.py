@@ -11,11 +11,9 @@ from analysis.records.frame import short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.comparable import (
-    Spread,
     apart,
     collapse,
     identical,
-    spread,
     spread_of,
 )
 from analysis.tables.groups import Group
@@ -85,7 +83,7 @@ def default_baseline(groups: Sequence[Group], key: str) -> Group:
 
 
 def compare_all(
-    groups: Sequence[Group], reference: Group, metric: str, test: str, pool: Spread | None
+    groups: Sequence[Group], reference: Group, metric: str, test: str, pool: stats.Spread | None
 ) -> list[stats.Comparison]:
     """Every group against the reference, as asked; NaN where there is nothing to test.
 
@@ -204,7 +202,7 @@ def resolution(
     baseline, others = tested[0].baseline, [line.group for line in tested]
     if test == "paired":
         values = [np.subtract(*pairs(group, baseline, metric)) for group in others]
-        pool = spread(values)
+        pool = stats.spread(values)
         pool = replace(pool, refusal="") if len(values) == 1 else pool
     else:
         pool = spread_of([baseline, *others], metric)

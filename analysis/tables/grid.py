@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from analysis.records.frame import Records, short
 from analysis.statistics import factorial as designs
+from analysis.statistics.stats import p_text
 from analysis.tables.columns import GRID, column
-from analysis.tables.comparable import p_text, spread_of
+from analysis.tables.comparable import spread_of
 from analysis.tables.compare import (
     TEST_WORDS,
     Line,
