@@ -14,19 +14,8 @@ from typing import Any
 from analysis.records.folders import LoadError
 from mpcc.config import REMOVED, full_name, parse_value
 from mpcc.evaluation.metrics import TEST
+from mpcc.runs import run_dir
 from mpcc.runs.files import SEAL
-from mpcc.runs.run_dir import (
-    CONFIG,
-    ENDED,
-    PROVENANCE,
-    RESULT,
-    RunDirError,
-    read_result_alone,
-    write_json,
-    write_metrics,
-    write_provenance,
-    write_result,
-)
 from tune.plan.plan import MLFLOW, PLAN, TRIALS
 
 _PICTURE = "samples.png"
@@ -115,27 +104,27 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
     """One run directory. Files that MLflow holds as they were go before what it holds in parts."""
     path.mkdir(parents=True, exist_ok=True)
     run_id, tags = run.info.run_id, run.data.tags
-    names = [CONFIG, PROVENANCE, RESULT, *([_PICTURE] if curves else [])]
+    names = [run_dir.CONFIG, run_dir.PROVENANCE, run_dir.RESULT, *([_PICTURE] if curves else [])]
     files = {name for name in names if _artifact(client, run_id, name, path)}
-    if CONFIG not in files:
+    if run_dir.CONFIG not in files:
         values = {name: _value(name, text) for name, text in run.data.params.items()}
-        write_json(path / CONFIG, values)
-    if PROVENANCE not in files:
-        write_provenance(path, {"code": tags.get("code")})
-    rows = _rows(client, run) if curves or RESULT not in files else []
-    write_metrics(path, rows)
-    if RESULT in files:
+        run_dir.write_json(path / run_dir.CONFIG, values)
+    if run_dir.PROVENANCE not in files:
+        run_dir.write_provenance(path, {"code": tags.get("code")})
+    rows = _rows(client, run) if curves or run_dir.RESULT not in files else []
+    run_dir.write_metrics(path, rows)
+    if run_dir.RESULT in files:
         # A sound result stands for the rows as MLflow gives them; any other one stays as it is.
-        with suppress(RunDirError):
-            sound = read_result_alone(path)
+        with suppress(run_dir.RunDirError):
+            sound = run_dir.read_result_alone(path)
             if sound is not None and SEAL in sound:
-                write_result(path, sound)
-    elif tags.get("state") in ENDED:
+                run_dir.write_result(path, sound)
+    elif tags.get("state") in run_dir.ENDED:
         last = dict(rows[-1]) if rows else {}
         result = {"state": tags["state"], "cause": tags.get("cause") or None}
         result |= {"iteration": last.pop("iteration", 0), "metrics": last}
-        write_result(path, result | {"trial_key": tags["trial_key"]})
-    write_json(path / MLFLOW, {"run_id": run_id})
+        run_dir.write_result(path, result | {"trial_key": tags["trial_key"]})
+    run_dir.write_json(path / MLFLOW, {"run_id": run_id})
 
 
 MLFLOW_TEST = (TEST.replace("@", "/"), TEST)
