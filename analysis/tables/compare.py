@@ -124,22 +124,20 @@ def lines(
         return []
     pool = spread_of(groups, metric, baseline) if test == "pooled" else None
     results = compare_all(others, baseline, metric, test, pool)
-    whys = []
+    whys, least = [], []
     for group, result in zip(others, results, strict=True):
+        smallest = smallest_p(group, baseline, metric, test)
         why, common = apart(group, baseline, metric, axes), len(pairs(group, baseline, metric)[0])
         reasons = {
             f"{NOT_COMPARED}: {why}": why,
             IDENTICAL: identical(group, baseline),
             f"{'one' if common else 'no'} common seed": test == "paired" and common < 2,
             f"pooled SD refused: {pool and pool.refusal}": pool and pool.refusal,
-            TOO_SMALL: smallest_p(group, baseline, metric, test) > stats.ALPHA,
+            TOO_SMALL: smallest > stats.ALPHA,
             "no spread to test against": math.isnan(result.p),
         }
         whys.append(next((reason for reason, holds in reasons.items() if holds), ""))
-    least = [
-        math.nan if why else smallest_p(g, baseline, metric, test)
-        for g, why in zip(others, whys, strict=True)
-    ]
+        least.append(math.nan if whys[-1] else smallest)
     for i in np.flatnonzero(stats.holm(least) >= stats.ALPHA):
         whys[i] = TOO_SMALL  # Holm could not reach the level, whatever the values.
     results = [_told(r, why) for r, why in zip(results, whys, strict=True)]

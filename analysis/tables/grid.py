@@ -70,7 +70,12 @@ def grid_tables(
     # Each point of a search has levels of its own: fANOVA stands in its table instead.
     axes = [] if records.searches else records.swept
     measured = {m: effects(groups, axes, m) for m in metrics}
-    tables = [values_table(records, groups, metrics, test)]
+    labels = labels_of(records, groups)
+    seeds = "one part less" if "variant" in labels else "seeds"
+    what = " × ".join(map(short, records.swept)) or seeds
+    values = table_of("grid", what, groups, (labels, ()), metrics, test, each=True)
+    asked = list(dict.fromkeys([*metrics, *GRID]))
+    tables = [explain_numbers(values, records, groups, asked, test)]
     if any(found.values()):
         tables.append(differences_table(records, compared, judged, found, test))
         tables[-1].lines += selection
@@ -107,17 +112,6 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
         f"The full model was chosen as the best on seeds {named}; the differences are from its "
         f"fresh seeds {', '.join(done)} alone."
     ]
-
-
-def values_table(
-    records: Records, groups: Sequence[Group], metrics: Sequence[str], test: str
-) -> Table:
-    """Every cell with its swept settings and metrics."""
-    labels = labels_of(records, groups)
-    seeds = "one part less" if "variant" in labels else "seeds"
-    what = " × ".join(map(short, records.swept)) or seeds
-    table = table_of("grid", what, groups, (labels, ()), metrics, test, each=True)
-    return explain_numbers(table, records, groups, list(dict.fromkeys([*metrics, *GRID])), test)
 
 
 def differences_table(

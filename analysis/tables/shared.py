@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records, number
+from analysis.records.frame import Records, number
 from analysis.statistics import stats
 from analysis.tables.columns import GRID, UNLABELLED, Column, column, protocol_name, recorded
 from analysis.tables.comparable import collapse
@@ -333,8 +333,3 @@ def progress(groups: Sequence[Group]) -> str:
     rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != DONE)
     done = f"{counts.get(DONE, 0)} of {sum(counts.values())} trials done"
     return f"{done} ({rest})" if rest else done
-
-
-def unfinished(groups: Sequence[Group]) -> bool:
-    """Whether trials are still to come."""
-    return not {PLANNED, RUNNING, STOPPED}.isdisjoint(tally(groups))
