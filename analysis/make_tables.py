@@ -39,38 +39,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
     """ValueError for the first of what does not go together."""
-    usual, out, archive = parser().parse_args([]), options.out, options.export
-    other = options.baseline and Path(options.baseline).is_dir()
-    elsewhere = {"--out": out, "--check": options.check, "--explain": options.explain}
-    elsewhere |= {"--beside": options.beside, "a folder as --baseline": other}
+    usual, out, archive = vars(parser().parse_args([])), options.out, options.export
+    given = {name for name, value in vars(options).items() if value != usual[name]}
+    elsewhere = [f"--{n}" for n in ("out", "check", "explain", "beside") if n in given]
+    if options.baseline and Path(options.baseline).is_dir():
+        elsewhere.append("a folder as --baseline")
     idle = ("metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
     wrong = {
-        "--mlflow and --runs are two sources; give one of them": options.mlflow and options.runs,
+        "--mlflow and --runs are two sources; give one of them": {"mlflow", "runs"} <= given,
         f"--out {out} is a file; name a folder": out and out.exists() and not out.is_dir(),
         "--metrics, --rows and --columns make a table of their own; leave out --table": (
-            options.table and (options.metrics or options.rows or options.columns)
+            "table" in given and given & {"metrics", "rows", "columns"}
         ),
         "--sweep goes with --mlflow; a folder is named with --runs": (
-            options.sweep and not options.mlflow
+            "sweep" in given and "mlflow" not in given
         ),
         "--anonymous goes with --export; the records themselves keep names": (
-            options.anonymous and archive is None
+            "anonymous" in given and archive is None
         ),
         f"--export takes the name of a .zip file, got {archive}": (
             archive and (archive.suffix != ".zip" or archive.is_dir())
         ),
         **{
-            f"--export packs the tables of --runs alone; leave out {name}": archive and value
-            for name, value in elsewhere.items()
+            f"--export packs the tables of --runs alone; leave out {name}": archive
+            for name in elsewhere
         },
         "--no-pictures is of the report; add --format html": (
-            options.no_pictures and "html" not in formats
+            "no_pictures" in given and "html" not in formats
         ),
         **{
-            f"--{name} does nothing with --explain; leave one of them out": (
-                options.explain and getattr(options, name) != getattr(usual, name)
-            )
+            f"--{name} does nothing with --explain; leave one of them out": "explain" in given
             for name in idle
+            if name in given
         },
     }
     for message, holds in wrong.items():
@@ -119,7 +119,8 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     """Read, make every file, and check, pack or write them."""
     records, out = _read(options, formats, scratch)
 
-    from analysis.tables.assemble import companion, files, products
+    from analysis.output.export import companion
+    from analysis.tables.assemble import files, products
     from analysis.tables.groups import groups
 
     cells = groups(records, pool_code=options.pool_code)
@@ -144,8 +145,17 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
         contents |= files(records, product, options, formats)
     every = [*cells, *groups(records, pool_code=options.pool_code, confirm=True)]
     if "html" in formats:
-        place = None if options.mlflow else out
-        contents["report.html"] = _report_page(records, cells, found, options, lines, place)
+        from analysis.report.page import report
+
+        grid = argparse.Namespace(**vars(options) | {"table": "grid"})
+        has_grid = any(product.result for product in found)  # The page always has it.
+        shown_too = [] if has_grid else products(records, cells, grid, lines)
+        contents["report.html"] = report(
+            *(records, cells, [*found, *shown_too], options.test),
+            pictures=not options.no_pictures,
+            lines=lines,
+            place=None if options.mlflow else out,
+        )
         contents |= companion(records, every, "report", options.test)
     if "fig" in formats:
         contents |= _figures(records, cells, found)
@@ -167,39 +177,16 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     return 0
 
 
-def _report_page(
-    records: Records,
-    cells: list[Group],
-    found: list[Product],
-    options: argparse.Namespace,
-    lines: Sequence[str],
-    place: Path | None,
-) -> str:
-    """The page; it always has the grid's differences, whichever table was asked for."""
-    from analysis.report.page import report
-    from analysis.tables.assemble import products
-
-    if not any(product.result for product in found):
-        grid = argparse.Namespace(**vars(options) | {"table": "grid"})
-        found = [*found, *products(records, cells, grid, lines)]
-    pictures = not options.no_pictures
-    return report(
-        *(records, cells, found, options.test), pictures=pictures, lines=lines, place=place
-    )
-
-
 def _against(options: argparse.Namespace, records: Records, cells: list[Group]) -> list[str]:
     """How a search compares with the folder that --baseline names; nothing for a cell's name."""
     if not options.baseline or not Path(options.baseline).is_dir():
         return []
-    from analysis.records.folders import check_folders
     from analysis.records.load import load
     from analysis.searches.rival import against
 
     if not records.searches:
         raise ValueError(f"--baseline {options.baseline} is a folder, which only a search takes")
     other = Path(options.baseline)
-    check_folders([other])
     return against(records, cells, load([other]), other.resolve().name)
 
 
@@ -224,9 +211,13 @@ def write(out: Path, files: dict[str, str | bytes]) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        file, data = out / name, content.encode() if isinstance(content, str) else content
-        if not file.exists() or file.read_bytes() != data:
-            write_bytes(file, data)
+        if _is_stale(out / name, content):
+            write_bytes(out / name, content if isinstance(content, bytes) else content.encode())
+
+
+def _is_stale(file: Path, content: str | bytes) -> bool:
+    data = content.encode() if isinstance(content, str) else content
+    return not file.is_file() or file.read_bytes() != data
 
 
 def _check(
@@ -238,16 +229,19 @@ def _check(
     cells: list[Group],
 ) -> int:
     """Say which files are stale, among those asked for and those beside them; 1 where some are."""
-    from analysis.output.check import outdated, stale
-    from analysis.records.frame import left_out
+    from analysis.output.export import outdated
+    from analysis.records.frame import CONFLICT, DAMAGED
     from analysis.tables.assemble import files
 
-    for cause in left_out(records):
+    trials = records.trials
+    for cause in trials["cause"][trials["state"].isin((DAMAGED, CONFLICT))]:
         print(f"left out: {cause}")
-    beside: dict[str, str | bytes] = {}
+    made = dict(asked)
     for product in found:
-        beside |= files(records, product, options, ("md", "csv", "tex"))
-    wrong = stale(out, asked, beside) + outdated(out, [*asked, *beside], cells)
+        beside = files(records, product, options, ("md", "csv", "tex")).items()
+        made |= {name: text for name, text in beside if name in made or (out / name).exists()}
+    wrong = [name for name, content in made.items() if _is_stale(out / name, content)]
+    wrong += outdated(out, made, cells)
     if wrong:
         print(f"stale or missing in {out}: {', '.join(wrong)}; run make_tables.py again")
         return 1

@@ -1,7 +1,5 @@
 """What `python analysis/make_tables.py` takes. Quick to import, so that --help answers at once."""
 
-from __future__ import annotations
-
 import argparse
 
 from mpcc.options import OneLineParser, path

@@ -5,8 +5,6 @@ clusters of single images, locks and the addresses of MLflow and of a remote sta
 records give the same bytes.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.options import parser
+from analysis.records.folders import run_dirs
 from analysis.report.page import PICTURES
 from mpcc.runs.files import SEAL, dumps, read_bytes, read_json, sealed, write_bytes
 from mpcc.runs.run_dir import (
@@ -32,13 +31,15 @@ from mpcc.runs.run_dir import (
     read_sealed,
 )
 from mpcc.shell import shown
-from tune.plan.plan import MLFLOW, PLAN, TRIALS
+from tune.plan.plan import MLFLOW, PLAN
 from tune.store.plan_file import COPY, readable
 
 README = "README.md"
 PACKED = (PLAN, COPY, CONFIG, CONTINUES, METRICS, PROVENANCE, RESULT)
 ANONYMOUS = "machine, user, paths and addresses are replaced, and the seal is made anew"
 """What a record says of itself in its field `anonymous`."""
+NAMING = ("machine", "notes", "cause", "unavailable")
+"""Fields of a record whose texts may name machines, users, paths and addresses."""
 _FIRST_TIME = (1980, 1, 1, 0, 0, 0)
 """Of every file in the archive: the earliest that the format can say."""
 
@@ -57,7 +58,7 @@ def stage(folders: Sequence[Path], scratch: Path, anonymous: bool, pictures: boo
         if number > 1 and (anonymous or (place / name).exists()):
             name += f"-{number}"
         copies.append(place / name)
-        for source in _directories(folder):
+        for source in {folder, *run_dirs(folder)}:
             files = _records(source, pictures)
             if hide is not None:
                 files |= _anonymous(source, files, hide)
@@ -91,25 +92,29 @@ def _readme(options: argparse.Namespace) -> str:
     for name, value in vars(options).items():
         if value != usual[name] and name not in ("runs", "mlflow", "sweep", "export", "anonymous"):
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    lines = ["# Records and tables", "", "In the folder of the code, with these folders beside it:"]
-    lines += ["", f"    python analysis/make_tables.py {shlex.join(words)} --check"]
+    commands = [f"python analysis/make_tables.py {shlex.join(words)} --check"]
     for copy in options.runs:
         plan = read_json(copy / PLAN)
         if plan is not None:
             script = "search" if plan.get("search") else "ablation"
-            lines += [f"    python tune/{script}.py --out {shlex.quote(copy.name)}"]
-    lines += ["", "The first makes the tables again and compares them. The others train what is"]
-    lines += ["missing; checkpoints and models are left out here."]
-    if options.anonymous:
-        lines += ["", f"In every provenance.json and result.json {ANONYMOUS}."]
-    return "\n".join(lines) + "\n"
+            commands.append(f"python tune/{script}.py --out {shlex.quote(copy.name)}")
+    hidden = f"\nIn every provenance.json and result.json {ANONYMOUS}.\n"
+    indented = "".join(f"    {command}\n" for command in commands)
+    return f"""# Records and tables
+
+In the folder of the code, with these folders beside it:
+
+{indented}
+The first makes the tables again and compares them. The others train what is
+missing; checkpoints and models are left out here.
+""" + (hidden if options.anonymous else "")
 
 
 def _hiding(folders: Iterable[Path]) -> Hide:
     """What replaces, in a text, machines and users, paths and addresses."""
     home = os.path.expanduser("~")
     machines = {socket.gethostname(), socket.gethostname().partition(".")[0]}
-    for source in (source for folder in folders for source in _directories(folder)):
+    for source in (source for folder in folders for source in (folder, *run_dirs(folder))):
         machines.add(str(read_provenance(source).get("machine", "")))
     users = {os.environ.get("LOGNAME", ""), os.environ.get("USER", ""), os.path.basename(home)}
     words = dict.fromkeys(users, "USER")
@@ -129,12 +134,6 @@ def _hiding(folders: Iterable[Path]) -> Hide:
     return hide
 
 
-def _directories(folder: Path) -> list[Path]:
-    """The folder itself and the run directories in it, as `analysis.records.load` finds them."""
-    below = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"{TRIALS}/*/{CONFIG}")]
-    return [folder, *sorted(file.parent for file in below)]
-
-
 def _records(source: Path, pictures: bool) -> dict[str, bytes]:
     names = [*PACKED, *(PICTURES if pictures else ())]
     found = {name: read_bytes(source / name) for name in names}
@@ -147,24 +146,21 @@ def _records(source: Path, pictures: bool) -> dict[str, bytes]:
 def _anonymous(source: Path, files: Mapping[str, bytes], hide: Hide) -> dict[str, bytes]:
     """Provenance and result without names; RunDirError where one is not what was recorded."""
     read_sealed(source)
-    made: dict[str, dict[str, Any]] = {}
-    if PROVENANCE in files:
-        made[PROVENANCE] = record = read_provenance(source)
-        data = record.get("data", {})
-        if "notes" in data:
-            record["data"] = data | {"notes": [hide(note) for note in data["notes"]]}
-        if "machine" in record:
-            record["machine"] = hide(str(record["machine"]))
-    if RESULT in files:
-        made[RESULT] = record = json.loads(files[RESULT])
-        if record.get("cause"):
-            record["cause"] = hide(record["cause"])
-        if "unavailable" in record:
-            whys = record["unavailable"].items()
-            record["unavailable"] = {name: hide(why) for name, why in whys}
-    for name, record in made.items():
-        record["anonymous"] = ANONYMOUS
+    made = {}
+    for name in (name for name in (PROVENANCE, RESULT) if name in files):
+        record = read_provenance(source) if name == PROVENANCE else json.loads(files[name])
+        record = _hidden(record, hide) | {"anonymous": ANONYMOUS}
         if SEAL in record:
             belongs = {METRICS: files.get(METRICS, b"")} if name == RESULT else {}
-            made[name] = sealed(record, **belongs)
-    return {name: (dumps(record, indent=1) + "\n").encode() for name, record in made.items()}
+            record = sealed(record, **belongs)
+        made[name] = (dumps(record, indent=1) + "\n").encode()
+    return made
+
+
+def _hidden(value: Any, hide: Hide, named: bool = False) -> Any:
+    """A record with every text below one of NAMING replaced; `named` where it is below one."""
+    if isinstance(value, dict):
+        return {key: _hidden(own, hide, named or key in NAMING) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_hidden(own, hide, named) for own in value]
+    return hide(value) if named and isinstance(value, str) else value

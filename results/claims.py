@@ -23,8 +23,8 @@ from analysis.output.html import COLOURS  # noqa: E402
 from analysis.paper.protocol import published, published_rows  # noqa: E402
 from analysis.records.frame import Records  # noqa: E402
 from analysis.records.load import load  # noqa: E402
+from analysis.statistics.stats import p_text  # noqa: E402
 from analysis.tables.columns import column  # noqa: E402
-from analysis.tables.comparable import p_text  # noqa: E402
 from analysis.tables.compare import Line, find_group, lines  # noqa: E402
 from analysis.tables.groups import Group, groups  # noqa: E402
 from mpcc.evaluation.plots import own_style  # noqa: E402

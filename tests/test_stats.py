@@ -135,7 +135,7 @@ def test_rounding_of_equal_values_is_no_spread(value: float) -> None:
     assert math.isnan(stats.hedges_g(flat, other)) and math.isnan(stats.mean(flat).low)
     result = stats.welch(flat, other)
     assert math.isnan(result.p) and math.isnan(result.difference.low)
-    assert designs.spreads_agree([flat, [1.0, 2.0, 4.0]])[2] == math.inf
+    assert stats.spread([flat, [1.0, 2.0, 4.0]]).ratio == math.inf
     with pytest.raises(ValueError, match="equal"):
         designs.anova([value] * 6, {"a": [0, 0, 0, 1, 1, 1]})
     assert stats.std([1e6, 1e6 + 1e-4, 1e6 + 2e-4]) == pytest.approx(1e-4, rel=1e-4)
@@ -193,21 +193,20 @@ def test_brown_forsythe_is_scipys_levene_about_the_median_and_that_of_r() -> Non
     """R: anova(lm(abs(y - ave(y, g, FUN = median)) ~ g)) on InsectSprays."""
     from scipy.stats import levene
 
-    agree, p, ratio = designs.spreads_agree(INSECTS)
-    assert p == pytest.approx(0.00422279113899214, abs=1e-8)
+    found = stats.spread(INSECTS)
+    assert found.p == pytest.approx(0.00422279113899214, abs=1e-8)
     spreads = [np.std(group, ddof=1) for group in INSECTS]
-    assert not agree and ratio == pytest.approx(max(spreads) / min(spreads))
+    assert found.refusal and found.ratio == pytest.approx(max(spreads) / min(spreads))
     rng = np.random.default_rng(4)
     cells = [scale * rng.standard_normal(n) for scale, n in ((1, 3), (2, 5), (1, 4), (1, 2))]
-    _, p, _ = designs.spreads_agree(cells)
-    assert p == pytest.approx(levene(*cells, center="median").pvalue, rel=1e-12)
+    assert stats.spread(cells).p == pytest.approx(levene(*cells, center="median").pvalue, rel=1e-12)
 
 
 def test_pooling_needs_spreads_that_can_be_compared() -> None:
-    assert designs.spreads_agree([[1, 2, 3], [4, 4, 4]])[0] is False
-    assert designs.spreads_agree([[1, 2, 3], [4, 5.5, 6]])[0] is True
-    agree, p, ratio = designs.spreads_agree([[1.0, 2.0], [1.0, 2.5]])  # Two values say nothing.
-    assert not agree and math.isnan(p) and ratio == pytest.approx(1.5)
+    assert stats.spread([[1, 2, 3], [4, 4, 4]]).refusal == "a cell has no spread"
+    assert stats.spread([[1, 2, 3], [4, 5.5, 6]]).refusal == ""
+    few = stats.spread([[1.0, 2.0], [1.0, 2.5]])  # Two values say nothing.
+    assert few.refusal and math.isnan(few.p) and few.ratio == pytest.approx(1.5)
 
 
 def test_anova_with_block_equals_r() -> None:

@@ -23,8 +23,7 @@ from analysis.paper.protocol import (
     published_rows,
     table1_settings,
 )
-from analysis.paper.table4 import table4
-from analysis.paper.tables import table1, table1_groups, table2, table3
+from analysis.paper.tables import table1, table1_groups, table2, table3, table4
 from analysis.records.load import load
 from analysis.report.page import report
 from analysis.tables.assemble import files, products

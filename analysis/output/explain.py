@@ -1,7 +1,5 @@
 """Every trial behind one cell of a table: how it ended, its values, and where its records are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +42,12 @@ def _part(records: Records, group: Group) -> str:
         origin = [str(trial[name] or "–") for name in ("code", "device", "fingerprint")]
         items = [str(trial["seed"]), trial["state"], f"{trial['iteration']:,}", *values, *origin]
         table.rows.append(Row(tuple(Cell(item) for item in items)))
-    lines = [line for trial in group.trials for line in _places(records, trial)]
+    lines = []
+    for trial in group.trials:
+        folder = records.run_dir(trial)
+        where = str(folder.resolve()) if folder else "no records"
+        lines.append(f"seed {trial['seed']}: {where}; MLflow run {trial['mlflow_run'] or 'none'}")
+        lines += [f"  {trial['state']}: {trial['cause']}"] if trial["cause"] else []
     return text(table) + "\n" + "\n".join(lines) + "\n"
 
 
@@ -53,12 +56,3 @@ def _value(trial: dict[str, Any], metric: str) -> str:
     if math.isinf(value) or metric in trial["undefined"]:
         return "not finite"
     return column(metric).shown(value) if math.isfinite(value) else "–"
-
-
-def _places(records: Records, trial: dict[str, Any]) -> list[str]:
-    folder = records.run_dir(trial)
-    where = str(folder.resolve()) if folder else "no records"
-    lines = [f"seed {trial['seed']}: {where}; MLflow run {trial['mlflow_run'] or 'none'}"]
-    if trial["cause"]:
-        lines.append(f"  {trial['state']}: {trial['cause']}")
-    return lines

@@ -1,12 +1,15 @@
-"""Groups of trials to CSV and to the companion file that says where every number comes from."""
+"""Groups of trials to CSV and to the companion file that says where every number comes from.
 
-from __future__ import annotations
+A companion file names every trial with the digest of its records. By it `--check` knows whether
+tables, a report and figures that were made with other options are still what the records give.
+"""
 
 import csv
 import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ from analysis.tables.compare import Line
 from analysis.tables.groups import Group, tally
 from mpcc.config import value_text
 
+COMPANION = "-provenance.json"
+WHOLE = ("grid", "layout", "search", "report", "figures")
+"""What rests on every trial there is: a trial more makes it stale, elsewhere one of its cells."""
 _TRIAL_META = ("cell_key", "trial_key", "sweep", "variant", "confirm")
 _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
 
@@ -95,24 +101,26 @@ def effects_csv(measured: Mapping[str, tuple[list[Effect], str]]) -> str:
     return _csv(["metric", "effect", "df", "F", "p", "eta2", "remark"], rows)
 
 
-def provenance_json(
-    records: Records, groups: Sequence[Group], name: str, analysis: dict[str, Any]
-) -> str:
-    """What the table rests on: settings, code, images, the digest of every trial's records."""
+def companion(records: Records, groups: Sequence[Group], name: str, test: str) -> dict[str, str]:
+    """The file that says what a result rests on, by its name: settings, code, images, the test and
+    the digest of every trial's records."""
     sweeps = [
         {"name": s.name, "axes": list(s.axes), "grids": list(s.grids), "base": dict(s.base)}
         for s in records.sweeps
     ]
+    statistics = {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA, "test": test}
+    statistics["family"] = "comparisons of one table and metric, Holm"
     content = {
         "table": name,
-        "statistics": {"ddof": 1, "confidence": stats.CONFIDENCE, "alpha": stats.ALPHA} | analysis,
+        "statistics": statistics,
         "selection": f"{records.moment}; {records.selection}",
         "trials_by_state": tally(groups),
         "sweeps": sweeps,
         "notes": list(records.notes),
         "trials": trial_records(groups),
     }
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return {f"{name}{COMPANION}": text}
 
 
 def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
@@ -130,6 +138,27 @@ def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
         for group in groups
         for trial in group.trials
     }
+
+
+def outdated(out: Path, made: Iterable[str], groups: Iterable[Group]) -> list[str]:
+    """Companion files, beyond those made again, that name other records than there are now."""
+    now = trial_records(groups)
+    skipped = set(made)
+    files = [file for file in sorted(out.glob(f"*{COMPANION}")) if file.name not in skipped]
+    return [file.name for file in files if _disagrees(file, now)]
+
+
+def _disagrees(file: Path, now: Mapping[str, Any]) -> bool:
+    try:
+        known = json.loads(file.read_bytes())["trials"]
+        changed = any(key in now and now[key] != known[key] for key in known)
+        cells = {trial["cell"] for trial in known.values()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return True
+    more = [now[key] for key in now.keys() - known.keys()]
+    if file.name.removesuffix(COMPANION) in WHOLE:
+        return changed or bool(more)
+    return changed or any(trial["cell"] in cells and "seeds" not in trial for trial in more)
 
 
 def _plain(value: Any) -> Any:

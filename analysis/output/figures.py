@@ -76,19 +76,15 @@ def figures(
 
 def left_out(groups: Sequence[Group], metric: str) -> list[str]:
     """What the effect of an axis cannot show, a phrase each."""
-    mixed = {g.cell_key for g in groups if g.part and not g.variant}
-    empty = [g for g in groups if not (g.summary(metric).n or g.part or g.variant)]
-    variants = [g for g in groups if g.variant]
-    short_of = [g for g in groups if 0 < g.summary(metric).n < g.n_planned and not g.part]
-    phrases = []
-    for n, what in (
-        (len(mixed), "of unlike trials not drawn"),
-        (len(empty), "without a value not drawn"),
-        (len(variants), "of a named variant not drawn"),
-        (len(short_of), "with fewer seeds than planned"),
-    ):
-        phrases += [f"{n} cell{'' if n == 1 else 's'} {what}"] if n else []
-    return phrases
+    grid = [g for g in groups if not g.variant]
+    drawn = [g for g in grid if g.summary(metric).n and not g.part]
+    counts = {
+        "of unlike trials not drawn": len({g.cell_key for g in grid if g.part}),
+        "without a value not drawn": sum(not (g.summary(metric).n or g.part) for g in grid),
+        "of a named variant not drawn": len(groups) - len(grid),
+        "with fewer seeds than planned": sum(g.summary(metric).n < g.n_planned for g in drawn),
+    }
+    return [f"{n} cell{'' if n == 1 else 's'} {what}" for what, n in counts.items() if n]
 
 
 def effect(
@@ -104,24 +100,32 @@ def effect(
     Above it stands what it leaves out: `left`, and the lines beyond MAX_LINES.
     """
     spec = column(metric)
-    levels = sorted_levels(groups, axis)
+    places = {a: sorted_levels(groups, a) for a in (*others, axis)}
+    levels = places[axis]
     lines: dict[tuple[str, ...], list[Group]] = {}
-    places = {a: sorted_levels(groups, a) for a in others}
-    for group in sorted(groups, key=lambda g: [places[a].index(g.settings[a]) for a in others]):
+    for group in sorted(groups, key=lambda g: [places[a].index(g.settings[a]) for a in places]):
         lines.setdefault(tuple(value_text(group.settings[a]) for a in others), []).append(group)
     most = sorted(lines, key=lambda setting: -len(lines[setting]))[:MAX_LINES]
     ranked = [(setting, lines[setting]) for setting in lines if setting in most]
     for i, (setting, members) in enumerate(ranked):
         label = ", ".join(f"{short(a)} {v}" for a, v in zip(others, setting, strict=True))
-        shift = 0.08 * (i - (len(ranked) - 1) / 2)
-        _line(members, axis, levels, spec, ax, COLOURS[i], label or None, shift)
+        shift, ink = 0.08 * (i - (len(ranked) - 1) / 2), COLOURS[i]
+        x = np.array([levels.index(g.settings[axis]) + shift for g in members])
+        means = [g.summary(metric).mean.estimate * spec.scale for g in members]
+        ax.plot(x, means, color=ink, marker="o", markersize=3.5, label=label or None, zorder=3)
+        for place, summary in zip(x, (g.summary(metric) for g in members), strict=True):
+            values, mean = summary.array * spec.scale, summary.mean
+            dots = np.full(len(values), place)
+            ax.scatter(dots, values, s=7, color=ink, alpha=0.35, linewidths=0)
+            if math.isfinite(mean.low):
+                ends = [mean.low * spec.scale, mean.high * spec.scale]
+                ax.plot([place, place], ends, color=ink, linewidth=0.8)
     known = {group.reference(metric) for group in groups}
     reference = known.pop() if len(known) == 1 else None  # Of several data sets none is drawn.
     if reference is not None:
         ax.axhline(reference * spec.scale, color=COLOURS[-1], ls="--", lw=0.8, label="k-means")
     ax.set_xticks(range(len(levels)), [value_text(v) for v in levels])
-    ax.set_xlabel(short(axis))
-    ax.set_ylabel(_label(spec))
+    ax.set(xlabel=short(axis), ylabel=_label(spec))
     if reference is not None or (others and len(ranked) > 1):
         size = 7 if len(ranked) < 5 else 5
         ax.legend(fontsize=size, frameon=True, framealpha=0.85, edgecolor="none")
@@ -130,29 +134,6 @@ def effect(
     if left:
         ax.set_title("\n".join(left), fontsize=6, loc="left")
     return ax
-
-
-def _line(
-    members: Sequence[Group],
-    axis: str,
-    levels: Sequence[Any],
-    spec: Column,
-    ax: Axes,
-    colour: str,
-    label: str | None,
-    shift: float,
-) -> None:
-    members = sorted(members, key=lambda g: levels.index(g.settings[axis]))
-    x = np.array([levels.index(g.settings[axis]) + shift for g in members])
-    summaries = [g.summary(spec.metric) for g in members]
-    means = [s.mean.estimate * spec.scale for s in summaries]
-    ax.plot(x, means, color=colour, marker="o", markersize=3.5, label=label, zorder=3)
-    for place, summary in zip(x, summaries, strict=True):
-        values = summary.array * spec.scale
-        ax.scatter(np.full(len(values), place), values, s=7, color=colour, alpha=0.35, linewidths=0)
-        if math.isfinite(summary.mean.low):
-            ends = [summary.mean.low * spec.scale, summary.mean.high * spec.scale]
-            ax.plot([place, place], ends, color=colour, linewidth=0.8)
 
 
 def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axes) -> Axes:
@@ -186,8 +167,7 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
             ax.text(j, i, "not\nplanned", ha="center", va="center", color="0.5", fontsize=size)
     ax.set_xticks(range(len(columns)), [value_text(v) for v in columns])
     ax.set_yticks(range(len(rows)), [value_text(v) for v in rows])
-    ax.set_xlabel(short(axes[1]))
-    ax.set_ylabel(short(axes[0]))
+    ax.set(xlabel=short(axes[1]), ylabel=short(axes[0]))
     gaps = {g.cell_key for g in groups if g.part or g.summary(metric).n < g.n_planned}
     more = f"; {len(gaps)} of {len({g.cell_key for g in groups})} cells lack values"
     without_texts = gaps and values.size > MAX_TEXTS

@@ -3,8 +3,6 @@
 Text goes in, markup comes out.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 import re
@@ -22,17 +20,10 @@ from analysis.tables.layout import OURS, PAPER, Cell, Row, Table
 # Okabe and Ito's colours, told apart by every kind of colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 
-_HERE = Path(__file__).resolve().parent
 
-
-def style() -> str:
-    """The page's style sheet, which the page carries with it."""
-    return (_HERE / "report.css").read_text(encoding="utf-8")
-
-
-def script() -> str:
-    """Sorting, the page's only script."""
-    return (_HERE / "report.js").read_text(encoding="utf-8")
+def asset(name: str) -> str:
+    """The text of a file beside this one, which the page carries with it."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 _UNBROKEN = re.compile(r"[\w.,]+e-\d+|(?:[pη²n]+ )?(?:&lt;|=) [\d.]+|[\d.]+ %")

@@ -5,8 +5,6 @@ The file compiles by `\input` and as it stands. It floats in one column; for a p
 fit in the smallest type is scaled where graphicx is loaded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -85,9 +83,6 @@ LINE = 120
 MAX_FLOAT_ROWS = 45
 """Longer tables do not fit a page and break over several."""
 
-FLOATS_IN_A_ROW = 8
-"""Floats that LaTeX is given before it must place them: it holds but a few."""
-
 _HEAD = r"""% \input this file (with booktabs) or compile it as it is.
 \makeatletter
 \ifx\@nodocument\relax
@@ -119,8 +114,12 @@ def latex(table: Table, how: str = "") -> str:
     columns = "".join("r" if heading.numeric else "l" for heading in table.headings)
     head = " & ".join(_heading(heading) for heading in table.headings) + r" \\"
     notes = [rf"\par {line}" for line in _notes(table, how)]
-    parts = _long if len(table.rows) > MAX_FLOAT_ROWS else _float
-    lines = parts(table, columns, head, _body(table), notes)
+    body, lines = _body(table), list[str]()
+    for start in range(0, len(body) or 1, MAX_FLOAT_ROWS):
+        lines += [r"\clearpage"] if start else []
+        page = body[start : start + MAX_FLOAT_ROWS]
+        last = start + MAX_FLOAT_ROWS >= len(body)
+        lines += _float(table, columns, head, page, notes if last else (), again=start > 0)
     return "\n".join([_HEAD, *lines, r"\mpccend", ""])
 
 
@@ -160,27 +159,20 @@ def _notes(table: Table, how: str) -> list[str]:
     """At most MAX_LINES lines under the table; the file on how it was made has the rest."""
     cite = f"How these numbers were made: {how}." if how else ""
     lines = [line for line in table.lines if not _FLAG.search(line)]
-    chosen = [table.chosen] if table.chosen else []
+    chosen, marked = [table.chosen] if table.chosen else [], list[str]()
     numbered = [f"{number} {note}" for number, note in enumerate(table.notes, 1)]
-    if _height([*numbered, " ".join([*lines, *chosen]), cite]) <= MAX_LINES and not any(
-        map(_FLAG.search, numbered)
-    ):
+
+    def fits(*texts: str) -> bool:
+        return sum(-(-len(text) // LINE) for text in texts) <= MAX_LINES
+
+    if fits(*numbered, " ".join([*lines, *chosen]), cite) and not any(map(_FLAG.search, numbered)):
         marked = [rf"$^{{{i}}}$ {tex(note)}" for i, note in enumerate(table.notes, 1)]
-        return _joined(marked, [*lines, *chosen], cite)
-    if numbered and how:
+    elif numbered and how:
         which = "Note 1" if len(numbered) == 1 else f"Notes 1–{len(numbered)}"
         cite = f"{which}, and how these numbers were made: {how}."
-    while lines and _height([" ".join([*lines, *chosen]), cite]) > MAX_LINES:
+    while not marked and lines and not fits(" ".join([*lines, *chosen]), cite):
         lines.pop()
-    return _joined([], [*lines, *chosen], cite)
-
-
-def _joined(marked: list[str], lines: Sequence[str], cite: str) -> list[str]:
-    return [*marked, *(tex(part) for part in (" ".join(lines), cite) if part)]
-
-
-def _height(lines: Sequence[str]) -> int:
-    return sum(-(-len(line) // LINE) for line in lines)
+    return [*marked, *(tex(part) for part in (" ".join([*lines, *chosen]), cite) if part)]
 
 
 def _heading(heading: Heading) -> str:
@@ -280,23 +272,17 @@ def _caption(table: Table) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _float(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
-    """One page: a table that floats."""
+def _float(
+    table: Table, columns: str, head: str, body: list[str], notes: Sequence[str], *, again: bool
+) -> list[str]:
+    """A table that floats, in smaller type where it is wider than the text; `again` goes on with
+    one of an earlier page."""
+    caption = [rf"\caption{{{_caption(table)}}}\smallskip", rf"\label{{tab:{table.name}}}"]
     mini = r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize"
     return [
         r"\expandafter\begin\expandafter{\mpccfloat}[tbp]",
         r"\centering",
-        rf"\caption{{{_caption(table)}}}\smallskip",
-        rf"\label{{tab:{table.name}}}",
-        *_fitted(columns, head, body),
-        *((mini, *notes, r"\end{minipage}") if notes else ()),
-        r"\expandafter\end\expandafter{\mpccfloat}",
-    ]
-
-
-def _fitted(columns: str, head: str, body: list[str]) -> list[str]:
-    """A tabular, in smaller type where it is wider than the text."""
-    return [
+        *([r"\addtocounter{table}{-1}\caption{(continued)}\smallskip"] if again else caption),
         r"\mpccfit{%",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
@@ -305,35 +291,6 @@ def _fitted(columns: str, head: str, body: list[str]) -> list[str]:
         *body,
         r"\bottomrule",
         r"\end{tabular}}",
+        *((mini, *notes, r"\end{minipage}") if notes else ()),
+        r"\expandafter\end\expandafter{\mpccfloat}",
     ]
-
-
-def _long(table: Table, columns: str, head: str, body: list[str], notes: list[str]) -> list[str]:
-    """Several pages, each with the headings and as wide as the widest: a longtable cannot shrink.
-
-    An invisible line of each column's widest cell gives all pages the same columns.
-    """
-    rows = [head, *(line for line in body if line != r"\midrule")]
-    widest = _widest([row.removesuffix(r" \\") for row in rows])
-    lines = []
-    for number, start in enumerate(range(0, len(body), MAX_FLOAT_ROWS)):
-        caption = rf"\caption{{{_caption(table)}}}\label{{tab:{table.name}}}"
-        if number:
-            caption = r"\addtocounter{table}{-1}\caption{(continued)}"
-        part = [*body[start : start + MAX_FLOAT_ROWS], widest]
-        lines += [r"\begin{table}[p]", r"\centering\footnotesize", caption]
-        lines += [*_fitted(columns, head, part), r"\end{table}"]
-        lines += [r"\clearpage"] if number % FLOATS_IN_A_ROW == FLOATS_IN_A_ROW - 1 else []
-    return [*lines, r"\clearpage", r"{\footnotesize", *notes, r"\par}"]
-
-
-def _widest(lines: list[str]) -> str:
-    """A line that takes no height and shows nothing, with the longest cell of every column."""
-    cells = zip(*(line.split(" & ") for line in lines), strict=True)
-    longest = [max(column, key=lambda cell: len(_COMMAND.sub("", cell))) for column in cells]
-    hidden = " & ".join(rf"\hphantom{{{cell}}}" for cell in longest)
-    return hidden + r" \\[-\normalbaselineskip]"
-
-
-_COMMAND = re.compile(r"\\[a-z]+|[{}$^\\]")
-"""What of a cell takes no room on the page, about."""

@@ -1,7 +1,5 @@
 """A laid-out table as text for a terminal or as Markdown. No numbers are made here."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 

@@ -7,7 +7,7 @@ every kind of colour vision tells apart.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,9 @@ import numpy as np
 from analysis.output.figures import STYLE, WIDTH, saved
 from analysis.output.html import COLOURS
 from analysis.records.frame import short
-from analysis.searches.search import Found, Importance, best
-from analysis.tables.columns import column
+from analysis.searches.search import Axis, Found, Importance, best
+from analysis.tables.columns import column, sign
 from mpcc.config import value_text
-from mpcc.evaluation.metrics import METRICS
 from mpcc.evaluation.plots import own_style
 
 if TYPE_CHECKING:
@@ -50,61 +49,44 @@ def files(search: Found) -> dict[str, bytes]:
 
 
 def _figures(search: Found) -> dict[str, tuple[Figure, str]]:
-    if not search.points:
-        return {}
+    from matplotlib.figure import Figure
+
     made: dict[str, tuple[Figure, str]] = {}
-
-    def draw(name: str, text: str, plot: Callable[[Axes], Any], wide: float = 1.0) -> None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(wide * WIDTH, 0.78 * WIDTH))
-        plot(figure.subplots())
-        made[name] = (figure, text)
-
     with own_style(STYLE):
-        for i, name in enumerate(search.objectives):
-            tag = f"-{name.replace('/', '-')}" if len(search.objectives) > 1 else ""
-            label = column(name).heading
-            draw(
-                f"course{tag}",
-                f"{label} of each point: mean over seeds, seeds as dots, and the best so far.",
-                partial(course, search, i),
-            )
-            measured = search.importances[i]
-            if measured:
-                draw(
-                    f"importance{tag}",
-                    f"Share of the variation in {label} that an axis explains (fANOVA); the bar "
-                    "spans the middle 90 % of resamples of the points.",
-                    partial(importance, measured),
-                )
-            for axis in search.axes:
-                draw(
-                    f"slice{tag}-{short(axis)}",
-                    f"{label} along {short(axis)}; all other axes vary too. Darker: earlier.",
-                    partial(slice_of, search, i, axis),
-                )
-            pair = _pair(search, measured)
-            if pair and len(search.points) >= LEAST_FOR_CONTOUR:
-                draw(
-                    f"contour{tag}",
-                    f"{label} over {short(pair[0])} and {short(pair[1])}, interpolated between "
-                    "points; the others vary too.",
-                    partial(contour, search, i, pair),
-                )
-        draw(
-            "parallel",
-            f"A line per point, coloured by {column(search.objectives[0]).heading}.",
-            partial(parallel, search),
-            wide=1.7,
-        )
-        for i, j in itertools.combinations(range(len(search.objectives)), 2):
-            draw(
-                f"front-{i}-{j}" if len(search.objectives) > 2 else "front",
-                "The Pareto front: no other point is as good in every objective and better in one.",
-                partial(front, search, i, j),
-            )
+        for name, text, plot in _plots(search) if search.points else ():
+            wide = 1.7 if name == "parallel" else 1.0
+            figure = Figure(figsize=(wide * WIDTH, 0.78 * WIDTH))
+            plot(figure.subplots())
+            made[name] = (figure, text)
     return made
+
+
+def _plots(search: Found) -> Iterator[tuple[str, str, Callable[[Axes], Axes]]]:
+    """The name of each picture, what it shows, and what draws it."""
+    for i, name in enumerate(search.objectives):
+        tag = f"-{name.replace('/', '-')}" if len(search.objectives) > 1 else ""
+        label, measured = column(name).heading, search.importances[i]
+        text = f"{label} of each point: mean over seeds, seeds as dots, and the best so far."
+        yield f"course{tag}", text, partial(course, search, i)
+        if measured:
+            text = f"Share of the variation in {label} that an axis explains (fANOVA); the bar "
+            text += "spans the middle 90 % of resamples of the points."
+            yield f"importance{tag}", text, partial(importance, measured)
+        for axis in search.axes:
+            on = short(axis.name)
+            text = f"{label} along {on}; all other axes vary too. Darker: earlier."
+            yield f"slice{tag}-{on}", text, partial(slice_of, search, i, axis)
+        pair = _pair(search, measured)
+        if pair and len(search.points) >= LEAST_FOR_CONTOUR:
+            over = " and ".join(short(axis.name) for axis in pair)
+            text = f"{label} over {over}, interpolated between points; the others vary too."
+            yield f"contour{tag}", text, partial(contour, search, i, pair)
+    text = f"A line per point, coloured by {column(search.objectives[0]).heading}."
+    yield "parallel", text, partial(parallel, search)
+    for i, j in itertools.combinations(range(len(search.objectives)), 2):
+        name = f"front-{i}-{j}" if len(search.objectives) > 2 else "front"
+        text = "The Pareto front: no other point is as good in every objective and better in one."
+        yield name, text, partial(front, search, i, j)
 
 
 def course(search: Found, objective: int, ax: Axes) -> Axes:
@@ -118,10 +100,9 @@ def course(search: Found, objective: int, ax: Axes) -> Axes:
         places = [point.number] * len(seeds)
         ax.scatter(places, seeds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0)
     ax.scatter(numbers, means, s=16, color=COLOURS[0], zorder=3, label="mean of a point")
-    grow = np.maximum if METRICS[name].higher_is_better else np.minimum
+    grow = np.maximum if sign(name) > 0 else np.minimum
     ax.step(numbers, grow.accumulate(means), where="post", color=COLOURS[1], label="best so far")
-    ax.set_xlabel("point")
-    ax.set_ylabel(spec.heading)
+    ax.set(xlabel="point", ylabel=spec.heading)
     ax.legend(fontsize=7)
     return ax
 
@@ -134,12 +115,11 @@ def importance(measured: Sequence[Importance], ax: Axes) -> Axes:
     ax.barh(places, means, color=COLOURS[5], height=0.6)
     ax.errorbar(means, places, xerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=3)
     ax.set_yticks(places, [short(i.axis) for i in ranked])
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("importance")
+    ax.set(xlim=(0, 1), xlabel="importance")
     return ax
 
 
-def slice_of(search: Found, objective: int, axis: str, ax: Axes) -> Axes:
+def slice_of(search: Found, objective: int, axis: Axis, ax: Axes) -> Axes:
     """The objective along one axis, seeds as whiskers from the least to the greatest."""
     spec = column(search.objectives[objective])
     x = _places(search, axis)
@@ -151,21 +131,19 @@ def slice_of(search: Found, objective: int, axis: str, ax: Axes) -> Axes:
         seeds = point.seeds[objective] * spec.scale
         ax.plot([place, place], [min(seeds), max(seeds)], color=colour, linewidth=0.8)
         ax.scatter([place], [point.values[objective] * spec.scale], s=16, color=colour, zorder=3)
-    _scale(search, axis, ax.xaxis, ax.set_xscale)
-    ax.set_xlabel(short(axis))
-    ax.set_ylabel(spec.heading)
+    _scale(axis, ax.xaxis, ax.set_xscale)
+    ax.set(xlabel=short(axis.name), ylabel=spec.heading)
     return ax
 
 
-def contour(search: Found, objective: int, axes: tuple[str, str], ax: Axes) -> Axes:
+def contour(search: Found, objective: int, axes: tuple[Axis, Axis], ax: Axes) -> Axes:
     """The objective over two axes, interpolated linearly between the points."""
+    from matplotlib.ticker import MaxNLocator
     from matplotlib.tri import Triangulation
 
     spec = column(search.objectives[objective])
-    flat = [
-        np.log10(_places(search, axis)) if search.is_log(axis) else np.array(_places(search, axis))
-        for axis in axes
-    ]
+    flat = [_places(search, axis) for axis in axes]
+    flat = [np.log10(x) if axis.is_log else x for axis, x in zip(axes, flat, strict=True)]
     values = np.array([point.values[objective] for point in search.points]) * spec.scale
     width = [max(float(np.ptp(f)), 1e-12) for f in flat]
     places = np.unique(
@@ -180,11 +158,11 @@ def contour(search: Found, objective: int, axes: tuple[str, str], ax: Axes) -> A
     )
     ax.figure.colorbar(drawn or dots, ax=ax, label=spec.heading)
     for axis, each, name in zip(axes, (ax.xaxis, ax.yaxis), "xy", strict=True):
-        if _is_whole(search, axis) and not search.is_log(axis):
-            _whole_ticks(each)
-        elif search.is_log(axis):
+        if axis.is_whole and not axis.is_log:
+            each.set_major_locator(MaxNLocator(integer=True))
+        elif axis.is_log:
             each.set_major_formatter(lambda value, _: value_text(float(f"{10**value:.2g}")))
-        getattr(ax, f"set_{name}label")(short(axis))
+        getattr(ax, f"set_{name}label")(short(axis.name))
     return ax
 
 
@@ -198,22 +176,17 @@ def parallel(search: Found, ax: Axes) -> Axes:
     values = np.array([point.values[0] for point in search.points]) * spec.scale
     norm = Normalize(float(values.min()), float(values.max()))
     heights = np.stack([_heights(search, axis) for axis in search.axes])
-    up = METRICS[search.objectives[0]].higher_is_better
-    best_one = int(values.argmax() if up else values.argmin())
-    for i in np.argsort(values if up else -values):
-        colour, width = colormaps[MAP](norm(values[i])), 2.2 if i == best_one else 1.0
+    gains = sign(search.objectives[0]) * values
+    for i in np.argsort(gains):
+        colour, width = colormaps[MAP](norm(values[i])), 2.2 if i == gains.argmax() else 1.0
         ax.plot(range(len(heights)), heights[:, i], color=colour, linewidth=width)
     for place, axis in enumerate(search.axes):
         ax.axvline(place, color="0.6", linewidth=0.6, zorder=0)
-        entry = search.space[axis]
-        ends = (entry["low"], entry["high"]) if search.is_number(axis) else (entry[0], entry[-1])
-        for height, value, side in ((0, ends[0], "top"), (1, ends[1], "bottom")):
-            shift = -0.02 if height == 0 else 0.02
-            ax.text(place, height + shift, value_text(value), ha="center", va=side, fontsize=7)
-    ax.set_xticks(range(len(search.axes)), [short(axis) for axis in search.axes])
+        for height, value, side in zip((-0.02, 1.02), axis.ends, ("top", "bottom"), strict=True):
+            ax.text(place, height, value_text(value), ha="center", va=side, fontsize=7)
+    ax.set_xticks(range(len(search.axes)), [short(axis.name) for axis in search.axes])
     ax.tick_params(axis="x", length=0, pad=12)
-    ax.set_yticks([])
-    ax.set_ylim(-0.05, 1.1)
+    ax.set(yticks=[], ylim=(-0.05, 1.1))
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.figure.colorbar(ScalarMappable(norm, MAP), ax=ax, label=spec.heading)
@@ -231,65 +204,43 @@ def front(search: Found, i: int, j: int, ax: Axes) -> Axes:
         members = [p for p in search.points if (p.number in numbers) == chosen]
         xy = [[p.values[k] * s.scale for p in members] for k, s in zip((i, j), specs, strict=True)]
         ax.scatter(xy[0], xy[1], s=20, color=colour, marker=marker, label=label)
-    ax.set_xlabel(specs[0].heading)
-    ax.set_ylabel(specs[1].heading)
+    ax.set(xlabel=specs[0].heading, ylabel=specs[1].heading)
     ax.legend(fontsize=7)
     return ax
 
 
-def _pair(search: Found, measured: Sequence[Importance]) -> tuple[str, str] | None:
+def _pair(search: Found, measured: Sequence[Importance]) -> tuple[Axis, Axis] | None:
     """The two most important axes that are ranges; the first two where nothing was measured."""
-    ranked = [i.axis for i in sorted(measured, key=lambda i: -i.mean)] or search.axes
-    ranges = [axis for axis in ranked if search.is_number(axis)]
+    means = {i.axis: i.mean for i in measured}
+    ranges = [axis for axis in search.axes if axis.is_range]
+    ranges.sort(key=lambda axis: -means.get(axis.name, 0.0))
     return (ranges[0], ranges[1]) if len(ranges) > 1 else None
 
 
-def _places(search: Found, axis: str) -> list[float]:
-    """Where each point lies on an axis: its value, or the place of its value in the list."""
-    values = [point.group.settings[axis] for point in search.points]
-    if search.is_number(axis):
-        return [float(value) for value in values]
-    options = [value_text(_plain(value)) for value in search.space[axis]]
-    return [float(options.index(value_text(_plain(value)))) for value in values]
+def _places(search: Found, axis: Axis) -> np.ndarray:
+    """Where each point lies on an axis."""
+    return np.array([axis.place(point.group.settings[axis.name]) for point in search.points])
 
 
-def _heights(search: Found, axis: str) -> np.ndarray:
+def _heights(search: Found, axis: Axis) -> np.ndarray:
     """Where each point crosses an axis of the parallel lines, 0 to 1."""
-    places = np.array(_places(search, axis))
-    if not search.is_number(axis):
-        return places / max(1, len(search.space[axis]) - 1)
-    low, high = search.space[axis]["low"], search.space[axis]["high"]
-    if search.is_log(axis):
-        places, low, high = np.log(places), np.log(low), np.log(high)
-    return (places - low) / (high - low)
+    places, ends = _places(search, axis), np.array([axis.place(end) for end in axis.ends])
+    if axis.is_log:
+        places, ends = np.log(places), np.log(ends)
+    return (places - ends[0]) / (ends[1] - ends[0] or 1.0)
 
 
-def _scale(search: Found, axis: str, ticks: Any, set_scale: Callable[[str], Any]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _scale(axis: Axis, ticks: Any, set_scale: Callable[[str], Any]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    if search.is_log(axis):
+    if axis.is_log:
         set_scale("log")
-        low, high = search.space[axis]["low"], search.space[axis]["high"]
+        low, high = axis.ends
         steps = (1, 2, 5) if high / low < 100 else (1,)
         ticks.set_major_locator(LogLocator(subs=steps))
         ticks.set_major_formatter(lambda value, _: value_text(float(f"{value:.2g}")))
         ticks.set_minor_formatter(NullFormatter())
-    elif _is_whole(search, axis):
-        _whole_ticks(ticks)
-    elif not search.is_number(axis):
-        options = [value_text(_plain(value)) for value in search.space[axis]]
-        ticks.set_ticks(range(len(options)), options)
-
-
-def _is_whole(search: Found, axis: str) -> bool:
-    return search.is_number(axis) and isinstance(search.space[axis]["low"], int)
-
-
-def _whole_ticks(ticks: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ticks.set_major_locator(MaxNLocator(integer=True))
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    elif axis.is_whole:
+        ticks.set_major_locator(MaxNLocator(integer=True))
+    elif not axis.is_range:
+        ticks.set_ticks(range(len(axis.options)), axis.options)

@@ -4,14 +4,12 @@ A file of them is CSV with the columns of COLUMNS: `mean` and `std` as the sourc
 the tables do (an accuracy in %), `std` and `n` empty where the source has none.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.options import listed
@@ -24,21 +22,12 @@ from mpcc.evaluation.metrics import METRICS
 COLUMNS = ("method", "dataset", "metric", "mean", "std", "n", "protocol", "source")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One published number."""
-
-    method: str
-    dataset: str
-    metric: str
-    text: str
-    """`84.3 ± 1.2`, with the digits of the source."""
-    mean: float
-    note: str
-    """Source, protocol and number of runs."""
+Figures = dict[tuple[str, str, str], tuple[Cell, str]]
+"""Method, data set and metric -> one published number with the digits of its source, and a note on
+source, protocol and number of runs."""
 
 
-def read(file: Path) -> list[Figure]:
+def read(file: Path) -> Figures:
     """The figures of a file; ValueError, in one line, names the line that cannot be."""
     try:
         text = file.read_text(encoding="utf-8")
@@ -47,21 +36,21 @@ def read(file: Path) -> list[Figure]:
     rows = csv.DictReader(io.StringIO(text))
     if tuple(rows.fieldnames or ()) != COLUMNS:
         raise ValueError(f"{file}: the first line must be {','.join(COLUMNS)}")
-    figures = []
+    figures: Figures = {}
     for row in rows:
         try:
             told = {name: (row[name] or "").strip() for name in COLUMNS}
-            figures.append(_figure(told | {"metric": metric_name(told["metric"])}))
+            told["metric"] = metric_name(told["metric"])
+            figures[told["method"], told["dataset"], told["metric"]] = _figure(told)
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{file}, line {rows.line_num}: {error}") from None
     return figures
 
 
-def _figure(row: dict[str, str]) -> Figure:
-    if row["metric"] not in METRICS:
-        raise ValueError(unknown("metric", row["metric"], METRICS))
-    if row["dataset"] not in N_CHANNELS:
-        raise ValueError(unknown("dataset", row["dataset"], N_CHANNELS))
+def _figure(row: dict[str, str]) -> tuple[Cell, str]:
+    for name, known in (("metric", METRICS), ("dataset", N_CHANNELS)):
+        if row[name] not in known:
+            raise ValueError(unknown(name, row[name], known))
     for name in ("method", "source", "mean"):
         if not row[name]:
             raise ValueError(f"{name} is empty")
@@ -69,10 +58,9 @@ def _figure(row: dict[str, str]) -> Figure:
     if not all(map(math.isfinite, numbers)):
         raise ValueError("mean, std and n must be finite numbers")
     runs = f"{row['n']} run{'' if row['n'] == '1' else 's'}" if row["n"] else "runs not said"
-    told = [row["source"], row["protocol"], runs]
-    note = f"Published: {'; '.join(part for part in told if part)}. Not compared with ours."
+    told = "; ".join(part for part in (row["source"], row["protocol"], runs) if part)
     text = row["mean"] + (f" ± {row['std']}" if row["std"] else "")
-    return Figure(row["method"], row["dataset"], row["metric"], text, numbers[0], note)
+    return Cell(text, sort=numbers[0]), f"Published: {told}. Not compared with ours."
 
 
 def add_published(
@@ -88,8 +76,7 @@ def add_published(
     if len(datasets) > 1 and "dataset" not in map(full_name, listed(options.columns)):
         raise ValueError("--beside needs one data set, or --columns dataset")
     given = [metric_name(name) for name in listed(options.metrics) if name != "all"]
-    metrics = given or list(dict.fromkeys(figure.metric for figure in figures))
-    known = {(f.method, f.dataset, f.metric): f for f in figures}
+    metrics = given or list(dict.fromkeys(metric for *_, metric in figures))
     headings = [heading.text for heading in table.headings]
     by_heading = {column(metric).heading: metric for metric in metrics}
     in_rows = [
@@ -97,15 +84,16 @@ def add_published(
         for metric in metrics
         if "metric" in headings or table.title.startswith(f"{column(metric).heading}: ")
     ]
-    for method in dict.fromkeys(f.method for f in figures):
+    for method in dict.fromkeys(method for method, *_ in figures):
         for metric in in_rows if by_heading.keys().isdisjoint(headings) else [""]:
             cells = []
             for text in headings:
                 of = text if text in N_CHANNELS else min(datasets)
-                found = known.get((method, of, metric or by_heading.get(text, "")))
-                place = found if text in N_CHANNELS or text in by_heading else None
-                notes = table.noted((place, place.note)) if place else ()
-                cells.append(Cell(place.text, notes, sort=place.mean) if place else Cell(""))
+                found = figures.get((method, of, metric or by_heading.get(text, "")))
+                if found and (text in N_CHANNELS or text in by_heading):
+                    cells.append(replace(found[0], notes=table.noted((True, found[1]))))
+                else:
+                    cells.append(Cell(""))
             if any(cell.text for cell in cells):
                 if metric and "metric" in headings:
                     cells[headings.index("metric")] = Cell(column(metric).heading)

@@ -4,8 +4,6 @@ Only where data, split, counts, weights and iterations agree do the two numbers 
 Everywhere else the published figure is shown in grey, with what differs, and never subtracted.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterable, Mapping

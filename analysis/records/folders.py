@@ -1,12 +1,10 @@
 """Where sweeps are. Quick to import, so that a wrong folder is said before pandas is loaded."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mpcc.runs.run_dir import CONFIG
-from tune.plan.plan import PLAN
+from tune.plan.plan import PLAN, TRIALS
 
 
 class LoadError(ValueError):
@@ -39,6 +37,11 @@ def check_folders(folders: Iterable[Path]) -> None:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise LoadError(f"{folder} is not a folder; --runs takes the folder of a sweep")
-        places = (PLAN, CONFIG, f"*/{CONFIG}", f"trials/*/{CONFIG}")
-        if not any(next(folder.glob(place), None) for place in places):
+        if not (folder / PLAN).exists() and next(run_dirs(folder), None) is None:
             raise LoadError(f"{folder} holds no {PLAN} and no run directory")
+
+
+def run_dirs(folder: Path) -> Iterator[Path]:
+    """The run directories of a folder: itself, those in it, and those of its trials, by name."""
+    for place in (CONFIG, f"*/{CONFIG}", f"{TRIALS}/*/{CONFIG}"):
+        yield from sorted(file.parent for file in folder.glob(place))

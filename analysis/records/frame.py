@@ -1,7 +1,5 @@
 """The frame of trials: its columns, its checks, and what happens to a trial that is there twice."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from mpcc.config import DEFAULTS, SHORT
+from mpcc.config import DEFAULTS, SHORT, from_record
 from mpcc.evaluation.metrics import NEED_LABELS
 from mpcc.runs.run_dir import DIVERGED, DONE, ENDED, FAILED, PRUNED
-from tune.plan.plan import FULL_MODEL
+from tune.plan.plan import FULL_MODEL, Plan, PlannedCell
 from tune.plan.pruning import BIAS
 from tune.plan.state import State
 
@@ -45,6 +43,9 @@ META = (
 BASELINE = "baseline/"
 """Prefix of a trial's reference figures (k-means on the same images)."""
 
+AGREEMENT = "seed_agreement"
+"""A metric of a trial that rests on the other seeds of its cell too."""
+
 UNRECORDED = "a metric that the plan does not name"
 """Of a confirmation that was planned before plans named it."""
 CURVE = "curve"
@@ -62,10 +63,21 @@ class Sweep:
     name: str
     axes: tuple[str, ...]
     """Swept fields, full names, in the order they were asked for."""
-    grids: tuple[str, ...]
     base: Mapping[str, Any]
-    plan: Mapping[str, Any] | None
-    """sweep.json as it is; None for run directories without a plan."""
+    """The base settings as they were recorded."""
+    plan: Plan | None = None
+    """None for run directories without a plan."""
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """Where the plan's cells come from, as it spells it."""
+        cells = self.plan.cells if self.plan else ()
+        return tuple(dict.fromkeys(grid for cell in cells for grid in cell.grids))
+
+    @property
+    def base_key(self) -> str:
+        """The key of the cell with the base settings."""
+        return from_record({**self.base, "seed": 0}).cell_key
 
 
 @dataclass(frozen=True)
@@ -86,23 +98,23 @@ class Records:
     """Settings that no sweep varies but in which the sweeps differ: columns too."""
 
     @property
-    def plans(self) -> list[Mapping[str, Any]]:
-        """sweep.json of each sweep that has one."""
+    def plans(self) -> list[Plan]:
+        """The plan of each sweep that has one."""
         return [sweep.plan for sweep in self.sweeps if sweep.plan]
 
     @property
-    def cells(self) -> list[Mapping[str, Any]]:
+    def cells(self) -> list[PlannedCell]:
         """Every planned cell, as the plans have it."""
-        return [cell for plan in self.plans for cell in plan["cells"]]
+        return [cell for plan in self.plans for cell in plan.cells]
 
     def planned_by(self, *grids: str) -> set[str]:
         """Keys of the cells that a plan has because of one of these grids, as it spells them."""
-        return {c["key"] for c in self.cells if not set(grids).isdisjoint(c.get("grids", ()))}
+        return {c.cell.key for c in self.cells if not set(grids).isdisjoint(c.grids)}
 
     @property
     def searches(self) -> tuple[Mapping[str, Any], ...]:
         """What was searched for (`tune.suggest.search.Search`), as the plans have it."""
-        return tuple(plan["search"] for plan in self.plans if plan.get("search"))
+        return tuple(plan.search for plan in self.plans if plan.search)
 
     @property
     def selection(self) -> str:
@@ -122,16 +134,13 @@ class Records:
     @property
     def confirmed_by(self) -> list[str]:
         """The metrics by which cells were chosen for fresh seeds (`tune.plan.confirm`)."""
-        names = [name for plan in self.plans for name in plan.get("confirm_by", ())]
-        unknown = any(
-            not plan.get("confirm_by") and any(c.get("confirm_seeds") for c in plan["cells"])
-            for plan in self.plans
-        )
-        return list(dict.fromkeys([*names, *([UNRECORDED] if unknown else [])]))
+        names = [name for plan in self.plans for name in plan.confirm_by]
+        unsaid = [c for p in self.plans if not p.confirm_by for c in p.cells if c.confirm_seeds]
+        return list(dict.fromkeys([*names, *([UNRECORDED] if unsaid else [])]))
 
     def chosen_on(self, cell_key: str) -> tuple[int, ...]:
         """The seeds whose results made this cell the full model of an ablation; mostly none."""
-        own = [cell.get("chosen_on", ()) for cell in self.cells if cell["key"] == cell_key]
+        own = [cell.chosen_on for cell in self.cells if cell.cell.key == cell_key]
         return tuple(dict.fromkeys(seed for seeds in own for seed in seeds))
 
     @property
@@ -231,12 +240,6 @@ _FIRST = ("dataset", "split", "iterations")
 def _told_apart(rows: Sequence[Mapping[str, Any]], *names: str) -> int:
     """How many different rows there are by these columns alone."""
     return len({tuple(repr(row[name]) for name in names) for row in rows})
-
-
-def left_out(records: Records) -> list[str]:
-    """Why each record that is there and enters no table does not, by settings and seed."""
-    frame = records.trials
-    return [str(cause) for cause in frame["cause"][frame["state"].isin((DAMAGED, CONFLICT))]]
 
 
 def number(value: Any) -> float:

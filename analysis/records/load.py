@@ -4,23 +4,32 @@ A trial that was planned and left no record is a row too, with state `planned`, 
 say what is missing. Nothing here trains, opens torch or talks to a server.
 """
 
-from __future__ import annotations
-
-import dataclasses
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from analysis.records.agreement import add_agreement
-from analysis.records.folders import LoadError, check_folders
-from analysis.records.frame import CURVE, Records, Sweep, merge_duplicates, records, short
+from analysis.records.folders import LoadError, check_folders, run_dirs
+from analysis.records.frame import (
+    AGREEMENT,
+    CURVE,
+    Records,
+    Sweep,
+    merge_duplicates,
+    records,
+    short,
+)
 from analysis.records.trial import blank, read_loose, read_record
 from mpcc.config import DEFAULTS, EVALUATION, from_record, training_key, trial_key, value_text
+from mpcc.evaluation.metrics import ari
+from mpcc.runs.clusters import read_clusters
 from mpcc.runs.code_version import latest_code
-from mpcc.runs.run_dir import CONFIG, RunDirError, read_json
-from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN
+from mpcc.runs.run_dir import CONFIG, DONE, RunDirError, read_json
+from tune.plan.cells import Cell
+from tune.plan.plan import FULL_MODEL, MLFLOW, PLAN, TRIALS, Plan, PlanError
 from tune.store.lock import sweep_owner
 from tune.store.plan_file import COPY
 
@@ -38,36 +47,65 @@ def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
     if unsealed:
         notes.append(f"{unsealed} of the results are of an earlier version, without a seal")
     rows, merged = merge_duplicates(rows)
-    add_agreement(rows, [Path(folder) for folder in folders])
+    _add_agreement(rows, [Path(folder) for folder in folders])
     lines = [{"trial_key": row["trial_key"]} | line for row in rows for line in row.pop(CURVE, ())]
     return records(rows, sweeps, [*notes, *merged], lines)
 
 
+def _add_agreement(rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> None:
+    """Give each finished trial without labels its mean adjusted Rand index with the other seeds:
+    how much they agree, where no label can say how good the clusters are.
+
+    folders: of the sweeps, by the rows' `source`. A trial without a sound file of its clusters, or
+    without another seed on the same images, gets none.
+    """
+    cells: dict[tuple[Any, ...], dict[str, tuple[dict[str, Any], list[int]]]] = {}
+    for row in rows:
+        if row["state"] != DONE or "cluster_information" not in row or "acc_majority" in row:
+            continue
+        with suppress(RunDirError, OSError):
+            lines = read_clusters(folders[row["source"]] / row["run_dir"])
+            if lines:
+                cell = cells.setdefault((row["cell_key"], row["fingerprint"]), {})
+                cell[row["trial_key"]] = row, [int(line["cluster"]) for line in lines]
+    for cell in cells.values():
+        found = {}
+        for a, b in itertools.combinations(cell, 2):
+            (row, ours), (_, theirs) = cell[a], cell[b]
+            found[a, b] = ari(theirs, ours, row["n_clusters"])
+        for key, (row, _) in cell.items():
+            if values := [value for pair, value in found.items() if key in pair]:
+                row[AGREEMENT] = fmean(values)
+
+
 def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     """A folder's sweep, the rows of its trials, and what is wrong with them."""
-    plan = _read_plan(folder)
-    if plan is None:
+    found = _read_plan(folder)
+    if found is None:
         return _load_loose(folder, curves)
-    name, there = str(plan.get("preset") or "sweep"), set[str]()
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / "trials") as entries:
+    plan, base = found
+    name, there = plan.preset, set[str]()
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / TRIALS) as entries:
         there = {entry.name for entry in entries if entry.is_dir()}
     owner = sweep_owner(folder)
     running = owner.running if owner else ()
-    rows = planned_rows(plan, name)
+    rows = _planned_rows(plan)
     for row in rows:
         if row["trial_key"] in there:
-            path = folder / "trials" / row["trial_key"]
+            path = folder / TRIALS / row["trial_key"]
             row |= read_record(path, folder, row["trial_key"], running, curves)
-    dropped = there.intersection(plan.get("dropped", ()))
+    dropped = there.intersection(plan.dropped)
     known = {row["trial_key"] for row in rows} | _earlier(plan) | dropped
-    paths = [folder / "trials" / key for key in sorted(there - known)]
+    paths = [folder / TRIALS / key for key in sorted(there - known)]
     extra = [read_loose(p, folder, name, running, curves) for p in paths if (p / CONFIG).exists()]
     extra, notes = _without_other_evaluations(extra, rows)
     unknown = (row["trial_key"] for row in extra if row["trial_key"] not in known)
     notes += [f"trial {key} is not in the plan of {name}" for key in unknown]
-    equal = plan.get("equal_code") or {}
-    for row in rows + extra:
+    equal: Mapping[str, Mapping[str, Any]] = plan.equal_code or {}
+    runs = _mlflow_runs(folder)
+    for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
         row["code_id"] = latest_code(row["code_id"], equal)
+        row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
     notes += [
         f"codes {code} and {found['code']} gave equal numbers on trained-anew trials "
         f"{', '.join(found['trials'])}, and count as one"
@@ -75,101 +113,60 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     ]
     if dropped:
         notes.append(f"trials taken out of the plan by --drop and left out: {len(dropped)}")
-    runs = _mlflow_runs(folder)
-    for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
-        row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
     # What a grid or a search varies; what a named variant changes is no axis.
-    cells = [cell for cell in plan["cells"] if cell.get("variant") in (None, FULL_MODEL)]
-    axes = tuple(dict.fromkeys(axis for cell in cells for axis in cell["changes"]))
-    grids = tuple(dict.fromkeys(g for cell in plan["cells"] for g in cell.get("grids", [])))
-    return Sweep(folder, name, axes, grids, plan["base"], plan), rows + extra, notes
+    cells = [planned.cell for planned in plan.cells]
+    varied = [cell for cell in cells if cell.variant in (None, FULL_MODEL)]
+    axes = tuple(dict.fromkeys(axis for cell in varied for axis in cell.changes))
+    return Sweep(folder, name, axes, base, plan), rows + extra, notes
 
 
 def _mlflow_runs(folder: Path) -> dict[str, str]:
     """Trial key -> run, as the delivery to MLflow wrote it down; none where that cannot be read."""
-    try:
+    runs: Any = {}
+    with suppress(RunDirError, OSError):
         runs = (read_json(folder / MLFLOW) or {}).get("runs")
-    except (RunDirError, OSError):
-        return {}
     known = runs.items() if isinstance(runs, dict) else ()
     return {key: run for key, run in known if isinstance(run, str)}
 
 
-def _what_to_do(folder: Path) -> str:
-    """What helps where sweep.json is damaged."""
-    other = "name another folder with --runs"
-    restored = f"`python tune/ablation.py --out {folder}` restores it from its copy and goes on"
-    return f"{restored}, or {other}" if (folder / COPY).exists() else other
-
-
-def _read_plan(folder: Path) -> dict[str, Any] | None:
-    """sweep.json, with what is read of it checked; LoadError in one line."""
+def _read_plan(folder: Path) -> tuple[Plan, dict[str, Any]] | None:
+    """The plan of a sweep and its base settings as recorded; LoadError, in one line, for none."""
     file = folder / PLAN
     try:
-        plan = read_json(file)
-    except RunDirError as error:
-        raise LoadError(f"{str(error).split(';')[0]}; {_what_to_do(folder)}") from None
-    if plan is None:
-        return None
-    if plan.get("schema") != 1 or not isinstance(plan.get("cells"), list):
-        raise LoadError(f"{file} is not a plan that this version reads (schema 1)")
-    try:
-        from_record(plan["base"])
-        if not all(isinstance(name, str) for name in [*plan.get("confirm_by", ())]):
-            raise ValueError("a metric of confirm_by is no text")
-        if not all(isinstance(key, str) for key in [*plan.get("dropped", ())]):
-            raise ValueError("a key of dropped is no text")
-        for found in (plan.get("equal_code") or {}).values():
-            if not isinstance(found["code"], str) or not isinstance(found["trials"], list):
-                raise ValueError("a code of equal_code has no other code and trials")
-        for cell in plan["cells"]:
-            from_record(cell["changes"])
-            texts = [cell["key"], *cell.get("grids", []), cell.get("variant") or ""]
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError("a cell's key, variant or grid is no text")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged: {error}"
-        raise LoadError(f"{file} {what}; {_what_to_do(folder)}") from None
-    return plan
+        record = read_json(file)
+        return None if record is None else (Plan.from_dict(record), record["base"])
+    except (RunDirError, PlanError) as error:
+        wrong = str(error).split(";")[0].removeprefix(f"{file} ")
+        other = "name another folder with --runs"
+        restored = f"`python tune/ablation.py --out {folder}` restores it from its copy and goes on"
+        what_helps = f"{restored}, or {other}" if (folder / COPY).exists() else other
+        raise LoadError(f"{file} {wrong}; {what_helps}") from None
 
 
-def planned_rows(plan: Mapping[str, Any], sweep: str) -> list[dict[str, Any]]:
+def _planned_rows(plan: Plan) -> list[dict[str, Any]]:
     """A row without results for every planned trial."""
-    rows, fits = [], set[int]()
-    try:
-        for cell in plan["cells"]:
-            config = from_record({**plan["base"], **cell["changes"], "seed": 0})
-            empty = blank(config, sweep, variant=cell.get("variant"), planned=True)
-            empty["changes"] = _change_text(plan, cell)
-            fresh = set(cell.get("confirm_seeds", ())) - set(cell["seeds"])
-            for seed in sorted({*cell["seeds"], *fresh}):
-                if seed not in fits:  # to check each of thousands of trials anew takes a second
-                    fits.add(dataclasses.replace(config, seed=seed).seed)
-                key = trial_key(empty["cell_key"], seed)
-                rows.append(empty | {"seed": seed, "trial_key": key, "confirm": seed in fresh})
-    except (ValueError, TypeError, KeyError) as error:
-        raise LoadError(f"{PLAN} does not fit this version: {error}") from None
+    rows = []
+    full = {p.cell.variant: p.cell.changes for p in plan.cells}.get(FULL_MODEL, {})
+    for planned in plan.cells:
+        cell, fresh = planned.cell, {*planned.confirm_seeds} - {*planned.seeds}
+        empty = blank(cell.config, plan.preset, variant=cell.variant, planned=True)
+        if cell.variant is not None:  # What it changes of the full model.
+            new = {name: v for name, v in cell.changes.items() if full.get(name) != v}
+            empty["changes"] = ", ".join(f"{short(n)}={value_text(v)}" for n, v in new.items())
+        for seed in sorted({*planned.seeds, *fresh}):
+            key = trial_key(cell.key, seed)
+            rows.append(empty | {"seed": seed, "trial_key": key, "confirm": seed in fresh})
     return rows
 
 
-def _earlier(plan: Mapping[str, Any]) -> set[str]:
+def _earlier(plan: Plan) -> set[str]:
     """Keys of the trials that have gone on to more iterations since (--continue-training)."""
-    cells = [
-        cell | {"changes": cell["changes"] | {"iterations": int(n)}}
-        for cell in plan["cells"]
-        for n in plan.get("earlier_iterations", ())
-    ]
-    return {row["trial_key"] for row in planned_rows({**plan, "cells": cells}, "")}
-
-
-def _change_text(plan: Mapping[str, Any], cell: Mapping[str, Any]) -> str | None:
-    """What a variant changes of the full model: `esteps=1`; None for a cell of a grid."""
-    if cell.get("variant") is None:
-        return None
-    full = {c.get("variant"): c["changes"] for c in plan["cells"]}.get(FULL_MODEL, {})
-    new = {name: value for name, value in cell["changes"].items() if full.get(name) != value}
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in new.items()}
-    return ", ".join(f"{short(name)}={value_text(value)}" for name, value in values.items())
+    return {
+        trial_key(Cell.of(plan.base, {**p.cell.changes, "iterations": n}).key, seed)
+        for n in plan.earlier_iterations
+        for p in plan.cells
+        for seed in (*p.seeds, *p.confirm_seeds)
+    }
 
 
 def _without_other_evaluations(
@@ -179,18 +176,12 @@ def _without_other_evaluations(
     is shown: that of the plan."""
     shown = {_trained(row): row for row in planned} if extra else {}
     pairs = [(row, shown.get(_trained(row), row)) for row in extra]
-    kept = [row for row, plan in pairs if all(row[n] == plan[n] for n in EVALUATION)]
-    if len(kept) == len(extra):
+    other = [(row, plan, n) for row, plan in pairs for n in EVALUATION if row[n] != plan[n]]
+    if not other:
         return extra, []
-    was, now = (
-        dict.fromkeys(
-            f"{short(n)}={value_text(pair[which][n])}"
-            for pair in pairs
-            for n in EVALUATION
-            if pair[0][n] != pair[1][n]
-        )
-        for which in (0, 1)
-    )
+    kept = [row for row, plan in pairs if all(row[n] == plan[n] for n in EVALUATION)]
+    was = dict.fromkeys(f"{short(n)}={value_text(row[n])}" for row, _, n in other)
+    now = dict.fromkeys(f"{short(n)}={value_text(plan[n])}" for _, plan, n in other)
     return kept, [
         f"models are evaluated with {', '.join(now)}; {len(extra) - len(kept)} records of other "
         f"evaluations, with {', '.join(was)}, are left out"
@@ -207,10 +198,7 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
 
     They go by their data set: the folder's name may differ on another machine.
     """
-    paths = [folder] if (folder / CONFIG).exists() else []
-    paths += sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
-    paths += sorted(p.parent for p in folder.glob(f"trials/*/{CONFIG}"))
-    rows = [read_loose(path, folder, "", (), curves) for path in paths]
+    rows = [read_loose(path, folder, "", (), curves) for path in run_dirs(folder)]
     name = " and ".join(sorted({row["dataset"] for row in rows}))
     for row in rows:
         row["sweep"] = name
@@ -218,4 +206,4 @@ def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     fields = [name for name in DEFAULTS if name != "seed"]
     axes = tuple(n for n in fields if len({repr(row[n]) for row in rows}) > 1)
     base = {n: rows[0][n] for n in fields if n not in axes}
-    return Sweep(folder, name, axes, (), base, None), rows, [note]
+    return Sweep(folder, name, axes, base), rows, [note]

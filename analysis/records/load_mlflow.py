@@ -4,12 +4,9 @@ What MLflow holds is laid out as run directories in a folder, and everything els
 is one way from records to tables. A trial that MLflow has twice is laid out twice, in two folders.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,21 +14,9 @@ from typing import Any
 from analysis.records.folders import LoadError
 from mpcc.config import REMOVED, full_name, parse_value
 from mpcc.evaluation.metrics import TEST
+from mpcc.runs import run_dir
 from mpcc.runs.files import SEAL
-from mpcc.runs.run_dir import (
-    CONFIG,
-    ENDED,
-    METRICS,
-    PROVENANCE,
-    RESULT,
-    RunDirError,
-    read_result_alone,
-    write_bytes,
-    write_json,
-    write_provenance,
-    write_result,
-)
-from tune.plan.plan import MLFLOW, PLAN
+from tune.plan.plan import MLFLOW, PLAN, TRIALS
 
 _PICTURE = "samples.png"
 
@@ -46,8 +31,7 @@ def fetch(uri: str, folder: Path, name: str | None = None, *, curves: bool = Fal
 
     client = _client(uri)
     try:
-        parent = _parent(client, uri, name)
-        return _lay_out(client, parent, folder, curves)
+        return _lay_out(client, _parent(uri, name), folder, curves)
     except (MlflowException, OSError) as error:
         line = str(error).splitlines()[0][:200]
         raise LoadError(f"MLflow at {uri} does not answer as it should: {line}") from None
@@ -67,32 +51,28 @@ def _client(uri: str) -> Any:
         os.environ.setdefault(key, value)
     import logging
 
-    from mlflow.tracking import MlflowClient
+    import mlflow
 
     for logger in ("mlflow", "alembic", "mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient()
 
 
-def _search(client: Any, text: str) -> Iterator[Any]:
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    token = None
-    while True:
-        page = client.search_runs(
-            experiments,
-            text,
-            order_by=["attributes.start_time ASC"],
-            max_results=1000,
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _search(text: str) -> list[Any]:
+    """The runs of all experiments that this filter lets through, the first to start first."""
+    import mlflow
+
+    return mlflow.search_runs(
+        filter_string=text,
+        order_by=["attributes.start_time ASC"],
+        output_format="list",
+        search_all_experiments=True,
+    )
 
 
-def _parent(client: Any, uri: str, name: str | None) -> Any:
-    found = list(_search(client, "tags.kind = 'sweep'"))
+def _parent(uri: str, name: str | None) -> Any:
+    found = _search("tags.kind = 'sweep'")
     if name:
         found = [
             run
@@ -105,69 +85,46 @@ def _parent(client: Any, uri: str, name: str | None) -> Any:
 
 
 def _lay_out(client: Any, parent: Any, folder: Path, curves: bool) -> list[Path]:
-    preset = parent.data.tags.get("preset", "sweep")
-    folders: list[Path] = []
-    seen: dict[str, int] = {}
-    first = _folder(client, parent, folder / preset, folders)
-    for run in _search(client, f"tags.sweep = '{parent.data.tags['sweep']}'"):
-        key = run.data.tags.get("trial_key")
-        if not key:
-            continue
-        times = seen[key] = seen.get(key, 0) + 1
-        place = first
-        if times > 1:
-            place = folder / f"{preset}-{times}"
-            place = place if place in folders else _folder(client, parent, place, folders)
-        _trial(client, run, place / "trials" / key, curves)
+    preset, runs = parent.data.tags.get("preset", "sweep"), dict[str, list[Any]]()
+    for run in _search(f"tags.sweep = '{parent.data.tags['sweep']}'"):
+        if key := run.data.tags.get("trial_key"):
+            runs.setdefault(key, []).append(run)
+    n_folders = max(map(len, runs.values()), default=1)
+    folders = [folder / (f"{preset}-{n}" if n else preset) for n in (0, *range(2, n_folders + 1))]
+    for place in folders:
+        place.mkdir(parents=True, exist_ok=True)
+        _artifact(client, parent.info.run_id, PLAN, place)
+    for key, same in runs.items():
+        for place, run in zip(folders, same, strict=False):
+            _trial(client, run, place / TRIALS / key, curves)
     return folders
-
-
-def _folder(client: Any, parent: Any, place: Path, folders: list[Path]) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
-    plan = _artifact(client, parent.info.run_id, PLAN)
-    if plan is not None:
-        write_bytes(place / PLAN, plan)
-    folders.append(place)
-    return place
 
 
 def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
     """One run directory. Files that MLflow holds as they were go before what it holds in parts."""
     path.mkdir(parents=True, exist_ok=True)
     run_id, tags = run.info.run_id, run.data.tags
-    names = [CONFIG, PROVENANCE, RESULT, *([_PICTURE] if curves else [])]
-    files = {name: _artifact(client, run_id, name) for name in names}
-    for name, data in files.items():
-        if data is not None:
-            write_bytes(path / name, data)
-    if files[CONFIG] is None:
+    names = [run_dir.CONFIG, run_dir.PROVENANCE, run_dir.RESULT, *([_PICTURE] if curves else [])]
+    files = {name for name in names if _artifact(client, run_id, name, path)}
+    if run_dir.CONFIG not in files:
         values = {name: _value(name, text) for name, text in run.data.params.items()}
-        write_json(path / CONFIG, values)
-    if files[PROVENANCE] is None:
-        write_provenance(path, {"code": tags.get("code")})
-    rows = _rows(client, run) if curves or files[RESULT] is None else []
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_bytes(path / METRICS, text.encode())
-    if files[RESULT] is not None:
-        _seal_again(path)
-    elif tags.get("state") in ENDED:
-        last = {k: v for k, v in rows[-1].items() if k != "iteration"} if rows else {}
-        iteration = rows[-1]["iteration"] if rows else 0
-        result = {
-            "state": tags["state"],
-            "cause": tags.get("cause") or None,
-            "iteration": iteration,
-        }
-        write_result(path, result | {"trial_key": tags["trial_key"], "metrics": last})
-    write_json(path / MLFLOW, {"run_id": run_id})
-
-
-def _seal_again(path: Path) -> None:
-    """A sound result stands for the rows as MLflow gives them; any other one stays as it is."""
-    with suppress(RunDirError):
-        result = read_result_alone(path)
-        if result is not None and SEAL in result:
-            write_result(path, result)
+        run_dir.write_json(path / run_dir.CONFIG, values)
+    if run_dir.PROVENANCE not in files:
+        run_dir.write_provenance(path, {"code": tags.get("code")})
+    rows = _rows(client, run) if curves or run_dir.RESULT not in files else []
+    run_dir.write_metrics(path, rows)
+    if run_dir.RESULT in files:
+        # A sound result stands for the rows as MLflow gives them; any other one stays as it is.
+        with suppress(run_dir.RunDirError):
+            sound = run_dir.read_result_alone(path)
+            if sound is not None and SEAL in sound:
+                run_dir.write_result(path, sound)
+    elif tags.get("state") in run_dir.ENDED:
+        last = dict(rows[-1]) if rows else {}
+        result = {"state": tags["state"], "cause": tags.get("cause") or None}
+        result |= {"iteration": last.pop("iteration", 0), "metrics": last}
+        run_dir.write_result(path, result | {"trial_key": tags["trial_key"]})
+    run_dir.write_json(path / MLFLOW, {"run_id": run_id})
 
 
 MLFLOW_TEST = (TEST.replace("@", "/"), TEST)
@@ -194,14 +151,13 @@ def _value(name: str, text: str) -> Any:
         return text if name in REMOVED else parse_value(full_name(name), text)
 
 
-def _artifact(client: Any, run_id: str, name: str) -> bytes | None:
-    """A file of a run; None where MLflow has none, or where its artifacts are gone."""
-    import tempfile
-
+def _artifact(client: Any, run_id: str, name: str, place: Path) -> bool:
+    """Whether MLflow has this file of a run, which it then puts into `place`."""
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
-        except (MlflowException, OSError):
-            return None
+    try:
+        client.download_artifacts(run_id, name, str(place))
+        return True
+    except (MlflowException, OSError):
+        (place / name).unlink(missing_ok=True)  # What had come before it broke off.
+        return False

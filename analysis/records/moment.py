@@ -1,9 +1,6 @@
 """Records as they stood at another moment than the last evaluation."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,13 +23,20 @@ def at(found: Records, moment: str) -> Records:
     ValueError, in one line, where no trial was evaluated there.
     """
     chosen = _chosen(found.evaluations, moment)
-    rows = [
-        _moved(row, chosen.get(row["trial_key"]), found, moment)
-        for row in found.trials.to_dict("records")
-    ]
+    rows = []
+    for row in found.trials.to_dict("records"):
+        kept = {k: v for k, v in row.items() if k not in found.metrics}
+        kept |= {"undefined": "", "unavailable": "{}", "failures": ""}
+        if known := chosen.get(row["trial_key"]):
+            values = {k: v for k, v in known.items() if k in found.metrics and not math.isnan(v)}
+            reached = row["iteration"] if moment.startswith(BEST) else int(known["iteration"])
+            kept |= values | {"state": DONE, "cause": None, "iteration": reached}
+        elif row["state"] == DONE:
+            kept |= {"state": STOPPED, "cause": f"no evaluation at {moment}"}
+        rows.append(kept)
     if not any(row["state"] == DONE for row in rows):
-        known = sorted({int(i) for i in found.evaluations.get("iteration", ())})
-        shown = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
+        all_known = sorted({int(i) for i in found.evaluations.get("iteration", ())})
+        shown = ", ".join(map(str, all_known[:8])) + (", …" if len(all_known) > 8 else "")
         raise ValueError(f"no trial was evaluated at {moment}; there are iterations {shown}")
     named = (
         f"iteration {int(moment):,} (@{moment})"
@@ -71,17 +75,3 @@ def _chosen(evaluations: pd.DataFrame, moment: str) -> dict[str, dict[Any, Any]]
         values = known.groupby("trial_key")[metric]
         rows = known.loc[values.idxmax() if METRICS[metric].higher_is_better else values.idxmin()]
     return {row["trial_key"]: row for row in rows.to_dict("records")}
-
-
-def _moved(
-    row: Mapping[str, Any], chosen: Mapping[str, Any] | None, found: Records, moment: str
-) -> dict[str, Any]:
-    kept = {k: v for k, v in row.items() if k not in found.metrics}
-    kept |= {"undefined": "", "unavailable": "{}", "failures": ""}
-    if chosen is None:
-        missing = f"no evaluation at {moment}"
-        return kept if row["state"] != DONE else kept | {"state": STOPPED, "cause": missing}
-    values = {k: v for k, v in chosen.items() if k in found.metrics}
-    values = {k: v for k, v in values.items() if not math.isnan(v)}
-    reached = row["iteration"] if moment.startswith(BEST) else int(chosen["iteration"])
-    return kept | values | {"state": DONE, "cause": None, "iteration": reached}

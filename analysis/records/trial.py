@@ -5,8 +5,6 @@ sealed result. Where those, or the folder that a plan gave to a trial, contradic
 record is left out: its row is `damaged` and says why.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -101,10 +99,22 @@ def read_record(
             row["n_parameters"] = sizes["generator"] + sizes["encoder"]
         row["sealed"] = SEAL in result
         metrics = result.get("metrics") or {}
-    row |= from_provenance(provenance)
+    data = provenance.get("data") or {}
+    row |= {
+        "code": provenance.get("code"),
+        "code_id": code_id(provenance.get("code_files")) or provenance.get("code"),
+        "device": provenance.get("device"),
+        "device_kind": str(provenance.get("device") or "").partition(":")[0] or None,
+        "processor": provenance.get("processor"),
+        "fingerprint": data.get("fingerprint"),
+        "n_images": data.get("n_images"),
+        "data_notes": "; ".join(data.get("notes") or []) or None,
+    }
     run_id = mlflow.get("run_id")
     row["mlflow_run"] = run_id if isinstance(run_id, str) else None
-    row |= measured(metrics)
+    values = {k: number(v) for k, v in metrics.items() if k not in _NO_METRICS}
+    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
+    row |= values | {"undefined": " ".join(sorted(undefined))}
     row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
     row["failures"] = " ".join(sorted(ended.get("failures") or ()))
     baseline = ended.get("baseline") or {}
@@ -141,28 +151,6 @@ def check_identity(
 
 
 _NO_METRICS = ("iteration", "seconds")
-
-
-def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation as numbers, and the names of those that are not a number."""
-    values = {k: number(v) for k, v in metrics.items() if k not in _NO_METRICS}
-    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
-    return values | {"undefined": " ".join(sorted(undefined))}
-
-
-def from_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that say which code, machine and images made a number."""
-    data = provenance.get("data") or {}
-    return {
-        "code": provenance.get("code"),
-        "code_id": code_id(provenance.get("code_files")) or provenance.get("code"),
-        "device": provenance.get("device"),
-        "device_kind": str(provenance.get("device") or "").partition(":")[0] or None,
-        "processor": provenance.get("processor"),
-        "fingerprint": data.get("fingerprint"),
-        "n_images": data.get("n_images"),
-        "data_notes": "; ".join(data.get("notes") or []) or None,
-    }
 
 
 def digest(path: Path) -> str:

@@ -1,7 +1,5 @@
 """The best cell of a sweep in words: its value, what differs from it, k-means beside it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,9 +1,7 @@
 """The confusion of labels and clusters of one trial, as a picture for the report."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -37,10 +35,14 @@ def figure(folder: Path | None, text: str) -> str:
 
 def _svg(pairs: Mapping[tuple[str, int], int], caption: str) -> str:
     labels = sorted({label for label, _ in pairs}, key=lambda label: (len(label), label))
-    clusters = _ordered({cluster for _, cluster in pairs}, labels, pairs)
-    totals = Counter[str]()
-    for (label, _), n in pairs.items():
-        totals[label] += n
+
+    def place(cluster: int) -> tuple[int, int, int]:
+        """By the label that most of its images have, the larger count first."""
+        counts = [pairs.get((label, cluster), 0) for label in labels]
+        return counts.index(max(counts)), -max(counts), cluster
+
+    clusters = sorted({cluster for _, cluster in pairs}, key=place)
+    totals = {name: sum(n for (label, _), n in pairs.items() if label == name) for name in labels}
     numbered = max(len(labels), len(clusters)) <= MOST
     parts = []
     for y, label in enumerate(labels):
@@ -67,18 +69,6 @@ def _svg(pairs: Mapping[tuple[str, int], int], caption: str) -> str:
         f'<svg viewBox="{-margin} {-2 * SIZE} {width} {height}" role="img" '
         f'aria-label="{escape(caption)}">{"".join(parts)}</svg>'
     )
-
-
-def _ordered(
-    clusters: set[int], labels: Sequence[str], pairs: Mapping[tuple[str, int], int]
-) -> list[int]:
-    """The clusters by the label that most of their images have, the larger count first."""
-
-    def place(cluster: int) -> tuple[int, int, int]:
-        counts = [pairs.get((label, cluster), 0) for label in labels]
-        return counts.index(max(counts)), -max(counts), cluster
-
-    return sorted(clusters, key=place)
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:

@@ -1,7 +1,5 @@
 """What the report folds away: failures, every trial with its links, code, images and keys."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from html import escape
@@ -47,13 +45,12 @@ def _list(title: str, items: Sequence[str]) -> str:
 
 
 def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def cell(text: str) -> str:
+        wraps = len(text) > 48 and not isinstance(text, html.Markup)
+        return f'<td class="{"l w" if wraps else "l"}">{html.markup(text)}</td>'
+
     cells = "".join(f'<th class="l">{escape(name)}</th>' for name in head)
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="{_width(item)}">{html.markup(item)}</td>' for item in row)
-        + "</tr>"
-        for row in rows
-    )
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     top = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
     return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
 
@@ -101,11 +98,6 @@ def _mlflow_page(sweep: Path) -> str:
 
 def folded(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
-
-
-def _width(text: str) -> str:
-    """Long text may wrap."""
-    return "l w" if len(text) > 48 and not isinstance(text, html.Markup) else "l"
 
 
 def provenance(records: Records, groups: Sequence[Group]) -> str:

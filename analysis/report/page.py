@@ -3,23 +3,21 @@
 Only its links to the folders of trials and to MLflow lead elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from analysis.output import html
-from analysis.records.frame import Records
+from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records
 from analysis.report import summary as words
 from analysis.report.confusion import figure as confusion
 from analysis.report.details import failures, folded, provenance, trials
 from analysis.tables.assemble import Product, search_of
 from analysis.tables.columns import column
-from analysis.tables.groups import Group
+from analysis.tables.groups import Group, tally
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import PAPER, Table, on_one_page, own_sentence
-from analysis.tables.shared import progress, shown_metrics, unfinished, value_cell
+from analysis.tables.shared import progress, shown_metrics, value_cell
 
 ABOUT = (
     '<p class="soft">MPCC is a network that sorts images into clusters without labels and draws '
@@ -79,14 +77,16 @@ def report(
     kept = {name: body for name, body in sections.items() if body}
     links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in kept)
     body = "".join(f'<h2 id="{n.lower()}">{n}</h2>{content}' for n, content in kept.items())
-    badge = f'<span class="badge{" open" if unfinished(groups) else ""}">{progress(groups)}</span>'
+    css, js = html.asset("report.css"), html.asset("report.js")
+    to_come = not {PLANNED, RUNNING, STOPPED}.isdisjoint(tally(groups))
+    badge = f'<span class="badge{" open" if to_come else ""}">{progress(groups)}</span>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>MPCC ablation: {escape(title)}</title><style>{html.style()}</style></head><body>"
+        f"<title>MPCC ablation: {escape(title)}</title><style>{css}</style></head><body>"
         f"<header><h1>MPCC ablation: {escape(title)}</h1><p>{badge}</p>{ABOUT}"
         f"<nav>{links}</nav></header>"
-        f"<main>{body}</main><script>{html.script()}</script></body></html>\n"
+        f"<main>{body}</main><script>{js}</script></body></html>\n"
     )
 
 

@@ -1,10 +1,6 @@
 """A sweep in words: what a reader asks first, each with its answer."""
 
-from __future__ import annotations
-
-import ast
 import inspect
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,8 +10,8 @@ import numpy as np
 from analysis.records.frame import Records, short
 from analysis.report.best import beside_kmeans, best_cell, count, many
 from analysis.statistics import factorial as designs
+from analysis.statistics.stats import p_text
 from analysis.tables.columns import Column, column
-from analysis.tables.comparable import p_text
 from analysis.tables.compare import TEST_WORDS, Line, resolution
 from analysis.tables.grid import GridResult
 from analysis.tables.groups import Group, tally
@@ -88,17 +84,12 @@ def _axis(axis: str, groups: Sequence[Group]) -> str:
 
 def _meaning(field: str) -> str:
     """` (encoder updates per generator update)`: what the settings' own page says of a field."""
-    (config,) = ast.parse(inspect.getsource(Config)).body
-    assert isinstance(config, ast.ClassDef)
-    for one, after in itertools.pairwise(config.body):
-        match one, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
-                if name == field and isinstance(text, str):
-                    first = (
-                        re.split(r"(?<!eq)\. ", text)[0].removesuffix(".").replace("\n    ", " ")
-                    )
-                    return f" ({re.sub(r'^[^ ]+: ', '', first)})"  # Without its symbol.
-    return ""
+    own = rf'\n    {field}: (?:(?!\n    \w).)*?\n    """(.*?)"""'  # Not that of a later field.
+    found = re.search(own, inspect.getsource(Config), re.DOTALL)
+    if found is None:
+        return ""
+    first = re.split(r"(?<!eq)\. ", found[1])[0].removesuffix(".").replace("\n    ", " ")
+    return f" ({re.sub(r'^[^ ]+: ', '', first)})"  # Without its symbol.
 
 
 def _part(changes: str) -> str:

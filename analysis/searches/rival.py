@@ -1,24 +1,20 @@
 """A search's best point against the base settings, or against the best cell of another sweep."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
 from analysis.records.frame import Records
 from analysis.searches.search import found
 from analysis.statistics import stats
-from analysis.tables.columns import column
-from analysis.tables.comparable import p_text, unlike
+from analysis.tables.columns import column, sign
+from analysis.tables.comparable import unlike
 from analysis.tables.groups import Group, confirmed
 from analysis.tables.groups import groups as groups_of
-from mpcc.config import from_record
-from mpcc.evaluation.metrics import METRICS
 
 
 def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
     """A line that says whether the best point beats the base settings, once both are confirmed."""
-    key = from_record({**records.sweeps[0].base, "seed": 0}).cell_key
+    key = records.sweeps[0].base_key
     base = next((g for g in groups if g.cell_key == key), None)
     ours, metric = _best_point(records, groups)
     if ours is None or base is None or base is ours:
@@ -43,7 +39,7 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
     known = [g for g in groups_of(other) if g.summary(metric).n]
     if not known:
         return [f"{name} has no finished trial with {metric}: nothing to compare with."]
-    rival = max(known, key=lambda g: _sign(metric) * g.summary(metric).mean.estimate)
+    rival = max(known, key=lambda g: sign(metric) * g.summary(metric).mean.estimate)
     head = (
         f"The search's best point ({ours.label(records.swept)}) against the best cell of {name} "
         f"({rival.label(list(other.axes))})"
@@ -58,17 +54,13 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
     ]
 
 
-def _sign(metric: str) -> int:
-    return 1 if METRICS[metric].higher_is_better else -1
-
-
 def _best_point(records: Records, groups: Sequence[Group]) -> tuple[Group | None, str]:
     """The best point by the first objective, where one is complete, and that objective."""
     search = found(records, groups)
     if search is None or not search.points:
         return None, ""
     metric = search.objectives[0]
-    return max(search.points, key=lambda point: _sign(metric) * point.values[0]).group, metric
+    return max(search.points, key=lambda point: sign(metric) * point.values[0]).group, metric
 
 
 def _verdicts(a: Group, b: Group, metric: str, *, tested: bool = True) -> str:
@@ -96,5 +88,5 @@ def _verdict(a: Group, b: Group, metric: str, tested: bool) -> str:
     low, high = (spec.shown(end).replace("-", "−") for end in (difference.low, difference.high))
     return (
         f"{text} ({words}; difference {shift}, 95 % interval {low} to {high}, "
-        f"Welch's p {p_text(result.p)}, n = {x.n} and {y.n})"
+        f"Welch's p {stats.p_text(result.p)}, n = {x.n} and {y.n})"
     )

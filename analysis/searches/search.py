@@ -17,13 +17,12 @@ import numpy as np
 
 from analysis.records.frame import Records, short
 from analysis.statistics import stats
-from analysis.tables.columns import column
+from analysis.tables.columns import column, sign
 from analysis.tables.comparable import collapse
 from analysis.tables.groups import Group
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.shared import row_notes
 from mpcc.config import value_text
-from mpcc.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -48,33 +47,58 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A searched field: a range, or a list of values."""
+
+    name: str
+    entry: Any
+    """{low, high, log, step} or the list of its values, as sweep.json has it."""
+
+    @property
+    def is_range(self) -> bool:
+        """Whether every value from low to high could be drawn."""
+        return isinstance(self.entry, Mapping)
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the axis was searched on a logarithmic scale."""
+        return self.is_range and bool(self.entry.get("log"))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return self.is_range and isinstance(self.entry["low"], int)
+
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        """The lowest and the highest value, or the first and the last of the list."""
+        entry = self.entry
+        return (entry["low"], entry["high"]) if self.is_range else (entry[0], entry[-1])
+
+    @property
+    def options(self) -> list[str]:
+        """The values of a list, as people read them."""
+        return [_text(value) for value in self.entry]
+
+    def place(self, value: Any) -> float:
+        """Where a value lies on the axis: itself, or its place in the list."""
+        return float(value if self.is_range else self.options.index(_text(value)))
+
+
+@dataclass(frozen=True)
 class Found:
     """What a search looked for and found."""
 
-    space: Mapping[str, Any]
-    """Field -> {low, high, log, step} or the list of its values, as sweep.json has it."""
+    axes: tuple[Axis, ...]
     objectives: tuple[str, ...]
     seeds: tuple[int, ...]
     n_points: int
     points: tuple[Point, ...]
 
-    @property
-    def axes(self) -> list[str]:
-        """The searched fields."""
-        return list(self.space)
-
     @cached_property
     def importances(self) -> list[list[Importance]]:
         """Of each objective, the importance of every axis; none where the points are too few."""
         return [_importances(self, i) for i in range(len(self.objectives))]
-
-    def is_log(self, axis: str) -> bool:
-        """Whether the axis was searched on a logarithmic scale."""
-        return self.is_number(axis) and bool(self.space[axis].get("log"))
-
-    def is_number(self, axis: str) -> bool:
-        """Whether the axis is a range."""
-        return isinstance(self.space[axis], Mapping)
 
 
 @dataclass(frozen=True)
@@ -103,12 +127,13 @@ def found(records: Records, groups: Sequence[Group]) -> Found | None:
             of_seeds = tuple(np.array([values[seed] for seed in seeds]) for values in known)
             means = tuple(math.fsum(values) / len(seeds) for values in of_seeds)
             points.append(Point(number, group, of_seeds, means))
-    return Found(plan["space"], objectives, seeds, len(plan["points"]), tuple(points))
+    axes = tuple(Axis(name, entry) for name, entry in plan["space"].items())
+    return Found(axes, objectives, seeds, len(plan["points"]), tuple(points))
 
 
 def best(search: Found) -> list[Point]:
     """The best point, or the Pareto front of several objectives, by number."""
-    signs = np.array([1 if METRICS[name].higher_is_better else -1 for name in search.objectives])
+    signs = np.array([sign(name) for name in search.objectives])
     gains = [signs * np.array(point.values) for point in search.points]
     front = [
         point
@@ -127,20 +152,19 @@ def tables(search: Found) -> list[Table]:
 def best_table(search: Found) -> Table:
     """The best points by the objective, or the Pareto front."""
     front, several, n = best(search), len(search.objectives) > 1, len(search.seeds)
-    sign = -1 if METRICS[search.objectives[0]].higher_is_better else 1
-    ranked = sorted(
-        front if several else search.points, key=lambda p: (sign * p.values[0], p.number)
-    )[:N_BEST]
+    up = sign(search.objectives[0])
+    shown = front if several else search.points
+    ranked = sorted(shown, key=lambda p: (-up * p.values[0], p.number))[:N_BEST]
     what = "Pareto front" if several else "Best points"
     complete = f"{len(search.points)} of {search.n_points} complete"
     table = Table("search", f"{what} of the search: {complete}")
-    table.headings = [Heading("point"), *(Heading(short(axis)) for axis in search.axes)]
+    table.headings = [Heading("point"), *(Heading(short(axis.name)) for axis in search.axes)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
     failed = {point.number for point in ranked if collapse([point.group])}
     for point in ranked:
         star = not several and point in front and point.number not in failed
         cells = [Cell(str(point.number), row_notes(table, point.group), sort=point.number)]
-        cells += [Cell(value_text(point.group.settings[axis])) for axis in search.axes]
+        cells += [Cell(value_text(point.group.settings[axis.name])) for axis in search.axes]
         for name, seeds, value in zip(search.objectives, point.seeds, point.values, strict=True):
             spread = f" ± {column(name).shown(stats.std(seeds))}" if n > 1 else ""
             text = column(name).shown(stats.mean(seeds).estimate) + spread
@@ -167,7 +191,8 @@ def importance_table(search: Found) -> Table:
     table.headings = [Heading("axis", numeric=False)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
     by_axis = [{i.axis: i for i in importance} for importance in search.importances]
-    for axis in sorted(search.axes, key=lambda a: -by_axis[0][a].mean if by_axis[0] else 1):
+    names = [axis.name for axis in search.axes]
+    for axis in sorted(names, key=lambda a: -by_axis[0][a].mean if by_axis[0] else 1):
         cells = [Cell(short(axis))]
         for known in by_axis:
             own = known.get(axis)
@@ -209,19 +234,19 @@ def _importances(search: Found, objective: int) -> list[Importance]:
         return []
     made = []
     for axis in search.axes:
-        values = np.array([share.get(short(axis), 0.0) for share in shares])
+        values = np.array([share.get(short(axis.name), 0.0) for share in shares])
         low, high = np.quantile(values, (0.05, 0.95))
-        made.append(Importance(axis, float(values.mean()), float(low), float(high)))
+        made.append(Importance(axis.name, float(values.mean()), float(low), float(high)))
     return made
 
 
 def _trials(search: Found, objective: int) -> list[FrozenTrial]:
     from optuna.trial import create_trial
 
-    kinds = {short(axis): _distribution(search.space[axis]) for axis in search.axes}
+    kinds = {short(axis.name): _distribution(axis) for axis in search.axes}
     return [
         create_trial(
-            params={short(a): _category(point.group.settings[a]) for a in search.axes},
+            params={short(a.name): _category(point.group.settings[a.name]) for a in search.axes},
             distributions=kinds,
             value=point.values[objective],
         )
@@ -229,16 +254,21 @@ def _trials(search: Found, objective: int) -> list[FrozenTrial]:
     ]
 
 
-def _distribution(entry: Any) -> BaseDistribution:
+def _distribution(axis: Axis) -> BaseDistribution:
     from optuna import distributions as kinds
 
-    if not isinstance(entry, Mapping):
-        return kinds.CategoricalDistribution([_category(value) for value in entry])
-    low, high, log = entry["low"], entry["high"], bool(entry.get("log"))
+    if not axis.is_range:
+        return kinds.CategoricalDistribution([_category(value) for value in axis.entry])
+    low, high = axis.ends
     if isinstance(low, int) and isinstance(high, int):
-        return kinds.IntDistribution(low, high, log=log, step=entry.get("step") or 1)
-    return kinds.FloatDistribution(low, high, log=log)
+        step = axis.entry.get("step") or 1
+        return kinds.IntDistribution(low, high, log=axis.is_log, step=step)
+    return kinds.FloatDistribution(low, high, log=axis.is_log)
 
 
 def _category(value: Any) -> Any:
-    return value_text(tuple(value)) if isinstance(value, tuple | list) else value
+    return _text(value) if isinstance(value, tuple | list) else value
+
+
+def _text(value: Any) -> str:
+    return value_text(tuple(value) if isinstance(value, list) else value)

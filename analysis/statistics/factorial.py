@@ -1,15 +1,12 @@
-"""What a design can show: whether spreads agree, power, seeds needed, analysis of variance.
+"""What a design can show: power, seeds needed, analysis of variance.
 
 statsmodels does the analysis of variance where a design has gaps. By hand are that of complete
 designs, which take statsmodels minutes at hundreds of cells, and power on SciPy's noncentral t,
 which tables need for thousands of cells at once. The tests check both against statsmodels and R.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
-import statistics
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,43 +20,6 @@ from analysis.statistics.stats import ALPHA, std
 POWER = 0.80
 MAX_SEEDS = 1000
 """Beyond so many seeds per cell a table says `more than`."""
-
-
-def spreads_agree(groups: Sequence[ArrayLike]) -> tuple[bool, float, float]:
-    """Whether a pooled SD is fair: (yes or no, Brown-Forsythe p, largest / smallest SD).
-
-    No where p < 0.05, the ratio reaches 3, a group has no spread at all, or none has three values:
-    two lie equally far from their median, whatever they are.
-    """
-    arrays = [x for x in (np.asarray(g, float) for g in groups) if x.size > 1]
-    spreads = [std(x) for x in arrays]
-    if len(arrays) < 2:
-        return False, math.nan, math.nan
-    if min(spreads) == 0:
-        return False, math.nan, math.inf
-    ratio = max(spreads) / min(spreads)
-    if max(x.size for x in arrays) < 3:
-        return False, math.nan, ratio
-    p = _brown_forsythe(arrays)
-    return bool(p >= ALPHA and ratio < 3), p, ratio
-
-
-def _brown_forsythe(arrays: Sequence[NDArray[np.float64]]) -> float:
-    """p of the test for equal spreads: analysis of variance of the distances from each median.
-
-    By hand, as in `stats`: `scipy.stats` takes a second to import. Checked against its `levene`.
-    """
-    from scipy.special import fdtrc
-
-    distances = [np.abs(x - statistics.median(x.tolist())) for x in arrays]
-    sizes = np.array([d.size for d in distances])
-    means = np.array([d.mean() for d in distances])
-    df = len(arrays) - 1, int(sizes.sum()) - len(arrays)
-    between = float((sizes * (means - np.concatenate(distances).mean()) ** 2).sum()) / df[0]
-    within = sum(float(((d - m) ** 2).sum()) for d, m in zip(distances, means, strict=True)) / df[1]
-    if not within:
-        return 0.0 if between else math.nan
-    return float(fdtrc(*df, between / within))
 
 
 def seed_correlation(table: ArrayLike) -> float:
@@ -235,12 +195,11 @@ def _cube(
     y: NDArray[np.float64], axes: Mapping[str, Sequence[Hashable]]
 ) -> NDArray[np.float64] | None:
     """The values by the levels of every axis; None where a place is empty or taken twice."""
-    levels = [{level: i for i, level in enumerate(dict.fromkeys(v))} for v in axes.values()]
-    shape = [len(known) for known in levels]
+    places = [list(map(list(dict.fromkeys(levels)).index, levels)) for levels in axes.values()]
+    shape = [max(place) + 1 for place in places]
     if math.prod(shape) != y.size:
         return None
     cube = np.full(shape, math.nan)
-    places = [[known[v] for v in axis] for known, axis in zip(levels, axes.values(), strict=True)]
     cube[tuple(places)] = y
     return None if np.isnan(cube).any() else cube
 

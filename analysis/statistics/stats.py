@@ -5,9 +5,8 @@ second of import: Hedges' exact g, the pooled comparison, Welch's test (on SciPy
 Holm (statsmodels has it). The tests check every one of them against an independent source.
 """
 
-from __future__ import annotations
-
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -230,3 +229,71 @@ def smallest_p(test: str, n_a: int, n_b: int) -> float:
     if test != "permutation":
         return 0.0
     return 2 / min(math.comb(n_a + n_b, n_a), MAX_ARRANGEMENTS + 1)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The spread of one metric over a grid, and whether one SD may stand for all cells."""
+
+    std: float
+    """Pooled residual SD."""
+    df: int
+    cells: int
+    """Cells that have a spread."""
+    p: float
+    """Brown-Forsythe."""
+    ratio: float
+    """Largest SD over the smallest."""
+    refusal: str
+    """Why a pooled SD is refused; empty where it is not."""
+
+
+def spread(groups: Sequence[ArrayLike], forbidden: str = "") -> Spread:
+    """The pooled residual SD of these cells' values, and whether it may be used.
+
+    Refused where p < 0.05, the ratio reaches 3, a cell has no spread at all, or none has three
+    values: two lie equally far from their median, whatever they are.
+    forbidden: why it is refused whatever the values are, in words.
+    """
+    arrays = [np.asarray(g, float) for g in groups]
+    several = [x for x in arrays if x.size > 1]
+    spreads, p, ratio, refusal = [std(x) for x in several], math.nan, math.nan, ""
+    if len(several) < 2:
+        refusal = "fewer than two cells have two seeds"
+    elif min(spreads) == 0:
+        ratio, refusal = math.inf, "a cell has no spread"
+    else:
+        ratio = max(spreads) / min(spreads)
+        if max(x.size for x in several) < 3:
+            refusal = "two seeds are too few to compare spreads"
+        elif not (p := _brown_forsythe(several)) >= ALPHA:
+            refusal = f"spreads differ (Brown-Forsythe p {p_text(p)}, ratio {ratio:.1f})"
+        elif ratio >= 3:
+            refusal = f"the largest SD is {ratio:.1f} times the smallest"
+    df = sum(x.size - 1 for x in arrays if x.size)
+    return Spread(pooled_std(arrays), df, len(several), p, ratio, forbidden or refusal)
+
+
+def _brown_forsythe(arrays: Sequence[NDArray[np.float64]]) -> float:
+    """p of the test for equal spreads: analysis of variance of the distances from each median.
+
+    By hand: `scipy.stats` takes a second to import. Checked against its `levene`.
+    """
+    from scipy.special import fdtrc
+
+    distances = [np.abs(x - statistics.median(x.tolist())) for x in arrays]
+    sizes = np.array([d.size for d in distances])
+    means = np.array([d.mean() for d in distances])
+    df = len(arrays) - 1, int(sizes.sum()) - len(arrays)
+    between = float((sizes * (means - np.concatenate(distances).mean()) ** 2).sum()) / df[0]
+    within = sum(float(((d - m) ** 2).sum()) for d, m in zip(distances, means, strict=True)) / df[1]
+    if not within:
+        return 0.0 if between else math.nan
+    return float(fdtrc(*df, between / within))
+
+
+def p_text(p: float) -> str:
+    """A p value to three digits, the least as a bound."""
+    if math.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 
 from analysis.options import listed
 from analysis.output import export
-from analysis.output.check import COMPANION
 from analysis.output.latex import latex
 from analysis.output.render import how, markdown
 from analysis.paper.beside import add_published
-from analysis.paper.table4 import DATASETS, table4
-from analysis.paper.tables import plan_names, table1, table1_groups, table2, table3
+from analysis.paper.tables import (
+    DATASETS,
+    plan_names,
+    table1,
+    table1_groups,
+    table2,
+    table3,
+    table4,
+)
 from analysis.records.frame import Records
 from analysis.tables.columns import TABLE1, recorded
 from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_tables
@@ -170,10 +176,4 @@ def files(
             made["grid-effects.csv"] = export.effects_csv(result.effects)
     if "tex" in formats:
         made |= {f"{table.name}.tex": latex(table, beside) for table in product.tables}
-    return made | companion(records, groups, product.name, options.test)
-
-
-def companion(records: Records, groups: Sequence[Group], name: str, test: str) -> dict[str, str]:
-    """The file that says what a result rests on, by its name."""
-    statistics = {"test": test, "family": "comparisons of one table and metric, Holm"}
-    return {f"{name}{COMPANION}": export.provenance_json(records, groups, name, statistics)}
+    return made | export.companion(records, groups, product.name, options.test)

@@ -45,6 +45,11 @@ def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
     return shown
 
 
+def sign(metric: str) -> int:
+    """1 where a higher value is better, else -1."""
+    return 1 if METRICS[metric].higher_is_better else -1
+
+
 def protocol_name(metric: str, settings: Mapping[str, Any]) -> str:
     """A metric's name with what the number rests on: `fid@50k-train`; others have it in the name.
 

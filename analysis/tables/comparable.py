@@ -1,17 +1,8 @@
 """Which cells' values may stand together: be compared, pooled, ranked, or averaged over an axis."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from analysis.records.agreement import AGREEMENT
-from analysis.records.frame import short
-from analysis.statistics import factorial as designs
+from analysis.records.frame import AGREEMENT, short
 from analysis.statistics import stats
 from analysis.tables.columns import column
 from analysis.tables.groups import MIX, Group
@@ -23,60 +14,15 @@ WATCHING = tuple(name for name in EVALUATION if name != "n_standing_passes")
 SPEED = ("cpu_threads", "fast")
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The spread of one metric over a grid, and whether one SD may stand for all cells."""
+def spread_of(groups: Sequence[Group], metric: str, like: Group | None = None) -> stats.Spread:
+    """The spread of a metric over the cells that have values.
 
-    std: float
-    """Pooled residual SD."""
-    df: int
-    cells: int
-    """Cells that have a spread."""
-    p: float
-    """Brown-Forsythe."""
-    ratio: float
-    """Largest SD over the smallest."""
-    refusal: str
-    """Why a pooled SD is refused; empty where it is not."""
-
-
-def spread(values: Sequence[NDArray[np.float64]], collapsed: str = "") -> Spread:
-    """The pooled residual SD of the cells with these values, and whether it may be used.
-
-    collapsed: the cell that forbids pooling whatever the values are, in words.
+    like: only over the cells measured like this one, and those without any result. A cell that
+    diverged altogether has no value to pool, and forbids pooling all the same.
     """
-    agree, p, ratio = designs.spreads_agree(values)
-    df, cells = sum(x.size - 1 for x in values), sum(x.size > 1 for x in values)
-    refusal = collapsed or ("" if agree else _disagreement(p, ratio))
-    return Spread(stats.pooled_std(values), df, cells, p, ratio, refusal)
-
-
-def _disagreement(p: float, ratio: float) -> str:
-    """Why spreads with this Brown-Forsythe p and this ratio may not be pooled."""
-    if math.isnan(ratio):
-        return "fewer than two cells have two seeds"
-    if math.isinf(ratio):
-        return "a cell has no spread"
-    if math.isnan(p):
-        return "two seeds are too few to compare spreads"
-    if p >= stats.ALPHA:
-        return f"the largest SD is {ratio:.1f} times the smallest"
-    return f"spreads differ (Brown-Forsythe p {p_text(p)}, ratio {ratio:.1f})"
-
-
-def spread_of(groups: Sequence[Group], metric: str) -> Spread:
-    """The spread of a metric over the cells that have values."""
-    values = [g.summary(metric).array for g in groups if g.summary(metric).n]
-    return spread(values, collapse(groups))
-
-
-def spread_with(groups: Sequence[Group], reference: Group, metric: str) -> Spread:
-    """The spread over the cells measured like `reference`, and those without any result.
-
-    A cell that diverged altogether has no value to pool, and forbids pooling all the same.
-    """
-    alike = [g for g in groups if not g.done or not apart(g, reference, metric)]
-    return spread_of(alike, metric)
+    alike = [g for g in groups if like is None or not g.done or not apart(g, like, metric)]
+    values = [g.summary(metric).array for g in alike if g.summary(metric).n]
+    return stats.spread(values, collapse(alike))
 
 
 def collapse(groups: Sequence[Group]) -> str:
@@ -147,13 +93,6 @@ def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) ->
     texts = {n: (value_text(a.settings[n]), value_text(b.settings[n])) for n in rest}
     named = [f"{short(n)} {x} and {y}" for n, (x, y) in texts.items() if x != y]
     return f"run with {', '.join(named)}" if named else ""
-
-
-def p_text(p: float) -> str:
-    """A p value to three digits, the least as a bound."""
-    if math.isnan(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def kind(group: Group, metric: str) -> dict[str, str]:

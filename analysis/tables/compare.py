@@ -1,7 +1,5 @@
 """Cells against one named baseline: difference, interval, g, p, Holm, and what n could show."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,16 +11,13 @@ from analysis.records.frame import short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
 from analysis.tables.comparable import (
-    Spread,
     apart,
     collapse,
     identical,
-    spread,
     spread_of,
-    spread_with,
 )
 from analysis.tables.groups import Group
-from mpcc.config import from_record, parse_settings, value_text
+from mpcc.config import parse_settings, value_text
 from tune.plan.plan import FULL_MODEL
 
 TEST_WORDS = {
@@ -77,19 +72,18 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
     return found[0]
 
 
-def default_baseline(groups: Sequence[Group], base: dict) -> Group:
-    """The full model of an ablation, else the cell with the sweep's own base settings.
+def default_baseline(groups: Sequence[Group], key: str) -> Group:
+    """The full model of an ablation, else the cell with this key, of the sweep's base settings.
 
     Where there is neither: the first cell with a finished trial.
     """
-    key = from_record({**base, "seed": 0}).cell_key
     full = [g for g in groups if g.variant == FULL_MODEL]
     own = [g for g in groups if g.cell_key == key]
     return [*full, *own, *(g for g in groups if g.done), groups[0]][0]
 
 
 def compare_all(
-    groups: Sequence[Group], reference: Group, metric: str, test: str, pool: Spread | None
+    groups: Sequence[Group], reference: Group, metric: str, test: str, pool: stats.Spread | None
 ) -> list[stats.Comparison]:
     """Every group against the reference, as asked; NaN where there is nothing to test.
 
@@ -128,16 +122,22 @@ def lines(
     others = [g for g in groups if g is not baseline and g.summary(metric).n]
     if not baseline.summary(metric).n or not others:
         return []
-    pool = spread_with(groups, baseline, metric) if test == "pooled" else None
+    pool = spread_of(groups, metric, baseline) if test == "pooled" else None
     results = compare_all(others, baseline, metric, test, pool)
-    whys = [
-        _refused(g, baseline, metric, test, axes, pool, r)
-        for g, r in zip(others, results, strict=True)
-    ]
-    least = [
-        math.nan if why else smallest_p(g, baseline, metric, test)
-        for g, why in zip(others, whys, strict=True)
-    ]
+    whys, least = [], []
+    for group, result in zip(others, results, strict=True):
+        smallest = smallest_p(group, baseline, metric, test)
+        why, common = apart(group, baseline, metric, axes), len(pairs(group, baseline, metric)[0])
+        reasons = {
+            f"{NOT_COMPARED}: {why}": why,
+            IDENTICAL: identical(group, baseline),
+            f"{'one' if common else 'no'} common seed": test == "paired" and common < 2,
+            f"pooled SD refused: {pool and pool.refusal}": pool and pool.refusal,
+            TOO_SMALL: smallest > stats.ALPHA,
+            "no spread to test against": math.isnan(result.p),
+        }
+        whys.append(next((reason for reason, holds in reasons.items() if holds), ""))
+        least.append(math.nan if whys[-1] else smallest)
     for i in np.flatnonzero(stats.holm(least) >= stats.ALPHA):
         whys[i] = TOO_SMALL  # Holm could not reach the level, whatever the values.
     results = [_told(r, why) for r, why in zip(results, whys, strict=True)]
@@ -164,29 +164,6 @@ def _told(result: stats.Comparison, why: str) -> stats.Comparison:
         nothing = stats.Estimate(estimate, math.nan, math.nan, difference.n)
         told = replace(told, difference=nothing, g=math.nan, effect=math.nan)
     return told
-
-
-def _refused(
-    a: Group,
-    b: Group,
-    metric: str,
-    test: str,
-    axes: Sequence[str],
-    pool: Spread | None,
-    result: stats.Comparison,
-) -> str:
-    """Why there is no test of this cell against the baseline; the first reason that holds."""
-    why = apart(a, b, metric, axes)
-    common = len(pairs(a, b, metric)[0])
-    reasons = {
-        f"{NOT_COMPARED}: {why}": why,
-        IDENTICAL: identical(a, b),
-        f"{'one' if common else 'no'} common seed": test == "paired" and common < 2,
-        f"pooled SD refused: {pool and pool.refusal}": pool and pool.refusal,
-        TOO_SMALL: smallest_p(a, b, metric, test) > stats.ALPHA,
-        "no spread to test against": math.isnan(result.p),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 @dataclass(frozen=True)
@@ -223,7 +200,7 @@ def resolution(
     baseline, others = tested[0].baseline, [line.group for line in tested]
     if test == "paired":
         values = [np.subtract(*pairs(group, baseline, metric)) for group in others]
-        pool = spread(values)
+        pool = stats.spread(values)
         pool = replace(pool, refusal="") if len(values) == 1 else pool
     else:
         pool = spread_of([baseline, *others], metric)

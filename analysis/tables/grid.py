@@ -1,16 +1,14 @@
 """The tables of any ablation: values of every cell, differences from a baseline, effects."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from analysis.records.frame import Records, short
 from analysis.statistics import factorial as designs
+from analysis.statistics.stats import p_text
 from analysis.tables.columns import GRID, column
-from analysis.tables.comparable import p_text, spread_of
+from analysis.tables.comparable import spread_of
 from analysis.tables.compare import (
     TEST_WORDS,
     Line,
@@ -24,17 +22,14 @@ from analysis.tables.compare import (
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
+from analysis.tables.pivot import label_cells, label_headings, table_of
 from analysis.tables.shared import (
-    counts_differ,
     explain_numbers,
-    kmeans_rows,
     progress,
     row_notes,
     shown_metrics,
     value_cell,
-    value_cells,
 )
-from mpcc.config import value_text
 from mpcc.runs.run_dir import DONE
 
 Effects = Mapping[str, tuple[list[designs.Effect], str]]
@@ -45,39 +40,13 @@ def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> 
     """The named baseline, else the cell with the base settings, else the first with values."""
     if name:
         return find_group(groups, name, records.swept)
-    return default_baseline(groups, dict(records.sweeps[0].base))
+    return default_baseline(groups, records.sweeps[0].base_key)
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The first columns of a grid's table: the variant where there are any, the swept settings."""
-
-    axes: Sequence[str]
-    variants: bool
-
-    @classmethod
-    def of(cls, records: Records, groups: Sequence[Group]) -> Labels:
-        """Those that tell these cells apart."""
-        return cls(records.swept, any(group.variant for group in groups))
-
-    def headings(self) -> list[Heading]:
-        """The headings over `cells`."""
-        words = ["variant", "change"] if self.variants else [] if self.axes else ["cell"]
-        heads = [Heading(word, numeric=False) for word in words]
-        return heads + [Heading(short(axis)) for axis in self.axes]
-
-    def cells(self, group: Group, notes: tuple[int, ...] = ()) -> list[Cell]:
-        """The first cells of a row; notes: at the very first."""
-        first = [Cell(group.variant or "–"), Cell(group.changes)] if self.variants else []
-        found = first + [setting_cell(group.settings[axis]) for axis in self.axes]
-        found = found or [Cell("base settings")]
-        return [replace(found[0], notes=notes), *found[1:]]
-
-
-def setting_cell(value: Any) -> Cell:
-    """A setting, which a sortable table sorts by its size where it has one."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(value_text(value), sort=value if number else value_text(value))
+def labels_of(records: Records, groups: Sequence[Group]) -> list[str]:
+    """What tells these cells apart in the first columns of a grid's table (`label_cells`)."""
+    variants = ["variant", "changes"] if any(group.variant for group in groups) else []
+    return [*variants, *records.swept] or ["cell"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +70,12 @@ def grid_tables(
     # Each point of a search has levels of its own: fANOVA stands in its table instead.
     axes = [] if records.searches else records.swept
     measured = {m: effects(groups, axes, m) for m in metrics}
-    tables = [values_table(records, groups, metrics, test)]
+    labels = labels_of(records, groups)
+    seeds = "one part less" if "variant" in labels else "seeds"
+    what = " × ".join(map(short, records.swept)) or seeds
+    values = table_of("grid", what, groups, (labels, ()), metrics, test, each=True)
+    asked = list(dict.fromkeys([*metrics, *GRID]))
+    tables = [explain_numbers(values, records, groups, asked, test)]
     if any(found.values()):
         tables.append(differences_table(records, compared, judged, found, test))
         tables[-1].lines += selection
@@ -140,23 +114,6 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
     ]
 
 
-def values_table(
-    records: Records, groups: Sequence[Group], metrics: Sequence[str], test: str
-) -> Table:
-    """Every cell with its swept settings and metrics."""
-    labels = Labels.of(records, groups)
-    name = " × ".join(map(short, labels.axes)) or ("one part less" if labels.variants else "seeds")
-    dataset = " and ".join(sorted({g.settings["dataset"] for g in groups}))
-    table = Table("grid", f"{name} on {dataset}: {progress(groups)}", counts=counts_differ(groups))
-    head = labels.headings()
-    table.headings = [*head, *(Heading(column(metric).heading) for metric in metrics)]
-    columns = [value_cells(table, groups, metric, test) for metric in metrics]
-    for group, *cells in zip(groups, *columns, strict=True):
-        table.rows.append(Row((*labels.cells(group, row_notes(table, group)), *cells)))
-    table.rows += kmeans_rows(table, groups, len(head), metrics)
-    return explain_numbers(table, records, groups, list(dict.fromkeys([*metrics, *GRID])), test)
-
-
 def differences_table(
     records: Records,
     groups: Sequence[Group],
@@ -165,14 +122,14 @@ def differences_table(
     test: str,
 ) -> Table:
     """Every cell minus the baseline: difference with interval, g, p, Holm's p, a word."""
-    labels = Labels.of(records, groups)
-    table = Table("grid-differences", f"Differences from {baseline.label(labels.axes)}")
+    labels = labels_of(records, groups)
+    table = Table("grid-differences", f"Differences from {baseline.label(records.swept)}")
     heads = ("difference", "95 % interval", "g", "p", "p (Holm)", "seeds needed")
-    table.headings = [Heading("metric", numeric=False), *labels.headings()]
+    table.headings = [Heading("metric", numeric=False), *label_headings(labels)]
     table.headings += [*map(Heading, heads), Heading("", numeric=False)]
     for metric, compared in found.items():
         for line in compared:
-            label = [Cell(column(metric).heading), *labels.cells(line.group)]
+            label = [Cell(column(metric).heading), *label_cells(line.group, labels)]
             table.rows.append(Row((*label, *_difference_cells(line))))
     table.lines = [
         f"Cell minus baseline, by {TEST_WORDS[test]}; Holm over the comparisons of one metric "
@@ -290,9 +247,9 @@ def confirm_table(
     name: str = "grid-confirm",
 ) -> Table:
     """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
-    labels = Labels.of(records, fresh)
+    labels = labels_of(records, fresh)
     table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}", counts=True)
-    table.headings = [*labels.headings(), Heading("metric", numeric=False)]
+    table.headings = [*label_headings(labels), Heading("metric", numeric=False)]
     table.headings += map(Heading, ("chosen on", "fresh seeds (quote these)", "fresh − chosen"))
     for group in fresh:
         first = next((g for g in groups if g.cell_key == group.cell_key and g.done), None)
@@ -304,7 +261,7 @@ def confirm_table(
                 sign = "−" if difference < 0 else "+"
                 shift = Cell(sign + spec.shown(abs(difference)), sort=difference)
             chosen = value_cell(table, first, metric) if first else Cell("–")
-            label = labels.cells(group, row_notes(table, group))
+            label = label_cells(group, labels, row_notes(table, group))
             cells = (Cell(spec.heading), chosen, value_cell(table, group, metric), shift)
             table.rows.append(Row((*label, *cells)))
     table.lines = [

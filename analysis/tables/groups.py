@@ -5,8 +5,6 @@ code version, kind of device or iterations reached are unlike: they make separat
 never averaged.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """A table as plain data, before any format: columns, rows of cells, numbered notes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

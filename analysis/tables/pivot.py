@@ -1,15 +1,13 @@
 """Cells laid out by any fields: for pandas as a summary frame, for the command line as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from analysis.records.frame import NAMED, Records, short
 from analysis.tables.columns import GRID, column, metric_name
-from analysis.tables.grid import setting_cell
 from analysis.tables.groups import Group, groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.shared import (
@@ -18,6 +16,7 @@ from analysis.tables.shared import (
     kmeans_rows,
     measured_of,
     progress,
+    row_notes,
     shown_metrics,
     value_cells,
 )
@@ -28,8 +27,9 @@ from mpcc.evaluation.shown import COSTS
 STATISTICS = ("mean", "std", "n", "planned", "low", "high")
 """Of a summary frame: `std` with ddof 1, `low` and `high` of the 95 % interval of the mean."""
 
-Place = tuple[tuple[Any, ...], tuple[Any, ...]]
-"""The values of a cell in the fields of the rows and in those of the columns."""
+Values = tuple[Any, ...]
+Arranged = Mapping[Values, Mapping[Values, Group]]
+"""The values of the rows' fields -> those of the columns' fields -> the cell."""
 
 
 def summarise(
@@ -55,17 +55,15 @@ def summarise(
     cells = groups_of(trials, pool_code=pool_code, confirm=fresh)
     down, across = fields_of(cells, rows, columns, trials.attrs.get("axes"))
     names = known_metrics(metrics, trials) if metrics is not None else shown_metrics(cells)
-    placed = arrange(cells, down, across)
-    index = list(dict.fromkeys(row for row, _ in placed))
-    heads = list(dict.fromkeys(column for _, column in placed))
+    rows_of = arrange(cells, down, across)
     data = {
-        (metric, *head, name): [_figures(placed.get((row, head)), metric)[name] for row in index]
+        (metric, *head, name): [_figures(row.get(head), metric)[name] for row in rows_of.values()]
         for metric in names
-        for head in heads
+        for head in dict.fromkeys(_values(cell, across) for cell in cells)
         for name in STATISTICS
     }
     levels = pd.MultiIndex.from_tuples(list(data), names=["metric", *across, "statistic"])
-    frame = pd.DataFrame(dict(enumerate(data.values())), index=_index(index, down))
+    frame = pd.DataFrame(dict(enumerate(data.values())), index=_index([*rows_of], down))
     return frame.set_axis(levels, axis=1)
 
 
@@ -123,7 +121,8 @@ def fields_of(
         names = ["variant"] if any(cell.variant for cell in cells) else []
         if swept is None:
             every = () if names else DEFAULTS
-            swept = [n for n in every if n != "seed" and _levels(cells, n) > 1]
+            levels = {n: {value_text(c.settings[n]) for c in cells} for n in every if n != "seed"}
+            swept = [name for name, found in levels.items() if len(found) > 1]
         down = [n for n in (*names, *swept) if n != "seed" and n not in across]
     else:
         down = [field_name(name) for name in rows]
@@ -133,18 +132,12 @@ def fields_of(
     return down + ["part"] * any(cell.part for cell in cells), across
 
 
-def _levels(cells: Sequence[Group], name: str) -> int:
-    return len({value_text(cell.settings[name]) for cell in cells})
-
-
-def arrange(
-    cells: Sequence[Group], rows: Sequence[str], columns: Sequence[str]
-) -> Mapping[Place, Group]:
+def arrange(cells: Sequence[Group], rows: Sequence[str], columns: Sequence[str]) -> Arranged:
     """The cell at each place; ValueError, in one line, where two cells would share one."""
-    placed: dict[Place, Group] = {}
+    placed: dict[Values, dict[Values, Group]] = {}
     for cell in cells:
-        place = _values(cell, rows), _values(cell, columns)
-        other = placed.setdefault(place, cell)
+        row = placed.setdefault(_values(cell, rows), {})
+        other = row.setdefault(_values(cell, columns), cell)
         if other is not cell:
             told = {*rows, *columns}
             names = [n for n in cell.settings if n not in told]
@@ -157,7 +150,7 @@ def arrange(
 
 
 def _values(cell: Group, names: Sequence[str]) -> tuple[Any, ...]:
-    own = {"variant": cell.variant or "", "part": cell.part}
+    own = {"variant": cell.variant or "", "part": cell.part, "key": cell.key}
     return tuple(own[n] if n in own else cell.settings[n] for n in names)
 
 
@@ -176,44 +169,78 @@ def layout_table(
     down, across = fields_of(cells, rows, columns, records.axes)
     asked = known_metrics(metrics, records.trials) if metrics else shown_metrics(cells)
     names = measured_of(cells, asked)
-    placed = arrange(cells, down, across)
-    heads = list(dict.fromkeys(column for _, column in placed))
     by = " × ".join(map(short, (*down, *across))) or "seeds"
-    dataset = " and ".join(sorted({cell.settings["dataset"] for cell in cells}))
-    several = bool(across) and len(names) > 1
-    what = f"{column(names[0]).heading}: " if across and not several else ""
-    title = f"{what}{by} on {dataset}: {progress(cells)}"
-    table = Table("layout", title, counts=counts_differ(cells))
-    texts = {
-        (metric, id(cell)): shown
-        for metric in names
-        for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True)
-    }
-    table.headings = [Heading(short(name), name != "variant") for name in down]
-    table.headings += [Heading("metric", numeric=False)] * several
-    for place in heads if across else ():
-        table.headings.append(Heading(", ".join(map(_placed_text, across, place))))
-    for metric in () if across else names:
-        table.headings.append(Heading(column(metric).heading))
-    for row in dict.fromkeys(row for row, _ in placed):
-        label = [_label(name, value) for name, value in zip(down, row, strict=True)]
-        for group in [[m] for m in names] if across else [names]:
-            head = [Cell(column(group[0]).heading)] * several
-            found = [(m, placed.get((row, place))) for place in heads for m in group]
-            values = [texts[m, id(cell)] if cell else Cell("") for m, cell in found]
-            table.rows.append(Row((*label, *head, *values)))
-    if not across:
-        table.rows += kmeans_rows(table, cells, len(down), names)
+    what = f"{column(names[0]).heading}: " if across and len(names) == 1 else ""
+    table = table_of("layout", what + by, cells, (down, across), names, test)
     return explain_numbers(table, records, cells, asked, test)
 
 
-def _label(name: str, value: Any) -> Cell:
-    """The first cells of a row: a setting, a variant or a part."""
-    cell = setting_cell(value)
-    return Cell(str(value) or "–", sort=cell.sort) if name in ("variant", "part") else cell
+def table_of(
+    name: str,
+    what: str,
+    cells: Sequence[Group],
+    fields: tuple[Sequence[str], Sequence[str]],
+    metrics: Sequence[str],
+    test: str,
+    *,
+    each: bool = False,
+) -> Table:
+    """A table of these cells, labelled by the fields of its rows and of its columns.
+
+    what: the beginning of its title. each: a row for each cell, with notes on it.
+    """
+    down, across = fields
+    placed = arrange(cells, ["key"] if each else down, across)
+    heads = list(dict.fromkeys(_values(cell, across) for cell in cells))
+    dataset = " and ".join(sorted({cell.settings["dataset"] for cell in cells}))
+    table = Table(name, f"{what} on {dataset}: {progress(cells)}", counts=counts_differ(cells))
+    several = bool(across) and len(metrics) > 1
+    texts = {
+        (metric, id(cell)): shown
+        for metric in metrics
+        for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True)
+    }
+    table.headings = [*label_headings(down), *[Heading("metric", numeric=False)] * several]
+    for place in heads if across else ():
+        table.headings.append(Heading(", ".join(map(_placed_text, across, place))))
+    table.headings += [] if across else [Heading(column(m).heading) for m in metrics]
+    for row in placed.values():
+        first = next(iter(row.values()))
+        label = label_cells(first, down, row_notes(table, first) if each else ())
+        for group in [[m] for m in metrics] if across else [metrics]:
+            head = [Cell(column(group[0]).heading)] * several
+            found = [(m, row.get(place)) for place in heads for m in group]
+            values = [texts[m, id(cell)] if cell else Cell("") for m, cell in found]
+            table.rows.append(Row((*label, *head, *values)))
+    if not across:
+        table.rows += kmeans_rows(table, cells, len(down), metrics)
+    return table
+
+
+def label_headings(names: Sequence[str]) -> list[Heading]:
+    """The headings over `label_cells`."""
+    texts = {"variant": "variant", "changes": "change", "cell": "cell"}
+    return [Heading(texts.get(name, short(name)), name not in texts) for name in names]
+
+
+def label_cells(group: Group, names: Sequence[str], notes: tuple[int, ...] = ()) -> list[Cell]:
+    """The first cells of a row: settings, `variant`, its `changes`, `part`, or `cell` alone.
+
+    notes: at the very first.
+    """
+    own = {"variant": group.variant or "–", "changes": group.changes, "part": group.part or "–"}
+    own["cell"] = "base settings"
+    cells = [Cell(own[n]) if n in own else setting_cell(group.settings[n]) for n in names]
+    return [replace(cell, notes=() if i else notes) for i, cell in enumerate(cells)]
+
+
+def setting_cell(value: Any) -> Cell:
+    """A setting, which a sortable table sorts by its size where it has one."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(value_text(value), sort=value if number else value_text(value))
 
 
 def _placed_text(name: str, value: Any) -> str:
     """A column's setting; of text, which speaks for itself, without its name."""
-    text = _label(name, value).text
+    text = value_text(value) or "–"
     return text if isinstance(value, str) else f"{short(name)} {text}"

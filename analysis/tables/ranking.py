@@ -9,16 +9,14 @@ good as the best goes unmarked is at most 5 %: for each of the k possible refere
 below 5 % / k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.statistics import stats
-from analysis.tables.columns import column
-from analysis.tables.comparable import collapse, identical, kind, spread_with
+from analysis.tables.columns import column, sign
+from analysis.tables.comparable import collapse, identical, kind, spread_of
 from analysis.tables.compare import compare_all, smallest_p
 from analysis.tables.groups import Group
 
@@ -90,28 +88,21 @@ def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
     names = next(iter(kinds.values()), {})
     differing = [n for n in names if len({found[n] for found in kinds.values()}) > 1]
     several = [members for members in classes.values() if len(members) > 1]
-    ranked = [
-        _rank(
-            groups,
-            members,
-            ", ".join(f"{n} {kinds[members[0]][n]}" for n in differing),
-            metric,
-            test,
-        )
-        for members in several
-    ]
+    ranked = []
+    for members in several:
+        label = ", ".join(f"{n} {kinds[members[0]][n]}" for n in differing)
+        ranked.append(_rank(groups, members, label, metric, test))
     alone = len(kinds) - sum(map(len, several))
     return Ranking(tuple(ranked), alone, len(every) - len(kinds))
 
 
 def _rank(groups: Sequence[Group], members: list[int], label: str, metric: str, test: str) -> Class:
-    sign = 1 if column(metric).better == "higher" else -1
-    best = max(members, key=lambda i: sign * groups[i].summary(metric).mean.estimate)
+    best = max(members, key=lambda i: sign(metric) * groups[i].summary(metric).mean.estimate)
     reference, rest = groups[best], [i for i in members if i != best]
     same = frozenset(i for i in rest if identical(groups[i], reference))
     others = [i for i in rest if i not in same]
     cells = [groups[i] for i in others]
-    pool = spread_with(groups, reference, metric) if test == "pooled" else None
+    pool = spread_of(groups, metric, reference) if test == "pooled" else None
     p = np.array([r.p for r in compare_all(cells, reference, metric, test, pool)])
     least = np.array([smallest_p(cell, reference, metric, test) for cell in cells])
     p[tie_adjusted(np.where(np.isnan(p), np.nan, least)) >= stats.ALPHA] = np.nan

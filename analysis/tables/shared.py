@@ -1,14 +1,12 @@
 """Groups of trials to laid-out tables: the cells, notes and lines that all tables share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records, number
+from analysis.records.frame import Records, number
 from analysis.statistics import stats
 from analysis.tables.columns import GRID, UNLABELLED, Column, column, protocol_name, recorded
 from analysis.tables.comparable import collapse
@@ -226,9 +224,12 @@ def explain_numbers(
     table.measured = _measured_line(groups, shown)
     table.absent = _absent_line(groups, [m for m in metrics if m not in shown])
     table.lines = [line for holds, line in told if holds]
-    protocols = [_protocol(groups, metric) for metric in valued]
     table.made += [moment, *([f"~ by {by}, adjusted: {PROCEDURE}."] if tied else [])]
-    table.made += [sentence(protocol) for protocol in protocols if protocol]
+    for metric in valued:  # Of generated images also how many, and against which split.
+        text, found_by = column(metric).protocol, [g for g in groups if g.summary(metric).n]
+        names = {protocol_name(metric, g.settings) for g in found_by} - {metric}
+        text += f" ({' and '.join(sorted(names))})" if names else ""
+        table.made += [sentence(text)] if text else []
     table.made += [_provenance_line(groups), cost_line(groups)]
     return table
 
@@ -255,13 +256,6 @@ def _measured_line(groups: Sequence[Group], metrics: Sequence[str]) -> str:
     if n == 1:
         return f"One seed per cell: no spread{rest}."
     return f"Mean ± standard deviation over n = {n} seeds (ddof 1){rest}."
-
-
-def _protocol(groups: Sequence[Group], metric: str) -> str:
-    """What a metric is, and for one of generated images how many and against which split."""
-    text = column(metric).protocol
-    names = {protocol_name(metric, g.settings) for g in groups if g.summary(metric).n} - {metric}
-    return f"{text} ({' and '.join(sorted(names))})" if names else text
 
 
 def _provenance_line(groups: Sequence[Group]) -> str:
@@ -339,8 +333,3 @@ def progress(groups: Sequence[Group]) -> str:
     rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != DONE)
     done = f"{counts.get(DONE, 0)} of {sum(counts.values())} trials done"
     return f"{done} ({rest})" if rest else done
-
-
-def unfinished(groups: Sequence[Group]) -> bool:
-    """Whether trials are still to come."""
-    return not {PLANNED, RUNNING, STOPPED}.isdisjoint(tally(groups))
