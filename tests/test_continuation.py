@@ -58,6 +58,7 @@ def test_a_continued_trial_ends_as_one_that_was_planned_longer_from_the_start(
         assert result["weights_sha256"] == expected["weights_sha256"]
         assert rows(path) == rows(alone)
         assert run_dir.earlier_iterations(path) == [4]
+        assert run_dir.read_provenance(path)["starts"] == [0, 4]
     kept = sorted((tmp_path / "earlier" / "4-iterations").glob("*/*"))
     assert {file.name for file in kept} >= {"config.json", "metrics.jsonl", "result.json"}
     assert not any(file.suffix == ".pt" for file in kept)

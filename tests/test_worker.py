@@ -275,18 +275,20 @@ def evaluated(out: Path, trial: Trial) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.parametrize("every", [None, 1])
 def test_a_stop_asked_for_closes_the_training_with_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "PROGRESS_SECONDS", 0.01)
     (trial, _) = planned("esteps=1", iterations=10_000, eval_every=10_000).trials()
-    made = in_process([spec_of(tmp_path, trial, checkpoint_seconds=600.0)])
+    often = {"checkpoint_seconds": 600.0, "checkpoint_iterations": every}
+    made = in_process([spec_of(tmp_path, trial, **often)])
     event = made.step()["event"]
     assert event.state == State.RUNNING and event.iteration
     path = Store(tmp_path).trial_dir(trial.key)
-    assert not (path / run_dir.CHECKPOINT).exists()
+    assert (path / run_dir.CHECKPOINT).exists() == (every is not None)
     made.cleanup()
-    (kept,), _ = run_dir.read_checkpoints(path)
+    kept = run_dir.read_checkpoints(path)[0][0]
     assert kept.iteration >= event.iteration
     assert Store(tmp_path).status(trial).state == State.STOPPED
 
