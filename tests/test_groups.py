@@ -1,7 +1,6 @@
 """Trials that share a process under Ray: which do, that each is what it is alone, and faults."""
 
 import errno
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from mpcc.training import trainer
 from tests.stand_ins import planned, printed_by, spec_of
 from tests.test_trainer import files
 from tests.under_ray import groups_of_three
-from tune import ablation
 from tune.engine import worker
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import Plan
@@ -244,19 +242,3 @@ def test_groups_under_ray_killed_in_the_middle_end_as_each_alone(tmp_path: Path)
     ends = [key for key, kind, state in said["events"] if (kind, state) == ("ended", "done")]
     assert sorted(ends) == sorted(keys)  # Each once.
     assert all(equals_alone(tmp_path, plan, n, tmp_path) for n in (0, 3))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["0"], "--trials-per-gpu.* 1 (to|and) 64, got '0'"),
-        (["many"], "--trials-per-gpu.* 1 (to|and) 64, got 'many'"),
-        (["4", "--gpus-per-trial", "0.5"], "--trials-per-gpu and --gpus-per-trial exclude"),
-    ],
-)
-def test_trials_per_gpu_that_make_no_sense_are_refused(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--grid", "esteps", "--out", str(tmp_path / "out"), "--trials-per-gpu", *words]
-    assert ablation.main(argv) == 2
-    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()

@@ -77,9 +77,9 @@ def answered(
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
-def said(program: str, *words: object, cwd: Path) -> str:
+def said(program: str, *words: object, cwd: Path, **variables: str | None) -> str:
     """The same where all is well: what was printed."""
-    done = call(program, *words, cwd=cwd)
+    done = call(program, *words, cwd=cwd, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -243,6 +243,7 @@ REFUSED = {
         ["--trials-per-gpu", "0"],
         "--trials-per-gpu: must be a whole number from 1 to 64",
     ),
+    "GPUs by a word": (["--trials-per-gpu", "many"], "a whole number from 1 to 64"),
     "GPUs in two ways": (
         ["--trials-per-gpu", "2", "--gpus-per-trial", "1"],
         "--trials-per-gpu and --gpus-per-trial exclude each other",
@@ -524,7 +525,11 @@ def test_a_run_that_diverges_ends_with_exit_code_1_and_goes_on_saying_so(tmp_pat
     for _ in range(2):
         done = call("mpcc", *words, cwd=tmp_path)
         assert done.returncode == 1 and done.stdout == ""
-        assert "diverged: loss/" in done.stderr.splitlines()[-1]
+        result = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert result["state"] == "diverged" and result["metrics"] == {}
+        at = f"is not finite at iteration {result['iteration']}"
+        assert re.fullmatch(rf"loss/\w+ {at}", result["cause"])
+        assert f"diverged: {result['cause']}" in done.stderr.splitlines()[-1]
 
 
 # -- Slurm ---------------------------------------------------------------------------------------

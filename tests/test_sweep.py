@@ -1,7 +1,7 @@
 """A sweep with a storage, from end to end with real Ray and real MLflow, as one story.
 
 Killed; grown, and its terminal closed; gone on with from another folder as another machine would,
-the storage away for a while. Three starts of Ray, told by the fixture; the tests look at its stages.
+the storage away for a while. Three starts of Ray, told by the fixture; tests look at its stages.
 """
 
 import json

@@ -79,10 +79,6 @@ def emptied(database: Path, file: Path) -> None:
     file.touch()
 
 
-def no_database(database: Path, file: Path) -> None:
-    file.write_bytes(b"no database" * 100)
-
-
 def make_plan(out: Path, grid: str = "esteps=1,2") -> Plan:
     parsed = parse_grid([grid], "tiny")
     plan = new_plan("tiny", TINY).grow(cells(TINY, parsed), (0, 1), parsed.text)
@@ -529,7 +525,7 @@ def test_a_database_that_is_gone_or_another_one_is_filled_from_the_start(
     assert [m[1:] for m in metrics(out)] == [m[1:] for m in before]
 
 
-@pytest.mark.parametrize("damage", [half_made, no_database, emptied])
+@pytest.mark.parametrize("damage", [half_made, emptied])
 def test_our_database_that_cannot_be_opened_is_quarantined_and_filled_again(
     tmp_path: Path, database: Path, damage: Callable[[Path, Path], None]
 ) -> None:
