@@ -5,8 +5,6 @@ import hashlib
 import io
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -485,18 +483,6 @@ def test_download_puts_files_where_they_are_found(tmp_path, root, monkeypatch):
     monkeypatch.setattr(downloads, "download_url", copy)
     download("fmnist", None)
     assert len(data.load(config("fmnist"), None)) == 18  # found again without being told
-
-
-def test_availability_is_checked_without_torch():
-    code = (
-        "import sys\nfrom mpcc.data import files as data_files\n"
-        "try: data_files.check_available('mnist', '/nowhere')\n"
-        "except data_files.DataError as error: print(error)\n"
-        "print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0].startswith("data folder /nowhere does not exist")
-    assert done.stdout.splitlines()[1] == "[]"
 
 
 # -- the real files ------------------------------------------------------------------------------

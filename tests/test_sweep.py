@@ -30,6 +30,7 @@ from benchmarks.fault_tools import (
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from tests.test_exposure import is_loopback, listening
+from tests.test_trainer import evaluations
 from tune.plan.cells import Trial, trials
 from tune.plan.grid import cells, parse_grid
 from tune.store.folder import Store
@@ -189,15 +190,9 @@ def test_a_trial_in_the_sweep_equals_the_same_trial_alone(story: Story, tmp_path
         swept = story.end[trial.key][1]
         assert swept["weights_sha256"] == alone["weights_sha256"]
         for folder in (story.store, story.second):
-            here = run_dir.read_metrics(Store(folder).trial_dir(trial.key))
+            here = evaluations(Store(folder).trial_dir(trial.key))
             assert [r["iteration"] for r in here] == [20, 40, 60]
-            assert [_without_time(r) for r in here] == [
-                _without_time(r) for r in run_dir.read_metrics(path)
-            ]
-
-
-def _without_time(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "seconds"}
+            assert here == evaluations(path)
 
 
 def test_mlflow_has_one_finished_run_per_trial_under_one_parent(story: Story) -> None:

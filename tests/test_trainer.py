@@ -232,10 +232,14 @@ def test_every_field_is_listed_as_alive():
 def observed(config: Config, images: ImageSet, path) -> dict:
     list(train(config, path, image_set=images, device="cpu"))
     result = run_dir.read_result(path)
-    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
     # Key, seconds and their seal differ by design; everything else must tell the two apart.
     by_design = ("trial_key", "seconds", "seal")
-    return {k: v for k, v in result.items() if k not in by_design} | {"rows": rows}
+    return {k: v for k, v in result.items() if k not in by_design} | {"rows": evaluations(path)}
+
+
+def evaluations(path) -> list[dict]:
+    """A trial's evaluations, but for their times."""
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
 
 
 @pytest.fixture(scope="module")
@@ -347,10 +351,9 @@ def test_threads_are_those_of_the_configuration(tiny, some_digits, tmp_path):
 def files(path) -> dict[str, bytes]:
     """What must be equal of two runs of one trial: all but times."""
     result = run_dir.read_result(path)
-    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run_dir.read_metrics(path)]
     result.pop("seconds"), result.pop("seal")
     others = [p for p in path.iterdir() if p.suffix in (".png", ".gz", ".mpcc")]
-    return {"result": result, "rows": rows} | {p.name: p.read_bytes() for p in others}
+    return {"result": result, "rows": evaluations(path)} | {p.name: p.read_bytes() for p in others}
 
 
 def test_the_errors_of_reconstruction_are_those_of_all_images(tiny, some_digits):
