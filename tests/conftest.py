@@ -40,3 +40,14 @@ def digits():
 def tiny() -> Config:
     """The smallest preset: 1,797 digits, four iterations."""
     return PRESETS["tiny"]
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs take no time to measure."""
+    from tune import estimate
+
+    def measure(*_: object) -> None:
+        raise ValueError("not in this test")
+
+    monkeypatch.setattr(estimate, "measure", measure)

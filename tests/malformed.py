@@ -346,20 +346,26 @@ def run(n: int, seed: int, folder: Path) -> Outcome:
     """Try `n` cases in folders below `folder`, which must be empty or missing."""
     folder, outcome = Path(folder).resolve(), Outcome()
     template = Template(folder / "template")
+    work = folder / "case" / "work"
+    before: dict[str, str] = {}
     for i, case in enumerate(cases(n, seed)):
-        work = folder / f"{i}" / "work"
-        template.lay_out(work)
+        if not before:
+            shutil.rmtree(work.parent, ignore_errors=True)
+            template.lay_out(work)
+            before = snapshot(work.parent)
         if case.how:
             spoil(work / "sweep" / template.named(case.file), case.how, case.seed)
-        with inside(work.parent):
             before = snapshot(work.parent)
+        with inside(work.parent):
             argv = [template.named(word).replace("{work}", str(work)) for word in case.argv]
             out = work.parent / "out"
             call = called(case.program, [word.replace("{out}", str(out)) for word in argv])
             shutil.rmtree(out, ignore_errors=True)
-            offences = judge(case, call, before, snapshot(work.parent))
+            after = snapshot(work.parent)
+            offences = judge(case, call, before, after)
+        before = {} if case.how or after != before else before  # What nothing changed serves again.
         outcome.codes[case.program, call.code] += 1
         outcome.offences += [f"{i}: {case}: {what}" for what in offences]
-        shutil.rmtree(work.parent)
+    shutil.rmtree(work.parent)
     shutil.rmtree(template.folder)
     return outcome

@@ -35,11 +35,11 @@ SECONDS = 60.0
 """How long a test waits for what should come at once."""
 
 
-def planned(*grid: str, **changes: Any) -> Plan:
-    """A plan of these axes over two seeds, of trials that take about a second."""
+def planned(*grid: str, seeds: tuple[int, ...] = (0, 1), **changes: Any) -> Plan:
+    """A plan of these axes, of trials that take about a second."""
     base = PRESETS["tiny"].override(**({"iterations": 12, "eval_every": 6} | changes))
-    plan = new_plan("tiny", base)
-    return plan.grow(cells(base, parse_grid(list(grid), "tiny")), (0, 1), "test")
+    parsed = parse_grid(list(grid), "tiny")
+    return new_plan("tiny", base).grow(cells(base, parsed), seeds, parsed.text)
 
 
 def spec_of(out: Path, trial: Trial, **changes: Any) -> TrialSpec:
@@ -272,6 +272,36 @@ def events_until_end(next_event: Callable[[float], Event | None], n: int) -> Ite
         assert event is not None, f"{n} trials have not ended"
         n -= event.state in ENDED
         yield event
+
+
+# -- a worker without Ray ------------------------------------------------------------------------
+
+
+def in_process(specs: Iterable[TrialSpec]) -> Any:
+    """What Tune drives, with these trials."""
+    from tune.engine.trainable import MPCCTrainable
+
+    made = MPCCTrainable.__new__(MPCCTrainable)
+    made.setup({"sweep": list(specs)})
+    return made
+
+
+def to_the_end(made: Any) -> list[Event]:
+    """The events of the steps until Tune is told that it is over."""
+    results = [made.step()]
+    while not results[-1]["done"]:
+        results.append(made.step())
+    return [result["event"] for result in results]
+
+
+def equals_alone(out: Path, trial: Trial, folder: Path) -> bool:
+    """Whether the trial is to the bit what it is alone."""
+    from mpcc.training.trainer import train
+    from tests.test_trainer import files
+
+    alone = folder / "alone" / trial.key
+    list(train(trial.config, alone, device="cpu"))
+    return bool(files(Store(out).trial_dir(trial.key)) == files(alone))
 
 
 def printed_by(function: Callable[[Path], None], out: Path, *more: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from analysis import make_tables
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
-from tune import ablation, estimate, run
+from tune import ablation, run
 from tune.plan.cells import Trial
 from tune.plan.plan import Plan
 from tune.planning import planned
@@ -19,22 +19,13 @@ from tune.store.lock import sweep_lock
 
 ROOT = Path(ablation.__file__).resolve().parents[1]
 TINY = ["--preset", "tiny"]
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     code = ablation.main(argv)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured: these tests look at what stands before it."""
-
-    def measure(*_: object) -> None:
-        raise ValueError("not in this test")
-
-    monkeypatch.setattr(estimate, "measure", measure)
 
 
 def write_plan(out: Path, *argv: str) -> Plan:

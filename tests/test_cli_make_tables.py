@@ -441,20 +441,10 @@ def test_table_1_of_other_cells_is_refused(
     assert not (sweep.path / "tables").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--runs", "nowhere"], ["--table", "9"]])
-def test_help_and_usage_errors_import_no_pandas(arguments: list[str], tmp_path: Path) -> None:
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['make_tables.py', *{arguments!r}]\n"
-        "try:\n"
-        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-        "except SystemExit:\n    pass\n"
-        "assert not {'pandas', 'numpy', 'torch', 'ray'} & sys.modules.keys()\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
-
-
-def test_table_1_imports_neither_torch_nor_ray_nor_mlflow(tmp_path: Path) -> None:
+def test_table_1_imports_neither_torch_nor_ray_nor_mlflow_and_costs_at_most_three_seconds(
+    tmp_path: Path,
+) -> None:
+    """CPU seconds, which other work on the machine does not change much."""
     sweep = table1_sweep(tmp_path / "digits")
     heavy = {"torch", "ray", "mlflow", "matplotlib", "statsmodels", "scipy.stats"}
     code = (
@@ -464,15 +454,9 @@ def test_table_1_imports_neither_torch_nor_ray_nor_mlflow(tmp_path: Path) -> Non
         f"found = {heavy!r} & sys.modules.keys()\n"
         "assert not found, found\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_table_of_a_small_sweep_costs_at_most_three_seconds(tmp_path: Path) -> None:
-    """CPU seconds, which other work on the machine does not change much."""
-    sweep = table1_sweep(tmp_path / "digits")
     before = os.times()
-    assert call("--runs", sweep.path, cwd=tmp_path).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     after = os.times()
+    assert done.returncode == 0, done.stderr
     spent = after.children_user + after.children_system
     assert spent - before.children_user - before.children_system <= 3

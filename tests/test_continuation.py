@@ -6,33 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from mpcc.training.trainer import train
+from tests.stand_ins import planned
 from tests.test_promises import DRY
+from tests.test_trainer import evaluations
 from tune import ablation
-from tune.plan.grid import cells, parse_grid
-from tune.plan.plan import PLAN, Plan, new_plan
+from tune.plan.plan import PLAN, Plan, PlanError
 from tune.store import folder
 from tune.store.adopt import extend, extends_from
 from tune.store.folder import Store
 
-BASE = PRESETS["tiny"].override(iterations=4, eval_every=2)
+
+def plan(*grid: str) -> Plan:
+    return planned(*grid, seeds=(0,), iterations=4, eval_every=2)
 
 
-def plan(*grid: str, seeds: tuple[int, ...] = (0,)) -> Plan:
-    made = cells(BASE, parse_grid(list(grid), "tiny"))
-    return new_plan("tiny", BASE).grow(made, seeds, " ".join(grid))
-
-
-def run(store: Store, planned: Plan, images) -> None:
-    for trial in planned.trials():
+def run(store: Store, short: Plan, images) -> None:
+    for trial in short.trials():
         for _ in train(trial.config, store.trial_dir(trial.key), image_set=images):
             pass
-
-
-def rows(path: Path) -> list[dict]:
-    return [{n: v for n, v in r.items() if n != "seconds"} for r in run_dir.read_metrics(path)]
 
 
 def test_a_continued_trial_ends_as_one_that_was_planned_longer_from_the_start(
@@ -56,8 +49,9 @@ def test_a_continued_trial_ends_as_one_that_was_planned_longer_from_the_start(
         result, expected = (run_dir.read_result(p) for p in (path, alone))
         assert result and expected
         assert result["weights_sha256"] == expected["weights_sha256"]
-        assert rows(path) == rows(alone)
+        assert evaluations(path) == evaluations(alone)
         assert run_dir.earlier_iterations(path) == [4]
+        assert run_dir.read_provenance(path)["starts"] == [0, 4]
     kept = sorted((tmp_path / "earlier" / "4-iterations").glob("*/*"))
     assert {file.name for file in kept} >= {"config.json", "metrics.jsonl", "result.json"}
     assert not any(file.suffix == ".pt" for file in kept)
@@ -92,6 +86,42 @@ def test_an_extension_that_was_cut_off_is_made_whole(
     assert store.status(more).iteration == 4
     assert (store.trial_dir(more.key) / run_dir.CHECKPOINT).exists()
     assert [p.name for p in (tmp_path / "trials").iterdir()] == [more.key]
+
+
+def test_every_trial_of_an_extended_plan_has_more_iterations_and_a_key_of_its_own() -> None:
+    short = plan("esteps=1,2")
+    longer = short.extend(7)
+    assert [t.config.iterations for t in longer.trials()] == [7, 7]
+    assert [c.cell.text for c in longer.cells] == [c.cell.text for c in short.cells]
+    assert not {t.key for t in short.trials()} & {t.key for t in longer.trials()}
+
+
+def test_a_plan_can_be_extended_twice_and_remembers_both() -> None:
+    twice = plan("esteps=1,2").extend(6).extend(9)
+    assert twice.earlier_iterations == (4, 6)
+    assert Plan.from_dict(json.loads(json.dumps(twice.to_dict()))) == twice
+    assert twice.extend(9) is twice
+
+
+def test_the_points_of_a_search_follow_their_cells() -> None:
+    short = plan("esteps=1,2")
+    points = [one.cell.key for one in reversed(short.cells)]
+    longer = replace(short, search={"points": points, "sampler": "tpe"}).extend(7)
+    assert longer.search == {
+        "points": [one.cell.key for one in reversed(longer.cells)],
+        "sampler": "tpe",
+    }
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_fewer_iterations_are_refused(iterations: int) -> None:
+    with pytest.raises(PlanError, match="more than the 4 iterations"):
+        plan("esteps=1,2").extend(iterations)
+
+
+def test_an_axis_of_iterations_is_refused() -> None:
+    with pytest.raises(PlanError, match="iterations is an axis"):
+        plan("iterations=2,4").extend(9)
 
 
 def command(out: Path, *words: str) -> int:

@@ -510,7 +510,9 @@ def test_damage_is_refused_before_anything_is_written(root, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_refuses_damage_before_ray_starts_and_says_what_it_found(root, capsys, tmp_path):
+def test_a_sweep_refuses_damage_before_ray_starts_and_says_what_it_found(
+    root, capsys, tmp_path, nothing_is_measured
+):
     from tune import ablation
 
     _damaged(root)

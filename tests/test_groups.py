@@ -1,7 +1,6 @@
 """Trials that share a process under Ray: which do, that each is what it is alone, and faults."""
 
 import errno
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +10,15 @@ import pytest
 
 from mpcc.runs import run_dir
 from mpcc.training import trainer
-from tests.stand_ins import planned, printed_by, spec_of
-from tests.test_trainer import files
+from tests.stand_ins import (
+    equals_alone,
+    in_process,
+    planned,
+    printed_by,
+    spec_of,
+    to_the_end,
+)
 from tests.under_ray import groups_of_three
-from tune import ablation
 from tune.engine import worker
 from tune.engine.spec import TrialSpec
 from tune.plan.plan import Plan
@@ -22,7 +26,6 @@ from tune.plan.state import Event, EventKind, State
 from tune.store.folder import Store
 
 pytest.importorskip("ray")
-EVENTS = list[Event]
 
 
 def specs_of(out: Path, plan: Plan) -> list[TrialSpec]:
@@ -98,41 +101,23 @@ def test_after_a_stop_nothing_that_was_submitted_is_handed_on(tmp_path: Path) ->
 # -- without Ray, through the class that Tune drives -----------------------------------------------
 
 
-def in_process(specs: list[TrialSpec]) -> Any:
-    from tune.engine.trainable import MPCCTrainable
-
-    made = MPCCTrainable.__new__(MPCCTrainable)
-    made.setup({"sweep": grouped(specs, 16)[0]})
-    return made
+def together(out: Path, plan: Plan) -> Any:
+    """What Tune drives, with a group of all trials of the plan."""
+    return in_process(grouped(specs_of(out, plan), 16)[0])
 
 
-def to_the_end(made: Any) -> EVENTS:
-    """The events of the steps until Tune is told that it is over."""
-    results = [made.step()]
-    while not results[-1]["done"]:
-        results.append(made.step())
-    return [result["event"] for result in results]
-
-
-def ends_of(events: EVENTS) -> dict[str, State]:
+def ends_of(events: list[Event]) -> dict[str, State]:
     """Trial key -> its state after its last event."""
     return {event.key: event.state for event in events if event.kind != EventKind.PROGRESS}
-
-
-def equals_alone(out: Path, plan: Plan, n: int, folder: Path) -> bool:
-    """Whether a trial of the plan is to the bit what it is alone."""
-    trial = plan.trials()[n]
-    list(trainer.train(trial.config, folder / "alone" / trial.key, device="cpu"))
-    return files(Store(out).trial_dir(trial.key)) == files(folder / "alone" / trial.key)
 
 
 @pytest.mark.slow
 def test_trials_of_a_group_equal_each_alone_to_the_bit(tmp_path: Path) -> None:
     plan = planned("esteps=1,2")
-    made = in_process(specs_of(tmp_path, plan))
+    made = together(tmp_path, plan)
     assert ends_of(to_the_end(made)) == {trial.key: State.DONE for trial in plan.trials()}
     made.cleanup()
-    assert all(equals_alone(tmp_path, plan, n, tmp_path) for n in range(4))
+    assert all(equals_alone(tmp_path, trial, tmp_path) for trial in plan.trials())
 
 
 def faulty(monkeypatch: pytest.MonkeyPatch, key: str, error: BaseException) -> Callable[[], None]:
@@ -164,7 +149,7 @@ def test_what_ends_one_trial_of_a_group_leaves_the_others_alone(
     plan = planned("esteps=1,2")
     trial = plan.trials()[1]
     undo = faulty(monkeypatch, trial.key, error)
-    made = in_process(specs_of(tmp_path, plan))
+    made = together(tmp_path, plan)
     events = to_the_end(made)
     ends = ends_of(events)
     assert ends.pop(trial.key) == state and set(ends.values()) == {State.DONE}
@@ -176,7 +161,7 @@ def test_what_ends_one_trial_of_a_group_leaves_the_others_alone(
         assert kinds[-1] == EventKind.EXCLUSIVE
         assert made.reset_config({"sweep": [spec_of(tmp_path, trial, exclusive=True)]})
         assert ends_of(to_the_end(made)) == {trial.key: State.DONE}
-        assert equals_alone(tmp_path, plan, 1, tmp_path)
+        assert equals_alone(tmp_path, trial, tmp_path)
     made.cleanup()
 
 
@@ -197,7 +182,7 @@ def test_a_fault_of_the_machine_ends_the_process_with_checkpoints(
     monkeypatch.setattr(trainer, "PROGRESS_SECONDS", 0.01)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.0)
     others = set(threading.enumerate())  # Of a library, from tests before.
-    made = in_process(specs_of(tmp_path, plan))
+    made = together(tmp_path, plan)
     with pytest.raises(type(error)):
         to_the_end(made)
     made.cleanup()
@@ -216,7 +201,7 @@ def test_the_stop_of_a_group_writes_a_checkpoint_for_each_of_its_trials(
     plan = planned("esteps=1,2", iterations=10_000, eval_every=10_000)
     specs = [spec_of(tmp_path, trial, checkpoint_seconds=600.0) for trial in plan.trials()]
     others = set(threading.enumerate())
-    made = in_process(specs)
+    made = in_process(grouped(specs, 16)[0])
     reached: dict[str, int] = {}
     while len(reached) < 4:
         event = made.step()["event"]
@@ -243,20 +228,4 @@ def test_groups_under_ray_killed_in_the_middle_end_as_each_alone(tmp_path: Path)
     assert len(again) > len(set(again)) == 6
     ends = [key for key, kind, state in said["events"] if (kind, state) == ("ended", "done")]
     assert sorted(ends) == sorted(keys)  # Each once.
-    assert all(equals_alone(tmp_path, plan, n, tmp_path) for n in (0, 3))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["0"], "--trials-per-gpu.* 1 (to|and) 64, got '0'"),
-        (["many"], "--trials-per-gpu.* 1 (to|and) 64, got 'many'"),
-        (["4", "--gpus-per-trial", "0.5"], "--trials-per-gpu and --gpus-per-trial exclude"),
-    ],
-)
-def test_trials_per_gpu_that_make_no_sense_are_refused(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--grid", "esteps", "--out", str(tmp_path / "out"), "--trials-per-gpu", *words]
-    assert ablation.main(argv) == 2
-    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()
+    assert all(equals_alone(tmp_path, plan.trials()[n], tmp_path) for n in (0, 3))

@@ -1,38 +1,30 @@
 """The images of a sweep: known from its first trial on, and never exchanged unseen."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from mpcc.config import PRESETS
+from tests.stand_ins import planned
 from tests.test_store import begin
 from tune import ablation
-from tune.plan.grid import cells, parse_grid
-from tune.plan.plan import Plan, images_name, new_plan
+from tune.plan.plan import images_name
 from tune.store.folder import Store
 
 TINY = PRESETS["tiny"]
 DIGITS = images_name(TINY)
 
 
-def planned(out: Path) -> Plan:
-    made = cells(TINY, parse_grid(["esteps=1,2"], "tiny"))
-    plan = new_plan("tiny", TINY).grow(made, (0,), "esteps=1,2")
-    Store(out).write_plan(plan)
-    return plan
-
-
 @pytest.mark.parametrize("known_by", ["plan", "trial"])
 def test_a_folder_that_was_begun_on_other_images_is_refused_before_anything_runs(
     known_by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = planned(tmp_path)
+    plan = planned("esteps=1,2", seeds=(0,))
     if known_by == "trial":  # Its driver was killed before it could write that down.
+        Store(tmp_path).write_plan(plan)
         begin(Store(tmp_path), plan, "f00d")
     else:
-        data = {DIGITS: {"dataset": "digits", "fingerprint": "f00d"}}
-        Store(tmp_path).write_plan(dataclasses.replace(plan, data=data))
+        Store(tmp_path).write_plan(plan.with_data(DIGITS, {"fingerprint": "f00d"}))
     before = sorted(p.name for p in tmp_path.rglob("*"))
     assert ablation.main(["--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err

@@ -297,7 +297,9 @@ def test_mlflow_alone_gives_the_frame_and_the_tables_that_the_records_give(
     kept = [name for name in before.trials if name != "digest"]
     # Of metrics.jsonl MLflow holds the numbers, not the bytes: the digest may differ.
     assert after.trials[kept].equals(before.trials[kept])
-    assert make_tables.main(["--mlflow", uri, *TABLES, str(tmp_path / "made")]) == 0
+    for sweep, code in (("digits", 0), ("abc", 0), ("none", 2)):  # By preset, by its identity.
+        words = ["--mlflow", uri, "--sweep", sweep, *TABLES, str(tmp_path / "made")]
+        assert make_tables.main(words) == code
     for name in ("table1.md", "grid.md", "grid.csv", "table1.tex"):
         assert (tmp_path / "made" / name).read_bytes() == (tables / name).read_bytes(), name
     assert "diverged" in (tmp_path / "made" / "report.html").read_text()

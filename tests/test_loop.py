@@ -22,8 +22,10 @@ from tests.stand_ins import (
     planned,
     started,
 )
+from tune import ablation
 from tune.engine import loop
 from tune.engine.spec import TrialSpec
+from tune.options import settings
 from tune.plan.plan import PLAN, Plan, new_plan
 from tune.plan.source import GridSource
 from tune.plan.state import Event, EventKind, State, States
@@ -69,6 +71,21 @@ def test_every_trial_is_submitted_once_and_mlflow_hears_of_each(
     assert sweep.states.count(State.DONE) == 4 and not sweep.states.running()
     again = looped(tmp_path, plan)
     assert again.run(StandInEngine(lambda spec: []), monkeypatch)  # Nothing is left to do.
+
+
+def test_trials_are_submitted_as_the_options_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--grid", "esteps", "--checkpoint-seconds", "7", "--checkpoint-iterations", "20"]
+    given = settings(ablation.parse(words), Store(tmp_path))
+    often = (given.checkpoint_seconds, given.checkpoint_iterations)
+    plan = planned("esteps=1")
+    engine, sweep = StandInEngine(done_at_once(tmp_path, plan)), looped(tmp_path, plan)
+    assert sweep.run(
+        engine, monkeypatch, checkpoint_seconds=often[0], checkpoint_iterations=often[1]
+    )
+    found = {(spec.checkpoint_seconds, spec.checkpoint_iterations) for spec in engine.submitted}
+    assert found == {often} == {(7.0, 20)}
 
 
 @pytest.mark.parametrize("ends", [True, False])

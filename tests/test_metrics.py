@@ -1,8 +1,5 @@
 """Metrics against scikit-learn, points counted by hand, and what must not change them."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
@@ -170,13 +167,6 @@ def test_thresholds_decide():
     half = np.where(samples > 200, 255, samples).astype(np.uint8)
     assert judge(half, clusters, max_saturation=0.0)[1] == ("saturated",)
     assert judge(half, clusters, max_saturation=1.0)[1] == ()
-
-
-def test_import_needs_neither_torch_nor_scipy_nor_scikit_learn():
-    heavy = "('torch', 'scipy', 'sklearn')"
-    code = f"import sys, mpcc.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_information_is_log_k_for_sure_and_even_assignments_and_nothing_without_either():

@@ -46,6 +46,7 @@ def test_a_claim_of_a_dead_process_is_taken_over_and_that_of_a_living_one_is_not
     store, key = store_of(tmp_path, plan), plan.trials()[0].key
     file = tmp_path / lock.CLAIMS / f"{key}.json"
     file.parent.mkdir()
+    file.with_name(f"{key}.1").write_text("0123abcd")  # Of a search of old.
     dead = subprocess.Popen(["true"])
     dead.wait()
     file.write_bytes(other_owner(dead.pid, this_machine()))

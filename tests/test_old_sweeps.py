@@ -7,7 +7,6 @@ import json
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pytest
 from mpcc.evaluation.metrics import METRICS
 from mpcc.evaluation.shown import column
 from tests.old.folders import HERE, NEUTRAL, STORE, SWEEP, command, processor, tables_text, unpack
+from tests.test_promises import answered, said
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -39,19 +39,21 @@ def neutral_place_is_not_made() -> Iterator[None]:
     assert existed or not Path(NEUTRAL).exists()
 
 
-def call(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600)
-
-
 def tune(words: list[str], place: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    return call(*command(words, ROOT, place), *more, cwd=place)
+    """What the command answers, in this process: it must start no Ray."""
+    _, program, *rest = command(words, ROOT, place)
+    return answered(Path(program).stem, *rest, *more, cwd=place)
+
+
+def trained(words: list[str], place: Path) -> "subprocess.CompletedProcess[str]":
+    """The same in a process of its own, with Ray."""
+    argv = [*command(words, ROOT, place), "--accept-changed-code"]
+    return subprocess.run(argv, cwd=place, capture_output=True, text=True, timeout=600)
 
 
 def tables(place: Path, *source: str) -> str:
-    program = str(ROOT / "analysis" / "make_tables.py")
-    made = call(sys.executable, program, *source, "--out", str(place / "tables"), cwd=place)
-    assert made.returncode == 0, made.stderr
-    return tables_text(made.stdout).replace(str(place), NEUTRAL)
+    made = said("make_tables", *source, "--out", place / "tables", cwd=place, COLUMNS=None)
+    return tables_text(made).replace(str(place), NEUTRAL)
 
 
 def results(out: Path) -> dict[str, tuple[int, bytes]]:
@@ -183,7 +185,7 @@ def test_the_command_of_a_finished_one_runs_nothing(name: str, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_finished_one_can_be_trained_further_from_its_checkpoints(tmp_path: Path) -> None:
     longer, out = FOLDERS["finished"]["longer"], unpack("finished", tmp_path)
-    more = tune(longer["command"], tmp_path, "--accept-changed-code")
+    more = trained(longer["command"], tmp_path)
     assert more.returncode == 0, more.stderr
     for key, trial in longer["trials"].items():
         rows = (out / "trials" / key / "metrics.jsonl").read_text().splitlines()
@@ -215,7 +217,7 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     before = results(out)
     cut_off = [key for key, trial in folder["trials"].items() if trial["state"] == "stopped"]
     assert before and cut_off and list(place.rglob("checkpoint.pt"))
-    end = tune(folder["command"], place, "--accept-changed-code")
+    end = trained(folder["command"], place)
     return Story(folder, out, cut_off, before, end.returncode, end.stdout, end.stderr)
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from mpcc.config import PRESETS, from_dict
 from mpcc.runs.code_version import code_hash
-from tune import preflight
 from tune.plan.cells import by_cell
 from tune.plan.grid import cells, parse_grid, table1_rows
 from tune.plan.plan import (
@@ -164,18 +163,6 @@ def test_the_images_that_a_trial_recorded_are_known_for_all_trials_of_the_same_s
     assert known.fingerprint_for(TINY.override(image_size=16)) is None
     assert known.with_data(DIGITS, {"fingerprint": "f11d"}) == known  # the first one stays
     assert Plan.from_dict(saved(known)) == known
-
-
-def test_other_images_than_those_of_the_plan_are_refused_by_name(digits) -> None:
-    plan = planned("esteps=1,2")
-    preflight.check_same_data(OUT, plan, plan.trials(), None)
-    same = plan.with_data(DIGITS, {"fingerprint": digits.fingerprint})
-    preflight.check_same_data(OUT, same, same.trials(), None)
-    other = plan.with_data(DIGITS, {"fingerprint": "f00d"})
-    with pytest.raises(ValueError) as error:
-        preflight.check_same_data(OUT, other, other.trials(), None)
-    expected = f"{OUT} was written on other images: {DIGITS}: fingerprint f00d, now "
-    assert str(error.value).startswith(expected + digits.fingerprint)
 
 
 def test_a_grid_hands_out_what_has_not_ended_the_longest_first_and_seed_by_seed() -> None:

@@ -78,15 +78,6 @@ def test_colours_of_clusters_differ():
         assert len({tuple(c) for c in plots._colours(n)}) == n
 
 
-def test_matplotlib_waits_until_something_is_drawn():
-    code = (
-        "import sys, mpcc.evaluation.plots, mpcc.evaluation.pictures;"
-        "print('matplotlib' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 DRAW = """
 import sys
 from mpcc.evaluation import plots

@@ -77,9 +77,9 @@ def answered(
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
-def said(program: str, *words: object, cwd: Path) -> str:
+def said(program: str, *words: object, cwd: Path, **variables: str | None) -> str:
     """The same where all is well: what was printed."""
-    done = call(program, *words, cwd=cwd)
+    done = call(program, *words, cwd=cwd, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -243,6 +243,7 @@ REFUSED = {
         ["--trials-per-gpu", "0"],
         "--trials-per-gpu: must be a whole number from 1 to 64",
     ),
+    "GPUs by a word": (["--trials-per-gpu", "many"], "a whole number from 1 to 64"),
     "GPUs in two ways": (
         ["--trials-per-gpu", "2", "--gpus-per-trial", "1"],
         "--trials-per-gpu and --gpus-per-trial exclude each other",
@@ -375,8 +376,9 @@ def points_of(told: str) -> list[str]:
 
 def cpu_seconds(command: list[str], cwd: Path, code: int) -> float:
     """What the command takes of the processor, which other work does not change much."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (cwd / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == code, (cwd / "log").read_text()
@@ -395,6 +397,11 @@ def test_help_status_dry_run_and_errors_take_half_a_second(tmp_path: Path) -> No
         ("search", ["--space", "nope"], 2),
         ("make_tables", ["--help"], 0),
         ("make_tables", ["--runs", "nowhere"], 2),
+        ("mpcc", ["--help"], 0),
+        ("mpcc", ["--dry-run"], 0),
+        ("mpcc", ["--preset", "x"], 2),
+        ("mpcc", ["cluster", "--help"], 0),
+        ("mpcc", ["sample"], 2),
     ):
         command = [sys.executable, *PROGRAMS[program], *words]
         assert any(cpu_seconds(command, tmp_path, code) < 0.5 for _ in range(3)), command
@@ -518,30 +525,11 @@ def test_a_run_that_diverges_ends_with_exit_code_1_and_goes_on_saying_so(tmp_pat
     for _ in range(2):
         done = call("mpcc", *words, cwd=tmp_path)
         assert done.returncode == 1 and done.stdout == ""
-        assert "diverged: loss/" in done.stderr.splitlines()[-1]
-
-
-def test_a_run_writes_a_checkpoint_after_so_many_iterations(tmp_path: Path) -> None:
-    words = ["--preset", "tiny", "--out", "run", "--set", "iterations=1000000",
-             "eval_every=1000000", "--checkpoint-seconds", "600",
-             "--checkpoint-iterations", "20"]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, *PROGRAMS["mpcc"], *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert (tmp_path / "run" / "checkpoint.pt").exists()
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-        assert process.returncode == 143
-    finally:
-        process.kill()
-        process.wait()
+        result = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert result["state"] == "diverged" and result["metrics"] == {}
+        at = f"is not finite at iteration {result['iteration']}"
+        assert re.fullmatch(rf"loss/\w+ {at}", result["cause"])
+        assert f"diverged: {result['cause']}" in done.stderr.splitlines()[-1]
 
 
 # -- Slurm ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fault_tools import descendants, mlflow_runs, process_table
+from benchmarks.fault_tools import mlflow_runs
 from tests.test_promises import PROGRAMS, answered, call, said
 
 pytestmark = [
@@ -186,10 +186,8 @@ def ended_otherwise(path: Path, state: str, cause: str) -> None:
     (path / "result.json").write_text(json.dumps(result | {"trial_key": path.name}))
 
 
-@pytest.fixture
-def mixed(story: Story, tmp_path: Path) -> tuple[Path, list[str]]:
-    """A copy of the sweep in which both trials of esteps=2 have ended badly, and their keys."""
-    out = copied(story.out, tmp_path)
+def ended_badly(out: Path) -> list[str]:
+    """Have both trials of esteps=2 end badly; their keys."""
     bad = sorted(
         path.name
         for path in (out / "trials").iterdir()
@@ -197,27 +195,27 @@ def mixed(story: Story, tmp_path: Path) -> tuple[Path, list[str]]:
     )
     ended_otherwise(out / "trials" / bad[0], "failed", "code: KeyError: 'a'")
     ended_otherwise(out / "trials" / bad[1], "diverged", "loss/encoder is not finite")
-    return out, bad
+    return bad
 
 
 def test_failed_and_diverged_trials_run_again_only_where_retry_says_so(
-    story: Story, mixed: tuple[Path, list[str]]
+    story: Story, stored: "Stored", tmp_path: Path
 ) -> None:
-    out, bad = mixed
-    before = written(out)
-    done = answered("ablation", *GRID, "--out", out, cwd=out.parent)
+    out = copied(story.out, tmp_path)
+    bad, before = ended_badly(out), written(out)
+    done = answered("ablation", *GRID, "--out", out, cwd=tmp_path)
     assert done.returncode == 3 and written(out) == before
     assert "KeyError" in done.stdout and "--retry" in done.stdout
-    said("ablation", *GRID, "--out", out, "--retry", "failed,diverged", cwd=out.parent)
-    after = written(out)
-    assert {key for key in after if after[key] != before[key]} == set(bad)
-    assert weights(out) == weights(story.out)
+    after = written(stored.out)
+    assert {key for key in stored.before if after[key] != stored.before[key]} == set(bad)
+    assert weights(story.out).items() <= weights(stored.out).items()
 
 
 def test_a_choice_of_cells_that_are_done_ends_with_0_whatever_else_failed(
-    mixed: tuple[Path, list[str]],
+    story: Story, tmp_path: Path
 ) -> None:
-    out, _ = mixed
+    out = copied(story.out, tmp_path)
+    ended_badly(out)
     before = written(out)
     words = [*GRID, "--out", out]
     for choice, code in (
@@ -225,36 +223,8 @@ def test_a_choice_of_cells_that_are_done_ends_with_0_whatever_else_failed(
         (["--skip", "esteps=2"], 0),
         (["--only", "esteps=2"], 3),
     ):
-        assert answered("ablation", *words, *choice, cwd=out.parent).returncode == code
+        assert answered("ablation", *words, *choice, cwd=tmp_path).returncode == code
     assert written(out) == before
-
-
-def test_other_images_are_refused_by_name(story: Story, tmp_path: Path) -> None:
-    out = copied(story.out, tmp_path)
-    text = (out / "sweep.json").read_text()
-    (image,) = set(re.findall(r'"fingerprint": "(\w+)"', text))
-    (out / "sweep.json").write_text(text.replace(image, "f00df00df00d"))
-    (out / "sweep-copy.json").unlink()  # It would restore the other.
-    shutil.rmtree(next(iter((out / "trials").iterdir())))
-    done = answered("ablation", *GRID, "--out", out, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert f"fingerprint f00df00df00d, now {image}" in done.stderr
-
-
-def test_other_code_is_refused_by_file_unless_it_is_accepted(story: Story, tmp_path: Path) -> None:
-    out = copied(story.out, tmp_path)
-    edited(
-        out / "sweep.json", lambda plan: plan["code_files"].update({"mpcc/model/losses.py": "0"})
-    )
-    (out / "sweep-copy.json").unlink()
-    words = [*GRID, "--out", out, "--dry-run"]
-    assert "0 to run" in said("ablation", *words, cwd=tmp_path)  # No code trains anything.
-    again = call("ablation", *words, "--retry", "failed", cwd=tmp_path)
-    shutil.rmtree(next(iter((out / "trials").iterdir())))
-    for done in (again, call("ablation", *words, cwd=tmp_path)):
-        assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert "mpcc/model/losses.py changed since" in done.stderr
-    assert "1 to run" in said("ablation", *words, "--accept-changed-code", cwd=tmp_path)
 
 
 def test_parts_are_left_out_of_the_best_cell_of_a_folder(story: Story) -> None:
@@ -270,29 +240,6 @@ def test_of_cells_that_have_all_collapsed_none_is_the_best_to_confirm(story: Sto
     done = call("ablation", *words, cwd=story.base)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "without a collapsed or diverged seed" in done.stderr
-
-
-def test_trials_that_go_on_to_more_iterations_end_as_if_planned_so_and_keep_their_earlier_records(
-    story: Story, tmp_path: Path
-) -> None:
-    out = copied(story.out, tmp_path)
-    longer = ["--preset", "tiny", "--set", "eval_every=10", "--iterations", "40"]
-    refused = answered("ablation", *longer, "--out", out, cwd=tmp_path)
-    assert refused.returncode == 2 and "--continue-training" in refused.stderr
-    words = ["--out", out, "--iterations", "40", "--continue-training", "--next"]
-    for _ in range(4):
-        said("ablation", *words, cwd=tmp_path)
-    assert "4 trials: 4 done" in said("ablation", "--out", out, "--status", cwd=tmp_path)
-    run = alone(tmp_path, "iterations=40", "esteps=2", "seed=1")
-    key = json.loads((run / "result.json").read_text())["trial_key"]
-    assert rows(out / "trials" / key) == rows(run)
-    for path in (out / "trials").iterdir():
-        starts = json.loads((path / "provenance.json").read_text())["starts"]
-        assert starts == [0, 20], "not gone on with"
-        assert "20" in (path / "continues.json").read_text()
-    assert len(results(out)) == 4
-    kept = {file.name for file in (out / "earlier" / "20-iterations").rglob("*.json*")}
-    assert {"config.json", "metrics.jsonl", "result.json"} <= kept
 
 
 def test_mlflow_gets_what_it_lacks_by_hand_once_wherever_it_is(
@@ -312,46 +259,6 @@ def test_mlflow_gets_what_it_lacks_by_hand_once_wherever_it_is(
             assert runs(database) == expected
     assert {status for status, *_ in expected.values()} == {"FINISHED"}
     assert {value[1:] for key, value in expected.items() if key} == {(2, 2)}
-    assert written(out) == before
-
-
-def test_mlflow_alone_gives_the_tables_of_folders_that_are_gone(
-    story: Story, tmp_path: Path
-) -> None:
-    words = ["--table", "grid", "--format", "md,csv"]
-    said("make_tables", *words, "--runs", story.out, "--out", tmp_path / "a", cwd=tmp_path)
-    identity = json.loads((story.out / "sweep.json").read_text())["id"]
-    uri = f"sqlite:///{story.out / 'mlflow.db'}"
-    gone = [(story.out / name, story.base / f"gone-{name}") for name in ("trials", "sweep.json")]
-    for here, aside in gone:  # The artifacts stay where MLflow knows them to be.
-        here.rename(aside)
-    try:
-        for sweep in ([], ["--sweep", "tiny"], ["--sweep", identity]):
-            argv = ["--mlflow", uri, *sweep, "--out", tmp_path / "b"]
-            printed = said("make_tables", *words, *argv, cwd=tmp_path)
-            assert "4 of 4 trials done" in printed
-            for name in ("grid.md", "grid.csv"):
-                assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-        wrong = call("make_tables", *words, "--mlflow", uri, "--sweep", "none", cwd=tmp_path)
-        assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
-    finally:
-        for here, aside in gone:
-            aside.rename(here)
-
-
-def test_processes_with_next_share_a_grid_and_give_the_numbers_of_a_sweep(
-    story: Story, tmp_path: Path
-) -> None:
-    out = tmp_path / "shared"
-    argv = [*GRID, "--seeds", "1", "--out", out, "--next"]
-    at_once = [start("ablation", *argv, cwd=tmp_path) for _ in range(3)]
-    ends = [process.communicate(timeout=300) and process.returncode for process in at_once]
-    assert sorted(ends) == [0, 0, 4]
-    before = written(out)
-    done = call("ablation", *argv, cwd=tmp_path)
-    assert done.returncode == 4 and "nothing is left to do" in done.stdout
-    assert len(before) == 2 and weights(out).items() <= weights(story.out).items()
-    assert "2 trials delivered" in said("ablation", "--out", out, "--sync", cwd=tmp_path)
     assert written(out) == before
 
 
@@ -379,31 +286,33 @@ class Stored:
     out: Path
     store: Path
     before: dict[str, int]
+    bad: list[str]
     text: str
 
 
 @pytest.fixture(scope="module")
 def stored(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    """The grid, grown by two trials and sent to a storage, with secrets in the environment.
+    """The grid, half of it failed, grown and sent to a storage, with secrets in the environment.
 
     Two trials to a GPU: without one so many processes, here of all cores each, one at a time.
     """
     base = tmp_path_factory.mktemp("stored")
     out = copied(story.out, base)
-    before = written(out)
+    bad, before = ended_badly(out), written(out)
     words = [*COMMON, "--seeds", "2", "--grid", "esteps=1,2,3", "--out", out]
     words += ["--trials-per-gpu", "2", "--cpus-per-trial", str(len(os.sched_getaffinity(0)))]
     places = {"MPCC_SCRATCH_DIR": str(base / "scratch"), "MPCC_CACHE_DIR": str(base / "cache")}
-    done = call("ablation", *words, "--storage", base / "store", cwd=base, **SECRETS, **places)
+    words += ["--retry", "failed,diverged", "--storage", base / "store"]
+    done = call("ablation", *words, cwd=base, **SECRETS, **places)
     assert done.returncode == 0, done.stderr
-    return Stored(base, out, base / "store", before, done.stdout)
+    return Stored(base, out, base / "store", before, bad, done.stdout)
 
 
 def test_a_sweep_that_was_begun_here_goes_to_a_storage_later_and_runs_nothing_again(
     story: Story, stored: Stored
 ) -> None:
     assert DONE.search(stored.text).groups() == ("6", "6")  # type: ignore[union-attr]
-    for key in stored.before:
+    for key in stored.before.keys() - stored.bad:
         here = story.out / "trials" / key
         for name in ("result.json", "metrics.jsonl"):
             for folder in (stored.out, stored.store):
@@ -458,74 +367,6 @@ def test_a_folder_remembers_its_storage(stored: Stored, tmp_path: Path) -> None:
     assert weights(out) == weights(stored.store)
 
 
-# -- a grid that is stopped ----------------------------------------------------------------------
-
-LONG = ["--preset", "tiny", "--iterations", "1000000", "--set", "eval_every=1000000", "--seeds",
-        "1", "--grid", "esteps=1", "--checkpoint-seconds", "600",
-        "--checkpoint-iterations", "20"]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Stopped:
-    base: Path
-    out: Path
-    pid: int
-    second: "subprocess.CompletedProcess[str]"
-    status: str
-    code: int
-    seconds: float
-    text: str
-    noise: str
-    left: list[int]
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    """A trial in the middle of a long interval, a second driver refused, and a terminal closed.
-
-    That is SIGHUP to the whole process group: Ray must outlive it until the checkpoint is there.
-    """
-    base = tmp_path_factory.mktemp("stopped")
-    out = base / "long"
-    driver = start("ablation", *LONG, "--out", out, cwd=base)
-    wait_for(driver, lambda: list(out.glob("trials/*/checkpoint.pt")))
-    second = answered("ablation", *LONG, "--out", out, cwd=base)
-    status = call("ablation", "--out", out, "--status", cwd=base).stdout
-    processes = descendants(driver.pid)
-    begun = time.monotonic()
-    os.killpg(driver.pid, signal.SIGHUP)
-    text, noise = driver.communicate(timeout=60)
-    seconds = time.monotonic() - begun
-    end = time.monotonic() + 15
-    while process_table().keys() & processes and time.monotonic() < end:
-        time.sleep(0.2)
-    left = sorted(process_table().keys() & processes)
-    return Stopped(
-        base, out, driver.pid, second, status, driver.returncode, seconds, text, noise, left
-    )
-
-
-def test_checkpoints_come_after_so_many_iterations(stopped: Stopped) -> None:
-    """Else the fixture would have waited in vain: none is due by the clock or an evaluation."""
-    assert list(stopped.out.glob("trials/*/checkpoint.pt"))
-
-
-def test_sighup_writes_checkpoints_and_exits_129_within_20_seconds(stopped: Stopped) -> None:
-    assert stopped.code == 129 and stopped.seconds < 20
-    assert DONE.search(stopped.text).groups() == ("0", "1")  # type: ignore[union-attr]
-    assert "stopped: esteps=1" in stopped.text and "writing checkpoints" in stopped.noise
-    assert "Ray has died" not in stopped.noise and "received" not in stopped.noise
-    assert {status for status, *_ in runs(stopped.out / "mlflow.db").values()} <= {"KILLED"}
-    assert stopped.left == []
-
-
-def test_a_second_driver_is_refused_with_the_owners_name(stopped: Stopped) -> None:
-    assert stopped.second.returncode == 2 and stopped.second.stdout == ""
-    assert stopped.second.stderr.count("\n") == 1
-    assert f"in use by process {stopped.pid} on " in stopped.second.stderr
-    assert f"driver: process {stopped.pid} on " in stopped.status and "1 running" in stopped.status
-
-
 # -- searches ------------------------------------------------------------------------------------
 
 PRUNED = [
@@ -547,6 +388,7 @@ class Searches:
     text: str
     front: Path
     front_text: str
+    pid: int
     second: "subprocess.CompletedProcess[str]"
     stopped_code: int
     stopped_status: "subprocess.CompletedProcess[str]"
@@ -569,8 +411,8 @@ def searches(tmp_path_factory: pytest.TempPathFactory) -> Searches:
     (front / "study.db").unlink(missing_ok=True)
     front_text = said("search", *FRONT, "--out", front, cwd=base)
     return Searches(
-        base, base / "pruned", text, front, front_text, second, driver.returncode, status,
-        after_stop,
+        base, base / "pruned", text, front, front_text, driver.pid, second, driver.returncode,
+        status, after_stop,
     )  # fmt: skip
 
 
@@ -626,25 +468,31 @@ def test_two_objectives_give_a_pareto_front(searches: Searches) -> None:
     assert searches.front_text.count("On the Pareto front: ") == len(best)
 
 
-def test_a_search_has_one_driver(searches: Searches) -> None:
-    assert searches.second.returncode == 2 and searches.second.stderr.count("\n") == 1
-    assert "in use by process" in searches.second.stderr
+def test_a_second_driver_is_refused_with_the_owners_name(searches: Searches) -> None:
+    assert searches.second.returncode == 2 and searches.second.stdout == ""
+    assert searches.second.stderr.count("\n") == 1
+    assert f"in use by process {searches.pid} on " in searches.second.stderr
 
 
 def test_a_search_that_was_stopped_ends_where_an_undisturbed_one_does(
     searches: Searches, tmp_path: Path
 ) -> None:
-    """By SIGTERM, and its study was lost."""
+    """By SIGTERM, and its study was lost: the points rest on the records alone."""
     assert searches.stopped_code == 143
     assert searches.stopped_status.returncode == 3 and len(searches.after_stop) < 6
     after = written(searches.front)
     assert {key: after[key] for key in searches.after_stop} == searches.after_stop
-    whole = tmp_path / "front"
-    said("search", *FRONT, "--out", whole, cwd=tmp_path)
-    assert weights(whole) == weights(searches.front) and len(weights(whole)) == 6
-    plans = [json.loads((out / "sweep.json").read_text()) for out in (whole, searches.front)]
-    assert plans[0]["search"] == plans[1]["search"]
-    assert study(whole) == study(searches.front)
+    assert len(weights(searches.front)) == 6
+    again = copied(searches.front, tmp_path)  # With every record, and none of its points drawn.
+    edited(again / "sweep.json", lambda plan: plan["search"].update(points=[]))
+    edited(again / "sweep.json", lambda plan: plan.update(cells=[]))
+    (again / "sweep-copy.json").unlink()
+    (again / "study.db").unlink()
+    assert answered("search", *FRONT, "--out", again, cwd=tmp_path).returncode == 0
+    assert written(again) == after
+    plans = [json.loads((out / "sweep.json").read_text()) for out in (again, searches.front)]
+    assert plans[0]["search"] == plans[1]["search"] and plans[0]["cells"] == plans[1]["cells"]
+    assert study(again) == study(searches.front)
 
 
 def study(out: Path) -> list[Any]:
@@ -653,21 +501,6 @@ def study(out: Path) -> list[Any]:
 
     found = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
     return [(t.number, t.state.name, t.params, t.values) for t in found.get_trials()]
-
-
-def test_what_several_drivers_of_old_left_does_no_harm(searches: Searches, tmp_path: Path) -> None:
-    out = copied(searches.front, tmp_path)
-    for name in ("claims", "drivers"):
-        (out / name).mkdir(exist_ok=True)
-    (out / "drivers" / "0123abcd.json").write_text('{"pid": 1, "host": "elsewhere", "running": []}')
-    for key in results(out):
-        (out / "claims" / f"{key}.1").write_text("0123abcd")
-    long_ago = time.time() - 10_000
-    for file in (*out.glob("claims/*"), *out.glob("drivers/*")):
-        os.utime(file, (long_ago, long_ago))
-    before = written(out)
-    assert answered("search", *FRONT, "--out", out, cwd=tmp_path).returncode == 0
-    assert written(out) == before
 
 
 def test_a_search_is_held_against_the_best_cell_of_a_sweep(

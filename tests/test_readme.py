@@ -23,7 +23,7 @@ from mpcc.config import PRESETS
 from mpcc.runs.run_dir import CHECKPOINT
 from mpcc.use.commands import COMMANDS as COMMANDS_OF_USE
 from tests.test_suggest import finish
-from tune import ablation, estimate, search
+from tune import ablation, search
 from tune.plan import grid
 from tune.plan.cells import Cell
 from tune.plan.plan import Plan, new_plan
@@ -137,10 +137,7 @@ def substituted(words: str, base: Path) -> list[str]:
     return shlex.split(re.sub(r"(?<= )/shared/", f"{base}/shared/", words))
 
 
-def not_measured(*_: object) -> None:
-    raise ValueError("not in this test")
-
-
+@pytest.mark.usefixtures("nothing_is_measured")
 @pytest.mark.parametrize(("program", "words"), COMMANDS)
 def test_a_command_of_the_readme_is_taken_as_it_is_printed(
     program: str,
@@ -154,7 +151,6 @@ def test_a_command_of_the_readme_is_taken_as_it_is_printed(
         monkeypatch.setattr(module, "ROOT", place)
     monkeypatch.chdir(place)
     monkeypatch.delenv("MPCC_DATA_DIR", raising=False)
-    monkeypatch.setattr(estimate, "measure", not_measured)
     monkeypatch.setattr(
         "analysis.searches.search.N_RESAMPLES", 2
     )  # Its figures are not looked at here.

@@ -9,23 +9,14 @@ import pytest
 
 from mpcc.config import PRESETS
 from tests.test_suggest import begin, drive
-from tune import estimate, search
+from tune import search
 from tune.suggest.points import best
 from tune.suggest.source import SearchSource
 
 ROOT = Path(search.__file__).resolve().parents[1]
 TINY = PRESETS["tiny"]
+pytestmark = pytest.mark.usefixtures("nothing_is_measured")
 SPACE = ("eta_p=1e-4..1e-1:log", "esteps=1..4")
-
-
-@pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured: these tests look at what stands before it."""
-
-    def measure(*_: object) -> None:
-        raise ValueError("not in this test")
-
-    monkeypatch.setattr(estimate, "measure", measure)
 
 
 def begun(out: Path, n_points: int, n_ends: int = 10**6, **changes: Any) -> SearchSource:

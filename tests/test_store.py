@@ -6,19 +6,14 @@ import pytest
 
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
+from tests.stand_ins import planned
 from tune.plan.cells import Trial
-from tune.plan.grid import cells, parse_grid
-from tune.plan.plan import Plan, PlanError, images_name, new_plan
+from tune.plan.plan import Plan, PlanError, images_name
 from tune.plan.state import State
 from tune.store.folder import Store, open_store, record_end
 
 TINY = PRESETS["tiny"]
 DIGITS = images_name(TINY)
-
-
-def planned(*words: str, seeds: tuple[int, ...] = (0, 1)) -> Plan:
-    grid = parse_grid(words, "tiny")
-    return new_plan("tiny", TINY).grow(cells(TINY, grid), seeds, grid.text)
 
 
 def write_trial(store: Store, trial: Trial, state: str | None = "done", rows: int = 2) -> Path:

@@ -1,13 +1,12 @@
 """A sweep with a storage, from end to end with real Ray and real MLflow, as one story.
 
-Killed; grown and interrupted; gone on with from another folder as another machine would, the
-storage away for a while. Three starts of Ray, told by the fixture; the tests look at its stages.
+Killed; grown, and its terminal closed; gone on with from another folder as another machine would,
+the storage away for a while. Three starts of Ray, told by the fixture; tests look at its stages.
 """
 
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -18,10 +17,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fault_tools import NAMESAKES, Sweep, cut_power, wait_for, write_namesakes
+from benchmarks.fault_tools import (
+    NAMESAKES,
+    Sweep,
+    cut_power,
+    descendants,
+    mlflow_runs,
+    process_table,
+    wait_for,
+    write_namesakes,
+)
 from mpcc.config import PRESETS
 from mpcc.runs import run_dir
 from tests.test_exposure import is_loopback, listening
+from tests.test_trainer import evaluations
 from tune.plan.cells import Trial, trials
 from tune.plan.grid import cells, parse_grid
 from tune.store.folder import Store
@@ -66,6 +75,9 @@ class Story:
     interrupt_code: int
     interrupt_seconds: float
     interrupt_text: str
+    interrupt_noise: str
+    left: list[int]
+    runs_after_interrupt: set[str]
     after_interrupt: dict[str, tuple[int, dict[str, Any]]]
     states_after_interrupt: set[str]
     status: str
@@ -89,12 +101,19 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     # A trial may have come a little further between the look and the blow.
     cut_off = [path.name for path in unfinished(store, n_evaluations=3)]
 
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # These tests may run under nohup.
     driver = Sweep(first, tuple(LARGE)).start()
+    signal.signal(signal.SIGHUP, usual)
     wait(driver, lambda: len(results(store)) > len(after_kill) and bool(unfinished(store)))
-    begun = time.monotonic()
-    os.kill(driver.pid, signal.SIGINT)
-    interrupt_text, _ = driver.communicate(timeout=60)
+    below, begun = descendants(driver.pid), time.monotonic()
+    os.killpg(driver.pid, signal.SIGHUP)
+    interrupt_text, interrupt_noise = driver.communicate(timeout=60)
     interrupt_code, seconds = driver.returncode, time.monotonic() - begun
+    end = time.monotonic() + 15
+    while process_table().keys() & below and time.monotonic() < end:
+        time.sleep(0.2)
+    left = sorted(process_table().keys() & below)
+    runs = {status for _, status, *_ in mlflow_runs(first / "mlflow.db")}
     after_interrupt = results(store)
     plan = Store(first).read_plan()
     assert plan is not None
@@ -112,7 +131,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     text, noise = driver.communicate(timeout=TIMEOUT)
     return Story(
         store, first, second, after_kill, cut_off, interrupt_code, seconds, interrupt_text,
-        after_interrupt, states, status, sockets, driver.returncode, text, noise, results(store),
+        interrupt_noise, left, runs, after_interrupt, states, status, sockets, driver.returncode,
+        text, noise, results(store),
     )  # fmt: skip
 
 
@@ -144,9 +164,13 @@ def test_what_was_done_is_never_run_again(story: Story) -> None:
         assert all(later[key] == earlier[key] for key in earlier)
 
 
-def test_sigint_writes_checkpoints_and_exits_130_within_20_seconds(story: Story) -> None:
-    assert story.interrupt_code == 130
+def test_sighup_writes_checkpoints_and_exits_129_within_20_seconds(story: Story) -> None:
+    """To the whole process group, as of a terminal: Ray outlives it until all is written."""
+    assert story.interrupt_code == 129
     assert story.interrupt_seconds < 20
+    assert "writing checkpoints" in story.interrupt_noise
+    assert "Ray has died" not in story.interrupt_noise and "received" not in story.interrupt_noise
+    assert story.left == [] and story.runs_after_interrupt <= {"FINISHED", "KILLED"}
     assert len(story.after_interrupt) < 6
     assert story.states_after_interrupt <= {"done", "stopped", "planned"}
     assert "stopped: esteps=" in story.interrupt_text
@@ -166,31 +190,16 @@ def test_a_trial_in_the_sweep_equals_the_same_trial_alone(story: Story, tmp_path
         swept = story.end[trial.key][1]
         assert swept["weights_sha256"] == alone["weights_sha256"]
         for folder in (story.store, story.second):
-            here = run_dir.read_metrics(Store(folder).trial_dir(trial.key))
+            here = evaluations(Store(folder).trial_dir(trial.key))
             assert [r["iteration"] for r in here] == [20, 40, 60]
-            assert [_without_time(r) for r in here] == [
-                _without_time(r) for r in run_dir.read_metrics(path)
-            ]
-
-
-def _without_time(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "seconds"}
+            assert here == evaluations(path)
 
 
 def test_mlflow_has_one_finished_run_per_trial_under_one_parent(story: Story) -> None:
-    with sqlite3.connect(story.second / "mlflow.db") as connection:
-        runs = connection.execute(
-            "select t.value, r.status from runs r left join tags t on t.run_uuid = r.run_uuid and "
-            "t.key = 'trial_key' where r.lifecycle_stage = 'active'"
-        ).fetchall()
-        rows = connection.execute(
-            "select count(*), count(distinct step) from metrics where key = 'acc_majority' "
-            "group by run_uuid"
-        ).fetchall()
-    assert sorted(key for key, _ in runs if key) == sorted(story.end)
-    assert sum(key is None for key, _ in runs) == 1
-    assert {status for _, status in runs} == {"FINISHED"}
-    assert rows == [(3, 3)] * 6
+    runs = mlflow_runs(story.second / "mlflow.db")
+    assert len(runs) == 7 and {key for key, *_ in runs} == {None, *story.end}
+    assert {status for _, status, *_ in runs} == {"FINISHED"}
+    assert {(rows, steps) for key, _, rows, steps in runs if key} == {(3, 3)}
 
 
 def test_a_cell_of_a_notebook_is_not_filled_with_lines(story: Story) -> None:

@@ -1,12 +1,8 @@
 """`python -m mpcc cluster|sample|reconstruct`, as a user runs them."""
 
 import csv
-import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -162,12 +158,3 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(
     images = [] if command == "sample" else ["--images", str(place / "images")]
     assert main([command, str(place / "one"), *images, "--out", str(pipe)]) == 2
     assert "is a device or a pipe" in capsys.readouterr().err and pipe.is_fifo()
-
-
-def test_the_first_word_chooses_and_help_answers_at_once() -> None:
-    for words in (["cluster", "--help"], ["sample"], ["--dry-run"]):
-        begun = time.monotonic()
-        command = [sys.executable, "-m", "mpcc", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert time.monotonic() - begun < 2 and done.returncode == (2 if words == ["sample"] else 0)
-    assert json.loads(done.stdout)["dataset"] == "digits"

@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from mpcc.runs import run_dir
 from mpcc.runs.files import exclusive
 from mpcc.training import trainer
 from mpcc.training.trainer import Progress
-from tests.stand_ins import planned, spec_of
-from tests.test_trainer import files
+from tests.stand_ins import equals_alone, in_process, planned, spec_of, to_the_end
+from tests.test_trainer import evaluations
 from tune.engine import worker
-from tune.engine.spec import TrialSpec
 from tune.plan.cells import Trial
 from tune.plan.pruning import PruneRule
-from tune.plan.state import Event, EventKind, State
+from tune.plan.state import EventKind, State
 from tune.store.folder import Store, record_end
 from tune.store.remote import Remote, RemoteError
 
@@ -40,23 +39,6 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.0)
 
 
-def in_process(specs: Sequence[TrialSpec]) -> Any:
-    """What Tune drives, with these trials."""
-    from tune.engine.trainable import MPCCTrainable
-
-    made = MPCCTrainable.__new__(MPCCTrainable)
-    made.setup({"sweep": list(specs)})
-    return made
-
-
-def to_the_end(made: Any) -> list[Event]:
-    """The events of the steps until Tune is told that it is over."""
-    results = [made.step()]
-    while not results[-1]["done"]:
-        results.append(made.step())
-    return [result["event"] for result in results]
-
-
 def training_that(
     monkeypatch: pytest.MonkeyPatch, *says: Progress, error: Exception | None = None
 ) -> None:
@@ -72,12 +54,6 @@ def training_that(
 
 def begun(iteration: int = 1) -> Progress:
     return Progress(iteration, 12, 0.0, "running")
-
-
-def equals_alone(out: Path, trial: Trial, folder: Path) -> bool:
-    """Whether the trial is to the bit what it is alone."""
-    list(trainer.train(trial.config, folder / "alone", device="cpu"))
-    return files(Store(out).trial_dir(trial.key)) == files(folder / "alone")
 
 
 # -- whose fault it is ---------------------------------------------------------------------------
@@ -268,24 +244,20 @@ def test_an_image_damaged_on_a_node_fails_its_trial_with_a_line_that_names_the_f
 # -- stopping and pruning ------------------------------------------------------------------------
 
 
-def evaluated(out: Path, trial: Trial) -> list[dict[str, Any]]:
-    """A trial's evaluations, but for their times."""
-    rows = run_dir.read_metrics(Store(out).trial_dir(trial.key))
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
+@pytest.mark.parametrize("every", [None, 1])
 def test_a_stop_asked_for_closes_the_training_with_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "PROGRESS_SECONDS", 0.01)
     (trial, _) = planned("esteps=1", iterations=10_000, eval_every=10_000).trials()
-    made = in_process([spec_of(tmp_path, trial, checkpoint_seconds=600.0)])
+    often = {"checkpoint_seconds": 600.0, "checkpoint_iterations": every}
+    made = in_process([spec_of(tmp_path, trial, **often)])
     event = made.step()["event"]
     assert event.state == State.RUNNING and event.iteration
     path = Store(tmp_path).trial_dir(trial.key)
-    assert not (path / run_dir.CHECKPOINT).exists()
+    assert (path / run_dir.CHECKPOINT).exists() == (every is not None)
     made.cleanup()
-    (kept,), _ = run_dir.read_checkpoints(path)
+    kept = run_dir.read_checkpoints(path)[0][0]
     assert kept.iteration >= event.iteration
     assert Store(tmp_path).status(trial).state == State.STOPPED
 
@@ -327,7 +299,8 @@ def test_a_trial_killed_right_after_an_evaluation_is_pruned_all_the_same(
     events = to_the_end(in_process([spec_of(later, trial, prune=HOPELESS)]))
     assert len(events) == 1 or kept == "the one before"
     assert events[-1].state == State.PRUNED and events[-1].iteration == 6
-    assert evaluated(later, trial) == evaluated(at_once, trial)
+    found, wanted = (evaluations(Store(o).trial_dir(trial.key)) for o in (later, at_once))
+    assert found == wanted
     assert Store(later).status(trial).cause == Store(at_once).status(trial).cause
 
 
