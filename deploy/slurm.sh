@@ -43,9 +43,11 @@ if [ "${#nodes[@]}" -gt 1 ]; then
 fi
 
 # Slurm warns two minutes before the end: the trials then write their checkpoints.
+trap 'warned=1' TERM INT  # until it is known whom to warn
 python tune/ablation.py --address "$address:$port" "$@" &
 driver=$!
 trap 'kill -TERM "$driver"' TERM INT
+[ -z "${warned:-}" ] || kill -TERM "$driver"
 code=0
 wait "$driver" || code=$?
 # A trapped signal ends `wait` early: wait for the driver itself.
