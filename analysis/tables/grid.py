@@ -39,7 +39,7 @@ Effects = Mapping[str, tuple[list[designs.Effect], str]]
 def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> Group:
     """The named baseline, else the cell with the base settings, else the first with values."""
     if name:
-        return find_group(groups, name, records.swept)
+        return find_group(groups, name)
     return default_baseline(groups, records.sweeps[0].base_key)
 
 
@@ -66,7 +66,7 @@ def grid_tables(
     metrics = list(dict.fromkeys([*shown_metrics(groups), *goals]))
     judged, selection = judged_on(records, baseline)
     compared = [judged if group is baseline else group for group in groups]
-    found = {m: lines(compared, judged, m, test, records.swept) for m in metrics}
+    found = {m: lines(compared, judged, m, test) for m in metrics}
     # Each point of a search has levels of its own: fANOVA stands in its table instead.
     axes = [] if records.searches else records.swept
     measured = {m: effects(groups, axes, m) for m in metrics}
@@ -123,7 +123,7 @@ def differences_table(
 ) -> Table:
     """Every cell minus the baseline: difference with interval, g, p, Holm's p, a word."""
     labels = labels_of(records, groups)
-    table = Table("grid-differences", f"Differences from {baseline.label(records.swept)}")
+    table = Table("grid-differences", f"Differences from {baseline.label()}")
     heads = ("difference", "95 % interval", "g", "p", "p (Holm)", "seeds needed")
     table.headings = [Heading("metric", numeric=False), *label_headings(labels)]
     table.headings += [*map(Heading, heads), Heading("", numeric=False)]

@@ -79,6 +79,8 @@ class Group:
     trials: tuple[dict[str, Any], ...]
     """Rows of the frame, by seed."""
     n_planned: int
+    axes: tuple[str, ...]
+    """What was swept, but for the seed: the settings by which `label` tells cells apart."""
     code_pooled: bool = False
     """Code versions were averaged and may be compared: that was asked for."""
 
@@ -139,9 +141,10 @@ class Group:
         values = [value for known in references([self], metric).values() for value in known]
         return sum(values) / len(values) if values else None
 
-    def label(self, axes: Iterable[str]) -> str:
-        """The cell in words: its variant, or its settings on these axes."""
-        parts = [f"{short(a)} {value_text(self.settings[a])}" for a in axes]
+    def label(self, axes: Iterable[str] | None = None) -> str:
+        """The cell in words: its variant, or its settings on these axes, else on its own."""
+        named = self.axes if axes is None else axes
+        parts = [f"{short(a)} {value_text(self.settings[a])}" for a in named]
         name = ", ".join(([self.variant] if self.variant else []) + parts) or "the base settings"
         return f"{name} [{self.part}]" if self.part else name
 
@@ -194,13 +197,14 @@ def groups_of(
         row["failures"] = (row["failures"] or "").split()
         row["unavailable"] = json.loads(row["unavailable"]) if row["unavailable"] else {}
         cells.setdefault(row["cell_key"], []).append(row)
+    axes = tuple(axis for axis in trials.attrs.get("axes", ()) if axis != "seed")
     found = []
     for key, rows in cells.items():
         for part, members in _alike(rows, mix):
             first, by_seed = members[0], sorted(members, key=lambda trial: trial["seed"])
             settings = {name: first[name] for name in DEFAULTS if name != "seed"}
             own = settings, first["variant"], tuple(by_seed)
-            found.append(Group(key, part, *own, len(rows), pool_code))
+            found.append(Group(key, part, *own, len(rows), axes, pool_code))
     return found
 
 
