@@ -170,25 +170,15 @@ class Group:
         return phrases
 
 
-def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) -> list[Group]:
-    """The groups of these records in the order of their settings.
+def groups(
+    records: Records | pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
+) -> list[Group]:
+    """The groups of these records, or of a part of their frame, in the order of their settings.
 
     Runs that confirm a choice on fresh seeds are groups apart, given by `confirm`. `pool_code` lets
     trials of different code versions be averaged; a note then says so.
     """
-    return groups_of(records.trials, pool_code=pool_code, confirm=confirm)
-
-
-def confirmed(records: Records, chosen: Group) -> Group | None:
-    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
-    again = groups(records, confirm=True)
-    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
-
-
-def groups_of(
-    trials: pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
-) -> list[Group]:
-    """`groups` of a frame of trials, or of a part of its rows."""
+    trials = records.trials if isinstance(records, Records) else records
     mix = [name for name in MIX if not (pool_code and name == "code_id")]
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in trials[trials["confirm"] == confirm].to_dict("records"):
@@ -206,6 +196,12 @@ def groups_of(
             own = settings, first["variant"], tuple(by_seed)
             found.append(Group(key, part, *own, len(rows), axes, pool_code))
     return found
+
+
+def confirmed(records: Records, chosen: Group) -> Group | None:
+    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
+    again = groups(records, confirm=True)
+    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
 
 
 def _alike(
