@@ -54,7 +54,7 @@ def make_sweep(folder: Path, n_trials: int) -> int:
             for seed in SEEDS:
                 make_trial(folder, config.override(seed=seed), 0.6 + 0.002 * j, rng)
     settings = {k: v for k, v in base.to_dict().items() if k != "seed"}
-    plan = {"schema": 1, "preset": "digits", "base": settings, "cells": cells, "code": "c0de"}
+    plan = {"schema": 1, "id": "speed", "preset": "digits", "base": settings, "cells": cells}
     (folder / "sweep.json").write_text(json.dumps(plan))
     return n_steps * n_rates * len(SEEDS)
 

@@ -21,7 +21,6 @@ sys.path[0:1] = [str(HERE.parent)]
 from analysis.output.figures import STYLE, saved  # noqa: E402
 from analysis.output.html import COLOURS  # noqa: E402
 from analysis.paper.protocol import published, published_rows  # noqa: E402
-from analysis.records.frame import Records  # noqa: E402
 from analysis.records.load import load  # noqa: E402
 from analysis.statistics.stats import p_text  # noqa: E402
 from analysis.tables.columns import column  # noqa: E402
@@ -92,10 +91,9 @@ def signed(metric: str, value: float) -> str:
 
 
 @cache
-def read(folder: str) -> tuple[Records, list[Group]]:
-    """The records of a folder beside this file, and their cells."""
-    records = load([HERE / folder])
-    return records, groups(records)
+def read(folder: str) -> list[Group]:
+    """The cells of a folder beside this file."""
+    return groups(load([HERE / folder]))
 
 
 def effects() -> list[Effect]:
@@ -103,11 +101,9 @@ def effects() -> list[Effect]:
     found = []
     with (HERE / "claims.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            (records, cells), metric = read(row["folder"]), row["metric"]
-            cell, baseline = (
-                find_group(cells, row[n], records.swept) for n in ("cell", "baseline")
-            )
-            compared = lines(cells, baseline, metric, "welch", records.swept)
+            cells, metric = read(row["folder"]), row["metric"]
+            cell, baseline = (find_group(cells, row[n]) for n in ("cell", "baseline"))
+            compared = lines(cells, baseline, metric, "welch")
             (line,) = (line for line in compared if line.group is cell)
             paper = difference_of_paper(row["paper"], metric) if row["paper"] else None
             found.append(Effect(row["claim"], row["words"], metric, int(row["sign"]), line, paper))

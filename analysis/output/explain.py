@@ -18,12 +18,11 @@ from mpcc.runs.run_dir import DONE
 
 def explain(records: Records, groups: Sequence[Group], name: str) -> str:
     """The report; ValueError, in one line, where `name` is no cell or several."""
-    axes = records.swept
-    key = find_group(groups, name, axes).cell_key
+    key = find_group(groups, name).cell_key
     parts = [group for group in groups if group.cell_key == key]
     parts += [group for group in groups_of(records, confirm=True) if group.cell_key == key]
     settings = ", ".join(f"{k}={value_text(v)}" for k, v in parts[0].settings.items())
-    cell = f"{parts[0].label(axes).split(' [')[0]}: cell {key}"
+    cell = f"{parts[0].label().split(' [')[0]}: cell {key}"
     head = [cell, "", f"settings: {settings}", ""]
     return "\n".join([*head, *(_part(records, part) for part in parts)])
 

@@ -85,7 +85,8 @@ class Records:
     """One or more sweeps, loaded."""
 
     trials: pd.DataFrame
-    """A row per trial: META, every field of Config, every metric of the last evaluation."""
+    """A row per trial: META, every field of Config, every metric of the last evaluation.
+    `attrs["axes"]` are the axes."""
     sweeps: tuple[Sweep, ...]
     notes: tuple[str, ...] = ()
     """What was wrong or merged while loading; tables print it."""
@@ -192,6 +193,7 @@ def records(
     axes = dict.fromkeys((*_swept(sweeps), *between))
     order = ["variant", *axes, "cell_key", "seed", "sweep"]
     frame = frame.sort_values(order, key=_sortable, kind="stable", ignore_index=True)
+    frame.attrs["axes"] = [*axes]
     unknown = sorted(set(frame["state"]) - set(STATES))
     if unknown:
         raise ValueError(f"unknown state {', '.join(map(str, unknown))}")

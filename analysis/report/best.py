@@ -17,19 +17,19 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
-    spec, axes, ranking = column(metric), records.swept, rank(groups, metric, test)
+    spec, ranking = column(metric), rank(groups, metric, test)
     failed = _unranked(ranking.failed, "with a collapsed or diverged seed")
     if not ranking.classes:
         valued = [g for g in groups if g.summary(metric).n]
         told = [
-            f"{g.label(axes).capitalize()} gave {metric_name(spec)} {_value(g, spec)}."
+            f"{g.label().capitalize()} gave {metric_name(spec)} {_value(g, spec)}."
             for g in valued[:MAX_CLASSES]
         ]
         if len(valued) > 1 and not ranking.failed:
             told.append("Cells that are not comparable are not ranked.")
         return told + failed
     whole, n_kinds = not ranking.failed, len(ranking.classes)
-    told = [_winner(one, groups, spec, axes, test, whole) for one in ranking.classes[:MAX_CLASSES]]
+    told = [_winner(one, groups, spec, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if n_kinds > MAX_CLASSES:
         told.append(f"The tables rank {many(n_kinds, 'kind')} of cells in all.")
     told += failed + _unranked(ranking.alone, "measured like no other")
@@ -44,7 +44,7 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
             "The best of several owes something to chance: before you quote it, run it on fresh "
             "seeds (ablation.py --confirm)."
         )
-    return told + _other_metrics(groups, axes, best, test)
+    return told + _other_metrics(groups, best, test)
 
 
 def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
@@ -97,15 +97,13 @@ def _value(group: Group, spec: Column) -> str:
     return f"{text} (SD {spec.shown(summary.std)}, 95 % interval {interval}, n = {summary.n})"
 
 
-def _other_metrics(
-    groups: Sequence[Group], axes: Sequence[str], best: Group, test: str
-) -> list[str]:
+def _other_metrics(groups: Sequence[Group], best: Group, test: str) -> list[str]:
     """Which cells have the best mean by the other metrics of the table, where it is another."""
     others = []
     for metric in shown_metrics(groups):
         other = best_of(groups, metric, test)
         if other and other.cell_key != best.cell_key:
-            others.append(f"by {column(metric).label}, {other.label(axes)}")
+            others.append(f"by {column(metric).label}, {other.label()}")
     return [f"By other metrics others lead: {'; '.join(others)}."] if others else []
 
 
@@ -115,14 +113,7 @@ def _unranked(n: int, which: str) -> list[str]:
     return [f"{many(n, 'cell').capitalize()} {which} {verb} not ranked."] if n else []
 
 
-def _winner(
-    one: Class,
-    groups: Sequence[Group],
-    spec: Column,
-    axes: Sequence[str],
-    test: str,
-    whole: bool,
-) -> str:
+def _winner(one: Class, groups: Sequence[Group], spec: Column, test: str, whole: bool) -> str:
     """The best of one kind of cells, and what the test says of the others it compared.
 
     whole: whether every cell of the kind was ranked.
@@ -131,16 +122,16 @@ def _winner(
     verb = "highest" if spec.better == "higher" else "lowest"
     where = f" among the cells with {one.label}" if one.label else ""
     text = f"The {verb} mean {metric_name(spec)}{where}, {_value(best, spec)}, "
-    text += f"came with {best.label(axes)}"
+    text += f"came with {best.label()}"
     if one.refused:
         return f"{text}; no other was compared with it ({one.refused})."
     method = f"from it ({TEST_WORDS[test]}, p adjusted for the choice of the best)"
-    tied = [groups[i].label(axes) for i in sorted(one.tied)]
+    tied = [groups[i].label() for i in sorted(one.tied)]
     others = " and ".join(tied) if n_tied < 3 else f"{count(n_tied)} others"
     differ = f"{many(n_worse, 'other')} {'differs' if n_worse == 1 else 'differ'}"
     if whole and not one.untested:
         differ = "every other configuration differs"
-    same = " and ".join(groups[i].label(axes) for i in sorted(one.same))
+    same = " and ".join(groups[i].label() for i in sorted(one.same))
     left = f"{many(len(one.untested), 'other')} {'was' if len(one.untested) == 1 else 'were'}"
     told = [
         (True, text),

@@ -19,19 +19,18 @@ LOCAL_MLFLOW = "http://localhost:5000"
 """Where the command that a sweep prints at its end serves its own MLflow database."""
 
 
-def cell_name(group: Group, axes: Sequence[str]) -> str:
-    return group.label(axes) + (" (fresh seeds)" if group.confirm else "")
+def cell_name(group: Group) -> str:
+    return group.label() + (" (fresh seeds)" if group.confirm else "")
 
 
 def failures(records: Records, groups: Sequence[Group]) -> str:
-    axes = records.swept
     rows = [
-        [cell_name(g, axes), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
+        [cell_name(g), str(t["seed"]), t["state"], f"{t['iteration']:,}", t["cause"] or ""]
         for g in groups
         for t in g.trials
         if t["state"] not in (DONE, PLANNED, RUNNING)
     ]
-    models = [f"{g.label(axes)}: {g.failures()}" for g in groups if g.failures()]
+    models = [f"{g.label()}: {g.failures()}" for g in groups if g.failures()]
     odd = _list("Finished, but saturated or collapsed (Appendix D)", models)
     odd += _list("Records", records.notes[:50])
     if not rows:
@@ -57,7 +56,7 @@ def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def trials(records: Records, groups: Sequence[Group], place: Path | None) -> str:
     """Every trial with its first metric and links to its pictures, scores and run in MLflow."""
-    axes, metric = records.swept, shown_metrics(groups)[0]
+    metric = shown_metrics(groups)[0]
     pages = [_mlflow_page(sweep.path) for sweep in records.sweeps]
     rows = []
     for group in groups:
@@ -67,7 +66,7 @@ def trials(records: Records, groups: Sequence[Group], place: Path | None) -> str
             page, run = pages[trial["source"]], trial["mlflow_run"]
             folder = records.run_dir(trial)
             files = ("samples.png", "reconstructions.png", "latent.png", "curves.png")
-            row = [cell_name(group, axes), str(trial["seed"]), trial["state"]]
+            row = [cell_name(group), str(trial["seed"]), trial["state"]]
             row += ["–" if value is None else column(metric).shown(value)]
             row += [_links(folder, files, place), _links(folder, (METRICS, RESULT), place)]
             row += [html.link(f"{page}/runs/{run}", "run") if page and run else "–"]
@@ -101,7 +100,7 @@ def folded(title: str, body: str) -> str:
 
 
 def provenance(records: Records, groups: Sequence[Group]) -> str:
-    first, axes = groups[0].settings, records.swept
+    first = groups[0].settings
     shared = {
         n: first[n]
         for n in DEFAULTS
@@ -123,7 +122,7 @@ def provenance(records: Records, groups: Sequence[Group]) -> str:
         ["selection", f"{records.moment}; {records.selection}"],
     ]
     rows = [
-        [t["trial_key"], cell_name(g, axes), str(t["seed"]), _text(t["run_dir"])]
+        [t["trial_key"], cell_name(g), str(t["seed"]), _text(t["run_dir"])]
         + [_text(t["mlflow_run"]), _text(t["code"]), _text(t["digest"])]
         for g in groups
         for t in g.trials

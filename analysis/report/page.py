@@ -66,7 +66,7 @@ def report(
         "Summary": f'<dl class="answers">{answers}</dl>',
         "Search": _search(records, groups, products, lines) if pictures else "",
         "Effects": _effects(records, groups) if pictures else "",
-        "Seeds": _strips(records, groups),
+        "Seeds": _strips(groups),
         "Curves": _curves(records, groups),
         "Tables": _tables([*tables.values()]),
         "Pictures": _sheets(records, groups) if pictures else "",
@@ -142,10 +142,10 @@ def _search(
     return "".join(parts) + none + f'<div class="pictures">{"".join(figures)}</div>'
 
 
-def _strips(records: Records, groups: Sequence[Group]) -> str:
-    axes, scratch, parts = records.swept, Table("", ""), []
+def _strips(groups: Sequence[Group]) -> str:
+    scratch, parts = Table("", ""), []
     for metric in shown_metrics(groups):
-        named = [(g.label(axes), g, value_cell(scratch, g, metric).text) for g in groups]
+        named = [(g.label(), g, value_cell(scratch, g, metric).text) for g in groups]
         if drawn := html.strips(named, column(metric)):
             spec = column(metric)
             better = f"; {spec.better} is better" if spec.better != "neither" else ""
@@ -178,7 +178,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
                 if rows is not None:
                     points = zip(rows["iteration"].astype(int), rows[metric], strict=True)
                     lines[trial["seed"]] = [(int(i), float(v)) for i, v in points]
-            panels.append((group.label(records.swept), lines))
+            panels.append((group.label(), lines))
         longest = max(len(points) for _, lines in panels for points in lines.values())
         drawn = html.curves(panels, column(metric)) if longest > 1 else ""
         if drawn:
@@ -190,7 +190,7 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
 
 
 def _sheets(records: Records, groups: Sequence[Group]) -> str:
-    metric, axes = shown_metrics(groups)[0], records.swept
+    metric = shown_metrics(groups)[0]
     spec = column(metric)
     sign = -1 if spec.better == "lower" else 1
     parts: list[str] = []
@@ -204,7 +204,7 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
         ends = [("worst", values[0]), ("best", values[-1])][len(values) == 1 :]
         for rank, (seed, value) in reversed(ends):
             word = "" if len(ends) == 1 else f", {rank} seed"
-            text = f"{group.label(axes)}: seed {seed}{word}, {spec.reading(value)}"
+            text = f"{group.label()}: seed {seed}{word}, {spec.reading(value)}"
             folder = records.run_dir(next(t for t in group.done if t["seed"] == seed))
             drawn = [
                 html.picture((folder / name).read_bytes(), f"{text}: {what}")

@@ -39,9 +39,8 @@ def answers(
     }
     if result:
         lines = [line for line in result.lines if line.metric == metric]
-        found["How do the others compare with the baseline?"] = _baseline(
-            lines, groups, metric, records, test
-        )
+        question = "How do the others compare with the baseline?"
+        found[question] = _baseline(lines, groups, metric, test)
         found["What mattered?"] = _effects(groups, *result.effects[metric], metric)
         found["What can so few seeds show?"] = _resolution(groups, lines, metric, test)
     labels = ["The best above is named by a metric that needs them."] * (metric in NEED_LABELS)
@@ -103,7 +102,7 @@ def _ends(records: Records, groups: Sequence[Group]) -> list[str]:
     counts = tally(groups)
     total, done = sum(counts.values()), counts.get(DONE, 0)
     if done == total:
-        odd = "; ".join(f"{g.label(records.swept)}: {g.failures()}" for g in groups if g.failures())
+        odd = "; ".join(f"{g.label()}: {g.failures()}" for g in groups if g.failures())
         if odd or records.moment != Records.moment:  # Soundness is known of the last moment alone.
             return ["Every trial finished" + (f", but {odd} (Appendix D)." if odd else ".")]
         return ["Every trial finished; none diverged, saturated or collapsed."]
@@ -112,9 +111,7 @@ def _ends(records: Records, groups: Sequence[Group]) -> list[str]:
     return [f"{done} of {total} trials finished ({rest}).{note if counts.get(DIVERGED) else ''}"]
 
 
-def _baseline(
-    lines: Sequence[Line], groups: Sequence[Group], metric: str, records: Records, test: str
-) -> list[str]:
+def _baseline(lines: Sequence[Line], groups: Sequence[Group], metric: str, test: str) -> list[str]:
     differing = [line for line in lines if line.verdict == "differs"]
     tested = [line for line in lines if not line.refused]
     if not lines:
@@ -123,7 +120,7 @@ def _baseline(
         why = lines[0].verdict.removeprefix("not compared: ")
         return [f"No configuration was compared with the baseline: {why}."]
     baseline, spec = lines[0].baseline, column(metric)
-    base, best = baseline.label(records.swept), best_of(groups, metric, test)
+    base, best = baseline.label(), best_of(groups, metric, test)
     own = best is not None and best.cell_key == baseline.cell_key
     itself = "The best configuration is the baseline."
     if not differing:
@@ -145,7 +142,7 @@ def _baseline(
         *[itself] * own,
         f"Against the baseline ({base}), {who}; the largest difference, "
         f"{_signed(spec, d.estimate)} (95 % interval {low} to {_signed(spec, d.high)}, {g}adjusted "
-        f"p {_equals(top.holm)}), is that of {top.group.label(records.swept)}.",
+        f"p {_equals(top.holm)}), is that of {top.group.label()}.",
     ]
 
 

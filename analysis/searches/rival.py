@@ -22,8 +22,7 @@ def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
     a, b = confirmed(records, ours), confirmed(records, base)
     if a is None or b is None:
         return []
-    name = ours.label(records.swept)
-    head = f"The best point ({name}) against the base settings, on fresh seeds"
+    head = f"The best point ({ours.label()}) against the base settings, on fresh seeds"
     return [f"{head}: {_verdicts(a, b, metric)}."]
 
 
@@ -41,8 +40,8 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
         return [f"{name} has no finished trial with {metric}: nothing to compare with."]
     rival = max(known, key=lambda g: sign(metric) * g.summary(metric).mean.estimate)
     head = (
-        f"The search's best point ({ours.label(records.swept)}) against the best cell of {name} "
-        f"({rival.label(list(other.axes))})"
+        f"The search's best point ({ours.label()}) against the best cell of {name} "
+        f"({rival.label()})"
     )
     a, b = confirmed(records, ours), confirmed(other, rival)
     if a and b:

@@ -107,7 +107,7 @@ def _table1(
     tables, fresh = [table1(records, pairs, options.test)], _fresh(records, groups)
     if fresh and options.table != "all":
         metrics = [m for m in recorded(TABLE1, groups) if any(g.summary(m).n for g in groups)]
-        tables.append(confirm_table(records, groups, fresh, metrics, "table1-confirm"))
+        tables.append(confirm_table("table1-confirm", groups, fresh, metrics))
     return Product("table1", tables, groups, fresh)
 
 

@@ -54,7 +54,7 @@ class Line:
         return self.refused or found
 
 
-def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group:
+def find_group(groups: Sequence[Group], name: str) -> Group:
     """The one cell that `name` means: settings like `esteps=4,eta_p=6e-4`, a variant, or a key.
 
     Settings may be written as tables print them: `esteps 4, eta_p 6e-4`. Of a cell in parts it is
@@ -66,7 +66,7 @@ def find_group(groups: Sequence[Group], name: str, axes: Sequence[str]) -> Group
         found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
     n_cells = len({g.cell_key for g in found})
     if n_cells != 1:
-        some = "; ".join(g.label(axes) for g in (found or groups)[:6])
+        some = "; ".join(g.label() for g in (found or groups)[:6])
         what = f"{n_cells} cells have" if found else "no cell has"
         raise ValueError(f"{what} {name}: there are {some}" + ("; …" if len(groups) > 6 else ""))
     return found[0]
@@ -115,9 +115,7 @@ def smallest_p(a: Group, b: Group, metric: str, test: str) -> float:
     return stats.smallest_p(test, len(x), len(y))
 
 
-def lines(
-    groups: Sequence[Group], baseline: Group, metric: str, test: str, axes: Sequence[str] = ()
-) -> list[Line]:
+def lines(groups: Sequence[Group], baseline: Group, metric: str, test: str) -> list[Line]:
     """Every other cell that has values against the baseline; Holm over all that are tested."""
     others = [g for g in groups if g is not baseline and g.summary(metric).n]
     if not baseline.summary(metric).n or not others:
@@ -127,7 +125,8 @@ def lines(
     whys, least = [], []
     for group, result in zip(others, results, strict=True):
         smallest = smallest_p(group, baseline, metric, test)
-        why, common = apart(group, baseline, metric, axes), len(pairs(group, baseline, metric)[0])
+        why = apart(group, baseline, metric, baseline.axes)
+        common = len(pairs(group, baseline, metric)[0])
         reasons = {
             f"{NOT_COMPARED}: {why}": why,
             IDENTICAL: identical(group, baseline),

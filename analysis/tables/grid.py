@@ -39,14 +39,14 @@ Effects = Mapping[str, tuple[list[designs.Effect], str]]
 def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> Group:
     """The named baseline, else the cell with the base settings, else the first with values."""
     if name:
-        return find_group(groups, name, records.swept)
+        return find_group(groups, name)
     return default_baseline(groups, records.sweeps[0].base_key)
 
 
-def labels_of(records: Records, groups: Sequence[Group]) -> list[str]:
+def labels_of(groups: Sequence[Group]) -> list[str]:
     """What tells these cells apart in the first columns of a grid's table (`label_cells`)."""
     variants = ["variant", "changes"] if any(group.variant for group in groups) else []
-    return [*variants, *records.swept] or ["cell"]
+    return [*variants, *groups[0].axes] or ["cell"]
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ def grid_tables(
     metrics = list(dict.fromkeys([*shown_metrics(groups), *goals]))
     judged, selection = judged_on(records, baseline)
     compared = [judged if group is baseline else group for group in groups]
-    found = {m: lines(compared, judged, m, test, records.swept) for m in metrics}
+    found = {m: lines(compared, judged, m, test) for m in metrics}
     # Each point of a search has levels of its own: fANOVA stands in its table instead.
     axes = [] if records.searches else records.swept
     measured = {m: effects(groups, axes, m) for m in metrics}
-    labels = labels_of(records, groups)
+    labels = labels_of(groups)
     seeds = "one part less" if "variant" in labels else "seeds"
     what = " × ".join(map(short, records.swept)) or seeds
     values = table_of("grid", what, groups, (labels, ()), metrics, test, each=True)
     asked = list(dict.fromkeys([*metrics, *GRID]))
     tables = [explain_numbers(values, records, groups, asked, test)]
     if any(found.values()):
-        tables.append(differences_table(records, compared, judged, found, test))
+        tables.append(differences_table(compared, judged, found, test))
         tables[-1].lines += selection
     effect_table = effects_table(measured)
     if effect_table.rows:
@@ -86,7 +86,7 @@ def grid_tables(
         tables[0].made += dict.fromkeys(remark for _, remark in measured.values() if remark)
     fresh = groups_of(records, confirm=True)
     if fresh:
-        tables.append(confirm_table(records, groups, fresh, metrics))
+        tables.append(confirm_table("grid-confirm", groups, fresh, metrics))
     return GridResult(tables, [line for many in found.values() for line in many], measured)
 
 
@@ -115,15 +115,11 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
 
 
 def differences_table(
-    records: Records,
-    groups: Sequence[Group],
-    baseline: Group,
-    found: dict[str, list[Line]],
-    test: str,
+    groups: Sequence[Group], baseline: Group, found: dict[str, list[Line]], test: str
 ) -> Table:
     """Every cell minus the baseline: difference with interval, g, p, Holm's p, a word."""
-    labels = labels_of(records, groups)
-    table = Table("grid-differences", f"Differences from {baseline.label(records.swept)}")
+    labels = labels_of(groups)
+    table = Table("grid-differences", f"Differences from {baseline.label()}")
     heads = ("difference", "95 % interval", "g", "p", "p (Holm)", "seeds needed")
     table.headings = [Heading("metric", numeric=False), *label_headings(labels)]
     table.headings += [*map(Heading, heads), Heading("", numeric=False)]
@@ -240,14 +236,10 @@ def effects_table(measured: Effects) -> Table:
 
 
 def confirm_table(
-    records: Records,
-    groups: Sequence[Group],
-    fresh: Sequence[Group],
-    metrics: Sequence[str],
-    name: str = "grid-confirm",
+    name: str, groups: Sequence[Group], fresh: Sequence[Group], metrics: Sequence[str]
 ) -> Table:
     """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
-    labels = labels_of(records, fresh)
+    labels = labels_of(fresh)
     table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}", counts=True)
     table.headings = [*label_headings(labels), Heading("metric", numeric=False)]
     table.headings += map(Heading, ("chosen on", "fresh seeds (quote these)", "fresh − chosen"))

@@ -79,6 +79,8 @@ class Group:
     trials: tuple[dict[str, Any], ...]
     """Rows of the frame, by seed."""
     n_planned: int
+    axes: tuple[str, ...]
+    """What was swept, but for the seed: the settings by which `label` tells cells apart."""
     code_pooled: bool = False
     """Code versions were averaged and may be compared: that was asked for."""
 
@@ -139,9 +141,10 @@ class Group:
         values = [value for known in references([self], metric).values() for value in known]
         return sum(values) / len(values) if values else None
 
-    def label(self, axes: Iterable[str]) -> str:
-        """The cell in words: its variant, or its settings on these axes."""
-        parts = [f"{short(a)} {value_text(self.settings[a])}" for a in axes]
+    def label(self, axes: Iterable[str] | None = None) -> str:
+        """The cell in words: its variant, or its settings on these axes, else on its own."""
+        named = self.axes if axes is None else axes
+        parts = [f"{short(a)} {value_text(self.settings[a])}" for a in named]
         name = ", ".join(([self.variant] if self.variant else []) + parts) or "the base settings"
         return f"{name} [{self.part}]" if self.part else name
 
@@ -167,25 +170,15 @@ class Group:
         return phrases
 
 
-def groups(records: Records, *, pool_code: bool = False, confirm: bool = False) -> list[Group]:
-    """The groups of these records in the order of their settings.
+def groups(
+    records: Records | pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
+) -> list[Group]:
+    """The groups of these records, or of a part of their frame, in the order of their settings.
 
     Runs that confirm a choice on fresh seeds are groups apart, given by `confirm`. `pool_code` lets
     trials of different code versions be averaged; a note then says so.
     """
-    return groups_of(records.trials, pool_code=pool_code, confirm=confirm)
-
-
-def confirmed(records: Records, chosen: Group) -> Group | None:
-    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
-    again = groups(records, confirm=True)
-    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
-
-
-def groups_of(
-    trials: pd.DataFrame, *, pool_code: bool = False, confirm: bool = False
-) -> list[Group]:
-    """`groups` of a frame of trials, or of a part of its rows."""
+    trials = records.trials if isinstance(records, Records) else records
     mix = [name for name in MIX if not (pool_code and name == "code_id")]
     cells: dict[str, list[dict[str, Any]]] = {}
     for row in trials[trials["confirm"] == confirm].to_dict("records"):
@@ -194,14 +187,21 @@ def groups_of(
         row["failures"] = (row["failures"] or "").split()
         row["unavailable"] = json.loads(row["unavailable"]) if row["unavailable"] else {}
         cells.setdefault(row["cell_key"], []).append(row)
+    axes = tuple(axis for axis in trials.attrs.get("axes", ()) if axis != "seed")
     found = []
     for key, rows in cells.items():
         for part, members in _alike(rows, mix):
             first, by_seed = members[0], sorted(members, key=lambda trial: trial["seed"])
             settings = {name: first[name] for name in DEFAULTS if name != "seed"}
             own = settings, first["variant"], tuple(by_seed)
-            found.append(Group(key, part, *own, len(rows), pool_code))
+            found.append(Group(key, part, *own, len(rows), axes, pool_code))
     return found
+
+
+def confirmed(records: Records, chosen: Group) -> Group | None:
+    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
+    again = groups(records, confirm=True)
+    return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
 
 
 def _alike(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.records.frame import NAMED, Records, short
 from analysis.tables.columns import GRID, column, metric_name
-from analysis.tables.groups import Group, groups_of
+from analysis.tables.groups import Group, groups
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.shared import (
     counts_differ,
@@ -52,7 +52,7 @@ def summarise(
     in rows of their own, by `part`. Raises ValueError, in one line, for an unknown name and for
     fields that do not tell the cells apart.
     """
-    cells = groups_of(trials, pool_code=pool_code, confirm=fresh)
+    cells = groups(trials, pool_code=pool_code, confirm=fresh)
     down, across = fields_of(cells, rows, columns, trials.attrs.get("axes"))
     names = known_metrics(metrics, trials) if metrics is not None else shown_metrics(cells)
     rows_of = arrange(cells, down, across)

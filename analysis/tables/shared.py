@@ -286,7 +286,7 @@ def cost_line(groups: Sequence[Group]) -> str:
         spent = _seconds(trial) * (1 if on_gpu else trial["cpu_threads"]) / 3600
         hours[unit] = hours.get(unit, 0.0) + spent
     parts = [f"{n:.2g} {unit}" for unit, n in sorted(hours.items())] or ["time n/a"]
-    untimed = sum(trial["state"] == DONE for trial in trials if trial not in timed)
+    untimed = sum(t["state"] == DONE for t in trials) - sum(t["state"] == DONE for t in timed)
     parts += [f"time of {untimed} more n/a"] if timed and untimed else []
     sizes = {number(trial["n_parameters"]) for trial in timed}
     known = sorted(int(n) for n in sizes if np.isfinite(n))
