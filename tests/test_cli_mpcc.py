@@ -148,9 +148,9 @@ SURROUNDINGS = {
     "PYTHONOPTIMIZE": "2", "TZ": "Pacific/Chatham", "TERM": "dumb",
     "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",  # ASCII, as of old
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "HOME": "/proc/nowhere", "MPCC_CACHE_DIR": None, "XDG_CACHE_HOME": None,
+    "HOME": "/proc/nowhere", "XDG_CACHE_HOME": None,
 }  # fmt: skip
-"""A notebook of another language, in a container without a home."""
+"""A notebook of another language, in a container without a home. Without a cache: test_plots.py."""
 
 
 def test_a_trial_is_the_same_bytes_in_any_surroundings(tmp_path, usual):

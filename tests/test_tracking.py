@@ -32,8 +32,10 @@ from tune.plan.grid import cells, parse_grid
 from tune.plan.plan import Plan, new_plan
 from tune.plan.state import Event, EventKind, State
 from tune.store.folder import Store
-from tune.tracking import Tracker, check_reachable, connection, in_step, sync
-from tune.tracking.delivery import Delivery
+from tune.tracking import connection
+from tune.tracking.connection import check_reachable
+from tune.tracking.delivery import Delivery, in_step, sync
+from tune.tracking.tracker import Tracker
 from tune.tracking.uri import (
     DATABASE,
     RECORD,
@@ -520,7 +522,8 @@ def test_a_driver_killed_while_the_database_is_made_leaves_none(tmp_path: Path) 
     plan = make_plan(tmp_path)
     program = (
         "import sys; from pathlib import Path\n"
-        "from tune.store.folder import Store; from tune.tracking import sync, uri\n"
+        "from tune.store.folder import Store; from tune.tracking import uri\n"
+        "from tune.tracking.delivery import sync\n"
         "out = Path(sys.argv[1]); store = Store(out)\n"
         "sync(store, uri.default_uri(out), store.read_plan())\n"
     )

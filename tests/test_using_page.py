@@ -39,19 +39,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let MPCC train shortly, whatever the page says: what it says is tried, not its accuracy."""
+def few_iterations(monkeypatch: pytest.MonkeyPatch, iterations: int, **settings: Any) -> None:
+    """Let MPCC train shortly, whatever the page says: what it says is tried."""
     real = mpcc.MPCC.fit
 
     def fit(self: mpcc.MPCC, X: Any, y: object = None) -> mpcc.MPCC:
-        return real(self.set_params(iterations=3, settings={"width": 1}), X, y)
+        return real(self.set_params(iterations=iterations, settings=settings), X, y)
 
     monkeypatch.setattr(mpcc.MPCC, "fit", fit)
 
 
 def test_the_pages_python_runs_as_printed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    few_iterations(monkeypatch)
+    few_iterations(monkeypatch, 3, width=1)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     names: dict[str, Any] = {}
     for block in blocks:
@@ -90,6 +90,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    few_iterations(monkeypatch, 300)  # Of 700; they suffice for the accuracy below.
     matplotlib.use("agg")
     names: dict[str, Any] = {"display": print}
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
