@@ -7,7 +7,7 @@ from mpcc.runs import run_dir
 from mpcc.training.trainer import train
 from tests.test_data import make_official, write_cifar, write_idx_set, write_omniglot
 
-SHORT = {"iterations": 3, "batch_size": 4, "cpu_threads": 2}
+SHORT = {"iterations": 3, "batch_size": 4}
 """The paper's batch of 50 would take minutes an iteration at CIFAR's width on a CPU."""
 NARROW = {"cifar10": 24, "cifar20": 24, "omniglot": 4}
 """At full width, whose parameters test_networks.py counts, an evaluation alone takes minutes."""
