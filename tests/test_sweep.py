@@ -101,12 +101,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     # A trial may have come a little further between the look and the blow.
     cut_off = [path.name for path in unfinished(store, n_evaluations=3)]
 
-    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # These tests may run under nohup.
     driver = Sweep(first, tuple(LARGE)).start()
-    signal.signal(signal.SIGHUP, usual)
     wait(driver, lambda: len(results(store)) > len(after_kill) and bool(unfinished(store)))
     below, begun = descendants(driver.pid), time.monotonic()
-    os.killpg(driver.pid, signal.SIGHUP)
+    os.killpg(driver.pid, signal.SIGINT)
     interrupt_text, interrupt_noise = driver.communicate(timeout=60)
     interrupt_code, seconds = driver.returncode, time.monotonic() - begun
     end = time.monotonic() + 15
@@ -164,9 +162,9 @@ def test_what_was_done_is_never_run_again(story: Story) -> None:
         assert all(later[key] == earlier[key] for key in earlier)
 
 
-def test_sighup_writes_checkpoints_and_exits_129_within_20_seconds(story: Story) -> None:
+def test_sigint_writes_checkpoints_and_exits_130_within_20_seconds(story: Story) -> None:
     """To the whole process group, as of a terminal: Ray outlives it until all is written."""
-    assert story.interrupt_code == 129
+    assert story.interrupt_code == 130
     assert story.interrupt_seconds < 20
     assert "writing checkpoints" in story.interrupt_noise
     assert "Ray has died" not in story.interrupt_noise and "received" not in story.interrupt_noise
