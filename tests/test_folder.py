@@ -131,7 +131,7 @@ def test_values_without_a_range_are_refused(root):
     assert "f.tif is not a sound image (floating point values have no range" in refused(root)
     save(Image.fromarray(np.arange(64, dtype=np.int32).reshape(8, 8)), root / "f.tif")
     assert "32-bit or signed values have no range" in refused(root)
-    save(flat(200, mode="L"), root / "f.tif", tiffinfo={pictures.KIND_OF_VALUES: pictures.SIGNED})
+    save(flat(200, mode="L"), root / "f.tif", tiffinfo={pictures.Tag.SampleFormat: pictures.SIGNED})
     assert "f.tif is not a sound image (signed values have no range" in refused(root)
 
 
@@ -205,7 +205,7 @@ def test_images_are_turned_as_they_say(root, name, orientation):
     stored = Image.fromarray(upright)
     stored = stored.transpose(back[orientation]) if orientation in back else stored
     exif = Image.Exif()
-    exif[pictures.ORIENTATION] = orientation
+    exif[pictures.Tag.Orientation] = orientation
     lossless = {"lossless": True} if name.endswith("webp") else {}
     save(stored, root / name, exif=exif, **lossless, **({"quality": 95} if "jpg" in name else {}))
     shown = load(root, image_size=16).images[0].numpy().transpose(1, 2, 0).astype(int)
