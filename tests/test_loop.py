@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -202,11 +203,14 @@ def test_a_failure_that_cannot_be_recorded_leaves_its_trial_stopped(
     plan = planned("esteps=1")
     monkeypatch.setattr(Store, "record_end", refuse)
     monkeypatch.setattr(loop, "DOWNLOAD_SECONDS", 1.5)
+    monkeypatch.setattr(loop, "QUICK_SECONDS", 0.1)
     sweep = looped(tmp_path, plan)
     engine = StandInEngine(
         lambda spec: [ended(spec.key, State.FAILED, cause="killed", failed_by_engine=True)]
     )
+    begun = time.monotonic()
     assert sweep.run(engine, monkeypatch)
+    assert time.monotonic() - begun < 2.9  # What was waited for in vain is not waited for again.
     assert sweep.states.count(State.STOPPED) == 2 and sweep.ended == []
     assert str(error) in capsys.readouterr().err
 

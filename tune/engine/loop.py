@@ -21,7 +21,7 @@ from tune.engine.spec import Settings, TrialSpec, spec_of
 from tune.plan.cells import Trial
 from tune.plan.source import TrialSource
 from tune.plan.state import ENDED, Event, EventKind, State, States
-from tune.signals import Signals
+from tune.signals import QUICK_SECONDS, Signals
 from tune.store.folder import Store
 from tune.store.lock import Claims, trained_elsewhere
 from tune.store.transfer import Downloads
@@ -264,7 +264,9 @@ class Loop:
         """
         self._receive_all(0)
         if not self.lock.lost:
-            problem = self._downloads.settle(self.signals.deadline(DOWNLOAD_SECONDS))
+            given_up = math.inf in self._awaited.values()  # It was waited for long enough.
+            seconds = QUICK_SECONDS if given_up else DOWNLOAD_SECONDS
+            problem = self._downloads.settle(self.signals.deadline(seconds))
             if problem:
                 log(f"{problem}; nothing is lost: the same command does the rest")
         self._apply_ends(0.0)
