@@ -18,7 +18,7 @@ ablation: .venv/installed
 	$(BIN)/python analysis/make_tables.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: .venv/installed
 	@echo "Needs PostgreSQL's server programs (apt-get install postgresql) and, to hide the code" \
