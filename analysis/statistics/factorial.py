@@ -195,11 +195,12 @@ def _cube(
     y: NDArray[np.float64], axes: Mapping[str, Sequence[Hashable]]
 ) -> NDArray[np.float64] | None:
     """The values by the levels of every axis; None where a place is empty or taken twice."""
-    places = [list(map(list(dict.fromkeys(levels)).index, levels)) for levels in axes.values()]
-    shape = [max(place) + 1 for place in places]
+    known = [{v: i for i, v in enumerate(dict.fromkeys(levels))} for levels in axes.values()]
+    shape = [len(levels) for levels in known]
     if math.prod(shape) != y.size:
         return None
     cube = np.full(shape, math.nan)
+    places = [[at[v] for v in levels] for at, levels in zip(known, axes.values(), strict=True)]
     cube[tuple(places)] = y
     return None if np.isnan(cube).any() else cube
 

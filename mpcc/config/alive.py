@@ -64,7 +64,8 @@ def without_dead(config: Config) -> Config:
 
 def scaled(weights: Sequence[float]) -> tuple[float, ...]:
     """Cluster weights with a largest of 1, to twelve digits: only their ratios do anything."""
-    return tuple(float(f"{weight / max(weights):.12g}") for weight in weights)
+    largest = max(weights)
+    return tuple(float(f"{weight / largest:.12g}") for weight in weights)
 
 
 def idle_options(

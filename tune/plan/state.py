@@ -129,11 +129,10 @@ class States(Mapping[str, Status]):
 
     def add(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
         """More trials: a search suggests them as it goes."""
-        done = self._done()
         self._trials |= {trial.key: trial for trial in trials}
         planned = Status(State.PLANNED)
         self._statuses |= {trial.key: statuses.get(trial.key, planned) for trial in trials}
-        self._at_start += self._done() - done
+        self._at_start += self._done(trials)
         self.n_trials = max(self.n_trials, len(self))
 
     def apply(self, event: Event) -> None:
@@ -219,8 +218,10 @@ class States(Mapping[str, Status]):
         known = sum(cost(trial.config) for trial in self.trials())
         return known * self.n_trials / max(1, len(self))
 
-    def _done(self) -> float:
-        return sum(self.part_of(key) * cost(trial.config) for key, trial in self._trials.items())
+    def _done(self, trials: Sequence[Trial] | None = None) -> float:
+        """Of these trials, or of all."""
+        some = self._trials.values() if trials is None else trials
+        return sum(self.part_of(trial.key) * cost(trial.config) for trial in some)
 
 
 def clock(seconds: float) -> str:
