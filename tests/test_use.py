@@ -21,7 +21,7 @@ from mpcc.config import PRESETS
 from mpcc.data.image_set import ImageSet, load, to_uint8
 from mpcc.data.readers import read
 from mpcc.evaluation.evaluate import evaluate
-from mpcc.evaluation.metrics import acc_majority
+from mpcc.evaluation.metrics import clustering
 from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS, read_clusters
 from mpcc.runs.files import MODEL, RunDirError, with_hash
@@ -369,7 +369,8 @@ def test_mnist_as_a_folder_of_pngs_and_as_arrays_gives_the_same_clusters(
     assert rows is not None
     trained = [int(row["cluster"]) for row in rows[:300]]
     labels = [int(row["label"]) for row in rows]
-    assert acc_majority(labels, [int(r["cluster"]) for r in rows], 10) == pytest.approx(
+    clusters = [int(r["cluster"]) for r in rows]
+    assert clustering(labels, clusters, 10)["acc_majority"] == pytest.approx(
         (run_dir.read_result(tmp_path / "run") or {})["metrics"]["acc_majority"], abs=0
     )
     for given in (originals, tmp_path / "png", originals[:, 0] / 255.0):

@@ -47,4 +47,4 @@ def best_of_ten_starts(images: ArrayLike, labels: ArrayLike, n_clusters: int, se
     with warnings.catch_warnings():
         # Fewer different images than clusters leave clusters empty, which the score allows.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return metrics.acc_majority(labels, model.fit_predict(pixels), n_clusters)
+        return metrics.clustering(labels, model.fit_predict(pixels), n_clusters)["acc_majority"]

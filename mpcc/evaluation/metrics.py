@@ -103,7 +103,12 @@ METRICS = {
         Metric(
             "mse_squared_mean",
             "MSE as published (file order)",
-            *("low", "×10⁻³", 1e3, 3, ("batch_size",), "mse_published"),
+            "low",
+            "×10⁻³",
+            1e3,
+            3,
+            ("batch_size",),
+            replaced_by="mse_published",
         ),
         Metric("inception_score", "IS", "high", "", 1, 2, ("n_generated", "n_is_splits")),
         Metric("fid", "FID", "low", "", 1, 2, ("n_generated",)),
@@ -210,12 +215,6 @@ def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDAr
     n_labels = int(labels.max()) + 1
     counts = np.bincount(clusters * n_labels + labels, minlength=n_clusters * n_labels)
     return counts.reshape(n_clusters, n_labels)
-
-
-def acc_majority(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
-    """Share of images whose label is their cluster's most frequent one, eq. 11."""
-    counts = contingency(labels, clusters, n_clusters)
-    return float(counts.max(1).sum() / counts.sum())
 
 
 def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
