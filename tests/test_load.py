@@ -292,8 +292,12 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Records, str, P
 def test_mlflow_alone_gives_the_frame_and_the_tables_that_the_records_give(
     delivered: tuple[Records, str, Path], tmp_path: Path
 ) -> None:
+    import mlflow
+
     before, uri, tables = delivered
+    own = mlflow.get_tracking_uri()
     after = load(fetch(uri, tmp_path))
+    assert mlflow.get_tracking_uri() == own  # A notebook goes on with its own MLflow.
     kept = [name for name in before.trials if name != "digest"]
     # Of metrics.jsonl MLflow holds the numbers, not the bytes: the digest may differ.
     assert after.trials[kept].equals(before.trials[kept])

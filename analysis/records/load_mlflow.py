@@ -7,6 +7,7 @@ is one way from records to tables. A trial that MLflow has twice is laid out twi
 import json
 import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def fetch(uri: str, folder: Path, name: str | None = None, *, curves: bool = Fal
 
     client = _client(uri)
     try:
-        return _lay_out(client, _parent(uri, name), folder, curves)
+        return _lay_out(client, _parent(client, uri, name), folder, curves)
     except (MlflowException, OSError) as error:
         line = str(error).splitlines()[0][:200]
         raise LoadError(f"MLflow at {uri} does not answer as it should: {line}") from None
@@ -51,28 +52,27 @@ def _client(uri: str) -> Any:
         os.environ.setdefault(key, value)
     import logging
 
-    import mlflow
+    from mlflow.tracking import MlflowClient
 
     for logger in ("mlflow", "alembic", "mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient()
+    return MlflowClient(tracking_uri=uri)  # What the process has set for itself stays.
 
 
-def _search(text: str) -> list[Any]:
+def _search(client: Any, text: str) -> Iterator[Any]:
     """The runs of all experiments that this filter lets through, the first to start first."""
-    import mlflow
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    order, token = ["attributes.start_time ASC"], None
+    while True:
+        page = client.search_runs(experiments, text, order_by=order, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
-    return mlflow.search_runs(
-        filter_string=text,
-        order_by=["attributes.start_time ASC"],
-        output_format="list",
-        search_all_experiments=True,
-    )
 
-
-def _parent(uri: str, name: str | None) -> Any:
-    found = _search("tags.kind = 'sweep'")
+def _parent(client: Any, uri: str, name: str | None) -> Any:
+    found = list(_search(client, "tags.kind = 'sweep'"))
     if name:
         found = [
             run
@@ -86,7 +86,7 @@ def _parent(uri: str, name: str | None) -> Any:
 
 def _lay_out(client: Any, parent: Any, folder: Path, curves: bool) -> list[Path]:
     preset, runs = parent.data.tags.get("preset", "sweep"), dict[str, list[Any]]()
-    for run in _search(f"tags.sweep = '{parent.data.tags['sweep']}'"):
+    for run in _search(client, f"tags.sweep = '{parent.data.tags['sweep']}'"):
         if key := run.data.tags.get("trial_key"):
             runs.setdefault(key, []).append(run)
     n_folders = max(map(len, runs.values()), default=1)
