@@ -39,7 +39,7 @@ else:
             "prior_lr": tune.loguniform(1e-3, 1e-1),
         },
         tune_config=tune.TuneConfig(
-            metric="cluster_information", mode="max", num_samples=4, max_concurrent_trials=2,
+            metric="cluster_information", mode="max", num_samples=6, max_concurrent_trials=2,
             scheduler=ASHAScheduler(max_t=4, grace_period=1, reduction_factor=2),
             search_alg=OptunaSearch(seed=1),
         ),
@@ -108,7 +108,7 @@ def test_a_tuner_of_ones_own_stops_early_and_is_restored_after_a_kill(tmp_path: 
     second = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     line = next(x for x in second.stdout.splitlines() if x.startswith("RESULTS "))
     results = json.loads(line.removeprefix("RESULTS "))
-    assert len(results) == 4 and not any(result["error"] for result in results), second.stderr
+    assert len(results) == 6 and not any(result["error"] for result in results), second.stderr
     after = finished(storage)
     assert {name: after[name] for name in before} == before  # none was trained again
     iterations = [result["metrics"]["iteration"] for result in results]
