@@ -13,13 +13,13 @@ from analysis.tables.assemble import products
 from analysis.tables.groups import groups
 from mpcc.config import PRESETS, VARIANTS
 from mpcc.evaluation.metrics import METRICS, NEED_LABELS
+from mpcc.use.load import SCORE
 from tests.records import SweepBuilder, metrics_of, options
 from tests.test_promises import DRY
 from tune.ablation import main
 from tune.plan import leave_out
 from tune.plan.cells import Cell
 from tune.plan.plan import FULL_MODEL, Plan, PlanError, new_plan
-from tune.plan.state import State, Status
 
 DIGITS, CIFAR = PRESETS["digits"], PRESETS["cifar10"]
 
@@ -104,7 +104,7 @@ def test_the_command_plans_the_variants_and_goes_on_with_them(tmp_path: Path, ca
     for argv, message in (
         (["--ablate", "--grid", "esteps"], "--ablate is a plan of its own"),
         (["--grid", "esteps", "--ablate-from", "best"], "--ablate-from is of --ablate"),
-        (["--ablate", "--ablate-from", "best"], "no trial has cluster_information yet"),
+        (["--ablate", "--ablate-from", "best"], "--ablate-from best: no grid is planned in"),
         (["--ablate", "--ablate-from", "esteps=7"], "0 cells are 'esteps=7'; there are: none yet"),
     ):
         assert main([*words, *argv]) == 2
@@ -122,21 +122,22 @@ def two_cells() -> Plan:
     return new_plan("digits", DIGITS).grow(cells, (0, 1, 2), "esteps=1,2")
 
 
-def test_the_best_cell_of_a_grid_is_chosen_without_labels() -> None:
-    plan = two_cells()
-    by_steps = {
-        1: {"cluster_information": 2.0, "acc_majority": 0.3},
-        2: {"cluster_information": 1.0, "acc_majority": 0.9},
-    }
-    assert METRICS[leave_out.BEST_BY].higher_is_better
-    assert leave_out.BEST_BY not in NEED_LABELS
-    statuses = {
-        trial.key: Status(State.DONE, metrics=by_steps[trial.config.n_encoder_steps])
-        for trial in plan.trials()
-    }
-    assert leave_out.best_cell(plan, statuses) == plan.cells[0].cell
-    with pytest.raises(PlanError, match="no trial has cluster_information yet"):
-        leave_out.best_cell(plan, dict.fromkeys(statuses, Status(State.RUNNING)))
+def test_the_best_cell_of_a_grid_is_chosen_without_labels_among_trials_that_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert METRICS[SCORE].higher_is_better and SCORE not in NEED_LABELS
+    sweep = SweepBuilder(tmp_path / "s").plan([{"n_encoder_steps": n} for n in (1, 2, 3)], (0, 1))
+    sweep.plan([{"prior_min_std": 0.0}], (0, 1), variant="no-floor")
+    command = ["--out", str(sweep.path), "--ablate", "--ablate-from", "best", "--status"]
+    assert main(command) == 2
+    assert "holds no trial that has begun" in capsys.readouterr().err
+    sweep.fill({"n_encoder_steps": 1}, [{SCORE: 2.0, "acc_majority": 0.3}] * 2)
+    sweep.fill({"n_encoder_steps": 2}, [{SCORE: 1.0, "acc_majority": 0.9}] * 2)
+    sweep.fill({"n_encoder_steps": 3}, [{SCORE: 2.2}], state="diverged")
+    sweep.fill({"n_encoder_steps": 3}, [{SCORE: 2.2}] * 2, state=None, iteration=10)
+    sweep.fill({"prior_min_std": 0.0}, [{SCORE: 2.3}] * 2)  # a variant is no full model
+    main(command)
+    assert "full model: esteps=1\n" in capsys.readouterr().out
 
 
 def test_the_full_model_is_named_by_settings_by_key_or_as_the_best() -> None:

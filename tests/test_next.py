@@ -9,11 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from mpcc.runs.files import BusyError, exclusive
+from mpcc.training import trainer
 from tests.stand_ins import end_record, planned
 from tests.test_promises import call, said
 from tests.test_promises_sweep import results
+from tune import ablation, preflight
+from tune.plan.cost import memory_need
 from tune.plan.plan import Plan, PlanError
 from tune.plan.state import State
 from tune.store import lock
@@ -75,6 +79,38 @@ def test_a_trial_of_a_driver_is_not_taken(tmp_path: Path) -> None:
             pass
 
 
+def test_a_trial_of_a_driver_that_died_on_another_machine_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("esteps=1")
+    store, key = store_of(tmp_path, plan), plan.trials()[0].key
+    claim = json.loads(other_owner(1, "a machine that went away"))
+    (tmp_path / lock.CLAIM).write_text(json.dumps(claim | {"running": [key]}))
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 1.0)
+    with trial_lock(store, key) as claims:
+        assert not claims.lost
+
+
+def test_next_needs_the_memory_of_one_trial_and_a_trial_that_runs_out_of_it_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned("esteps=1")
+    store_of(tmp_path, plan)
+    room = int(1.5 * memory_need(plan.trials()[0].config))
+    monkeypatch.setattr(preflight, "free_memory", lambda: room)
+
+    def train(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "train", train)
+    assert ablation.main(["--out", str(tmp_path), "--next"]) == 3
+    assert capsys.readouterr().out.startswith("failed: ")
+    assert [s.state for s in Store(tmp_path).statuses(plan.trials()).values()] == [
+        State.FAILED,
+        State.PLANNED,
+    ]
+
+
 @pytest.mark.slow
 def test_next_leaves_a_trial_that_another_program_trains(tmp_path: Path) -> None:
     plan = planned("esteps=1")
@@ -123,6 +159,19 @@ def test_only_what_is_done_there_and_not_here_is_adopted(tmp_path: Path) -> None
     assert adopt(here, there.out, plan.trials()) == 1
     assert here.status(first).accuracy == 0.25 and here.status(second).state == State.DONE
     assert [here.status(t).state for t in (third, fourth)] == [State.PLANNED, State.PLANNED]
+
+
+def test_next_takes_what_is_done_elsewhere_before_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned("esteps=1,2")
+    there = store_of(tmp_path / "there", plan)
+    for trial in plan.trials():
+        end_record(there.out, trial)
+    words = ["--preset", "tiny", "--set", "iterations=12", "eval_every=6"]
+    words += ["--out", str(tmp_path / "here"), "--adopt", str(there.out), "--next"]
+    assert ablation.main(words) == 4
+    assert "4 trials adopted from" in capsys.readouterr().out
 
 
 def test_a_sweep_under_other_settings_is_not_adopted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from mpcc.config import PRESETS
 from tests.test_suggest import begin, drive
 from tune import search
+from tune.store.folder import Store
 from tune.suggest.points import best
 from tune.suggest.source import SearchSource
 
@@ -102,6 +104,23 @@ def test_a_search_that_grows_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     begun(tmp_path, 5)
     _, out, _ = call(capsys, "--out", str(tmp_path), "--points", "7", "--status")
     assert f"{tmp_path} holds a search of 5 points; now 7\n" in out
+
+
+def test_a_finished_search_answers_under_changed_code_and_knows_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path, 5)
+    plan = Store(tmp_path).read_plan()
+    assert plan is not None
+    old = replace(plan, code_files={**plan.code_files, "mpcc/config/presets.py": "older"})
+    Store(tmp_path).write_plan(old)
+    same = ["--out", str(tmp_path), "--dry-run"]
+    code, out, _ = call(capsys, *same)
+    assert code == 0 and "time:" not in out and "5 points of 2 seeds, 10 trials" in out
+    code, _, err = call(capsys, *same, "--points", "6")
+    assert code == 2 and "other code" in err
+    code, out, _ = call(capsys, *same, "--points", "6", "--accept-changed-code")
+    assert code == 0 and "time:" in out
 
 
 def test_a_begun_search_cannot_become_another_but_may_grow(

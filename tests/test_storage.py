@@ -23,6 +23,7 @@ from tune.engine.faults import trial_cause
 from tune.plan.cells import Cell, Trial
 from tune.plan.plan import Plan, PlanError
 from tune.plan.state import State
+from tune.run import write_for_next
 from tune.store import datasets, transfer
 from tune.store import remote as remote_module
 from tune.store.adopt import extend, extends_from
@@ -412,7 +413,9 @@ def test_what_was_trained_here_goes_to_the_storage_once(store: Store, remote: Re
     there = Path(remote.address) / "trials"
     fill(there / known, "config.json", "checkpoint.pt")
     (there / known / "config.json").write_bytes(b"the storage's")
-    store.upload_missing(trials)
+    store.write_plan(plan)
+    assert write_for_next(store, plan, plan, trials, None)  # `--next` sends it before it trains.
+    assert store.not_uploaded(trials) == []
     assert {p.name for p in (there / done).iterdir()} == {
         "config.json", "result.json", "checkpoint.pt"}  # fmt: skip
     assert {p.name for p in (there / begun).iterdir()} == {"config.json", "checkpoint.pt"}

@@ -193,18 +193,19 @@ def _plan(
     """The folder's plan as it is, the one that is asked for, the trials of this command, and those
     of them that can run.
 
-    Of processes with `--next` that start at once the first writes the plan and the others read it
-    again. ValueError where a driver's plan lacks what is asked for.
+    Of processes with `--next` that start at once, the first writes the plan and the others read it
+    again. ValueError where the plan lacks what is asked for and a driver holds it.
     """
     for attempt in range(PLAN_SECONDS):
         time.sleep(min(attempt, 1.0))
         old = store.read_plan()
         plan, trials = planned(options, store, old)
         ready = trials if options.status else runnable(options, store, trials)
-        if not options.next or plan == old or run.write_new_plan(store, old, plan):
+        if not options.next or run.write_for_next(store, old, plan, trials, options.adopt):
             return old, plan, trials, ready
     raise ValueError(
-        f"a driver works in {store.out} and has not planned what --next asks for: wait for its end"
+        f"the plan of {store.out} lacks what this --next asks for, and a running driver holds it: "
+        "wait until that driver ends"
     )
 
 

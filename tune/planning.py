@@ -31,10 +31,10 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     or evaluated.
     """
     plan, wanted = _planned(options, store, old)
-    if not options.status:
+    if not (options.status or options.sync):
         try:
             check_same_code(store.out, plan)
-        except PlanError:  # Records are read only now: with the same code nothing hangs on them.
+        except PlanError:  # Only then do the records matter, and reading them takes time.
             asks = options.retry or options.evaluate
             if asks or any(store.status(trial).state not in ENDED for trial in wanted):
                 raise
@@ -250,10 +250,14 @@ def _front(
 
 def _best_cell(store: Store, plan: Plan) -> Cell:
     """The best point of the folder's search, or the best cell of its grid."""
-    statuses = store.statuses(plan.trials())
     if plan.search is None:
-        return leave_out.best_cell(plan, statuses)
-    front, _ = _front(plan, statuses)
+        from mpcc.use.load import best_cell  # torch: only where a choice is made
+
+        cells = {known.cell.key: known.cell for known in plan.cells if not known.cell.variant}
+        if not cells:
+            raise PlanError(f"--ablate-from best: no grid is planned in {store.out} yet")
+        return cells[best_cell(store.out, cells)]
+    front, _ = _front(plan, store.statuses(plan.trials()))
     if not front:
         raise PlanError("--ablate-from best: no point of the search is complete yet")
     return front[0]

@@ -53,7 +53,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
     store, plan, trials = work.store, work.source.plan, work.trials
     settings = common.settings(options, store)
     if options.sync:
-        return _sync(settings, store, plan)
+        return deliver(settings, store, plan)
     common.use_inception_weights(options)
     statuses = store.statuses(trials)
     retried = (options.retry or "").split(",")
@@ -101,12 +101,7 @@ def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Tria
 def _prepare(work: Work, again: Mapping[str, State]) -> None:
     """Write the plan and put the folders of its trials in order, under the lock."""
     store, plan = work.store, work.source.plan
-    take_over_ends(store, work.old, plan)
-    store.write_plan(plan)
-    store.upload_missing(work.trials)
-    store.download()
-    if work.adopt is not None:
-        print(f"{adopt(store, work.adopt, work.trials)} trials adopted from {work.adopt}")
+    _write(store, work.old, plan, work.trials, work.adopt)
     for trial in work.trials:
         # Another driver may have run it since its state was read.
         if trial.key in again and store.status(trial).state == again[trial.key]:
@@ -131,7 +126,7 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> li
             if loop.run():
                 patience = DELIVERY_SECONDS
         if not lock.lost:
-            with suppress(OSError):  # The plan without the data's fingerprint is a plan as well.
+            with suppress(OSError):  # The plan then only lacks the fingerprint of the images.
                 store.write_plan(store.with_recorded_images(source.plan))
     finally:
         problem: str | None = "interrupted"
@@ -145,17 +140,32 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> li
     return states.trials()
 
 
-def write_new_plan(store: Store, old: Plan | None, plan: Plan) -> bool:
-    """Write a plan, unless another process has written one since `old` was read.
+def _write(
+    store: Store, old: Plan | None, plan: Plan, trials: Sequence[Trial], adopted: Path | None
+) -> None:
+    """Write the plan and what other folders and earlier plans know of its trials."""
+    take_over_ends(store, old, plan)
+    store.write_plan(plan)
+    store.upload_missing(trials)
+    store.download()
+    if adopted is not None:
+        print(f"{adopt(store, adopted, trials)} trials adopted from {adopted}")
 
-    Processes with `--next` start at once: one of them writes, the others read again.
+
+def write_for_next(
+    store: Store, old: Plan | None, plan: Plan, trials: Sequence[Trial], adopted: Path | None
+) -> bool:
+    """Write a plan for `--next`, unless another process has written one since `old` was read.
+
+    Such processes start at once: one of them writes, the others read again.
     """
+    if plan == old and adopted is None and not store.not_uploaded(trials):
+        return True
     try:
         with sweep_lock(store, log):
             if store.refresh() != old:
                 return False
-            take_over_ends(store, old, plan)
-            store.write_plan(plan)
+            _write(store, old, plan, trials, adopted)
             return True
     except LockError:
         return False
@@ -164,12 +174,12 @@ def write_new_plan(store: Store, old: Plan | None, plan: Plan) -> bool:
 def run_next(options: Options, signals: Signals, work: Work) -> int:
     """Train one missing trial that no process has, in this process and without Ray (`--next`).
 
-    The exit code: 0 it is done, 3 it is not, 4 nothing is left that nobody trains, 128 + n stopped
-    by signal n, with a checkpoint.
+    The exit code: 0 it is done, 3 it is not, 4 every trial has ended or is trained elsewhere,
+    128 + n stopped by signal n, with a checkpoint.
     """
     from mpcc.runs.files import BusyError
 
-    store, settings = work.store, common.settings(options, work.store)
+    store, settings = work.store, replace(common.settings(options, work.store), max_concurrent=1)
     common.use_inception_weights(options)
     missing = work.source.ready(store.statuses(work.trials))
     _check(options, settings, work, missing)
@@ -196,7 +206,9 @@ def _train_here(
 
     states = States([trial], work.store.statuses([trial]), 1)
     spec = spec_of(trial, settings, work.source.plan)
-    worker = TrialWorker(replace(spec, same_model=work.store.models.others(trial)))
+    others = work.store.models.others(trial)
+    # Nothing shares the GPU by our doing: a trial that needs more memory than there is has failed.
+    worker = TrialWorker(replace(spec, same_model=others, exclusive=True))
     log(f"training {trial.text}")
     try:
         with signals.remember(), Display(states) as display:
@@ -217,7 +229,7 @@ def _train_here(
     return work.store.status(trial)
 
 
-def _sync(settings: Settings, store: Store, plan: Plan) -> int:
+def deliver(settings: Settings, store: Store, plan: Plan) -> int:
     """Deliver to MLflow what it lacks (`--sync`); the exit code."""
     with sweep_lock(store, log):
         try:

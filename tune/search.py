@@ -32,7 +32,7 @@ from tune.command import number, option  # noqa: E402
 from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import grid, pruning  # noqa: E402
-from tune.plan.plan import STUDY, Plan, check_same_code  # noqa: E402
+from tune.plan.plan import STUDY, Plan, PlanError, check_same_code  # noqa: E402
 from tune.plan.state import ENDED  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 from tune.store.remote import is_address  # noqa: E402
@@ -130,6 +130,8 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
     plan, search = _planned(options, store, old)
     if options.status:
         return _print_status(store, search, common.settings(options, store).uri)
+    if options.sync:
+        return run.deliver(common.settings(options, store), store, plan)
     from tune.suggest.source import SearchSource
     from tune.suggest.study import write_study
 
@@ -141,7 +143,7 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
     source = SearchSource(store, store.with_recorded_images(plan), writer)
     settings = common.settings(options, store)
     here = settings.local and not is_address(settings.data_dir)
-    if here and not options.sync and any(p.state not in ENDED for p in source.points):
+    if here and any(p.state not in ENDED for p in source.points):
         common.use_inception_weights(options)
         searches.check_here(source.search, plan.base, settings.data_dir)
     code = run.run(options, received, run.Work(store, old, source, source.trials()))
@@ -172,9 +174,14 @@ def _planned(options: SearchOptions, store: Store, old: Plan | None) -> tuple[Pl
     base = preset(name).override(**common.changes(options))
     given = any((options.preset, options.variant, options.changes, options.iterations))
     plan = common.begun(options, store, old, name, base, given=given)
-    if not options.status:
-        check_same_code(store.out, plan)
     search = _search(options, store, plan)
+    if not (options.status or options.sync):
+        try:
+            check_same_code(store.out, plan)
+        except PlanError:
+            states = [point.state for point in read_points(search, store.statuses(search.trials()))]
+            if options.retry or len(states) < search.n_points or not ENDED.issuperset(states):
+                raise
     return replace(plan, search=search.to_dict()), search
 
 
@@ -272,8 +279,14 @@ def _print_dry_run(options: SearchOptions, store: Store, source: SearchSource) -
         print(f"{rest} more points, drawn from what these give, {search.ahead} at a time")
     n = search.n_points * len(search.seeds)
     print(f"{search.n_points} points of {len(search.seeds)} seeds, {n} trials")
-    like = source.trials()[:1]  # The others differ in what they vary: a rough guess.
-    report.print_needs(options, settings, store, like * n, {})
+    statuses = store.statuses(source.trials())
+    todo = [trial for trial in source.trials() if statuses[trial.key].state not in ENDED]
+    # Points to come differ in what they vary: a rough guess. No trial has this seed yet.
+    like = replace(source.trials()[0], seed=max(search.seeds) + 1)
+    reached = {trial.key: statuses[trial.key].iteration for trial in todo}
+    todo += [like] * rest * len(search.seeds)
+    if todo:
+        report.print_needs(options, settings, store, todo, reached)
     return 0
 
 

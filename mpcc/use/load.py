@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +123,7 @@ def _refuse_cell(path: Path, cell: str | None) -> None:
 
 def _trials(path: Path) -> dict[Path, Config]:
     found = {}
-    for folder in sorted((path / TRIALS).iterdir()):
+    for folder in sorted((path / TRIALS).glob("*")):
         config = run_dir.read_config(folder) if folder.is_dir() else None
         if config is not None:
             found[folder] = config
@@ -132,19 +132,21 @@ def _trials(path: Path) -> dict[Path, Config]:
     return found
 
 
-def best_cell(path: Path) -> str:
+def best_cell(path: Path, cells: Collection[str] | None = None) -> str:
     """The key of the sweep's cell with the greatest mean of SCORE over its trials that are done.
 
-    Trials that the plan does not have, or has no more, do not count. RunDirError where none does.
+    cells: the keys of those that may be chosen, by default all that the plan has. Trials that were
+    dropped from the plan do not count. RunDirError if no trial counts.
     """
     values: dict[str, list[float]] = {}
     data = set()
-    planned, dropped = None, set()
+    dropped: set[str] = set()
     with suppress(RunDirError, KeyError, TypeError):  # Without a sound plan all count.
         plan: Any = read_json(path / PLAN)
-        planned, dropped = {cell["key"] for cell in plan["cells"]}, {*plan.get("dropped", ())}
+        dropped = {*plan.get("dropped", ())}
+        cells = {cell["key"] for cell in plan["cells"]} if cells is None else cells
     for folder, config in _trials(path).items():
-        counts = folder.name not in dropped and (planned is None or config.cell_key in planned)
+        counts = folder.name not in dropped and (cells is None or config.cell_key in cells)
         result = run_dir.read_result(folder) or {} if counts else {}
         value = result.get("metrics", {}).get(SCORE)
         if result.get("state") == run_dir.DONE and isinstance(value, float):

@@ -78,7 +78,9 @@ class Loop:
             return True
         n_trials = self.states.n_trials
         log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
-        self._engine = engine = Engine(self.settings, ready, log, n_trials)
+        # Trials that wait for others of the same model count too: they may need more of a node.
+        later = [t for t in self.states.trials() if self.states[t.key].state not in ENDED]
+        self._engine = engine = Engine(self.settings, [*ready, *later], log, n_trials)
         self.signals.kill = engine.kill
         with engine:
             self._submit(ready)

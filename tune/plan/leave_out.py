@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mpcc.config import VARIANTS, Config, unknown, without_dead
-from tune.plan.cells import Cell, chosen, trials
+from tune.plan.cells import Cell, chosen
 from tune.plan.plan import FULL_MODEL, Plan, PlanError
-from tune.plan.state import Status
 
 NAME = "leave one out"
 """What sweep.json calls the grid of these cells."""
-
-BEST_BY = "cluster_information"
-"""The metric that chooses the best cell of a grid: higher is better, and it needs no labels."""
 
 LEFT_OUT = (
     "normal-prior",
@@ -70,20 +66,3 @@ def starting_cell(plan: Plan, choice: str | None) -> Cell:
         some = "; ".join(cell.text for cell in (found or known)[:6])
         raise PlanError(f"{len(found)} cells are '{choice}'; there are: {some or 'none yet'}")
     return found[0]
-
-
-def best_cell(plan: Plan, statuses: Mapping[str, Status]) -> Cell:
-    """The cell with the highest mean of `BEST_BY`, variants aside; `statuses` by trial key.
-
-    PlanError where no trial has it yet.
-    """
-    means = []
-    for planned in plan.cells:
-        ends = [statuses[trial.key] for trial in trials(planned.cell, planned.seeds)]
-        values = [end.metrics.get(BEST_BY) for end in ends]
-        known = [value for value in values if isinstance(value, float)]
-        if known and not planned.cell.variant:
-            means.append((sum(known) / len(known), planned.cell))
-    if not means:
-        raise PlanError(f"--ablate-from best: no trial has {BEST_BY} yet")
-    return max(means, key=lambda pair: pair[0])[1]

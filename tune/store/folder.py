@@ -35,7 +35,8 @@ REMEMBERED = "storage.json"
 OURS = (LOCK, CLAIM, REMEMBERED, COPY, "drivers", "claims")
 """What a folder without a plan may hold; earlier code wrote the last two."""
 FOLDER = "folder"
-"""In storage.json: the identity of the folder that wrote it."""
+"""In storage.json: the inode of the folder that wrote it, which a renamed one keeps, and a copy has
+another."""
 FIRST_SECONDS = 8.0
 """How long a remote may keep a command waiting."""
 
@@ -236,24 +237,30 @@ class Store:
             here = Remote(str(self.out), 0.0)
             copy(here, self.remote, trial_files(here, key), {})
 
+    def not_uploaded(self, trials: Iterable[Trial]) -> list[str]:
+        """The keys of the trials that were trained in the folder before it had a remote."""
+        if self.remote is None or self._is_uploaded():
+            return []
+        here, there = trial_files(Remote(str(self.out), 0.0)), trial_files(self.remote)
+        missing = here.keys() - there.keys()
+        keys = []
+        for folder in (f"{TRIALS}/{trial.key}" for trial in trials):
+            result, checkpoint = f"{folder}/{run_dir.RESULT}", f"{folder}/{run_dir.CHECKPOINT}"
+            if result in missing or (result not in there and checkpoint in missing):
+                keys.append(Path(folder).name)
+        return keys
+
     def upload_missing(self, trials: Iterable[Trial]) -> None:
         """Upload the trials that were trained in the folder before it had a remote; once."""
-        if self.remote is None or self._is_uploaded():
-            return
-        here, there = trial_files(Remote(str(self.out), 0.0)), trial_files(self.remote)
-        for key in (trial.key for trial in trials):
-            result, checkpoint = (
-                f"{TRIALS}/{key}/{name}" for name in (run_dir.RESULT, run_dir.CHECKPOINT)
-            )
-            if result not in there and here.keys() & {result, checkpoint} - there.keys():
-                self.upload(key)
+        for key in self.not_uploaded(trials):
+            self.upload(key)
         self._remember(uploaded=True)
 
     def _remember(self, **more: object) -> None:
         """Write down where the trials' files are, and that this folder is theirs."""
         if self.remote is not None:
             before = run_dir.read_json(self.out / REMEMBERED) or {}
-            known = {"storage": self.remote.address, FOLDER: _identity(self.out)}
+            known = {"storage": self.remote.address, FOLDER: self.out.stat().st_ino}
             if before | known | more != before:
                 run_dir.write_json(self.out / REMEMBERED, before | known | more)
 
@@ -283,7 +290,7 @@ def open_store(given: Path, storage: str | None = None) -> Store:
         raise ValueError(f"{out} belongs to --storage {known}, now {address}; choose another --out")
     if address is None:
         return store
-    if storage is None and remembered.get(FOLDER, _identity(out)) != _identity(out):
+    if storage is None and remembered.get(FOLDER) not in (None, out.stat().st_ino):
         raise ValueError(
             f"{out} is a copy of the folder whose trials are in {known}, or was moved to another "
             f"disk: give --storage {known} to go on here with the same trials"
@@ -293,11 +300,6 @@ def open_store(given: Path, storage: str | None = None) -> Store:
     if not to_be_made and sweep_owner(out) is None and store.refresh() is not None:
         store.download()
     return store
-
-
-def _identity(out: Path) -> int:
-    """A number that a folder keeps when it is renamed, and that its copy does not have."""
-    return out.stat().st_ino
 
 
 def record_end(path: Path, config: Config, state: State, cause: str) -> None:

@@ -215,14 +215,26 @@ def trial_lock(store: Store, key: str) -> Iterator[Claims]:
     """
     with Claims() as claims:
         claim = trial_claim(store.files(PATIENCE_SECONDS), key)
-        # A driver names its trials within that.
+        # Within this time a driver lists a newly started trial in its claim.
         owner = claims.take(claim, CHANGE_SECONDS + LOOK_SECONDS)
         if owner is None:
-            driver = sweep_owner(store.out, store.remote)
-            owner = driver if driver is not None and key in driver.running else None
+            owner = _driver_of(store, key)
         if owner is not None:
             raise BusyError(f"trial {key} is trained by {owner.text}")
         yield claims
+
+
+def _driver_of(store: Store, key: str) -> Owner | None:
+    """The living driver that runs a trial; the claim of one on another machine is watched."""
+    places = [str(store.out)] if store.remote is None else [str(store.out), store.remote.address]
+    for address in places:
+        claim = Claim(Remote(address, PATIENCE_SECONDS), CLAIM)
+        found = claim.found()
+        if found is not None and key in found.running:
+            owner = claim.owner(REMOTE_LOOK_SECONDS)
+            if owner is not None and key in owner.running:
+                return owner
+    return None
 
 
 def trial_claim(files: Remote, key: str) -> Claim:
