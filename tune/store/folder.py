@@ -35,8 +35,7 @@ REMEMBERED = "storage.json"
 OURS = (LOCK, CLAIM, REMEMBERED, COPY, "drivers", "claims")
 """What a folder without a plan may hold; earlier code wrote the last two."""
 FOLDER = "folder"
-"""In storage.json: the inode of the folder that wrote it, which a renamed one keeps, and a copy has
-another."""
+"""In storage.json: the inode of the folder that wrote it; a copy of the folder has another."""
 FIRST_SECONDS = 8.0
 """How long a remote may keep a command waiting."""
 
