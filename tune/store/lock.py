@@ -229,11 +229,11 @@ def _driver_of(store: Store, key: str) -> Owner | None:
     places = [str(store.out)] if store.remote is None else [str(store.out), store.remote.address]
     for address in places:
         claim = Claim(Remote(address, PATIENCE_SECONDS), CLAIM)
-        found = claim.found()
-        if found is not None and key in found.running:
+        owner = claim.found()
+        if owner is not None and key in owner.running and owner.machine != this_machine():
             owner = claim.owner(REMOTE_LOOK_SECONDS)
-            if owner is not None and key in owner.running:
-                return owner
+        if owner is not None and key in owner.running and not owner.gone:
+            return owner
     return None
 
 
