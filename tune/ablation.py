@@ -131,7 +131,7 @@ class AblationOptions(Options):
         const="",
     )
     continue_training: bool = _what(
-        "with a larger --iterations: go on from the last checkpoints of a folder's trials"
+        "with a larger --iterations: extend the folder's trials from their last checkpoints"
     )
     adopt: Path | None = _what(
         "copy the trials that are done in another sweep's folder; its cells and seeds are planned "

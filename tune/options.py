@@ -78,9 +78,9 @@ class Options:
         "NAME",
         names=("--preset", "--dataset"),
     )
-    variant: str | None = _base("change them by name: " + ", ".join(configs.VARIANTS), "NAME")
+    variant: str | None = _base("named change of them: " + ", ".join(configs.VARIANTS), "NAME")
     changes: Sequence[str] = _base(
-        "change any of them",
+        "change any setting",
         "FIELD=VALUE",
         names=("--set",),
         nargs="+",
@@ -89,7 +89,7 @@ class Options:
     )
     iterations: str | None = _base("iterations of every trial (default: the preset's)", "N")
     retry: str | None = _base(
-        "run again what is failed, diverged or failed,diverged", "STATES", choices=RETRY
+        "rerun trials in these states: failed, diverged or failed,diverged", "STATES", choices=RETRY
     )
     accept_changed_code: bool = _base(
         "go on in a folder that was written by other code; finished trials are trained anew, one "
