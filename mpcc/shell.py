@@ -39,10 +39,14 @@ def shown(path: Path) -> str:
 
 def one_line(error: Exception) -> str:
     """An error in one line, with what to do where a folder cannot be written."""
-    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES) and error.filename:
         return f"cannot use {error.filename}: {error.strerror}; choose another --out"
-    return text
+    return message_of(error)
+
+
+def message_of(error: BaseException, limit: int | None = None) -> str:
+    """An error's message in one line of at most `limit` characters; without one its type's name."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def guard_output() -> None:

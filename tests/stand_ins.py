@@ -124,7 +124,7 @@ class StandInEngine:
     def problem(self) -> str | None:
         return self.found
 
-    def wait(self) -> None:
+    def reset_silence(self) -> None:
         pass
 
     def kill(self) -> None:
@@ -260,7 +260,7 @@ def ray_with(
     monkeypatch.setattr(ray, "cluster_resources", lambda: size)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": size}])
     monkeypatch.setattr(engine_module, "LocalHead", head)
-    monkeypatch.setattr(engine_module.cluster, "JoinedCluster", type("Joined", (head,), {}))
+    monkeypatch.setattr(engine_module.cluster, "ClusterConnection", type("Joined", (head,), {}))
     if tuner is not None:
         monkeypatch.setattr(tune_run, "tuner_of", tuner)
 

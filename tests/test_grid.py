@@ -11,7 +11,7 @@ from tune.plan.cost import checkpoint_bytes, cost, memory_need
 from tune.plan.grid import (
     cells,
     default_levels,
-    falling_together,
+    merged_cells_note,
     parse_grid,
     parse_seeds,
     table1_rows,
@@ -195,8 +195,9 @@ def test_cells_that_differ_in_settings_that_do_nothing_are_one() -> None:
         "prior=normal, K=5",
         *(f"prior=gaussian_mixture, K={k}" for k in (5, 10, 20)),
     ]
-    said = falling_together(grid, made)
-    assert said is not None and said.startswith("6 cells of the grid are 4: K does nothing")
+    assert merged_cells_note(grid, made) == (
+        "of the grid's 6 cells 4 are kept: some do not depend on K, so duplicates are left out"
+    )
     # A folder that has them all goes on with them all, and runs none anew.
     known = {Cell.of(DIGITS, {"prior": "normal", "n_clusters": k}).key for k in (5, 10, 20)}
     assert len(cells(DIGITS, grid, known)) == 6
@@ -209,7 +210,7 @@ def test_cells_that_differ_in_settings_that_do_nothing_are_one() -> None:
         (8.0, 1.0, 1.0),
         (1.0, 1.0, 1e-20),
     ]
-    said = falling_together(weights, made)
-    assert said is not None and "4 cells of the grid are 3: cluster weights count by their" in said
+    said = merged_cells_note(weights, made)
+    assert said is not None and "4 cells 3 are kept: only the ratios of cluster weights" in said
     usual = parse_grid(["esteps,eta_p"], "digits")
-    assert falling_together(usual, cells(DIGITS, usual)) is None
+    assert merged_cells_note(usual, cells(DIGITS, usual)) is None

@@ -14,20 +14,20 @@ import pytest
 
 from tune import ablation
 from tune.engine import cluster
-from tune.engine.cluster import JoinedCluster, check_cluster, check_listening
+from tune.engine.cluster import ClusterConnection, check_cluster, check_listening
 from tune.engine.head import EngineError
 
 HEAD = "10.0.0.1:6379"
 
 
 @pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> JoinedCluster:
-    """A cluster that is about to be joined; it looks and gives up quickly."""
+def connection(monkeypatch: pytest.MonkeyPatch) -> ClusterConnection:
+    """A connection to a cluster before `connect`, with short waits."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.05)
     monkeypatch.setattr(cluster, "GONE_SECONDS", 0.3)
-    return JoinedCluster(HEAD)
+    return ClusterConnection(HEAD)
 
 
 @contextlib.contextmanager
@@ -37,40 +37,40 @@ def listening(backlog: int | None = None) -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def problem_within(joined: JoinedCluster, seconds: float) -> str | None:
+def problem_within(connection: ClusterConnection, seconds: float) -> str | None:
     end = time.monotonic() + seconds
-    while joined.problem() is None and time.monotonic() < end:
+    while connection.problem() is None and time.monotonic() < end:
         time.sleep(0.01)
-    return joined.problem()
+    return connection.problem()
 
 
-def test_a_cluster_that_answers_is_well(joined: JoinedCluster) -> None:
+def test_a_cluster_that_answers_is_well(connection: ClusterConnection) -> None:
     with listening() as head, listening() as here:
-        joined.watch({"its head": head, "Ray on this machine": here})
-        assert problem_within(joined, 0.6) is None
+        connection.watch({"its head": head, "Ray on this machine": here})
+        assert problem_within(connection, 0.6) is None
 
 
-def test_a_head_that_hangs_or_refuses_is_gone_after_a_while(joined: JoinedCluster) -> None:
+def test_a_head_that_hangs_or_refuses_is_gone_after_a_while(connection: ClusterConnection) -> None:
     with listening() as head:
-        joined.watch({"its head": head})
-        assert problem_within(joined, 0.6) is None
+        connection.watch({"its head": head})
+        assert problem_within(connection, 0.6) is None
     begun = time.monotonic()
-    assert "the cluster is gone: its head has not answered" in str(problem_within(joined, 5))
+    assert "the cluster is gone: its head has not answered" in str(problem_within(connection, 5))
     assert time.monotonic() - begun > 0.2
     with listening(backlog=0) as head, contextlib.ExitStack() as waiting:
         with contextlib.suppress(OSError):
             while True:  # Until one more is neither accepted nor refused.
                 host, port = head.split(":")
                 waiting.enter_context(socket.create_connection((host, int(port)), 0.2))
-        joined.watch({"its head": head})
-        assert "its head has not answered" in str(problem_within(joined, 5))
+        connection.watch({"its head": head})
+        assert "its head has not answered" in str(problem_within(connection, 5))
 
 
-def test_a_driver_whose_own_node_has_left_is_told(joined: JoinedCluster) -> None:
+def test_a_driver_whose_own_node_has_left_is_told(connection: ClusterConnection) -> None:
     with listening() as head:
         with listening() as here:
-            joined.watch({"its head": head, "Ray on this machine": here})
-        assert "Ray on this machine has not answered" in str(problem_within(joined, 5))
+            connection.watch({"its head": head, "Ray on this machine": here})
+        assert "Ray on this machine has not answered" in str(problem_within(connection, 5))
 
 
 def test_an_address_where_no_cluster_answers_is_refused_at_once(
@@ -121,7 +121,7 @@ def test_what_ray_status_says_becomes_one_line(
     ],
 )
 def test_what_ray_says_becomes_one_line(
-    words: str, said: str, joined: JoinedCluster, monkeypatch: pytest.MonkeyPatch
+    words: str, said: str, connection: ClusterConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -130,12 +130,12 @@ def test_what_ray_says_becomes_one_line(
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(EngineError, match=said) as caught:
-        joined.connect({})
+        connection.connect({})
     assert "\n" not in str(caught.value)
 
 
 def test_nodes_are_sent_our_packages_and_the_driver_watches_its_head_and_its_node(
-    joined: JoinedCluster, monkeypatch: pytest.MonkeyPatch
+    connection: ClusterConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -147,9 +147,9 @@ def test_nodes_are_sent_our_packages_and_the_driver_watches_its_head_and_its_nod
         monkeypatch.setattr(ray, "init", lambda address, **more: given.update(more))
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray, "nodes", lambda: [own | {"NodeID": "other"}, own])
-        joined.connect({"A": "1"})
-        assert problem_within(joined, 0.6) is None
-    assert "its head has not answered" in str(problem_within(joined, 5))
+        connection.connect({"A": "1"})
+        assert problem_within(connection, 0.6) is None
+    assert "its head has not answered" in str(problem_within(connection, 5))
     runtime = given["runtime_env"]
     assert runtime["env_vars"] == {"A": "1"}
     assert {Path(path).name for path in runtime["py_modules"]} == {"mpcc", "tune"}

@@ -42,7 +42,7 @@ def test_a_part_that_the_model_lacks_is_never_left_out() -> None:
     aim = names(base=DIGITS, prior="normal")
     assert aim == [FULL_MODEL, "not-shared", "one-encoder-step", "no-average"]
     assert "no-average" not in names(base=PRESETS["tiny"])  # It ends before the average begins.
-    with pytest.raises(PlanError, match="--ablate no-floor leaves nothing out"):
+    with pytest.raises(PlanError, match="--ablate no-floor changes nothing: the full"):
         names("no-floor", prior="normal")
 
 
@@ -55,8 +55,8 @@ def test_names_that_leave_nothing_out_are_refused() -> None:
     assert names("no-floor", "published-code") == [FULL_MODEL, "no-floor", "published-code"]
     for asked, message in (
         (["no-flor"], "unknown variant 'no-flor'; did you mean 'no-floor'?"),
-        (["plain-latent"], "leaves nothing out that is still there"),
-        (["no-floor", "no-floor"], "leaves nothing out that is still there"),
+        (["plain-latent"], "the full model does not have that part"),
+        (["no-floor", "no-floor"], "or another name leaves it out"),
     ):
         with pytest.raises(PlanError, match=message):
             names(*asked)

@@ -237,7 +237,7 @@ REFUSED = {
         ["--cpus-per-trial", "many"],
         "--cpus-per-trial: must be a number",
     ),
-    "more cores than there are": (["--cpus-per-trial", "1000"], "no trial could ever start"),
+    "more cores than there are": (["--cpus-per-trial", "1000"], "so no trial could start"),
     "a GPU and a half": (["--gpus-per-trial", "1.5"], "above 1 must be a whole number"),
     "no trials on a GPU": (
         ["--trials-per-gpu", "0"],
@@ -361,8 +361,8 @@ def test_a_search_is_what_its_options_say(tmp_path: Path) -> None:
     assert "random" in told("--sampler", "random")
     assert "labels chose (acc_majority)" in told("--objective", "acc_majority")
     assert "mse and" in told("--objective", "mse,silhouette")
-    assert "gives up slow starters" in told("--prune", "median")
-    assert "gives up slow starters" in told("--prune", "halving")
+    assert "tends to prune slow starters" in told("--prune", "median")
+    assert "tends to prune slow starters" in told("--prune", "halving")
     assert answered("search", *START["search"], "--startup", "0", cwd=tmp_path).returncode == 2
     file = tmp_path / "space.toml"
     shutil.copy(ROOT / "tune" / "space.toml", file)

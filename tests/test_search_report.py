@@ -196,7 +196,7 @@ def test_every_table_of_a_pruned_search_says_what_that_does(tmp_path: Path) -> N
     assert len(tables) >= 3
     for table in tables:
         line = " ".join(table.lines)
-        assert "gives up slow starters" in line and "any one of its seeds" in line, table.name
+        assert "tends to prune slow starters" in line and "any one of its seeds" in line, table.name
     searched(tmp_path / "whole", n_points=10)
     records = load([tmp_path / "whole"])
     for product in products(records, groups(records), options("all")):

@@ -309,7 +309,7 @@ def test_news_that_come_while_the_storage_is_away_are_fetched_when_it_is_back(
     assert (store.out / "trials" / key / "metrics.jsonl").exists()
     assert store.read_plan() == plan and remote.read("sweep.json") is not None
     fill(root / "trials" / trials[1].key, "result.json")
-    assert downloads.settle(time.monotonic() + 10) is None
+    assert downloads.flush(time.monotonic() + 10) is None
     assert (store.out / "trials" / trials[1].key / "result.json").exists()
 
 
@@ -343,7 +343,7 @@ def test_the_end_of_a_sweep_waits_for_a_remote_no_longer_than_it_may(
     key = planned()[1][0].key
     downloads.submit(key, lambda: store.download(key))
     begun = time.monotonic()
-    assert downloads.settle(begun + 2)
+    assert downloads.flush(begun + 2)
     assert time.monotonic() - begun < 3
 
 

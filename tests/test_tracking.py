@@ -29,16 +29,16 @@ from mpcc.runs.files import MODEL, RunDirError
 from mpcc.training.trainer import train
 from tune.plan.cells import Trial
 from tune.plan.grid import cells, parse_grid
-from tune.plan.plan import Plan, new_plan
+from tune.plan.plan import MLFLOW, Plan, new_plan
 from tune.plan.state import Event, EventKind, State
 from tune.store.folder import Store
+from tune.store.transfer import scratch_dir
 from tune.tracking import connection
-from tune.tracking.connection import check_reachable
+from tune.tracking.connection import NEW, check_reachable
 from tune.tracking.delivery import Delivery, in_step, sync
 from tune.tracking.tracker import Tracker
 from tune.tracking.uri import (
     DATABASE,
-    RECORD,
     checked_uri,
     damage_of,
     default_uri,
@@ -235,8 +235,8 @@ def test_the_hint_names_the_page_of_the_sweeps_runs_once_there_are_any(out: Path
     runs_page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
     assert ui_hint(uri, out)[1] == f"then open http://localhost:5000{runs_page}"
     assert ui_hint("http://mlflow:5000/", out) == ["open http://mlflow:5000"]
-    record = json.loads((out / RECORD).read_text()) | {"tracking_uri": "http://mlflow:5000"}
-    (out / RECORD).write_text(json.dumps(record))
+    record = json.loads((out / MLFLOW).read_text()) | {"tracking_uri": "http://mlflow:5000"}
+    (out / MLFLOW).write_text(json.dumps(record))
     assert ui_hint("http://mlflow:5000", out) == [f"open http://mlflow:5000{runs_page}"]
     assert not in_step(Store(out), "http://mlflow:5000")  # Of a server nothing is known unasked.
 
@@ -320,13 +320,13 @@ def test_runs_of_an_earlier_version_are_found_by_their_key_and_no_row_is_repeate
         connection.execute("delete from tags where key = 'rows'")
         connection.execute("update params set value = '1.0' where key = 'prior_lr'")
         connection.commit()
-    (path / RECORD).write_text('{"run_id": "x", "rows_delivered": 99}')
-    (out / RECORD).write_text("{")
+    (path / MLFLOW).write_text('{"run_id": "x", "rows_delivered": 99}')
+    (out / MLFLOW).write_text("{")
     assert not in_step(Store(out), default_uri(out))
     assert deliver(out, plan) == 1
     assert (runs(out), metrics(out)) == before
     assert in_step(Store(out), default_uri(out))
-    assert json.loads((out / RECORD).read_text())["runs"] == {trial.key: before[0][trial.key][0]}
+    assert json.loads((out / MLFLOW).read_text())["runs"] == {trial.key: before[0][trial.key][0]}
 
 
 def test_each_end_has_its_status_and_its_cause(out: Path) -> None:
@@ -501,7 +501,7 @@ def test_our_database_that_cannot_be_opened_is_quarantined_and_filled_again(
     tracker = Tracker(Store(tmp_path), uri, plan)
     if damaged:  # MLflow makes its tables in an empty file by itself.
         wait_for(lambda: tracker.problem)
-        assert "it is quarantined" in str(tracker.problem)
+        assert "it was moved aside" in str(tracker.problem)
         assert (tmp_path / f"{DATABASE}.damaged").read_bytes() == damaged
     assert close(tracker) is None
     assert set(runs(tmp_path)) == {"", trial.key} and len(metrics(tmp_path)) == 1
@@ -518,27 +518,28 @@ def test_a_database_of_the_users_own_is_never_set_aside(tmp_path: Path, database
 
 
 def test_a_driver_killed_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
-    """Half of a database could never be opened again."""
-    plan = make_plan(tmp_path)
+    """Half of a database cannot be opened again; what a living driver makes beside it stays."""
+    plan = make_plan(tmp_path / "sweep")
+    file, other = tmp_path / "shared" / DATABASE, scratch_dir(tmp_path / "shared", NEW)
     program = (
         "import sys; from pathlib import Path\n"
-        "from tune.store.folder import Store; from tune.tracking import uri\n"
+        "from tune.store.folder import Store\n"
         "from tune.tracking.delivery import sync\n"
-        "out = Path(sys.argv[1]); store = Store(out)\n"
-        "sync(store, uri.default_uri(out), store.read_plan())\n"
+        "store = Store(Path(sys.argv[1]))\n"
+        "sync(store, sys.argv[2], store.read_plan())\n"
     )
-    file = tmp_path / DATABASE
-    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "sweep"), f"sqlite:///{file}"]
+    )
     while child.poll() is None and not file.exists():
-        if sum(map(size_of, tmp_path.glob(".mlflow.db.*/new.db"))) >= 400_000:
+        if sum(map(size_of, file.parent.glob(".mlflow.db.*/new.db"))) >= 400_000:
             break
         time.sleep(0.001)
     child.kill()
     child.wait()
-    assert not file.exists()
-    deliver(tmp_path, plan)
-    assert set(runs(tmp_path)) == {""}
-    assert not list(tmp_path.glob(".mlflow.db*"))
+    assert not file.exists() and len(list(file.parent.glob(".mlflow.db.*"))) == 2
+    sync(Store(tmp_path / "sweep"), f"sqlite:///{file}", plan)
+    assert file.exists() and list(file.parent.glob(".mlflow.db.*")) == [other]
 
 
 @pytest.mark.parametrize("uri", ["runs", "file:///x", "sqlite://", "sqlite:///", "http://", ""])

@@ -47,11 +47,11 @@ examples:
   python tune/ablation.py --status                         how far it is
   python tune/ablation.py --confirm                        the best cell and its ties, fresh seeds
   python tune/ablation.py --drop esteps=3 --drop seed=4    take these out of the plan again
-  python tune/ablation.py --evaluate --set n_generated=10000   of trained models, also FID and KID
+  python tune/ablation.py --evaluate --set n_generated=10000   trained models again, FID and KID too
   python tune/ablation.py --retry failed,diverged          run these again
-  python tune/ablation.py --out runs/x --next              one trial of it, from a queue's job
+  python tune/ablation.py --out runs/x --next              train one trial (for a queue's job)
   python tune/ablation.py --out runs/x --adopt DIR         join a sweep that was run elsewhere
-  python tune/ablation.py --iterations 3000 --continue-training     all of them go on to more
+  python tune/ablation.py --iterations 3000 --continue-training     extend every trial to 3,000
 
 Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
 Exit codes: 0 every trial is done, or every chosen one with --only, --skip or --seeds; 2 a usage
@@ -85,19 +85,22 @@ class AblationOptions(Options):
         ),
     }
     grid: list[str] | None = _what(
-        "axes to vary: esteps,eta_p is Table 1; lambda_p, batch_size and seed have levels of "
-        "their own; any other field as name=a,b,c. Without --grid: what the folder has planned",
+        "axes to vary. Default values: esteps, eta_p (both: Table 1), lambda_p, batch_size, seed. "
+        "Any other setting: NAME=A,B,C. Without --grid: all that the folder has planned",
         "AXIS",
         nargs="+",
     )
     table: str | None = _what(
-        f"all cells and seeds of a table of the paper instead: {', '.join(paper.TABLES)}", "N"
+        f"run all cells and seeds of a table of the paper, not a grid: {', '.join(paper.TABLES)}",
+        "N",
     )
     scale: str | None = _what(
-        "of --table: " + "; ".join(f"{n}, {s.meaning}" for n, s in paper.SCALES.items()), "NAME"
+        "size of the --table runs: "
+        + "; ".join(f"{n}, {s.meaning}" for n, s in paper.SCALES.items()),
+        "NAME",
     )
     ablate: str | None = _what(
-        "instead of a grid: the full model, and without one thing at a time: "
+        "in place of --grid: the full model, and the model without one part at a time: "
         + ", ".join(leave_out.LEFT_OUT)
         + " (default: all that apply); any --variant can be named",
         "NAMES",
@@ -105,8 +108,8 @@ class AblationOptions(Options):
         const="",
     )
     ablate_from: str | None = _what(
-        "the full model is this cell of the folder, or its best one: best (chosen by the "
-        "search's objective, else without labels)",
+        "cell of the folder that is the full model; best: the best cell, by the search's "
+        "objectives, or by I(x; y) for a grid",
         "CELL",
     )
     seeds: str | None = _what("number of seeds, or the seeds themselves (default 3)", "N|A,B,C")
@@ -120,30 +123,31 @@ class AblationOptions(Options):
         default=(),
     )
     confirm: str | None = _what(
-        "run the best cell and its ties again on as many fresh seeds, or --seeds N of them "
-        "(default: by acc_majority); of a search the best point and the base settings (by its "
-        "objectives)",
+        "rerun the best cell and the cells tied with it (of a search the best point and the base "
+        "settings) on fresh seeds, as many as before or --seeds N. METRIC chooses (default: "
+        "acc_majority; of a search its objectives)",
         "METRIC",
         nargs="?",
         const="",
     )
     continue_training: bool = _what(
-        "with a larger --iterations: go on from the last checkpoints of a folder's trials"
+        "with a larger --iterations: extend the folder's trials from their last checkpoints"
     )
     adopt: Path | None = _what(
-        "take over the trials that are done in another folder, trained elsewhere: its cells and "
-        "seeds are planned here too",
+        "copy the trials that are done in another sweep's folder; its cells and seeds are planned "
+        "here too",
         "DIR",
         type=path,
     )
     evaluate: bool = _what(
         "evaluate the trained models of a folder as --set says, such as --set n_generated=10000, "
-        "and train nothing; the values of before stay"
+        "and train nothing; earlier values are kept"
     )
     next: bool = option(
         "instead of running",
-        "train one trial that is missing and that no process has, here and without Ray, and stop; "
-        "any number of these at once, also beside a driver: for queues like Slurm's arrays",
+        "train one unfinished trial that no other process is training, in this process without "
+        "Ray, then stop; run as many at once as you like, also beside a driver: for queues like "
+        "Slurm's arrays",
     )
     out: Path | None = option("where", "default runs/PRESET, or runs/paper-SCALE", "DIR", type=path)
 
@@ -161,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> AblationOptions:
-    """The options on this command line; ValueError for what cannot be together."""
+    """The options on this command line; ValueError for options that exclude each other."""
     about = "Run a grid of trials, each cell with several seeds, on all cores or GPUs."
     return command.parse(argv, AblationOptions, "ablation.py", about, EXAMPLES)
 

@@ -1,4 +1,4 @@
-"""How a command reads its options and answers: exit codes, errors in one line."""
+"""Reads a command's options, and ends it: exit codes, errors in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune.signals import Interrupted, Signals
 
 T = TypeVar("T")
 GROUPS = ("what to run", "what to look for", "base settings", "where", "instead of running")
-"""In the order in which `--help` shows them."""
+"""The groups of options, in the order of `--help`."""
 
 
 def option(
@@ -30,9 +30,9 @@ def option(
     default: object = None,
     **more: object,
 ) -> Any:
-    """A dataclass field that is an option of the command line, by default of its own name.
+    """A dataclass field that is a command-line option, `--NAME` unless `names` is given.
 
-    metavar: of its value; without one the option is a switch. more: `add_argument`'s.
+    metavar: the value's placeholder; without it the option is a flag. more: for `add_argument`.
     """
     kind = {"metavar": metavar} if metavar else {"action": "store_true"}
     return field(
@@ -45,16 +45,16 @@ class _Parser(argparse.ArgumentParser):
     """Raises ValueError where argparse would end the process."""
 
     def error(self, message: str) -> NoReturn:
-        """The message, and what was probably meant."""
+        """Raise ValueError with the message, and with the nearest option if there is one."""
         raise ValueError(explained(message, self))
 
 
 def parse(
     words: Sequence[str] | None, kind: type[T], name: str, description: str, examples: str
 ) -> T:
-    """The options that these words are, by default those of the command line.
+    """Parse `words` (default: sys.argv) into a `kind`.
 
-    kind: a dataclass whose fields are made by `option`. ValueError for other words.
+    kind: a dataclass whose fields are made by `option`. ValueError for words that do not fit.
     """
     parser = _Parser(
         prog=name,

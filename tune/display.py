@@ -1,4 +1,4 @@
-"""What a running sweep shows on stderr: one table on a terminal, terse lines elsewhere."""
+"""The output of a running sweep on stderr: one table on a terminal, terse lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from tune.plan.state import Status
 
 TABLE_SECONDS = 0.5
-"""Between two tables on a terminal."""
+"""Seconds between two tables on a terminal."""
 LINE_SECONDS, LINE_SHARE = 20.0, 0.05
-"""Between two lines of progress elsewhere: at least so long, and this share of the time so far."""
+"""Seconds between progress lines: at least 20, and at least 5 % of the elapsed time."""
 INLINE_BACKEND = "matplotlib_inline"
 """Named by MPLBACKEND in Jupyter and VS Code, whose cells keep every table that is drawn."""
 
@@ -35,7 +35,7 @@ class Display:
         self._live: Live | None = None
         self._shown = self._begun = time.monotonic()
         self._n_ended = len(states.ended)
-        """How many ends of trials have had their line."""
+        """How many ends of trials have been logged."""
 
     def __enter__(self) -> Display:
         notebook = INLINE_BACKEND in os.environ.get("MPLBACKEND", "")
@@ -56,7 +56,7 @@ class Display:
                 self._live.stop()
 
     def show(self, *, last: bool = False) -> None:
-        """Update what is shown, where it is time for that."""
+        """Log the trials that have ended; update the table or the progress line if it is due."""
         waited = time.monotonic() - self._shown
         if self._live is None:
             self._log_ends()
@@ -101,7 +101,7 @@ class Display:
 
 
 def score_text(status: Status, config: Config) -> str:
-    """`  Acc 58.2 %, collapsed`, as the tables have it; empty where it is not measured."""
+    """`  Acc 58.2 %, collapsed`, as the tables have it; empty if it is not measured."""
     if status.accuracy is None:
         return ""
     from mpcc.evaluation.failures import failures  # numpy: only where there is a score
@@ -112,11 +112,11 @@ def score_text(status: Status, config: Config) -> str:
 
 
 def log(text: str) -> None:
-    """A line on stderr, above the table where there is one; lost where that is full or gone."""
+    """Print a line on stderr; drop it if stderr cannot be written."""
     with ignore_output_errors():
         print(text, file=sys.stderr, flush=True)
 
 
 def ignore_output_errors() -> contextlib.suppress:
-    """A terminal that is gone or a disk that is full must not end a sweep."""
+    """Ignore errors of output: a closed terminal or a full disk must not end a sweep."""
     return contextlib.suppress(OSError, ValueError)

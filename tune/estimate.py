@@ -1,8 +1,8 @@
-"""How long a sweep will take, by the pace of trials with the same settings.
+"""Estimates a sweep's time by the pace of trials with the same settings.
 
-A trial's time is so many iterations and so many evaluations, each at the pace of its shape
-(`mpcc.training.pace`): by the newest record of this machine, or measured in processes of their own.
-The sweep's time follows: its trials start in order of length, so many at a time.
+A trial's time is that of its iterations and evaluations at the pace of its shape
+(`mpcc.training.pace`), from the newest record of this machine or from a measurement in processes of
+its own. The sweep's time follows: its trials start longest first, `n_at_once` side by side.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from tune.plan.state import clock
 from tune.store.folder import Store
 
 START_SECONDS = 7.0
-"""From the command to the first iteration: Ray, torch and the data."""
+"""Time from the command to the first iteration: Ray, torch and the data."""
 TRIAL_SECONDS = 1.2
-"""Around a trial's training and evaluations: Ray, its pictures, its files."""
+"""Time of a trial beside its training and evaluations: Ray, its pictures, its files."""
 MAX_RECORDS = 300
 LIMIT_SECONDS = 180.0
-"""In all; what takes longer is not measured."""
+"""Limit for the whole measurement."""
 
 
 def estimate(
     settings: Settings, store: Store, trials: Sequence[Trial], reached: Mapping[str, int]
 ) -> str:
-    """What these trials will take from the iterations that they have `reached`.
+    """The time that these trials will take from the iterations that they have `reached`:
 
     `about 6:10, 0.2 core-hours (from earlier trials on this machine), 2 at a time`.
-    ValueError where that is not known.
+    ValueError if no record tells their pace and it cannot be measured.
     """
     on_gpu = settings.gpus != 0 and gpus_here() > 0
     paces = from_records(store.out.parent, "cuda" if on_gpu else "cpu")
@@ -69,14 +69,14 @@ def estimate(
 
 
 def trial_seconds(config: Config, reached: int, pace: Pace) -> float:
-    """What a trial takes from the iterations that it has `reached` to its end."""
+    """The seconds of a trial from the iterations that it has `reached` to its end."""
     left = config.iterations - reached
     evaluations = max(1, math.ceil(left / config.eval_every))
     return left * pace.iteration + evaluations * pace.evaluation + pace.scores + TRIAL_SECONDS
 
 
 def makespan(seconds: Iterable[float], n_at_once: int) -> float:
-    """When the last of these ends that start in order of length, so many at a time."""
+    """The time to run all of these, longest first, `n_at_once` side by side."""
     ends = [0.0] * n_at_once
     for one in sorted(seconds, reverse=True):
         heapq.heapreplace(ends, ends[0] + one)
@@ -99,10 +99,10 @@ def from_records(sweeps: Path, device: str) -> dict[Shape, Pace]:
 
 
 def measure(trials: Sequence[Trial], settings: Settings) -> dict[Shape, Pace]:
-    """The pace of each shape of these trials, with as many others beside it as will run.
+    """The pace of each shape of these trials, with as many processes side by side as will run.
 
-    ValueError where a process fails or takes too long, and for trials that run elsewhere or
-    whose data are not here.
+    ValueError if a process fails or takes too long, and for trials that run elsewhere or whose
+    data are not on this machine.
     """
     if not settings.local or isinstance(settings.data_dir, str):
         raise ValueError("only trials and data of this machine can be measured")
@@ -121,7 +121,7 @@ def measure(trials: Sequence[Trial], settings: Settings) -> dict[Shape, Pace]:
 
 
 def _measured(config: Config, settings: Settings, deadline: float) -> Pace:
-    """The pace that another process measures; ValueError with its last line where it fails."""
+    """The pace that another process measures; ValueError with its last line if it fails."""
     device = "cpu" if settings.gpus == 0 else "auto"
     words = [json.dumps(config.to_dict()), device, str(settings.trials_per_gpu or 1)]
     try:

@@ -78,9 +78,9 @@ class Options:
         "NAME",
         names=("--preset", "--dataset"),
     )
-    variant: str | None = _base("change them by name: " + ", ".join(configs.VARIANTS), "NAME")
+    variant: str | None = _base("named change of them: " + ", ".join(configs.VARIANTS), "NAME")
     changes: Sequence[str] = _base(
-        "change any of them",
+        "change any setting",
         "FIELD=VALUE",
         names=("--set",),
         nargs="+",
@@ -89,7 +89,7 @@ class Options:
     )
     iterations: str | None = _base("iterations of every trial (default: the preset's)", "N")
     retry: str | None = _base(
-        "run again what is failed, diverged or failed,diverged", "STATES", choices=RETRY
+        "rerun trials in these states: failed, diverged or failed,diverged", "STATES", choices=RETRY
     )
     accept_changed_code: bool = _base(
         "go on in a folder that was written by other code; finished trials are trained anew, one "
@@ -98,8 +98,8 @@ class Options:
     )
     out: Path | None = _where("where everything is written", "DIR", type=path)
     data_dir: Path | str | None = _where(
-        "the data sets' files ($MPCC_DATA_DIR): a folder, on a cluster one of every machine, "
-        "or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX",
+        "the data sets' files ($MPCC_DATA_DIR): a folder (on a cluster: the same path on every "
+        "node), or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX",
         "DIR|URI",
         type=_data_dir,
     )
@@ -130,28 +130,28 @@ class Options:
         "GPU share of a trial (default 0.25 if there are any)", "X", type=_gpus
     )
     trials_per_gpu: int | Literal["auto"] | None = _where(
-        "so many trials in one process on each GPU, or auto: as many as make it fastest; "
-        "results are those of each alone. Without a GPU: so many processes, a core each",
+        "run N trials in one process per GPU; auto measures the fastest N. Results do not change. "
+        "Without a GPU: at most N processes",
         "N",
         type=_trials_per_gpu,
     )
-    max_concurrent: int | None = _where("at most so many trials at a time", "N", type=COUNT)
+    max_concurrent: int | None = _where("at most N trials at a time", "N", type=COUNT)
     checkpoint_seconds: float = _where(
-        "between checkpoints (default 60)", "S", default=60.0, type=number(float, 0, 1e6)
+        "seconds between checkpoints (default 60)", "S", default=60.0, type=number(float, 0, 1e6)
     )
     checkpoint_iterations: int | None = _where(
-        "or so many iterations, if that comes first", "N", type=COUNT
+        "also write a checkpoint N iterations after the last one", "N", type=COUNT
     )
     dry_run: bool = _instead(
-        "print the cells, trials, keys, sizes and the time they take, and stop; where no finished "
-        "trial tells the time it is measured, in a minute or so"
+        "print the cells, trials, keys, sizes and the time they take, and stop; without a finished "
+        "trial to go by, a short run measures the time (about a minute)"
     )
     pilot: bool = _instead(argparse.SUPPRESS)
     status: bool = _instead("print the state of every cell, and stop")
     sync: bool = _instead("deliver to MLflow what it lacks, and stop")
     release: bool = _instead(
-        "print which driver holds the folder, free it from that driver, and stop: for one whose "
-        "machine is gone"
+        "print which driver holds the folder, release its lock, and stop; for a driver whose "
+        "machine is lost"
     )
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class Options:
 
 
 def changes(options: Options) -> dict[str, object]:
-    """What --variant, --set and --iterations change, by full field names."""
+    """The changes that --variant, --set and --iterations make, by full field names."""
     found: dict[str, object] = {}
     for text in options.changes:
         name, value = configs.parse_assignment(text)
@@ -187,12 +187,11 @@ def begun(
 ) -> Plan:
     """The folder's plan, or a new one with these base settings; `old` is the folder's.
 
-    given: the base settings are asked for, not only those that a new plan would have. PlanError
-    where the folder's are others then.
+    given: whether the user typed base settings; if so, PlanError if they differ from the folder's.
     """
     if old is None:
         return new_plan(preset, base)
-    if given:  # How models are evaluated stays as it is where nothing is said of it.
+    if given:  # Evaluation settings that are not given stay as they are.
         unsaid = (name for name in configs.EVALUATION if name not in changes(options))
         base = base.override(**{name: getattr(old.base, name) for name in unsaid})
         check_same_base(store.out, old, base)
@@ -204,8 +203,8 @@ def begun(
 def with_equal_code(
     options: Options, store: Store, plan: Plan, trials: Sequence[Trial], *, more: bool = False
 ) -> Plan:
-    """`tune.store.same_code.with_equal_code`, where changed code is accepted and any of these
-    trials, or `more` of a search, are to run on this machine."""
+    """Call `same_code.with_equal_code` if --accept-changed-code is given and a trial is still to
+    run on this machine. more: a search will suggest further trials."""
     where = settings(options, store)
     if not options.accept_changed_code or options.sync or not where.local:
         return plan
@@ -215,8 +214,8 @@ def with_equal_code(
     return same_code.with_equal_code(store, plan, where.data_dir, log)
 
 
-def say_own_settings(store: Store, plan: Plan, preset: str, base: Config) -> None:
-    """Print where the settings that the folder was begun with differ from those of the preset."""
+def print_kept_settings(store: Store, plan: Plan, preset: str, base: Config) -> None:
+    """Print the settings that the folder keeps although the preset's are different."""
     others = differences(plan, base)
     if others:
         print(
@@ -226,7 +225,7 @@ def say_own_settings(store: Store, plan: Plan, preset: str, base: Config) -> Non
 
 
 def settings(options: Options, store: Store) -> Settings:
-    """Where and how trials run."""
+    """The place and the way in which trials run, from the options and the environment."""
     from tune.tracking.uri import checked_uri, default_uri
 
     data_dir = options.data_dir or os.environ.get("MPCC_DATA_DIR") or None
@@ -253,7 +252,7 @@ def settings(options: Options, store: Store) -> Settings:
 
 
 def use_inception_weights(options: Options) -> None:
-    """Have this process and its children use the Inception weights that are given."""
+    """Make this process and its children use the weights of --inception-weights, if given."""
     if options.inception_weights is not None:
         inception.find_weights(options.inception_weights)
         os.environ[inception.WEIGHTS_VARIABLE] = str(options.inception_weights.resolve())

@@ -78,8 +78,8 @@ def _planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[
 def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) -> list[Trial]:
     """The trials of this command that can run; with --evaluate those that need no training.
 
-    Prints which ones are left out, and why. ValueError where a finished trial would be trained
-    again, to be evaluated in another way, because its checkpoint is gone.
+    Prints which ones are left out, and why. ValueError if a finished trial would be trained again
+    only to evaluate it differently, because its checkpoint is gone.
     """
     kept = []
     for trial in trials:
@@ -90,8 +90,9 @@ def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) ->
             continue
         ends = store.models.ends(trial)
         done = [key for key, end in ends.items() if end["state"] == State.DONE]
-        otherwise = ends and not done  # diverged, as it will be here (`take_over_ends`)
-        if any(map(store.has_checkpoint, done)) or otherwise or not (done or options.evaluate):
+        # They all failed, diverged or were pruned: this trial gets the same result untrained.
+        same_end = ends and not done
+        if any(map(store.has_checkpoint, done)) or same_end or not (done or options.evaluate):
             kept.append(trial)
         elif not done:
             print(f"left out: {trial.text}: it is not trained yet, and --evaluate trains nothing")
@@ -108,9 +109,9 @@ def runnable(options: AblationOptions, store: Store, trials: Sequence[Trial]) ->
 
 
 def _evaluated(options: AblationOptions, store: Store, old: Plan) -> Plan:
-    """The folder's plan, its models evaluated as --set says.
+    """The folder's plan with the evaluation settings of --set.
 
-    ValueError where a trial is under way: under another evaluation it would begin anew.
+    ValueError if a trial has begun and not ended: with other settings it would begin anew.
     """
     given = {n: v for n, v in common.changes(options).items() if n in configs.EVALUATION}
     plan = old.evaluated(given)
@@ -128,7 +129,7 @@ def _evaluated(options: AblationOptions, store: Store, old: Plan) -> Plan:
 def _with_adopted(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     """The folder's plan, with the cells and seeds of the sweep that `--adopt` names.
 
-    PlanError where that was run under other settings, by other code or on other images.
+    PlanError if that was run under other settings, by other code or on other images.
     """
     assert options.adopt is not None
     other = sweep_elsewhere(options.adopt)
@@ -147,7 +148,7 @@ def _with_adopted(options: AblationOptions, store: Store, old: Plan | None) -> P
     return plan
 
 
-# -- what is asked for ---------------------------------------------------------------------------
+# -- the cells that the options name -------------------------------------------------------------
 
 
 def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
@@ -162,16 +163,16 @@ def _begun(options: AblationOptions, store: Store, old: Plan | None) -> Plan:
     longer = options.iterations is not None and not options.continue_training
     given = any(asked) or longer
     if options.grid and old and not given:
-        common.say_own_settings(store, old, preset, base)
+        common.print_kept_settings(store, old, preset, base)
     return common.begun(options, store, old, preset, base, given=given)
 
 
 def _asked(
     options: AblationOptions, store: Store, plan: Plan
 ) -> tuple[Sequence[Cell], Sequence[int], str | None]:
-    """The cells that are asked for, their seeds where --seeds gives none, and their grid's name.
+    """The cells that the options name, their default seeds, and their grid's name.
 
-    Without --grid, --table and --ablate all that is planned.
+    Without --grid, --table and --ablate: all planned cells, and no default seeds.
     """
     if options.table is not None:
         scale, given = options.scale or paper.FULL, common.changes(options)
@@ -195,18 +196,18 @@ def _asked(
     if both:
         name = configs.SHORT.get(both[0], both[0])
         raise ValueError(f"{name} is both set and varied; give its values as --grid {name}=A,B")
-    # Levels of its own follow from a preset, which may have changed since this grid was planned.
+    # Default levels depend on the preset, which may have changed since this grid was planned.
     cells = [known.cell for known in plan.cells if asked.text in known.grids]
     if not cells or plan.dropped:  # What was dropped is planned again.
         cells = grid.cells(plan.base, asked, {known.cell.key for known in plan.cells})
-    together = grid.falling_together(asked, cells)
-    if together:
-        print(together)
+    note = grid.merged_cells_note(asked, cells)
+    if note:
+        print(note)
     return cells, asked.seeds or DEFAULT_SEEDS, asked.text
 
 
 def _without_parts(options: AblationOptions, store: Store, plan: Plan) -> list[Cell]:
-    """The variants that --ablate names, with the full model first; prints what that is."""
+    """The full model and the variants that --ablate names; prints the full model."""
     best = options.ablate_from == "best"
     start = _best_cell(store, plan) if best else leave_out.starting_cell(plan, options.ablate_from)
     names = [name.strip() for name in str(options.ablate).split(",") if name.strip()]
@@ -219,7 +220,7 @@ def _without_parts(options: AblationOptions, store: Store, plan: Plan) -> list[C
 
 
 def _chosen_keys(options: AblationOptions, plan: Plan, asked: set[str]) -> set[str]:
-    """The keys of the cells that are asked for, as --only and --skip leave them."""
+    """The keys of the cells in `asked` that --only and --skip leave."""
     cells = [known.cell for known in plan.cells if known.cell.key in asked]
     for choice in (*options.only, *options.skip):
         if not any(chosen(cell, choice) for cell in cells):
@@ -233,13 +234,13 @@ def _chosen_keys(options: AblationOptions, plan: Plan, asked: set[str]) -> set[s
     return {cell.key for cell in cells}
 
 
-# -- what is chosen by its results ---------------------------------------------------------------
+# -- cells that are chosen by their results ------------------------------------------------------
 
 
 def _front(
     plan: Plan, statuses: Mapping[str, Status], metric: str | None = None
 ) -> tuple[list[Cell], tuple[str, ...]]:
-    """The best points of the plan's search by its objectives or this metric, and what judged."""
+    """The best points of the plan's search by its objectives or `metric`, and these metrics."""
     from tune.suggest.points import best, read_points
     from tune.suggest.search import search_of
 
@@ -264,7 +265,7 @@ def _best_cell(store: Store, plan: Plan) -> Cell:
 
 
 def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan, list[Trial]]:
-    """The plan with fresh seeds for the best cell and its ties, and those trials; prints which."""
+    """The plan with fresh seeds for the best cell and its ties, and their trials; prints them."""
     count = None
     if options.seeds is not None:
         count = len(grid.parse_seeds(options.seeds))
@@ -297,10 +298,8 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
 def _best_and_ties(
     store: Store, plan: Plan, metric: str | None
 ) -> tuple[set[str], tuple[str, ...]]:
-    """Keys of a search's best points, or of a grid's best cell and its ties, and the metrics.
-
-    Cells tie by the test of the tables.
-    """
+    """Keys of a search's best points, or of a grid's best cell and its ties by the test of the
+    tables, and the metrics that ranked them."""
     statuses = store.statuses(plan.trials())
     confirm.check_ended(statuses.values())
     if plan.search is not None:

@@ -1,6 +1,6 @@
-"""What is checked before the first trial, so that a sweep of days does not end in its first hour.
+"""The checks before the first trial, so that a sweep of days does not end in its first hour.
 
-Data, room on the disk, cores, memory: what can be known on this machine. Each finding is one line:
+They cover data, disk, cores and memory, as far as this machine can tell. Each finding is one line:
 what is missing, and what to do.
 """
 
@@ -31,12 +31,12 @@ from tune.plan.plan import Plan, images_name
 from tune.store.folder import Store
 
 OTHER_BYTES = 2**20
-"""Pictures, metrics and MLflow's copies of one trial."""
+"""Size of a trial's pictures, metrics and copies in MLflow."""
 
 
 ANSWER_SECONDS = 3.0
 RAY_BYTES = 10 * 2**20
-"""Of the sockets and logs of a local Ray."""
+"""Size of a local Ray's sockets and logs."""
 RAY_THREADS, TRIAL_THREADS = 300, 50
 """Threads of a local Ray with the driver, and of a trial's process, counted on two cores."""
 
@@ -44,7 +44,7 @@ RAY_THREADS, TRIAL_THREADS = 300, 50
 def check(
     todo: Sequence[Trial], settings: Settings, store: Store, *, download: bool = False
 ) -> None:
-    """ValueError, or the data's own error, for what would stop these trials.
+    """ValueError, or the data's own error, if these trials cannot run.
 
     download: get the data sets that are missing.
     """
@@ -60,9 +60,9 @@ def check(
 
 
 def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False) -> None:
-    """ValueError, or the data's own error, where the trials' data sets are missing.
+    """ValueError, or the data's own error, if the trials' data sets are missing.
 
-    On a cluster a folder is one of its nodes, which the engine asks later.
+    On a cluster the folder lies on its nodes, which the engine checks later.
     """
     datasets, data_dir = sorted({trial.config.dataset for trial in todo}), settings.data_dir
     if isinstance(data_dir, str):
@@ -90,7 +90,7 @@ def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False
 
 
 def check_fit(todo: Sequence[Trial], settings: Settings) -> None:
-    """DataError for images that are here and that a trial cannot be trained on."""
+    """DataError for images on this machine that a trial cannot be trained on."""
     if not settings.local or isinstance(settings.data_dir, str):
         return
     kinds = {tuple(getattr(t.config, name) for name in checks.ASKED): t.config for t in todo}
@@ -114,21 +114,22 @@ def check_same_data(out: Path, plan: Plan, trials: Iterable[Trial], data_dir: Pa
 
 
 def cautions(todo: Sequence[Trial], options: Options) -> list[str]:
-    """What of these trials' settings and of the options is likely not meant, a line each."""
+    """Warnings about settings and options that are probably mistakes, one line each."""
     asked = options.data_dir, options.download, options.inception_weights
     idle = configs.idle_options((trial.config for trial in todo), *asked)
     return list(dict.fromkeys([*idle, *(x for t in todo for x in configs.cautions(t.config))]))
 
 
 def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:
-    """ValueError where the folder's disk is too small for these trials.
+    """ValueError if the folder's disk is too small for these trials.
 
-    RunDirError where a trial's folder holds a checkpoint that is not ours. With a remote the
+    RunDirError if a trial's folder holds a checkpoint that is not ours. With a remote the
     checkpoints are there, not on the folder's disk.
     """
     for trial in todo:
         path = store.trial_dir(trial.key)
-        if not (path / run_dir.CONFIG).exists():  # Where it is, that is a damaged one of ours.
+        # With config.json the folder is ours, and a bad checkpoint there is a damaged one.
+        if not (path / run_dir.CONFIG).exists():
             run_dir.refuse_foreign_checkpoints(path)
     need = len(todo) * OTHER_BYTES if store.remote else disk_need(todo, store, n_at_once)
     free = shutil.disk_usage(next(p for p in (store.out, *store.out.parents) if p.exists())).free
@@ -140,7 +141,7 @@ def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = No
 
 
 def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
-    """ValueError where so many of these trials at once need more memory than is free here."""
+    """ValueError if `n_at_once` of these trials need more memory than is free here."""
     free = free_memory()
     largest = sorted((memory_need(trial.config) for trial in todo), reverse=True)[:n_at_once]
     if free is None or sum(largest) <= free:
@@ -154,12 +155,12 @@ def check_memory(todo: Sequence[Trial], n_at_once: int) -> None:
 
 
 def check_cores(cores: float | None) -> None:
-    """ValueError where a trial is to have more cores than this machine lends us."""
+    """ValueError if a trial needs more cores than are available here."""
     here = usable_cores()
     if cores is not None and cores > here:
         raise ValueError(
-            f"--cpus-per-trial {cores:g}: this machine has {here} cores for us, so that no trial "
-            "could ever start; give fewer, or a cluster by --address"
+            f"--cpus-per-trial {cores:g}: only {here} cores are available here, so no trial could "
+            "start; ask for fewer, or use a cluster with --address"
         )
 
 
@@ -173,9 +174,9 @@ def check_docstrings() -> None:
 
 
 def check_local_ray(n_at_once: int) -> None:
-    """ValueError where this machine cannot hold a Ray of our own with so many trials at once.
+    """ValueError if this machine cannot run a Ray of our own with `n_at_once` trials.
 
-    Ray would be waited for in vain, or end in the middle.
+    Ray would never start, or end during the sweep.
     """
     left, need = processes_left(), RAY_THREADS + n_at_once * TRIAL_THREADS
     if left < need:
@@ -202,10 +203,10 @@ def check_local_ray(n_at_once: int) -> None:
 
 
 def disk_need(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> int:
-    """About how much room these trials will take beyond what they have on the disk already.
+    """The approximate bytes that these trials will add to those that they have on the disk.
 
-    A checkpoint and its pictures for each one without a checkpoint, and two more checkpoints for
-    those that run at a time: the one before, and the one that is being written.
+    Each trial without a checkpoint adds a checkpoint and its pictures; each trial that runs at the
+    same time adds two checkpoints: the one before, and the one that is being written.
     """
     sizes = sorted((checkpoint_bytes(trial.config) for trial in todo), reverse=True)
     new = [t for t in todo if not (store.trial_dir(t.key) / run_dir.CHECKPOINT).exists()]

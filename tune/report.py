@@ -1,4 +1,4 @@
-"""What is printed of a sweep: its status, its summary, and what it would be (`--dry-run`)."""
+"""Prints a sweep: its status, its summary, and the trials that `--dry-run` lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.filesize import decimal
 
-from mpcc.shell import program, script, shown
+from mpcc.shell import message_of, program, script, shown
 from tune import estimate, preflight
 from tune import options as common
 from tune.display import score_text
@@ -25,9 +25,9 @@ from tune.tracking.uri import damage_of, ui_hint
 
 
 def print_status(store: Store, trials: Sequence[Trial], uri: str) -> int:
-    """Cell by cell: the state of every seed. The exit code is that of a run that ends like this.
+    """Print the state of every seed, cell by cell; return the exit code of a run that ends so.
 
-    uri: of MLflow, of which only a local file is looked at.
+    uri: MLflow's; only a local file is checked.
     """
     owner, statuses = current(store, trials)
     _print_cells(trials, statuses)
@@ -39,14 +39,14 @@ def print_status(store: Store, trials: Sequence[Trial], uri: str) -> int:
 
 
 def print_damage(uri: str) -> None:
-    """A line where the database of MLflow is none; nothing for a sound one, or a server."""
+    """Print a line if MLflow's database file is damaged; nothing for a server."""
     damage = damage_of(uri)
     if damage is not None:
         print(f"MLflow:  {damage}")
 
 
 def print_growth(store: Store, old: Plan | None, plan: Plan) -> None:
-    """What the folder has planned and what comes to it, and what was taken out by --drop."""
+    """Print how many trials were planned, which are new, and how many --drop took out."""
     if plan.dropped:
         print(
             f"trials out of the plan by --drop: {len(plan.dropped)}; their records stay on the "
@@ -77,7 +77,7 @@ def _print_cells(trials: Sequence[Trial], statuses: Mapping[str, Status]) -> Non
 
 
 def current(store: Store, trials: Sequence[Trial]) -> tuple[Owner | None, dict[str, Status]]:
-    """Who works on the folder now, and what has become of each trial."""
+    """The driver of the folder, if one runs, and the status of each trial."""
     begun = (store.out / PLAN).exists()  # Else its remote may not be there yet.
     owner = sweep_owner(store.out, store.remote if begun else None)
     running = claimed(store) if begun else set()
@@ -85,14 +85,14 @@ def current(store: Store, trials: Sequence[Trial]) -> tuple[Owner | None, dict[s
 
 
 def driver_text(owner: Owner | None) -> str:
-    """`; driver: process 12 on a since …`, empty where nobody works on the folder."""
+    """`; driver: process 12 on a since …`, empty without a driver."""
     return "" if owner is None else f"; driver: {owner.text}"
 
 
 def exit_code(
     statuses: Iterable[Status], signal_number: int | None = None, *, complete: bool = True
 ) -> int:
-    """0 only if every trial is done, or pruned by its search, and no point is missing."""
+    """0 if every trial is done or pruned and no point is missing; else 3, or 128 + the signal."""
     if complete and all(status.state in FULFILLED for status in statuses):
         return 0
     return 3 if signal_number is None else 128 + signal_number
@@ -101,7 +101,7 @@ def exit_code(
 def print_summary(
     settings: Settings, trials: Sequence[Trial], statuses: Mapping[str, Status]
 ) -> None:
-    """The last lines: what is not done and why, where the results are, what to do next."""
+    """Print which trials are not done and why, where the results are, and what to do next."""
     missing = [trial for trial in trials if statuses[trial.key].state != State.DONE]
     for trial in missing:
         status = statuses[trial.key]
@@ -122,7 +122,7 @@ def print_summary(
 
 
 def release(store: Store) -> int:
-    """Free the folder from the driver that holds it, and print which one that was."""
+    """Release the lock of the driver that holds the folder, and print which one that was."""
     owner = release_lock(store)
     if owner is None:
         print(f"no driver holds {store.out}")
@@ -132,7 +132,7 @@ def release(store: Store) -> int:
 
 
 def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[Trial]) -> int:
-    """Every cell, trial and key, what is to run, how large it gets and how long it takes."""
+    """Print every cell, trial and key, the trials to run, their size and their time."""
     settings = common.settings(options, store)
     preflight.check_fit(trials, settings)
     print(f"preset {plan.preset}, {plan.base.iterations} iterations; output folder {store.out}")
@@ -145,8 +145,8 @@ def print_dry_run(options: Options, store: Store, plan: Plan, trials: Sequence[T
             last = trial.config.iterations
             statuses[trial.key] = replace(statuses[trial.key], iteration=last)
     _print_cells(trials, statuses)
-    settled = ENDED.difference((options.retry or "").split(","))
-    todo = [trial for trial in trials if statuses[trial.key].state not in settled]
+    final = ENDED.difference((options.retry or "").split(","))
+    todo = [trial for trial in trials if statuses[trial.key].state not in final]
     new = (trial for trial in todo if statuses[trial.key].state == State.PLANNED)
     trained = len([t for t in new if statuses[t.key].iteration == t.config.iterations])
     more = f", {trained} of them only to evaluate" if trained else ""
@@ -164,7 +164,7 @@ def print_needs(
     todo: Sequence[Trial],
     reached: Mapping[str, int],
 ) -> None:
-    """How large these trials get and how long they take from the iterations they have reached."""
+    """Print the size of these trials, and their time from the iterations they have `reached`."""
     for text in preflight.cautions(todo, options):
         print(f"note: {text}")
     largest = max(checkpoint_bytes(trial.config) for trial in todo)
@@ -175,4 +175,4 @@ def print_needs(
         preflight.check(todo, settings, store)
         print(f"time: {estimate.estimate(settings, store, todo, reached)}")
     except (ValueError, OSError) as error:  # It could not be measured; the rest is known.
-        print(f"time: not known ({' '.join(str(error).split())})")
+        print(f"time: not known ({message_of(error)})")

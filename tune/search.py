@@ -53,7 +53,7 @@ examples:
   python tune/search.py --points 40                        the same search, longer
   python tune/search.py --status                           its points, how far it is, its driver
   python tune/search.py --objective mse,silhouette ...     two objectives: a Pareto front
-  python tune/search.py --objective acc_majority ...       by labels, which every table then says
+  python tune/search.py --objective acc_majority ...       uses labels; every table says so
   python tune/ablation.py --out runs/search-digits --confirm --seeds 5   the best, on fresh seeds
 
 One driver works on a search; more machines come through Ray (--address), also while it runs.
@@ -70,17 +70,17 @@ _what = partial(option, "what to look for")
 
 @dataclass(frozen=True)
 class SearchOptions(Options):
-    """The options of this command; what makes a search is named as in `Search`."""
+    """The options of this command; those of a search have the names of `Search`'s fields."""
 
     space: list[str] | None = _what("the settings to vary; see below", "AXIS|FILE", nargs="+")
     objectives: str | None = _what(
-        f"metrics to make good, several by commas (default {searches.DEFAULT_OBJECTIVE}, which "
+        f"metrics to optimise, comma-separated (default {searches.DEFAULT_OBJECTIVE}, which "
         "needs no labels)",
         "NAMES",
         names=("--objective",),
     )
     n_points: int | None = _what(
-        "how many points in all (default 20)",
+        "total number of points (default 20)",
         "N",
         names=("--points",),
         type=number(int, 1, 10_000),
@@ -88,20 +88,21 @@ class SearchOptions(Options):
     seeds: str | None = _what("seeds of each point; their mean counts (default 3)", "N|A,B,C")
     sampler: str | None = _what("tpe or random (default tpe)", "NAME", choices=searches.SAMPLERS)
     sampler_seed: int | None = _what(
-        "another one is another search (default 0)", "N", type=number(int, 0, 2**31 - 1)
+        "random seed of the sampler (default 0)", "N", type=number(int, 0, 2**31 - 1)
     )
     startup: int | None = _what(
-        "points by chance before the sampler starts (default 10)", "N", type=number(int, 1, 10_000)
+        "random points before TPE starts (default 10)", "N", type=number(int, 1, 10_000)
     )
     ahead: int | None = _what(
-        "points at a time: each is drawn from all that came N or more before it (default 4)",
+        "draw N points at a time; a point uses only results of points at least N before it "
+        "(default 4)",
         "N",
         type=number(int, 1, 1_000),
     )
     prune: str | None = _what(
-        "give up what is worse than the median of earlier points, or than their best third at "
-        "a third, a ninth ... of the iterations (halving); biased against slow starters "
-        "(default: nothing is given up)",
+        "prune a trial that is worse than the median of earlier points (median), or than their "
+        "best third at a third, a ninth ... of the iterations (halving); tends to prune slow "
+        "starters (default: no pruning)",
         "NAME",
         choices=pruning.PRUNERS,
     )
@@ -225,7 +226,7 @@ def _search(options: SearchOptions, store: Store, plan: Plan) -> Search:
 
 
 def print_points(search: Search, points: Sequence[Point]) -> None:
-    """Every point with its objectives, or why it has none; who judged them, and the best so far."""
+    """Print every point with its objectives or why it has none, whether labels chose, the best."""
     front = best(search, points)
     for point in points:
         mark = "*" if point in front else " "
@@ -256,7 +257,7 @@ def objective_text(search: Search, point: Point) -> str:
 
 
 def _print_status(store: Store, search: Search, uri: str) -> int:
-    """Every point, and how many have ended; the exit code is that of a run that ends like this."""
+    """Print every point, and how many have ended; return the exit code of a run that ends so."""
     owner, statuses = report.current(store, search.trials())
     points = read_points(search, statuses)
     print_points(search, points)

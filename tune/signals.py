@@ -1,6 +1,6 @@
 """SIGINT, SIGTERM, SIGHUP: the first asks the driver to stop in order, the second ends it at once.
 
-Standard library only: `tune/ablation.py` asks for it before it loads anything else.
+Standard library only: `tune/ablation.py` imports it before it loads anything else.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT_SECONDS = 19.0
-"""From the first signal to the end, whatever is still waited for: 20 s are promised."""
+"""Time from the first signal to the end, even if something does not answer: 20 s are promised."""
 STOP_SECONDS = 12.0
-"""Of these, how long trials have to write their checkpoints and to send them to a remote."""
+"""The part of it in which trials write their checkpoints and send them to a remote."""
 QUICK_SECONDS = 4.0
-"""How long one thing is waited for after a signal."""
+"""Limit for a single step after a signal."""
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
@@ -29,21 +29,21 @@ class Interrupted(BaseException):
     """A signal came while no trial ran: everything can be dropped."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"{signal.Signals(number).name}: nothing was running")
+        super().__init__(f"{signal.Signals(number).name}: no trial was running")
         self.number = number
 
 
 class Signals:
     """Handles the signals while it is entered: the first raises Interrupted in the main thread.
 
-    Within `remember` the first one is only noted; whoever works there looks at `number`.
+    Within `remember` the first one is only noted, and the code there must check `number`.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         """The first signal."""
         self.kill: Callable[[], object] | None = None
-        """Called where this process ends at once: what must end with it."""
+        """Callback that ends Ray when this process exits immediately."""
         self._since = 0.0
         self._remembers = False
         self._before: dict[int, Handler] = {}
@@ -77,11 +77,11 @@ class Signals:
 
     @property
     def stop_deadline(self) -> float:
-        """Until when trials may write their checkpoints after the first signal, monotonic."""
+        """Deadline (time.monotonic) for trials to write their checkpoints after a signal."""
         return self._since + STOP_SECONDS
 
     def deadline(self, seconds: float) -> float:
-        """Until when something may take these seconds from now, monotonic; less after a signal."""
+        """Deadline (time.monotonic) for a step of `seconds`; earlier after a signal."""
         now = time.monotonic()
         if self.number is None:
             return now + seconds
@@ -118,6 +118,6 @@ def end_at_once() -> None:
 
 
 def _handled() -> list[int]:
-    """nohup has SIGHUP ignored, and so it stays; a shell's background jobs still take SIGINT."""
+    """The signals to handle: not SIGHUP under nohup, but SIGINT also where a shell ignores it."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in NUMBERS if number != signal.SIGHUP or not ignored]

@@ -1,10 +1,10 @@
-"""A Ray cluster that others started: does it let us in, are its nodes ready, is it there still.
+"""The connection to a Ray cluster that others started, and the checks of its nodes.
 
-Ray's own client waits a minute for a head that is gone and then ends the driver's process on the
-spot, with results undelivered and the sweep's lock held. So the driver looks for itself, sooner.
+Ray's own client waits a minute for a head that is gone and then ends the driver's process at once,
+with results undelivered and the sweep's lock held. So the driver watches the head itself.
 
-All nodes are asked before the first trial what they lack of Python, libraries, code, folder and
-data. One that joins later is asked by its first trial, which runs elsewhere where it is not ready.
+Before the first trial, all nodes are checked for Python, libraries, code, folder and data. A node
+that joins later is checked by its first trial, which runs elsewhere if the node is not ready.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from mpcc.data import files as data_files
 from mpcc.evaluation import inception
 from mpcc.runs import run_dir
 from mpcc.runs.code_version import code_fingerprints
+from mpcc.shell import message_of
 from tune.engine import environment
-from tune.engine.head import SHUTDOWN_SECONDS, EngineError, disconnect, join, ray_program
+from tune.engine.head import SHUTDOWN_SECONDS, EngineError, connect, disconnect, ray_program
 from tune.engine.spec import NodeNeeds, Settings
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN
@@ -43,22 +44,22 @@ GONE_SECONDS = 25.0
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
 """Another version of these may give other numbers."""
 PROBE_SECONDS = 60.0
-"""How long the nodes have to answer what they lack."""
+"""Limit for the checks of the nodes."""
 FETCH_SECONDS = 3600.0
-"""How long they have to download their data sets."""
+"""Limit for the downloads of data sets to the nodes."""
 
 _ready: set[str] = set()
 """The data sets for which this process has found its node ready."""
 
 
-class JoinedCluster:
+class ClusterConnection:
     """The cluster at `auto` or HOST:PORT; this machine must be one of its nodes."""
 
     def __init__(self, address: str) -> None:
         environment.apply(local=False)
         self._address = address
         self._answered: dict[str, float] = {}
-        """What the driver cannot do without -> when it last answered, by the monotonic clock."""
+        """Service (head, local Ray) -> time of its last answer (time.monotonic)."""
 
     def connect(self, env_vars: Mapping[str, str]) -> None:
         """Connect, after `check_cluster`, and send nodes our packages; EngineError if refused."""
@@ -70,9 +71,9 @@ class JoinedCluster:
             "excludes": ["**/__pycache__"],
         }
         try:
-            join(self._address, runtime)
+            connect(self._address, runtime)
         except Exception as error:  # Ray raises nothing narrower.
-            raise refusal(self._address, str(error) or type(error).__name__) from None
+            raise refusal(self._address, message_of(error)) from None
         here = ray.get_runtime_context()
         own = next(node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
         place = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
@@ -84,7 +85,7 @@ class JoinedCluster:
         threading.Thread(target=self._look, args=(places,), name="cluster", daemon=True).start()
 
     def problem(self) -> str | None:
-        """Return what has become of the cluster, in words; None while it is well."""
+        """Return which service has been silent for too long; None if all have answered."""
         for name, answered in self._answered.items():
             silent = time.monotonic() - answered
             if silent > GONE_SECONDS:
@@ -109,7 +110,7 @@ class JoinedCluster:
 
 
 def check_listening(address: str) -> None:
-    """EngineError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    """EngineError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
@@ -121,10 +122,10 @@ def check_listening(address: str) -> None:
 
 
 def check_cluster(address: str) -> None:
-    """EngineError where no cluster answers at the address, or one that refuses our token.
+    """EngineError if no cluster answers at the address, or if it refuses our token.
 
-    Asked by `ray status` in a process of its own, which gives up after 41 s: `ray.init` would try,
-    and print, for 20 s, and for ever where something else than a cluster listens.
+    `ray status` asks in a process of its own, which ends after 41 s. `ray.init` would try, and
+    print, for 20 s; it would never end if something other than a cluster listens.
     """
     environment.apply(local=False)
     if address != "auto":
@@ -137,7 +138,7 @@ def check_cluster(address: str) -> None:
 
 
 def refusal(address: str, text: str) -> EngineError:
-    """Return the line for a cluster that cannot be used, from Ray's words."""
+    """Return the error for a cluster that cannot be used, from Ray's message."""
     text = " ".join(text.split())[:300]
     if "AuthToken" in text:
         return EngineError(
@@ -174,7 +175,7 @@ def needs_of(trials: Sequence[Trial], settings: Settings) -> NodeNeeds:
 
 
 def check_nodes(needs: NodeNeeds, log: Callable[[str], None]) -> None:
-    """EngineError, which says what each node lacks, where not every one is ready.
+    """EngineError that says what each node lacks, unless all are ready.
 
     Data sets that lie on a remote are downloaded to every node.
     """
@@ -188,9 +189,9 @@ def check_nodes(needs: NodeNeeds, log: Callable[[str], None]) -> None:
 
 
 def not_ready(needs: NodeNeeds, dataset: str) -> str | None:
-    """Return what this node lacks for trials on the data set, None once it has been found ready.
+    """Return what this node lacks for trials on the data set; None if it is ready.
 
-    Each worker asks, because a node may have joined after all nodes were asked. RemoteError where
+    Each worker checks, because a node may have joined after all nodes were checked. RemoteError if
     a remote does not answer, which may not be the node's fault.
     """
     if dataset in _ready:
@@ -233,7 +234,7 @@ def missing_here(needs: NodeNeeds) -> str | None:
 
 
 def data_missing_here(needs: NodeNeeds) -> str | None:
-    """Return what this node lacks of the data, which is downloaded first where it is remote."""
+    """Return what this node lacks of the data; data on a remote are downloaded first."""
     try:
         for dataset in needs.datasets:
             data_files.check_available(dataset, folder_on_node(needs.data_dir, dataset))
@@ -245,7 +246,7 @@ def data_missing_here(needs: NodeNeeds) -> str | None:
 
 
 def versions_here() -> dict[str, str]:
-    """Return what must be the same on every node -> its version here, of our code hashes."""
+    """Return name -> version of what must be equal on every node: Python, libraries, our code."""
     found = {"Python": platform.python_version().rpartition(".")[0], **code_fingerprints()}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -277,15 +278,14 @@ def _ask_nodes(
         except ray.exceptions.RayError as error:  # A timeout is one of them.
             if node["NodeID"] not in [other["NodeID"] for other in alive_nodes()]:
                 continue  # It has left the cluster meanwhile.
-            text = str(getattr(error, "cause", error))
-            problem = " ".join(text.split())[:300] or type(error).__name__
+            problem = message_of(getattr(error, "cause", error), 300)
         if problem is not None:
             lacking.append(f"{node['NodeManagerAddress']} {problem}")
     return lacking
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Return what Ray says of each node that has not left: `NodeID`, `Resources` ..."""
+    """Return Ray's description of each node that has not left: `NodeID`, `Resources` ..."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]

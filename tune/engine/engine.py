@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpcc.machine import usable_cores
+from mpcc.shell import message_of
 from tune.engine import cluster, environment
 from tune.engine.head import EngineError, LocalHead
 from tune.engine.spec import DEFAULT_GPU_SHARE, NodeNeeds, Settings, TrialSpec
@@ -45,7 +46,7 @@ class Engine:
     ) -> None:
         """trials: those known at the start; they decide threads and what nodes need.
 
-        n_trials: how many there may be in all, where a search suggests more.
+        n_trials: the total number, with those that a search will still suggest.
         """
         self._settings, self._trials, self._log = settings, list(trials), log
         self._n_trials = max(n_trials, len(trials))
@@ -53,8 +54,8 @@ class Engine:
         self._cpus = settings.cpus or float(self._threads)
         self._gpus, self._n_gpus, self._group_size = 0.0, 1, 1
         self._needs: NodeNeeds | None = None
-        self._connection: LocalHead | cluster.JoinedCluster = (
-            LocalHead() if settings.local else cluster.JoinedCluster(settings.address)
+        self._connection: LocalHead | cluster.ClusterConnection = (
+            LocalHead() if settings.local else cluster.ClusterConnection(settings.address)
         )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._queue: TrialQueue
@@ -62,11 +63,11 @@ class Engine:
         self._killed = False
         self._running: set[str] = set()
         self._avoided: frozenset[str] = frozenset()
-        """Nodes off which trials are kept that are handed out from now on."""
+        """Nodes on which no further trial may start."""
         self._heard = time.monotonic()
         self._thread: threading.Thread
         self.error: BaseException | None = None
-        """What ended the engine before it was closed."""
+        """The error that ended the engine before it was closed."""
 
     def __enter__(self) -> Engine:
         if isinstance(self._connection, LocalHead):
@@ -95,7 +96,7 @@ class Engine:
             self._queue.put(list(specs))
 
     def next_event(self, timeout: float) -> Event | None:
-        """Return the next event; None where there is none within so many seconds."""
+        """Return the next event; None if there is none within `timeout` seconds."""
         try:
             event = self._events.get(timeout=timeout)
         except queue.Empty:
@@ -110,14 +111,14 @@ class Engine:
             self._avoided |= {event.node}
         return event
 
-    def wait(self) -> None:
-        """Note that no trial of ours is to report now: other processes train what is left."""
+    def reset_silence(self) -> None:
+        """Restart the silence timer: only other processes train trials now."""
         self._heard = time.monotonic()
 
     def stop(self) -> bool:
         """Ask every trial to write a checkpoint and stop; `finished` says when they have.
 
-        Returns False where no trial is running.
+        Returns False if no trial is running.
         """
         self._queue.stopped = True  # Else Tune gives the process of a stopped trial another one.
         self._queue.close()
@@ -127,7 +128,7 @@ class Engine:
     def problem(self) -> str | None:
         """Say why no further event will come; None while the engine works."""
         if self.error is not None:
-            return " ".join(str(self.error).split())[:200] or type(self.error).__name__
+            return message_of(self.error, 200)
         found = self._connection.problem()
         if found is None and not self._running and not self._settings.local:
             self._heard = time.monotonic()
@@ -159,13 +160,13 @@ class Engine:
             self._connection.connect(environment.worker_variables(self._settings, self._threads))
             self._prepare()
             self._tune(callback, folder)
-        except BaseException as error:  # Raised again by the loop, in its own thread.
+        except BaseException as error:  # The loop raises an EngineError and logs any other.
             self.error = error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _prepare(self) -> None:
-        """Learn what Ray has, and raise EngineError where it cannot run these trials."""
+        """Choose GPU shares and groups by what Ray has; EngineError if no trial could start."""
         import ray
 
         settings = self._settings
@@ -205,7 +206,7 @@ class Engine:
         try:
             size = measured_group_size(self._trials[0].config, self._settings.data_dir)
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
+            text = message_of(error, 200)
             raise EngineError(
                 f"--trials-per-gpu auto could not be measured ({text}); give a number"
             ) from None
@@ -223,7 +224,7 @@ class Engine:
         tuner_of(self._queue, callback, self._stop, size, limit, folder).fit()
 
     def _grouped(self, specs: Sequence[TrialSpec]) -> list[list[TrialSpec]]:
-        """Return the trials as groups that share a process, with what only the engine knows."""
+        """Return the trials as groups that share a process, with their device and their nodes."""
         from tune.engine.tune_run import grouped
 
         device = "auto" if self._gpus else "cpu"

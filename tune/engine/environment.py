@@ -1,7 +1,7 @@
 """Environment variables of Ray and Tune: the one list. Ray reads most of them when it is imported.
 
-Head, driver and workers of a local Ray see the same values. Those of LOCAL are Ray's defaults on a
-cluster, whose nodes have been started by others.
+Head, driver and workers of a local Ray see the same values. LOCAL is applied only to a Ray that we
+start; a cluster keeps its own values, apart from RAY_AUTH_MODE.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ CLUSTER = {
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # Trials' variables may be those of `ray job submit` too.
 }
 DROPPED = ("TUNE_RESULT_DIR", "RAY_CLIENT_MODE", "RAY_LOG_TO_STDERR")
-"""Left by other projects: the first makes Tune raise, the others another kind of driver."""
+"""Variables of other projects: the first makes Tune raise, the others change the driver."""
 DROPPED_LOCALLY = (
     *("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_TOKEN"),  # of another cluster
     *("RAY_REDIS_ADDRESS", "RAY_START_HOOK", "RAY_OVERRIDE_RESOURCES"),  # for another head
 )
 PASSED_ON = ("MPCC_CACHE_DIR", "MPCC_INCEPTION_WEIGHTS", "MPCC_SCRATCH_DIR")
 CREDENTIALS = ("AWS_", "GOOGLE_APPLICATION_CREDENTIALS")
-"""Beginnings of what workers need where files lie on a remote; roles of the nodes are safer."""
+"""Prefixes of the variables that workers need to reach a remote; roles of the nodes are safer."""
 
 
 def apply(*, local: bool) -> None:

@@ -1,4 +1,4 @@
-"""Whose fault an error is: the trial's own, which is recorded, or the infrastructure's.
+"""Tells a trial's own errors, which are recorded, from errors of the infrastructure.
 
 An infrastructure error is transient: Ray runs the trial again from its checkpoint. A full disk and
 a broken connection are such errors. MLflow is never a cause, since workers do not log to it.
@@ -12,6 +12,7 @@ import sys
 import traceback
 
 from mpcc.runs import run_dir
+from mpcc.shell import message_of
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -21,7 +22,7 @@ def trial_cause(error: BaseException) -> str | None:
 
     None for an infrastructure error.
     """
-    text = " ".join(str(error).split())[:500] or type(error).__name__
+    text = message_of(error, 500)
     if is_out_of_memory(error):
         return f"{OUT_OF_MEMORY}: {text}"
     if type(error).__name__ == "DataError" or isinstance(error, run_dir.RunDirError):

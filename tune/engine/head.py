@@ -1,7 +1,7 @@
-"""A Ray of our own on this machine: started by `ray start`, kept in a session of its own, ended.
+"""A Ray of our own on this machine, which `ray start` starts in a session of its own.
 
-The order is `start`, first of all, since Ray takes about two seconds that other imports can use;
-`connect`, in any thread; `problem`, as often as one likes; `stop` or `kill`.
+Call `start` first, since Ray takes about two seconds that other imports can use; then `connect`, in
+any thread; `problem`, as often as needed; at the end `stop` or `kill`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ HOST = "127.0.0.1"
 START_SECONDS = 90.0
 """How long Ray may take to start on a busy machine."""
 READY = b"Ray runtime started"
-"""Printed once the node is registered, and before the address is written. Whoever connects before
-waits in steps of a second."""
+"""Ray prints it once the node is registered, before it writes the address. A client that connects
+earlier waits in steps of a second."""
 SHUTDOWN_SECONDS = 3.0
 OBJECT_STORE_BYTES = 80 * 2**20
-"""Hardly used; Ray's default takes a third of the memory."""
+"""Size of Ray's store, which is hardly used; Ray's default takes a third of the memory."""
 SHARED_MEMORY = "/dev/shm"
-"""Where Ray keeps its objects; some containers have none, or one that cannot be written."""
+"""Ray's folder for objects; some containers have none, or one that cannot be written."""
 TOKEN = secrets.token_hex(32)
-"""Of every Ray that this process starts: its client keeps the first one, as in a notebook."""
+"""One token per process: Ray's client never replaces the first token it has read (a notebook starts
+Ray several times)."""
 TEMP_PREFIX = "mpcc-ray-"
 TEMP_PARENT_LENGTH = 22
-"""Longest parent folder that we can use: 84 characters follow it, a socket's path may have 107.
-Ray takes ASCII alone."""
+"""The longest parent folder that we can use: 84 characters follow it, a socket's path may have 107.
+Ray accepts only ASCII."""
 
 
 class EngineError(ValueError):
@@ -54,7 +55,7 @@ class LocalHead:
         self._ended = False
 
     def start(self, n_cpus: int) -> None:
-        """Start Ray with so many cores for trials; returns at once."""
+        """Start Ray with `n_cpus` cores for trials; returns at once."""
         environment.apply(local=True)
         os.environ["RAY_AUTH_TOKEN"] = TOKEN
         ray = str(ray_program())
@@ -85,7 +86,7 @@ class LocalHead:
             raise _not_started(str(error)) from None
 
     def connect(self, env_vars: Mapping[str, str]) -> None:
-        """Connect this process, whose workers get the variables; EngineError where Ray fails."""
+        """Connect this process, whose workers get the variables; EngineError if Ray fails."""
         end = time.monotonic() + START_SECONDS
         while not (address := self._address()):
             if self._ended or time.monotonic() > end:
@@ -95,12 +96,12 @@ class LocalHead:
                 raise _not_started(problem)
             time.sleep(0.02)
         try:
-            join(address, {"env_vars": dict(env_vars)})
+            connect(address, {"env_vars": dict(env_vars)})
         except Exception as error:  # Ray raises nothing narrower.
             raise _not_started(str(error)) from None
 
     def problem(self) -> str | None:
-        """Return in words how Ray has ended without being asked to; None while it runs."""
+        """Return how Ray has ended by itself, in one line; None while it runs."""
         if self._ended or self._supervisor is None or self._supervisor.poll() is None:
             return None
         log = self._log().decode(errors="replace")
@@ -129,7 +130,7 @@ class LocalHead:
         disconnect(0.0)  # Ray's client ends this process a minute after the head has gone.
 
     def _address(self) -> str:
-        """Return where Ray listens; nothing while it does not, or has not written the address."""
+        """Return Ray's address; empty until Ray listens and has written it."""
         if self._folder is None or READY not in self._log():
             return ""
         try:
@@ -138,7 +139,7 @@ class LocalHead:
             return ""
 
     def _log(self) -> bytes:
-        """Return what Ray has printed; nothing where its folder is gone."""
+        """Return Ray's output; empty if its folder is gone."""
         try:
             return (self._folder / "head.log").read_bytes() if self._folder else b""
         except OSError:
@@ -159,11 +160,11 @@ def ray_program() -> Path:
     return program
 
 
-def join(address: str, runtime_env: Mapping[str, object]) -> None:
+def connect(address: str, runtime_env: Mapping[str, object]) -> None:
     """Make this process a driver of the Ray at HOST:PORT or `auto`; raises what Ray raises.
 
-    Ray has workers import modules from the driver's working directory first, where anything may
-    lie. So it is initialised in an empty one.
+    Workers import modules from the driver's working directory first, which may hold any modules.
+    So the driver connects in an empty one.
     """
     import ray
 
@@ -175,7 +176,7 @@ def join(address: str, runtime_env: Mapping[str, object]) -> None:
 
 
 def disconnect(seconds: float) -> None:
-    """End Ray's client in this process; wait for so long at most, because the head may be gone."""
+    """End Ray's client in this process; wait at most `seconds`, because the head may be gone."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)

@@ -1,6 +1,6 @@
 """The loop of a sweep: one thread that takes events from the engine and submits ready trials.
 
-It calls nothing that can wait: the engine, MLflow and a remote each have a thread of their own.
+While trials run, it never waits for Ray, MLflow or a remote: each has a thread of its own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tune.tracking.tracker import Tracker
 DOWNLOAD_SECONDS = 60.0
 """How long the end of a sweep waits for records from the remote, or from a slow shared disk."""
 ELSEWHERE_SECONDS = 2.0
-"""Between two looks at a trial that another process trains."""
+"""Seconds between two checks of a trial that another process trains."""
 EVENT_SECONDS = 0.2
-"""How long the loop waits for an event before it looks at signals, the display and the lock."""
+"""How long the loop waits for an event before it handles signals, the display and the lock."""
 
 
 @dataclass
@@ -53,16 +53,16 @@ class Loop:
     def __post_init__(self) -> None:
         self._in_flight: set[str] = set()
         self._exclusive: deque[str] = deque()
-        """Trials that are to run with nothing beside them."""
-        self._alone: set[str] = set()
-        """Those that have begun to."""
+        """Trials that must run with nothing beside them and wait for that."""
+        self._submitted_exclusive: set[str] = set()
+        """Exclusive trials that were submitted."""
         self._elsewhere: dict[str, float] = {}
-        """Key of a trial that another process trains -> when that was last looked at."""
-        self._told: set[str] = set()
+        """Key of a trial that another process trains -> time of the last check."""
+        self._logged_elsewhere: set[str] = set()
         self._awaited: dict[str, float] = {}
-        """Key of a trial that has ended and whose record is not here yet -> since when."""
+        """Key of an ended trial without its record -> since when; inf: it is shown as stopped."""
         self._arrived: SimpleQueue[Event] = SimpleQueue()
-        """Ends as the records say, and HANDED_BACK for what no other process trains any more."""
+        """From the download thread: ENDED as recorded; HANDED_BACK, trained elsewhere no longer."""
         self._plan = self.source.plan
         self._downloads = Downloads(self.store.download)
         self._warned = False
@@ -70,8 +70,8 @@ class Loop:
     def run(self) -> bool:
         """Run the trials until there are no more, a signal comes, or Ray fails.
 
-        Returns whether every trial that could run has ended. Raises EngineError, one line, where
-        Ray or a node cannot run these trials at all.
+        Returns whether every trial that could run has ended. Raises EngineError, one line, if Ray
+        or a node cannot run these trials at all.
         """
         ready = self._ready()
         if not ready:
@@ -107,7 +107,7 @@ class Loop:
             self._submit_ready()
             self._follow_elsewhere()
             if not self._in_flight and not self._elsewhere:
-                break  # The search needs results of trials that were stopped.
+                break  # The remaining trials depend on trials that were stopped.
         return True
 
     def _stop(self) -> bool:
@@ -131,18 +131,18 @@ class Loop:
         return self._engine.problem()
 
     def _submit_ready(self) -> None:
-        """Submit what the source has ready; with nothing in flight, one exclusive trial."""
+        """Submit the trials that are ready; if nothing is in flight, one exclusive trial."""
         ready = self._ready()
         if ready:
             self._write_plan()
             self._submit(ready)
         if not self._in_flight and self._exclusive:
             key = self._exclusive.popleft()
-            self._alone.add(key)
+            self._submitted_exclusive.add(key)
             self._submit([self.states.trial(key)])
 
     def _write_plan(self) -> None:
-        """Queue the plan for writing, with what the source has suggested and the images' record.
+        """Queue the plan for writing, with the suggested trials and the images' records.
 
         If that fails, it is written at the end of the sweep.
         """
@@ -163,12 +163,13 @@ class Loop:
         self._engine.submit(*map(self._spec, trials))
 
     def _spec(self, trial: Trial) -> TrialSpec:
-        spec, exclusive = spec_of(trial, self.settings, self._plan), trial.key in self._alone
+        spec = spec_of(trial, self.settings, self._plan)
+        exclusive = trial.key in self._submitted_exclusive
         prune, same_model = self.source.prune_rule(trial), self.store.models.others(trial)
         return replace(spec, prune=prune, same_model=same_model, exclusive=exclusive)
 
     def _follow_elsewhere(self) -> None:
-        """Look at the trials that other processes train, every few seconds."""
+        """Check the trials that other processes train, every few seconds."""
         now = time.monotonic()
         for key, looked in self._elsewhere.items():
             if now - looked > ELSEWHERE_SECONDS:
@@ -176,17 +177,17 @@ class Loop:
                 look = partial(self._fetch, Event(key, EventKind.ELSEWHERE))
                 self._downloads.submit(f"elsewhere {key}", look)
         if self._elsewhere and not self._in_flight:
-            self._engine.wait()
+            self._engine.reset_silence()
 
     def _receive_all(self, seconds: float) -> None:
-        """Take all events that are there; wait so long for the first of them."""
+        """Handle all queued events; wait at most `seconds` for the first."""
         event = self._engine.next_event(seconds)
         while event is not None:
             self._receive(event)
             event = self._engine.next_event(0)
 
     def _receive(self, event: Event) -> None:
-        """Apply an event, but for an end: that is applied when the trial's record is seen here."""
+        """Apply an event; an ENDED event is applied only after the trial's record has arrived."""
         if event.state in ENDED:
             self._awaited[event.key] = time.monotonic()
             self._downloads.submit(event.key, partial(self._fetch, event))
@@ -194,9 +195,9 @@ class Loop:
             self._apply(event)
 
     def _fetch(self, event: Event) -> None:
-        """Get the record of a trial that has ended, or may have where another process trains it.
+        """Fetch the record of a trial that has ended, or that another process may have finished.
 
-        The record of a trial whose worker died is written by us.
+        If the trial's worker died, write its record here.
         """
         trial = self.states.trial(event.key)
         if event.failed_by_engine:
@@ -214,16 +215,16 @@ class Loop:
             self._arrived.put(Event(trial.key, EventKind.HANDED_BACK, State.PLANNED))
 
     def _apply(self, event: Event) -> None:
-        """Take an event into the states, the plan and MLflow."""
+        """Apply an event to the states and MLflow; submit a trial that was handed back."""
         trial = self.states.trial(event.key)
         if event.kind == EventKind.EXCLUSIVE:
             self._exclusive.append(event.key)
             log(f"{trial.text} could not run beside others; it runs again alone")
         if event.kind == EventKind.ELSEWHERE:
             self._elsewhere[event.key] = time.monotonic()
-            if event.key not in self._told:
+            if event.key not in self._logged_elsewhere:
                 log(f"{trial.text} is trained by {event.cause}; waiting for it")
-            self._told.add(event.key)
+            self._logged_elsewhere.add(event.key)
         if event.ends:
             self._in_flight.discard(event.key)
         if event.kind == EventKind.HANDED_BACK:
@@ -234,8 +235,8 @@ class Loop:
         self.tracker.log(event)
 
     def _report(self) -> None:
-        """Update the display and the lock, and pass on what MLflow and the remote have to say."""
-        self.signals.install()  # Ray puts a handler of SIGTERM in place beneath Python.
+        """Update the display and the lock, apply ends, and log a failure of MLflow."""
+        self.signals.install()  # Ray replaces the handler of SIGTERM below Python.
         self.display.show()
         self.lock.renew(self.states.running())
         self._apply_ends(DOWNLOAD_SECONDS)
@@ -244,14 +245,14 @@ class Loop:
             log(f"MLflow does not answer ({self.tracker.problem}); training goes on")
 
     def _apply_ends(self, seconds: float) -> None:
-        """Apply the ends of trials whose records have come.
+        """Apply the ends of trials whose records have arrived.
 
-        A trial whose record was waited for so long is stopped until that comes.
+        After `seconds` without its record, a trial is shown as stopped.
         """
         while not self._arrived.empty():
             event = self._arrived.get()
             known = self._awaited.pop(event.key, None), self._elsewhere.pop(event.key, None)
-            if any(known):  # Else it was looked at twice.
+            if any(known):  # Otherwise its end was applied before.
                 self._apply(event)
         for key, since in self._awaited.items():
             if time.monotonic() - since >= seconds:
@@ -260,15 +261,12 @@ class Loop:
                 self._apply(Event(key, EventKind.STOPPED, State.STOPPED, cause=problem))
 
     def _apply_rest(self) -> None:
-        """Apply the queued events and the records still on their way.
-
-        Trials that still count as running are stopped then.
-        """
+        """Apply the queued events and the records that still arrive; stop all other trials."""
         self._receive_all(0)
         if not self.lock.lost:
-            given_up = math.inf in self._awaited.values()  # It was waited for long enough.
-            seconds = QUICK_SECONDS if given_up else DOWNLOAD_SECONDS
-            problem = self._downloads.settle(self.signals.deadline(seconds))
+            timed_out = math.inf in self._awaited.values()
+            seconds = QUICK_SECONDS if timed_out else DOWNLOAD_SECONDS
+            problem = self._downloads.flush(self.signals.deadline(seconds))
             if problem:
                 log(f"{problem}; nothing is lost: the same command does the rest")
         self._apply_ends(0.0)

@@ -1,4 +1,4 @@
-"""What the engine is told: where and how trials run, and all that a worker must know of a trial."""
+"""The input of the engine and its workers: where and how trials run, and the data of a trial."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """The address of a Ray of our own, on this machine alone."""
 DEFAULT_GPU_SHARE = 0.25
-"""Of a GPU, for one trial."""
+"""The share of a GPU that a trial gets."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where and how the trials of a sweep run."""
+    """The place and the way in which the trials of a sweep run."""
 
     out: Path
     uri: str
-    """Of MLflow."""
+    """The tracking URI of MLflow."""
     log_models: LogModels = "best"
     data_dir: Path | str | None = None
-    """A folder, on each machine; or the address of a remote."""
+    """A folder, at the same path on every node, or the address of a remote."""
     address: str = LOCAL
     cpus: float | None = None
     gpus: float | None = None
@@ -49,9 +49,9 @@ class Settings:
         return self.address == LOCAL
 
     def n_at_once(self, trials: Sequence[Trial], per_gpu: int = 1) -> int | None:
-        """How many of these trials run side by side; None where only a cluster knows.
+        """How many of these trials run side by side; None if only a cluster knows.
 
-        per_gpu: what `--trials-per-gpu auto` comes to.
+        per_gpu: the number that `--trials-per-gpu auto` has measured.
         """
         if not self.local:
             return self.max_concurrent
@@ -77,12 +77,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class NodeNeeds:
-    """What every node of a cluster must have before a trial starts on it."""
+    """The requirements on a node of a cluster before a trial starts on it."""
 
     versions: Mapping[str, str]
-    """Of Python, libraries and our modules, those of the driver: others may give other numbers."""
+    """The driver's Python, libraries and modules: other versions may give other numbers."""
     out: str | None
-    """The sweep's folder where the nodes share it; None with a remote."""
+    """The sweep's folder if the nodes share it; None with a remote."""
     remote: str | None
     datasets: tuple[str, ...]
     data_dir: str | None
@@ -99,22 +99,22 @@ class TrialSpec:
     run_dir: str
     """The trial's folder as the driver sees it."""
     remote: str | None
-    """The address of the sweep's remote; None where the worker writes to `run_dir` itself."""
+    """The address of the sweep's remote; None if the worker writes to `run_dir` itself."""
     data_dir: str | None
     """A folder of every node, or the address of a remote."""
     device: str
-    """`auto`, or `cpu` where the trial is given no GPU."""
+    """`auto`, or `cpu` if the trial gets no GPU."""
     checkpoint_seconds: float
     checkpoint_iterations: int | None
     fingerprint: str | None
-    """Of the images that the sweep's other trials have seen; None where it is not known yet."""
+    """The fingerprint of the images of the sweep's other trials; None while it is unknown."""
     needs: NodeNeeds | None = None
-    """None on one machine."""
+    """None if all trials run on this machine."""
     avoided_nodes: tuple[str, ...] = ()
     """Ray's ids of nodes that were not ready for trials."""
     same_model: tuple[str, ...] = ()
-    """Keys of the sweep's other trials that train the same model: where one of them is done, its
-    model is evaluated and nothing is trained."""
+    """Keys of the sweep's other trials that train the same model: if one of them is done, its model
+    is evaluated and nothing is trained."""
     prune: PruneRule | None = None
     exclusive: bool = False
     """The trial runs with nothing beside it, after it ran out of memory beside others."""
@@ -123,7 +123,7 @@ class TrialSpec:
 
 
 def spec_of(trial: Trial, settings: Settings, plan: Plan) -> TrialSpec:
-    """What a worker needs to know of a trial of this plan."""
+    """The specification of a trial of this plan for its worker."""
     return TrialSpec(
         key=trial.key,
         config=trial.config,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 LOOK_SECONDS = 0.1
 KILL_SECONDS = 10.0
-"""A process that waits for a dead disk ends late; the kernel ends it without us."""
+"""Limit for the end of all processes; the kernel ends one that waits for a dead disk later."""
 
 
 def session_members(session: int) -> list[int]:
@@ -56,7 +56,7 @@ def main(driver: int, folder: str, command: list[str]) -> int:
         # A handler, not SIG_IGN: the command would inherit that.
         signal.signal(number, lambda *_: None)
     supervisor = os.getpid()
-    if os.fork() == 0:  # The second pair of eyes, for the case that this process is killed as well.
+    if os.fork() == 0:  # A second watcher, in case this process is killed as well.
         while os.getppid() == supervisor:
             time.sleep(LOOK_SECONDS)
         kill_session(supervisor)

@@ -17,6 +17,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
 from mpcc.config import Config
+from mpcc.shell import message_of
 from tune.engine import faults
 from tune.engine.spec import TrialSpec
 from tune.engine.trainable import EVENT, SWEEP, MPCCTrainable
@@ -31,29 +32,29 @@ class TrialQueue(Searcher):
     """Hands submitted trials to Tune as it has room, in groups that share a process."""
 
     def __init__(self, grouped: Callable[[list[TrialSpec]], list[list[TrialSpec]]]) -> None:
-        """`grouped` makes groups of the trials that have been submitted since it was last asked."""
+        """grouped: makes groups of the trials that were submitted since its last call."""
         super().__init__()
         self._grouped = grouped
         self._specs: queue.SimpleQueue[list[TrialSpec]] = queue.SimpleQueue()
-        """What was submitted at a time; nothing says that the queue is closed."""
+        """One list per `submit` call; an empty list means that the queue is closed."""
         self._groups: deque[list[TrialSpec]] = deque()
         self._live: set[str] = set()
         self._closed = False
         self.stopped = False
-        """Whether trials that are not running yet are not to start any more."""
+        """Whether no further trial may start."""
 
     def put(self, specs: list[TrialSpec]) -> None:
         """Add trials; any thread may call this."""
         self._specs.put(specs)
 
     def close(self) -> None:
-        """Say that no trial will be submitted any more; any thread may call this."""
+        """Close the queue: no further trial will be submitted; any thread may call this."""
         self._specs.put([])
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next group; None while there is none, FINISHED once the queue is closed.
 
-        Waits for one where Tune has no trial: Tune itself would look again in steps of a second.
+        Waits for one if Tune has no trial: Tune itself would ask again in steps of a second.
         """
         specs: list[TrialSpec] = []
         while not self._groups and not (self._specs.empty() and (specs or self._live)):
@@ -71,7 +72,7 @@ class TrialQueue(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Note that Tune has a trial less; events say how it ended."""
+        """Forget a trial that Tune has ended; events say how."""
         self._live.discard(trial_id)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
@@ -90,8 +91,8 @@ def grouped(specs: Sequence[TrialSpec], size: int, n_gpus: int) -> list[list[Tri
     """
     kinds: dict[Any, list[TrialSpec]] = {}
     for spec in specs:
-        alone = spec.key if size == 1 or spec.exclusive else None
-        kinds.setdefault((alone, spec.config.of_the_process), []).append(spec)
+        own_group = spec.key if size == 1 or spec.exclusive else None
+        kinds.setdefault((own_group, spec.config.of_the_process), []).append(spec)
     groups = []
     for kind in kinds.values():
         n = max(math.ceil(len(kind) / size), min(n_gpus, len(kind)))
@@ -103,7 +104,7 @@ def grouped(specs: Sequence[TrialSpec], size: int, n_gpus: int) -> list[list[Tri
 
 
 def measured_group_size(config: Config, data_dir: Path | str | None) -> int:
-    """Return how many trials like this one make the most of a GPU that they share."""
+    """Return how many trials like this one are trained fastest in one process on a GPU."""
     import ray
 
     @ray.remote(num_cpus=0, num_gpus=1, max_retries=0)
@@ -121,16 +122,16 @@ def measured_group_size(config: Config, data_dir: Path | str | None) -> int:
 
 
 class EventCallback(Callback):
-    """Puts what happens in Tune into the engine's queue, as events of single trials."""
+    """Puts Tune's reports into the engine's queue, as events of single trials."""
 
     def __init__(self, put: Callable[[Event], None]) -> None:
         self._put = put
         self._ended: set[tuple[str, str]] = set()
         """(Tune's trial id, our key) of each end; a resubmitted trial has a new id."""
         self._attempts: Counter[str] = Counter()
-        """Tune's trial id -> how often a process took the trial up."""
-        self._given_up: Counter[str] = Counter()
-        """Key -> how often Tune gave the trial up before its attempts were used."""
+        """Tune's trial id -> how often a process started the trial."""
+        self._early_failures: Counter[str] = Counter()
+        """Key -> how often Tune failed the trial before its attempts were used."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Report each trial of the group as started."""
@@ -151,21 +152,21 @@ class EventCallback(Callback):
         self._put(event)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Report what has no end yet as stopped: it was asked to stop."""
+        """Report trials without an end as stopped: they were asked to stop."""
         for spec in self._open(trial):
             self._put(Event(spec.key, EventKind.STOPPED, State.STOPPED))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Report what Tune gave up after its attempts.
+        """Report trials that Tune has failed after its attempts.
 
-        Where a process dies between two trials, Tune counts up to three failures of the next one,
-        which no process has taken up, and calls this: that trial is submitted again.
+        If a process dies between two trials, Tune counts up to three failures of the next one,
+        which no process has started, and calls this: that trial is submitted again.
         """
         cause, text = error_of(trial)
         early = self._attempts[trial.trial_id] < ATTEMPTS
         for spec in self._open(trial):
-            self._given_up[spec.key] += early
-            if early and self._given_up[spec.key] <= ATTEMPTS:
+            self._early_failures[spec.key] += early
+            if early and self._early_failures[spec.key] <= ATTEMPTS:
                 event = Event(spec.key, EventKind.HANDED_BACK, State.PLANNED, cause=text)
             elif cause is None:
                 event = Event(spec.key, EventKind.STOPPED, State.STOPPED, cause=text)
@@ -201,12 +202,12 @@ class StopRequest(Stopper):
         return self._since < math.inf
 
     def stop_all(self) -> bool:
-        """Return whether trials that returned no result since are to be stopped as well."""
+        """Return whether trials that have returned no result since must stop as well."""
         return time.monotonic() - self._since > STOP_ALL_SECONDS
 
 
 def error_of(trial: Any) -> tuple[str | None, str]:
-    """Return (cause, text) for a trial that Tune gave up.
+    """Return (cause, text) for a trial that Tune has failed.
 
     The cause is None if the infrastructure was at fault.
     """
@@ -216,7 +217,7 @@ def error_of(trial: Any) -> tuple[str | None, str]:
         return None, "Ray gave it up"
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
-        return faults.trial_cause(cause), " ".join(str(cause).split())
+        return faults.trial_cause(cause), message_of(cause)
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if faults.is_out_of_memory(error):
         return f"{faults.OUT_OF_MEMORY}: {text}", text

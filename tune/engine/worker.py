@@ -35,7 +35,7 @@ ATTEMPTS = 3
 RETRY_SECONDS = 2.0
 """Wait after an infrastructure error before Ray tries again: a disk may have room by then."""
 BUSY_SECONDS = 15.0
-"""How long another process may have the trial: the worker of a dead driver ends within seconds."""
+"""How long to wait for a process that has the trial: a dead driver's worker ends within seconds."""
 
 
 class TrialWorker:
@@ -116,7 +116,7 @@ class TrialWorker:
         return event
 
     def _ended(self) -> Event | None:
-        """Report a result that is there: the process died before the driver heard of it."""
+        """Return the event of a result that exists, also one that an earlier process wrote."""
         result = run_dir.read_result(self._path)
         if result is None:
             return None
@@ -127,7 +127,7 @@ class TrialWorker:
         return Event(self.spec.key, EventKind.ENDED, state, iteration, last, cause)
 
     def _trained(self) -> Path | None:
-        """The folder of a trial that is done with the same model, where this one has not begun."""
+        """A finished trial's folder with the same model; None once this trial has a checkpoint."""
         if (self._path / run_dir.CHECKPOINT).exists():
             return None
         for key in self.spec.same_model:
@@ -168,10 +168,7 @@ class TrialWorker:
         return Event(key, EventKind.ENDED, state, progress.iteration, row, progress.cause)
 
     def _prune(self) -> Event | None:
-        """Record the trial as pruned where an evaluation is worse than its rule allows.
-
-        All evaluations count, so a trial that was killed right after one is pruned all the same.
-        """
+        """Record the trial as pruned if one of its evaluations is beyond its rule's bound."""
         rule = self.spec.prune
         cause = None if rule is None else rule.cause(run_dir.read_metrics(self._path))
         if cause is None:
@@ -203,7 +200,7 @@ class TrialWorker:
             progress.close()
 
     def _finish(self) -> None:
-        """Delete what only a running trial needs, and upload the record."""
+        """Delete the files that only a running trial needs, and upload the record."""
         with self._lock:
             self._progress = None
             (self._path / run_dir.PREVIOUS_CHECKPOINT).unlink(missing_ok=True)

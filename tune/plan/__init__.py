@@ -1,1 +1,1 @@
-"""What a sweep is to do, as plain data: cells, trials, plans, states. No Ray, MLflow or Optuna."""
+"""The plan of a sweep as plain data: cells, trials, plans, states. No Ray, MLflow or Optuna."""

@@ -16,7 +16,7 @@ from mpcc.config import SHORT, Config, parse_settings, training_cell_key, trial_
 
 @dataclass(frozen=True)
 class Cell:
-    """A configuration, and what it changes of the base settings, by full field names."""
+    """A configuration, and its changes of the base settings by full field names."""
 
     config: Config
     changes: Mapping[str, object]
@@ -25,7 +25,7 @@ class Cell:
 
     @classmethod
     def of(cls, base: Config, changes: Mapping[str, object], variant: str | None = None) -> Cell:
-        """The cell that changes this of the base settings; ValueError for what cannot be."""
+        """The cell of the base settings with these changes; ValueError if they are invalid."""
         config = base.override(**changes, seed=0)
         return cls(config, {name: getattr(config, name) for name in changes}, variant)
 
@@ -36,12 +36,12 @@ class Cell:
 
     @cached_property
     def training_key(self) -> str:
-        """What the cell's models are, however they are evaluated (`training_cell_key`)."""
+        """The key of the cell's training: equal for cells that only evaluate differently."""
         return training_cell_key(self.config)
 
     @property
     def text(self) -> str:
-        """What the cell changes as people read it: `esteps=4, eta_p=5e-3`."""
+        """The cell's changes by short names: `esteps=4, eta_p=5e-3`, or `base settings`."""
         changes = self.changes.items()
         parts = [f"{SHORT.get(name, name)}={value_text(value)}" for name, value in changes]
         return ", ".join(parts) or "base settings"
@@ -58,12 +58,12 @@ class Trial:
 
     @property
     def training_key(self) -> str:
-        """What its model is, however it is evaluated: equal for trials that train alike."""
+        """The key of the trial's training: equal for trials that train the same model."""
         return trial_key(self.cell.training_key, self.seed)
 
     @property
     def text(self) -> str:
-        """What the trial is as people read it: `esteps=4, eta_p=5e-3, seed=0`."""
+        """The cell's text and the seed: `esteps=4, eta_p=5e-3, seed=0`."""
         return f"{self.cell.text}, seed={self.seed}"
 
 
@@ -84,8 +84,8 @@ def by_cell(trials: Iterable[Trial]) -> list[list[Trial]]:
 
 
 def chosen(one: Cell | Trial, choice: str) -> bool:
-    """Whether `choice` names this cell, or the trial's: by settings that it has
-    (`esteps=4,eta_p=5e-3`), of a trial also `seed=3`, or by the cell's key."""
+    """Whether `choice` matches: settings (`esteps=4,eta_p=5e-3`; for a trial also `seed=3`), or the
+    first 4 to 12 characters of the cell's key."""
     if re.fullmatch(r"[0-9a-f]{4,12}", choice):
         return one.config.cell_key.startswith(choice)
     settings = parse_settings(choice).items()

@@ -17,7 +17,7 @@ from tune.plan.state import ENDED, Status
 DEFAULT_METRIC = "acc_majority"
 
 FIRST_FRESH_SEED = 1000
-"""Fresh seeds count from here, clear of those that anyone asks for by number."""
+"""The first fresh seed, above the seeds that users choose."""
 
 
 def check_ended(statuses: Collection[Status]) -> None:
@@ -31,7 +31,7 @@ def check_ended(statuses: Collection[Status]) -> None:
 
 
 def confirmed(plan: Plan) -> list[PlannedCell]:
-    """The cells that have fresh seeds. A confirmation is planned once: where there are any, these
+    """The cells that have fresh seeds. A confirmation is planned once: if any cell has some, these
     are the cells to confirm."""
     return [planned for planned in plan.cells if planned.confirm_seeds]
 
@@ -45,12 +45,12 @@ def confirm(
 ) -> Plan:
     """The plan with fresh seeds for its best cells: as many as each has seeds, or `n_seeds`.
 
-    best: keys of the best cell of a grid and of its ties; of a search only the best point, or the
-        Pareto front, since with few seeds almost all points tie. The base settings are confirmed
-        beside it where they are a point. PlanError where there are none.
+    best: keys of the best cell of a grid and of the cells tied with it; of a search only the best
+        point, or the Pareto front, since with few seeds almost all points tie. If the base settings
+        are a point, they are confirmed too. PlanError if `best` is empty.
     by: the metrics that chose them.
-    taken: whether the trial with this key has a run directory. Planned or not, it is in the tables
-        that led to the choice, so its seed is not fresh; nor is any seed of another cell.
+    taken: tells whether a trial's folder exists, planned or not. Its result influenced the choice,
+        so its seed is not fresh; neither is a seed of any other cell.
     """
     keys = set(best)
     if not keys:

@@ -1,13 +1,13 @@
-"""What follows from a configuration's size: its work, its checkpoint, its memory."""
+"""Estimates from a configuration: a trial's work, and the size of its checkpoint and memory."""
 
 from __future__ import annotations
 
 from mpcc.config import Config
 
 PROCESS_BYTES = 600 * 10**6
-"""A trial's process before its first iteration: torch, Ray, the images' map (0.54 GB measured)."""
+"""Memory of a trial's process before its first iteration: torch, Ray, images (0.54 GB measured)."""
 ACTIVATIONS = 30
-"""Maps of a full-width layer for one batch that training and evaluation hold at their peak."""
+"""How many maps of a full-width layer for one batch training and evaluation hold at their peak."""
 
 
 def cost(config: Config) -> float:
@@ -18,7 +18,7 @@ def cost(config: Config) -> float:
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """About how large one checkpoint is: weights, their moving average and Adam's two moments.
+    """The approximate bytes of a checkpoint: weights, their moving average, Adam's two moments.
 
     Counted from the layers of Appendix C, without building them: w = 4C channels, and a 3×3
     convolution has 9 w² weights.
@@ -34,6 +34,6 @@ def checkpoint_bytes(config: Config) -> int:
 
 
 def memory_need(config: Config) -> int:
-    """About how much memory a trial on a CPU takes at its peak, in bytes."""
+    """The approximate peak memory of a trial on a CPU, in bytes."""
     one_map = 4 * config.batch_size * 4 * config.width * config.image_size**2
     return PROCESS_BYTES + 2 * checkpoint_bytes(config) + ACTIVATIONS * one_map

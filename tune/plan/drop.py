@@ -10,9 +10,9 @@ from tune.plan.plan import Plan, PlanError
 
 
 def dropped(plan: Plan, choices: Sequence[str]) -> Plan:
-    """The plan without the trials that these choices name (`tune.plan.cells.chosen`).
+    """The plan without the trials that match one of these choices (`tune.plan.cells.chosen`).
 
-    PlanError for a choice that names none, for a search's point, and where nothing is left.
+    PlanError for a choice that matches none, for a search's point, and if no trial would be left.
     """
     every = plan.trials()
     for choice in choices:

@@ -1,4 +1,4 @@
-"""What `--grid` and `--seeds` mean: axes, their levels, the cells that they span, seeds."""
+"""Reads `--grid` and `--seeds`: axes, their levels, the cells that they span, seeds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tune.plan.plan import MAX_TRIALS, PlanError
 TABLE1 = ("n_encoder_steps", "prior_lr")
 
 Axis = list[dict[str, object]]
-"""The levels of an axis: what each one changes of the base settings."""
+"""The levels of an axis, each as its changes of the base settings."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def table1_rows(preset: str) -> tuple[tuple[int, float], ...]:
 
 
 def default_levels(field: str, preset: str) -> tuple[object, ...] | None:
-    """The levels of an axis that is named without values, None where values are needed."""
+    """The default levels of an axis, None if it has none."""
     weight, size = PRESETS[preset].prior_entropy_weight, PRESETS[preset].batch_size
     levels: dict[str, Sequence[object]] = {
         **dict(zip(TABLE1, zip(*table1_rows(preset), strict=True), strict=True)),
@@ -69,7 +69,7 @@ def parse_grid(words: Sequence[str], preset: str) -> Grid:
     """The grid that `--grid WORD...` means.
 
     Raises PlanError, in one line, for an unknown axis, an axis or value given twice, an axis
-    without values that has no levels of its own, and an empty grid.
+    without values that has no default levels, and an empty grid.
     """
     if not any(word.strip(", ") for word in words):
         raise PlanError("the grid is empty; write --grid esteps,eta_p")
@@ -89,24 +89,24 @@ def parse_grid(words: Sequence[str], preset: str) -> Grid:
 def cells(base: Config, grid: Grid, planned: Collection[str] = ()) -> list[Cell]:
     """The product of the grid's axes, in their order. ValueError for a value out of range.
 
-    Of cells that differ only in settings that do nothing, as K under a normal prior, the first
-    stands for all; with those that are `planned` already, by key, nothing changes.
+    Of cells that differ only in settings without effect, such as K under a normal prior, only the
+    first is kept; cells already planned (`planned`: their keys) are always kept.
     """
     count = math.prod(map(len, grid.axes))
     if count > MAX_TRIALS:
         raise PlanError(f"the grid has {count:,} cells; at most {MAX_TRIALS:,} are allowed")
-    made, alike = [], set()
+    made, seen = [], set()
     for levels in itertools.product(*grid.axes):
         cell = Cell.of(base, {name: value for level in levels for name, value in level.items()})
         trained = without_dead(cell.config)
-        if cell.key in planned or trained not in alike:
+        if cell.key in planned or trained not in seen:
             made.append(cell)
-        alike.add(trained)
+        seen.add(trained)
     return made
 
 
-def falling_together(grid: Grid, cells: Sequence[Cell]) -> str | None:
-    """How many of a grid's cells fall together in these, and why; None where each is its own."""
+def merged_cells_note(grid: Grid, cells: Sequence[Cell]) -> str | None:
+    """How many of a grid's cells are kept in `cells`, and why; None if all are."""
     count = math.prod(map(len, grid.axes))
     if len(cells) == count:
         return None
@@ -114,10 +114,10 @@ def falling_together(grid: Grid, cells: Sequence[Cell]) -> str | None:
     idle = varied & {name for cell in cells for name in dead(cell.config)}
     names = " and ".join(SHORT.get(name, name) for name in DEFAULTS if name in idle)
     if idle:
-        why = f"{names} does nothing in some of them, and those that differ in it alone are"
+        why = f"some do not depend on {names}"
     else:
-        why = "cluster weights count by their ratios, and those that differ in scale alone are"
-    return f"{count} cells of the grid are {len(cells)}: {why} trained once"
+        why = "only the ratios of cluster weights have an effect"
+    return f"of the grid's {count} cells {len(cells)} are kept: {why}, so duplicates are left out"
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -138,7 +138,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def _field(name: str, word: str, preset: str, *, bare: bool) -> str:
-    """The field that an axis of this name in this word varies; `bare`: without values."""
+    """The field of the axis `name` in `--grid word`. bare: the axis is given without values."""
     if not name:
         raise PlanError(f"'{word}' in --grid has an empty name; write --grid esteps,eta_p")
     if bare and name[0].isdigit():
@@ -150,7 +150,7 @@ def _field(name: str, word: str, preset: str, *, bare: bool) -> str:
     if bare and field != "seed" and default_levels(field, preset) is None:
         raise PlanError(
             f"axis {name} needs values: --grid {name}=A,B (only esteps, eta_p, lambda_p, "
-            "batch_size and seed have levels of their own)"
+            "batch_size and seed have default values)"
         )
     return field
 
@@ -172,7 +172,7 @@ def _values(name: str, texts: str) -> list[object]:
 
 
 def _axes(typed: Mapping[str, Sequence[object]], preset: str) -> list[Axis]:
-    """The levels of each axis; both of Table 1's without values are one axis, its rows."""
+    """The levels of each axis; Table 1's two axes without values are one axis, its rows."""
     pair = all(field in typed and not typed[field] for field in TABLE1)
     axes: list[Axis] = []
     for field, values in typed.items():
@@ -186,7 +186,7 @@ def _axes(typed: Mapping[str, Sequence[object]], preset: str) -> list[Axis]:
 
 
 def _canonical(typed: Mapping[str, Sequence[object]]) -> str:
-    """The grid's text with short names: axes without values in one word, the pair first."""
+    """The grid's text with short names: axes without values in one word, Table 1's two first."""
     bare = [field for field in dict.fromkeys((*TABLE1, *typed)) if typed.get(field) == []]
     words = [",".join(SHORT.get(field, field) for field in bare)] if bare else []
     for field, values in typed.items():

@@ -9,7 +9,7 @@ from tune.plan.cells import Cell, chosen
 from tune.plan.plan import FULL_MODEL, Plan, PlanError
 
 NAME = "leave one out"
-"""What sweep.json calls the grid of these cells."""
+"""The name of these cells' grid in sweep.json."""
 
 LEFT_OUT = (
     "normal-prior",
@@ -21,16 +21,16 @@ LEFT_OUT = (
     "equal-rates",
     "plain-latent",
 )
-"""What `--ablate` alone leaves out, where the model has it: the mixture, the shared blocks, further
+"""The variants of `--ablate` without names. They leave out the mixture, the shared blocks, further
 encoder steps, Loss III, the threshold of σ, the moving average, a learning rate of the prior's own,
 and the latent code at every block."""
 
 
 def cells(base: Config, start: Mapping[str, object], names: Sequence[str]) -> list[Cell]:
-    """The full model and the model without each of these; all that apply where none is named.
+    """The full model and the model without each of these parts; without names, of all it has.
 
-    `start` is what the full model changes of the base settings. PlanError, in one line, for a
-    name that is unknown or given twice, or that leaves nothing out of this model.
+    start: the full model's changes of the base settings. PlanError, in one line, for a name that is
+    unknown or given twice, or that leaves nothing out of this model.
     """
     full = Cell.of(base, start, FULL_MODEL)
     made = [full]
@@ -43,19 +43,22 @@ def cells(base: Config, start: Mapping[str, object], names: Sequence[str]) -> li
         except ValueError:
             if names:
                 raise
-            continue  # Settings that exclude it: not a part of this model.
-        alike = without_dead(cell.config)
-        if all(alike != without_dead(other.config) for other in made):
+            continue  # The settings exclude it: the model does not have that part.
+        trained = without_dead(cell.config)
+        if all(trained != without_dead(other.config) for other in made):
             made.append(cell)
         elif names:
-            raise PlanError(f"--ablate {name} leaves nothing out that is still there")
+            raise PlanError(
+                f"--ablate {name} changes nothing: the full model does not have that part, or "
+                "another name leaves it out"
+            )
     return made
 
 
 def starting_cell(plan: Plan, choice: str | None) -> Cell:
-    """What the full model is: that of the plan, else the base settings, or the `choice` of a cell.
+    """The cell `choice` if given, else the plan's full model, else the base settings.
 
-    PlanError where the choice names no cell or several.
+    PlanError if the choice matches no cell or several.
     """
     known = [planned.cell for planned in plan.cells]
     if choice is None:

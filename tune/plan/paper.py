@@ -30,7 +30,7 @@ DATASETS = ("mnist", "omniglot", "fmnist", "cifar10", "cifar20")
 
 @dataclass(frozen=True)
 class Scale:
-    """How a smaller plan differs from the paper's."""
+    """The differences of a smaller plan from the paper's."""
 
     meaning: str
     changes: Mapping[str, object]
@@ -57,7 +57,7 @@ SCALES = {
         n_generated=2_000,
     ),
     "minute": Scale(
-        "8×8 pixels, 200 iterations: half a minute a trial on one core, to see the road",
+        "8×8 pixels, 200 iterations: half a minute a trial on one core, for a quick test",
         _SMALL | {"image_size": 8, "width": 2, "iterations": 200, "eval_every": 100},
         rate_factor=5.0,
         n_generated=500,
@@ -72,7 +72,7 @@ def base(scale: str) -> Config:
 
 
 def cells(table: str, scale: str, changes: Mapping[str, object]) -> list[Cell]:
-    """The cells of a table, with these changes in all of them, each as what it changes of `base`.
+    """The cells of a table, each stored as its differences from `base` with these changes.
 
     ValueError for an unknown table or scale.
     """
@@ -108,12 +108,12 @@ def _scaled(preset: str, scale: str) -> Config:
 
 
 def _scaled_rate(rate: float, factor: float) -> float:
-    """The product as people type it: 6e-4 * 5 is 0.0029999999999999996, and another key."""
+    """The product in 6 digits, as it is typed: 0.0029999999999999996 would give another key."""
     return float(f"{rate * factor:.6g}")
 
 
 def _differences(start: Config, config: Config) -> dict[str, object]:
-    """What `config` changes of `start`; the data set first, and always."""
+    """The settings of `config` that differ from `start`, and always the data set, first."""
     was, now = start.to_dict(), config.to_dict()
     return {"dataset": now["dataset"]} | {
         name: now[name] for name in now if name != "seed" and now[name] != was[name]

@@ -1,7 +1,7 @@
-"""What a sweep has planned: the content of sweep.json.
+"""The plan of a sweep: the content of sweep.json.
 
-A plan holds no results: a trial's state is in its run directory. It grows; what is taken out of it
-again (`Plan.drop`) it still names, so that the records on the disk are known to count nowhere.
+A plan holds no results: a trial's state is in its run directory. The plan grows, and keeps the keys
+of dropped trials (`tune.plan.drop.dropped`), so that tables ignore their records.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from mpcc.config import SHORT, Config, from_record, value_text
 from mpcc.runs.code_version import code_fingerprints, code_version
+from mpcc.shell import message_of
 from tune.plan.cells import Cell, Trial, trials
 
 T = TypeVar("T")
@@ -28,14 +29,14 @@ FULL_MODEL = "full-model"
 
 
 class PlanError(ValueError):
-    """What is asked for cannot be planned, or the plan is damaged; the message is one line."""
+    """The options cannot be planned, or the plan is damaged; the message is one line."""
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell of the plan with all the seeds that were ever asked for.
+    """A cell of the plan with its planned seeds.
 
-    Of this and of `Plan`, sweep.json leaves out the fields with a default where they are empty.
+    `_written` omits empty optional fields of this class and of `Plan`.
     """
 
     cell: Cell
@@ -63,13 +64,13 @@ class Plan:
     confirm_by: tuple[str, ...] = ()
     """Metrics by which the cells with fresh seeds were chosen (`tune.plan.confirm`)."""
     search: Mapping[str, object] | None = None
-    """What a search looks for (`tune.suggest`); None for a grid."""
+    """The content of `tune.suggest.search.Search`; None for a grid."""
     data: Mapping[str, Mapping[str, object]] | None = None
     """`images_name` -> what the first trial recorded of these images: `fingerprint` ..."""
     equal_code: Mapping[str, Mapping[str, object]] | None = None
-    """Codes that give a later one's numbers (`mpcc.runs.code_version.latest_code`)."""
+    """Code id -> the later `code` that gives the same numbers, and the `trials` that showed it."""
     dropped: tuple[str, ...] = ()
-    """Keys of the trials that were taken out again; planned anew, they are taken off this list."""
+    """Keys of the trials that `--drop` took out; a trial that is planned again leaves this list."""
 
     def trials(self) -> list[Trial]:
         """Every planned trial, cell by cell."""
@@ -84,9 +85,9 @@ class Plan:
     ) -> Plan:
         """This plan and these cells with these seeds; what was planned before stays.
 
-        A cell that is planned already takes no name of a variant but that of the full model.
+        A planned cell keeps its variant; one without a variant can only become the full model.
 
-        grid: what sweep.json says of where the cells come from.
+        grid: the origin of the cells, such as the text of `--grid`.
         best: the full model was chosen by its results; the plan keeps the seeds that chose it.
         PlanError for more trials than one command may plan.
         """
@@ -112,7 +113,7 @@ class Plan:
         return replace(grown, dropped=tuple(key for key in self.dropped if key not in planned))
 
     def extend(self, iterations: int) -> Plan:
-        """The plan with every cell at so many iterations. PlanError where that is not more.
+        """The plan with every cell at this number of iterations. PlanError if that is not more.
 
         The course of a trial does not depend on how many iterations are planned, so a trial that
         resumes from the checkpoint of fewer iterations ends at the same numbers as one that was
@@ -133,13 +134,13 @@ class Plan:
         )
 
     def evaluated(self, changes: Mapping[str, object]) -> Plan:
-        """The plan with models evaluated as these fields say, of `mpcc.config.EVALUATION` alone;
-        PlanError where one of them is an axis."""
+        """The plan with these changes of evaluation settings (`mpcc.config.EVALUATION`); PlanError
+        if one of them is an axis."""
         new = {n: value for n, value in changes.items() if getattr(self.base, n) != value}
         return self._with_base(new, f"--set {', '.join(new)}") if new else self
 
     def _with_base(self, changes: Mapping[str, object], option: str) -> Plan:
-        """The plan with these base settings; what cells change of them they change no more."""
+        """The plan with these base settings; cells no longer override these settings."""
         base, cells = self.base.override(**changes), [planned.cell for planned in self.cells]
         moved: dict[str, Cell] = {}
         for cell in cells:
@@ -160,16 +161,16 @@ class Plan:
 
     @property
     def search_seeds(self) -> tuple[int, ...]:
-        """The seeds that the value of a search's point rests on; none for a grid."""
+        """The seeds of each point of the search; none for a grid."""
         return _seeds((self.search or {}).get("seeds", []))
 
     def fingerprint_for(self, config: Config) -> str | None:
-        """The fingerprint that a trial's images must have, None where it is not known yet."""
+        """The fingerprint that a trial's images must have, None while it is unknown."""
         known = (self.data or {}).get(images_name(config))
         return str(known["fingerprint"]) if known else None
 
     def with_data(self, name: str, data: Mapping[str, object]) -> Plan:
-        """The plan with what a trial recorded of its images, where they are not known yet.
+        """The plan with a trial's record of its images, unless these images are known already.
 
         name: their `images_name`. Data without a fingerprint leave the plan as it is.
         """
@@ -191,7 +192,7 @@ class Plan:
     def from_dict(cls, values: Mapping[str, object]) -> Plan:
         """The plan that `to_dict` wrote.
 
-        PlanError where it is none; the message continues a line that begins with the file's name:
+        PlanError for other values; the message continues a line that begins with the file's name:
         `is damaged (...)`, `has schema 2, this version reads 1`.
         """
         if values.get("schema") != SCHEMA:
@@ -199,8 +200,7 @@ class Plan:
         try:
             return _read(values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise PlanError(f"is damaged ({reason})") from None
+            raise PlanError(f"is damaged ({message_of(error)})") from None
 
 
 def new_plan(preset: str, base: Config) -> Plan:
@@ -218,7 +218,7 @@ def images_name(config: Config) -> str:
 
 
 def differences(plan: Plan, base: Config) -> dict[str, str]:
-    """Setting -> what the plan's base settings have and what these have, where they differ."""
+    """Setting that differs -> its value in the plan's base settings and in these, as text."""
     was, now = plan.base.to_dict(), base.override(seed=0).to_dict()
     return {
         name: f"{SHORT.get(name, name)}={value_text(was[name])}, now {value_text(now[name])}"
@@ -240,7 +240,7 @@ def check_same_base(out: Path, plan: Plan, base: Config) -> None:
 
 
 def check_same_code(out: Path, plan: Plan) -> None:
-    """PlanError that names the modules whose code, comments aside, is not the plan's."""
+    """PlanError that names the modules whose code has changed, apart from comments."""
     was, now = plan.code_files, code_fingerprints()
     changed = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
     if changed:
@@ -254,7 +254,7 @@ def check_same_code(out: Path, plan: Plan) -> None:
 
 
 def _written(record: Plan | PlannedCell) -> dict[str, object]:
-    """A record's fields by name, without the cell itself and what has a default and is empty."""
+    """A record's fields by name, without the cell itself and empty optional fields."""
     values = {f: getattr(record, f.name) for f in fields(record) if f.name != "cell"}
     return {f.name: value for f, value in values.items() if value or f.default is MISSING}
 

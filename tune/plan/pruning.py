@@ -1,4 +1,4 @@
-"""When a trial of a search is pruned: bounds on its objective at evaluations before the last.
+"""The pruning rules of a search: bounds on its objective at evaluations before the last.
 
 `tune.suggest` decides which earlier trials a bound rests on. Here a bound is a function of their
 rows alone, so it is the same however the search was run.
@@ -17,17 +17,17 @@ from tune.plan.state import Row
 PRUNERS = ("median", "halving")
 
 LEAST = {"median": 5, "halving": 3}
-"""Earlier trials that an evaluation is compared with, at least."""
+"""The least number of earlier trials that an evaluation is compared with."""
 
 REDUCTION = 3
 """Successive halving keeps the best third at a third, a ninth ... of the iterations."""
 
 BIAS = {
-    "median": "gives up slow starters, such as small learning rates",
-    "halving": "gives up slow starters, such as small learning rates, most of all in the first "
-    "points of a rung, which few others are measured against",
+    "median": "tends to prune slow starters, such as small learning rates",
+    "halving": "tends to prune slow starters, such as small learning rates, most of all in the "
+    "first points of a rung, which are compared with few others",
 }
-"""What each rule does to the findings of a search; a pruned trial's values never enter a mean."""
+"""The bias of each rule in a search; a pruned trial's values never enter a mean."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class PruneRule:
     bounds: Mapping[int, float]
     """Iteration -> the worst value with which the trial goes on."""
     reason: str
-    """What a value beyond its bound is, up to the bound: `worse than the median of ...`."""
+    """Start of the message for a value beyond its bound; the bound is appended."""
 
     def cause(self, rows: Iterable[Row]) -> str | None:
-        """Why a trial with these evaluations is pruned, None where it goes on.
+        """Why a trial with these evaluations is pruned, None if it goes on.
 
         All evaluations count, not only the last, so a trial that was killed right after one is
         pruned all the same. A missing value or NaN is beyond any bound.
@@ -65,7 +65,7 @@ def prune_rule(
     config: Config,
     earlier: Sequence[Sequence[Row]],
 ) -> PruneRule | None:
-    """The rule for a trial of this configuration; None where too few earlier trials bound it.
+    """The rule for a trial of this configuration; None if there are too few earlier trials.
 
     earlier: the evaluations of each earlier trial with the same seed.
     """

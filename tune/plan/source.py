@@ -1,4 +1,4 @@
-"""Where a sweep gets its trials from: a grid and a search are two sources of one interface."""
+"""The source of a sweep's trials: a grid and a search implement one interface."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class TrialSource(Protocol):
 
     @property
     def n_trials(self) -> int:
-        """Trials in all, with those that a search has still to suggest."""
+        """The total number of trials, with those that a search will still suggest."""
 
     @property
     def finished(self) -> bool:
-        """Whether `ready` will return no trial any more, once those in flight have ended."""
+        """Whether `ready` will return no further trial."""
 
     def ready(self, states: Mapping[str, Status]) -> list[Trial]:
         """The trials that can start now and have not been returned before, in starting order.
 
-        `states` maps trial keys to what is known of them; a key that is missing is planned.
+        states: trial key -> status; a trial without a status is planned.
         """
 
     def prune_rule(self, trial: Trial) -> PruneRule | None:
-        """When the trial is to be pruned; None for never."""
+        """The bounds at which the trial is pruned; None if it is never pruned."""
 
 
 class GridSource:
@@ -47,11 +47,11 @@ class GridSource:
         self._returned: set[str] = set()
 
     def ready(self, states: Mapping[str, Status]) -> list[Trial]:
-        """All that have not ended, at the first call: the longest first, seed by seed.
+        """The unfinished trials, longest first, then by seed.
 
-        So no long trial is left alone at the end, and among equals each cell has its first seed
-        before any has its second. Of trials that train the same model each waits for the one
-        before it, whose model it can take.
+        So no long trial runs alone at the end, and among trials of equal length each cell gets its
+        first seed before any gets its second. Trials that train the same model are returned one
+        after another, each when the one before has ended, so that it can reuse that one's model.
         """
         if self.finished:
             return []
@@ -67,5 +67,5 @@ class GridSource:
         return sorted(ready, key=lambda trial: (-cost(trial.config), trial.seed))
 
     def prune_rule(self, trial: Trial) -> PruneRule | None:
-        """None: a grid prunes nothing."""
+        """Return None: a grid prunes nothing."""
         return None

@@ -1,4 +1,4 @@
-"""The state of a trial, the events that change it, and the object that knows those of a sweep."""
+"""The state of a trial, the events that change it, and the states of all trials of a sweep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = Mapping[str, object]
 
 
 class State(StrEnum):
-    """A trial's state. Those in `ENDED` stand in its result; the others follow from its files."""
+    """A trial's state. Its result records those in `ENDED`; the others follow from its files."""
 
     PLANNED = "planned"
     RUNNING = "running"
@@ -36,7 +36,7 @@ RETRIABLE = (State.FAILED, State.DIVERGED)
 
 @dataclass(frozen=True)
 class Status:
-    """A trial's state, the cause where there is one, and its last evaluation."""
+    """A trial's state, its cause if there is one, and the last evaluation."""
 
     state: State
     cause: str | None = None
@@ -45,37 +45,39 @@ class Status:
 
     @property
     def accuracy(self) -> float | None:
-        """`acc_majority` of the last evaluation, 0 to 1; None where it is not measured."""
+        """`acc_majority` of the last evaluation, 0 to 1; None if it is not measured."""
         value = self.metrics.get("acc_majority")
         return float(value) if isinstance(value, (int, float)) else None
 
 
 class EventKind(StrEnum):
-    """What has happened to a trial."""
+    """The kinds of an `Event`."""
 
     STARTED = "started"
-    """A worker has taken it up, or taken it up again."""
+    """A worker has started it, or started it again."""
     PROGRESS = "progress"
-    """It is at `iteration`; with a `row` where it has just been evaluated."""
+    """It is at `iteration`; it has a `row` if it has just been evaluated."""
     ENDED = "ended"
     """It has a result: `state` is one of `tune.plan.state.ENDED`."""
     STOPPED = "stopped"
-    """It has no result and runs no more: asked to stop, or its machine failed it (`cause`)."""
+    """It has no result and no longer runs: it was asked to, or its machine failed (`cause`)."""
     EXCLUSIVE = "exclusive"
-    """It failed beside others and is to be run again with nothing beside it."""
+    """It failed beside others and must run again with nothing beside it."""
     HANDED_BACK = "handed back"
-    """Its node is not ready for it (`cause`); it is to be run on another one."""
+    """The driver must submit the trial again: its node is not ready or its process died too early
+    (`cause`), or another process no longer trains it."""
     ELSEWHERE = "elsewhere"
-    """A process that is not this driver's trains it (`cause`)."""
+    """A process that does not belong to this driver trains it (`cause` names the process)."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a worker says of a trial, or the engine of its worker."""
+    """A report about a trial, from its worker or from the driver."""
 
     key: str
     kind: EventKind
     state: State = State.RUNNING
+    """The trial's state after the event."""
     iteration: int | None = None
     row: Row | None = None
     """The evaluation that was just made."""
@@ -83,7 +85,7 @@ class Event:
     node: str | None = None
     """Ray's id of the node that handed the trial back."""
     failed_by_engine: bool = False
-    """The worker died over it again and again: the driver has to write its result."""
+    """Its process died in every attempt: the driver must write its result."""
 
     @property
     def ends(self) -> bool:
@@ -91,23 +93,16 @@ class Event:
         return self.kind not in (EventKind.STARTED, EventKind.PROGRESS)
 
 
-# -- of all trials of a running sweep --------------------------------------------------------------
+# -- the trials of a running sweep -----------------------------------------------------------------
 
 PACE_SECONDS = 5.0
-"""How long trials have run before their pace says how long the rest will take."""
-STATE_OF = {
-    EventKind.STARTED: State.RUNNING,
-    EventKind.PROGRESS: State.RUNNING,
-    EventKind.STOPPED: State.STOPPED,
-    EventKind.EXCLUSIVE: State.PLANNED,
-}
-"""What a trial is after an event; after ENDED it is what the event says."""
+"""How long trials run before their pace tells the time left."""
 
 
 class States(Mapping[str, Status]):
     """Trial key -> status, in the order in which the trials came; used by one thread.
 
-    It begins with what the records say and follows the events from then on.
+    It begins with the records and follows the events from then on.
     """
 
     def __init__(
@@ -117,18 +112,18 @@ class States(Mapping[str, Status]):
         self._statuses: dict[str, Status] = {}
         self._at_start = 0.0
         self._since: float | None = None
-        """When the last trial to begin before any ended made its first iterations: the time before
-        went into starting processes and says nothing of the pace."""
+        """When every trial of the first batch had made progress; the pace is measured from then,
+        without process start-up."""
         self._moving: set[str] = set()
-        """The trials that have made iterations."""
+        """Keys of the trials that have made progress."""
         self.n_trials = n_trials
-        """Trials in all, where a search suggests more than there are yet."""
+        """The total number of trials, with those that a search will still suggest."""
         self.ended: list[Trial] = []
         """The trials that have ended by an event, in that order."""
         self.add(trials, statuses)
 
     def add(self, trials: Sequence[Trial], statuses: Mapping[str, Status]) -> None:
-        """More trials: a search suggests them as it goes."""
+        """Add trials; a search suggests them while others run."""
         self._trials |= {trial.key: trial for trial in trials}
         planned = Status(State.PLANNED)
         self._statuses |= {trial.key: statuses.get(trial.key, planned) for trial in trials}
@@ -138,7 +133,7 @@ class States(Mapping[str, Status]):
     def apply(self, event: Event) -> None:
         """Follow an event of a trial that is known here."""
         before = self[event.key]
-        status = replace(before, state=STATE_OF.get(event.kind, event.state), cause=event.cause)
+        status = replace(before, state=event.state, cause=event.cause)
         if event.iteration is not None:
             status = replace(status, iteration=event.iteration)
         if event.row is not None:
@@ -173,26 +168,26 @@ class States(Mapping[str, Status]):
         return frozenset(key for key in self if self[key].state == State.RUNNING)
 
     def stop_running(self) -> None:
-        """What runs is stopped: Ray is dead or left behind, and no event will come."""
+        """Mark the running trials as stopped: Ray has ended, and no event will come."""
         for key in self.running():
-            self.apply(Event(key, EventKind.STOPPED))
+            self.apply(Event(key, EventKind.STOPPED, State.STOPPED))
 
     def count(self, state: State) -> int:
         """How many trials are in this state."""
         return sum(status.state == state for status in self.values())
 
     def part_of(self, key: str) -> float:
-        """How much of a trial is done, 0 to 1."""
+        """The share of a trial that is done, 0 to 1."""
         if self[key].state in ENDED:
             return 1.0
         return min(1.0, self[key].iteration / self.trial(key).config.iterations)
 
     def part(self) -> float:
-        """How much of the sweep's work is done, 0 to 1."""
+        """The share of the sweep's work that is done, 0 to 1."""
         return self._done() / max(1e-9, self._work())
 
     def seconds_left(self) -> float | None:
-        """At the pace since the first trials were all under way; None while that says nothing."""
+        """Estimated seconds left, None while the pace is unknown."""
         if self._since is None or not (self.ended or self.running() <= self._moving):
             return None
         elapsed, done = time.monotonic() - self._since, self._done()
@@ -214,12 +209,12 @@ class States(Mapping[str, Status]):
         return ", ".join(parts)
 
     def _work(self) -> float:
-        """Of all trials; those that are still to be suggested count as the others on average."""
+        """Total work of all trials; those not suggested yet count as the others on average."""
         known = sum(cost(trial.config) for trial in self.trials())
         return known * self.n_trials / max(1, len(self))
 
     def _done(self, trials: Sequence[Trial] | None = None) -> float:
-        """Of these trials, or of all."""
+        """Work done by these trials, or by all."""
         some = self._trials.values() if trials is None else trials
         return sum(self.part_of(trial.key) * cost(trial.config) for trial in some)
 

@@ -1,4 +1,4 @@
-"""Taking over what is there: trials of fewer iterations, and of a sweep that was run elsewhere."""
+"""Reuse of existing records: of trials with fewer iterations, and of another sweep's folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def extends_from(store: Store, plan: Plan, trial: Trial) -> int | None:
 
 
 def extend(store: Store, plan: Plan, trial: Trial) -> None:
-    """Start this trial's run directory from that of fewer iterations, where there is one.
+    """Start this trial's run directory from that of fewer iterations, if there is one.
 
     The earlier one moves to `earlier/`, without its checkpoints. After a kill at any moment the
     next call repeats all of it, or only the move.
@@ -53,7 +53,7 @@ def extend(store: Store, plan: Plan, trial: Trial) -> None:
 
 
 def sweep_elsewhere(other: Path) -> Plan:
-    """The plan of a sweep whose trials are to be adopted; PlanError where there is none."""
+    """The plan of the sweep whose trials are adopted; PlanError if the folder has none."""
     plan = read_plan(other)[0] if other.is_dir() else None
     if plan is None:
         raise PlanError(f"--adopt {other} is no folder of a sweep")
@@ -61,10 +61,10 @@ def sweep_elsewhere(other: Path) -> Plan:
 
 
 def adopt(store: Store, other: Path, trials: Iterable[Trial]) -> int:
-    """Copy the records of the trials that have ended in another sweep's folder and not here.
+    """Copy the records of trials that are done in the other folder and have not ended here.
 
-    Returns how many. A trial whose record there cannot be read, or is another trial's, is left
-    out; one that is under way here goes on from its own checkpoint only if it has not ended there.
+    Returns how many. An unfinished trial here is replaced by a finished record there. A record that
+    cannot be read, or that belongs to another trial, is left out.
     """
     there, n = Store(other), 0
     for trial in trials:
@@ -81,8 +81,8 @@ def adopt(store: Store, other: Path, trials: Iterable[Trial]) -> int:
 
 
 def take_over_ends(store: Store, old: Plan | None, plan: Plan) -> None:
-    """Record the trials of a plan that is evaluated in another way and whose model was never done,
-    as the old plan's have ended: diverged, failed or pruned, without the old evaluations."""
+    """After a change of evaluation settings, copy the result of each diverged, failed or pruned
+    trial to its new key, without the metrics, so that it is not trained again."""
     if old is None or old.base == plan.base:
         return
     for trial in plan.trials():
@@ -104,7 +104,7 @@ def _earlier(store: Store, trial: Trial, n: int) -> Path:
 
 
 def _start_from(earlier: Path, path: Path, config: Config, n: int) -> None:
-    """Make a run directory that begins with the state and the evaluations of n iterations."""
+    """Make a run directory with the checkpoint and the evaluations of n iterations."""
     with _staged(path) as new:
         new.mkdir(parents=True)
         for name in (*run_dir.CHECKPOINTS, run_dir.METRICS, run_dir.PROVENANCE):
@@ -117,7 +117,7 @@ def _start_from(earlier: Path, path: Path, config: Config, n: int) -> None:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """A place beside a run directory, for a new one that is put in its place when it is whole."""
+    """A free path beside a run directory; the new one made there replaces it when it is whole."""
     new = path.with_name(f".{path.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     yield new

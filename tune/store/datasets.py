@@ -19,7 +19,7 @@ def folder_on_node(data_dir: Path | str | None, dataset: str) -> Path | None:
     """The folder of data files on this machine; what a remote holds of the data set is fetched.
 
     Trials that start together wait for one of them to fetch. DataError for files that are missing
-    or not sound, RemoteError where the remote does not answer.
+    or damaged, RemoteError if the remote does not answer.
     """
     from mpcc.data.cache import locked  # numpy comes with it
 
@@ -32,7 +32,7 @@ def folder_on_node(data_dir: Path | str | None, dataset: str) -> Path | None:
         here.prepare()
         copy(remote, here, _files_of(remote, dataset), here.list())
     fetched, named = folder / inception.WEIGHTS_NAME, os.environ.get(inception.WEIGHTS_VARIABLE)
-    # The driver's variable comes along, and may name a file of its own machine.
+    # The driver passes its variable on, and that may name a file of the driver's machine.
     if fetched.exists() and not (named and Path(named).expanduser().is_file()):
         os.environ[inception.WEIGHTS_VARIABLE] = str(fetched)
     try:

@@ -3,7 +3,7 @@
     sweep.json           the plan (`tune.plan.plan`), and its copy (`tune.store.plan_file`)
     trials/TRIAL_KEY/    the run directory of a trial (`mpcc.runs.run_dir`): the truth about it
     earlier/             run directories that trials of more iterations were extended from
-    storage.json         the address of the sweep's remote, where it has one
+    storage.json         the address of the sweep's remote, if it has one
     driver.*             see `tune.store.lock`
 
 The state of a trial is read from its run directory each time, so no second record can differ from
@@ -25,40 +25,40 @@ from mpcc.runs.repair import repair
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
 from tune.plan.state import Row, State, Status
-from tune.store.lock import CLAIM, LOCK, sweep_owner
+from tune.store.lock import CLAIM, CLAIMS, LOCK, sweep_owner
 from tune.store.models import Models
 from tune.store.plan_file import COPY, parse_plan, read_plan, readable, write_plan
 from tune.store.remote import Remote, checked_address
 from tune.store.transfer import copy, trial_files
 
 REMEMBERED = "storage.json"
-OURS = (LOCK, CLAIM, REMEMBERED, COPY, "drivers", "claims")
-"""What a folder without a plan may hold; earlier code wrote the last two."""
+OURS = (LOCK, CLAIM, CLAIMS, REMEMBERED, COPY, "drivers")
+"""The names that a folder without a plan may hold; only `drivers` is from earlier code."""
 FOLDER = "folder"
-"""In storage.json: the inode of the folder that wrote it; a copy of the folder has another."""
+"""The key in storage.json of the inode of the folder that wrote it; a copy has another inode."""
 FIRST_SECONDS = 8.0
-"""How long a remote may keep a command waiting."""
+"""How long a command asks its remote again at the start."""
 
 
 class Store:
-    """The folder of a sweep, and its remote where it has one."""
+    """The folder of a sweep, and its remote if it has one."""
 
     def __init__(self, out: Path, remote: Remote | None = None) -> None:
         self.out, self.remote = Path(out), remote
         self.models = Models(self.out / TRIALS)
         self.restored: str | None = None
-        """What was wrong with sweep.json when it was read, in one line; a driver restores it."""
+        """The damage found in sweep.json, in one line; a driver restores the file."""
 
     def files(self, retry_seconds: float) -> Remote:
-        """Where the files of trials are: the remote, or the folder itself."""
+        """The place of the trials' files: the remote, or the folder itself."""
         return Remote(str(self.out) if self.remote is None else self.remote.address, retry_seconds)
 
     # -- the plan ----------------------------------------------------------------------------------
 
     def read_plan(self) -> Plan | None:
-        """The plan of the folder, None where there is none; where it was damaged, from its copy.
+        """The plan of the folder, restored in memory if its file is damaged; None without a plan.
 
-        PlanError where there is nothing to take it from. Nothing is written.
+        PlanError if it cannot be restored. Nothing is written.
         """
         plan, problem = read_plan(self.out)
         self.restored = self.restored or problem
@@ -67,8 +67,8 @@ class Store:
     def refresh(self) -> Plan | None:
         """The plan as it is now; that of the remote, if it has one, replaces the folder's.
 
-        A driver calls it again once it has the lock. PlanError where the two are of different
-        sweeps, or the remote's is damaged; nothing of the folder is changed then.
+        A driver calls it again once it has the lock. PlanError if the two belong to different
+        sweeps or the remote's is damaged; the folder is not changed then.
         """
         mine = self.read_plan()
         if self.remote is None:
@@ -85,7 +85,7 @@ class Store:
         return theirs
 
     def write_plan(self, plan: Plan) -> None:
-        """Write the plan, whole or not at all; nothing where it says the same already.
+        """Write the plan, whole or not at all, unless the file already holds it.
 
         Fingerprints of images that are already in the file are kept.
         """
@@ -98,7 +98,7 @@ class Store:
         self._write(values)
 
     def with_recorded_images(self, plan: Plan) -> Plan:
-        """The plan with what its trials have recorded of their images (`Plan.with_data`)."""
+        """The plan with its trials' records of their images (`Plan.with_data`)."""
         for trial in plan.trials():
             if plan.fingerprint_for(trial.config) is None:
                 with suppress(run_dir.RunDirError, OSError):
@@ -107,7 +107,7 @@ class Store:
         return plan
 
     def _write(self, values: Mapping[str, object]) -> None:
-        """Write the plan here; before it the remote's address, so that no command misses that."""
+        """Write the remote's address, so that every command finds it, and then the plan."""
         self.out.mkdir(parents=True, exist_ok=True)
         self._remember()
         write_plan(self.out, values)
@@ -119,7 +119,7 @@ class Store:
         return self.out / TRIALS / key
 
     def status(self, trial: Trial, running: Collection[str] = ()) -> Status:
-        """What has become of a trial; `running` are the keys of the trials that run now.
+        """The status of a trial; `running` are the keys of the trials that run now.
 
         A result or evaluations that cannot be read count as `stopped`: the trial runs again.
         """
@@ -143,7 +143,7 @@ class Store:
         return Status(State(result["state"]), result.get("cause"), iteration, metrics)
 
     def _other_trial(self, trial: Trial, result: Row | None) -> object:
-        """The key of the trial whose record lies in this one's folder; None where it is its own."""
+        """The key of another trial whose record lies in this one's folder; None if none does."""
         key = (result or {}).get("trial_key")
         if key is None:
             config = run_dir.read_config(self.trial_dir(trial.key))
@@ -158,7 +158,7 @@ class Store:
         return name in self.remote.list(f"{TRIALS}/{key}")
 
     def check_places(self, trials: Iterable[Trial]) -> None:
-        """PlanError where a trial's folder holds the record of another trial."""
+        """PlanError if a trial's folder holds the record of another trial."""
         for trial in trials:
             with suppress(run_dir.RunDirError, OSError):
                 other = self._other_trial(trial, None)
@@ -169,11 +169,11 @@ class Store:
                     )
 
     def statuses(self, trials: Iterable[Trial], running: Collection[str] = ()) -> dict[str, Status]:
-        """What has become of each trial, by key."""
+        """The status of each trial, by key."""
         return {trial.key: self.status(trial, running) for trial in trials}
 
     def rows(self, key: str) -> list[Row]:
-        """A trial's evaluations, by rising iteration; empty where they cannot be read."""
+        """A trial's evaluations, by rising iteration; empty if they cannot be read."""
         try:
             return list(run_dir.read_metrics(self.trial_dir(key)))
         except (run_dir.RunDirError, OSError):
@@ -182,8 +182,8 @@ class Store:
     def repair(self, trial: Trial, fingerprint: str | None = None) -> str | None:
         """Repair a run directory so that the trial can resume; returns what was damaged, if any.
 
-        `fingerprint` is that of the images where it is known, see `mpcc.runs.repair`. With a remote
-        nothing is done: the checkpoints are there, and the worker repairs what it downloads.
+        fingerprint: of the images, if it is known (`mpcc.runs.repair`). With a remote nothing is
+        done: the checkpoints are there, and the worker repairs what it downloads.
         """
         path = self.trial_dir(trial.key)
         if self.remote is not None or not os.path.lexists(path):
@@ -206,7 +206,7 @@ class Store:
             (self.trial_dir(trial.key) / name).unlink(missing_ok=True)
 
     def record_end(self, trial: Trial, state: State, cause: str) -> None:
-        """Write the result of a trial that its worker could not end, see `record_end`."""
+        """Write the result of a trial whose worker has died, see `record_end`."""
         self.download(trial.key)  # The worker may have sent evaluations.
         record_end(self.trial_dir(trial.key), trial.config, state, cause)
         self.upload(trial.key)
@@ -216,7 +216,7 @@ class Store:
     def download(self, key: str = "") -> None:
         """Get the records of a trial, or of all, that differ from those here.
 
-        A result that the remote has no longer goes here too: another machine runs its trial again.
+        A result that the remote no longer has is deleted: another machine runs that trial again.
         """
         if self.remote is None:
             return
@@ -231,7 +231,7 @@ class Store:
         copy(self.remote, here, records, known)
 
     def upload(self, key: str) -> None:
-        """Copy a run directory to the remote; nothing without one."""
+        """Copy a run directory to the remote, if there is one."""
         if self.remote is not None:
             here = Remote(str(self.out), 0.0)
             copy(here, self.remote, trial_files(here, key), {})
@@ -256,7 +256,7 @@ class Store:
         self._remember(uploaded=True)
 
     def _remember(self, **more: object) -> None:
-        """Write down where the trials' files are, and that this folder is theirs."""
+        """Write the remote's address and this folder's inode to storage.json."""
         if self.remote is not None:
             before = run_dir.read_json(self.out / REMEMBERED) or {}
             known = {"storage": self.remote.address, FOLDER: self.out.stat().st_ino}
@@ -268,9 +268,9 @@ class Store:
 
 
 def open_store(given: Path, storage: str | None = None) -> Store:
-    """The store of an output folder; ValueError, one line, where it is a file or not ours.
+    """The store of an output folder; ValueError, one line, if it is a file or not ours.
 
-    storage: `--storage` as given; without it the folder's own remote is used, where it has one.
+    storage: `--storage` as given; without it the folder's own remote is used, if it has one.
     From a remote the plan and the records are downloaded, unless a driver works here: its records
     are newer.
     """
@@ -302,7 +302,7 @@ def open_store(given: Path, storage: str | None = None) -> Store:
 
 
 def record_end(path: Path, config: Config, state: State, cause: str) -> None:
-    """Write the result of a trial that ended before its last iteration, where it has none yet."""
+    """Write the result of a trial that ended before its last iteration, unless it has one."""
     path.mkdir(parents=True, exist_ok=True)
     if run_dir.read_result(path) is not None:
         return

@@ -1,15 +1,15 @@
-"""Who works on a sweep, and on one of its trials: seen from any process.
+"""The locks on a sweep and on a single trial, as any process sees them.
 
     driver.lock       the kernel holds a lock on it while the driver lives; it has no content
     driver.json       the driver's claim, in the folder and in its remote
     claims/KEY.json   the claim of a process that trains one trial without a driver (`--next`)
 
-The kernel's lock decides on one machine, and ends with its process. Where it decides nothing (a
+The kernel's lock decides on one machine, and ends with its process. Where it cannot decide (a
 driver of another machine, a file system without locks, a remote) the claims do. A claim is a file
-that names who wrote it last; whoever finds another's name there, or no file, has lost it. So of
-several that take it at once one stays, without the conditional write that pyarrow lacks. A driver
-writes its claim again every few seconds; whoever wants to replace it watches the claim for half a
-minute of its own clock, so the clocks of two machines are never compared.
+that names its last writer; a process that finds another name there, or no file, has lost it. So if
+several processes write it at once, the last writer holds it, without the conditional write that
+pyarrow lacks. A driver writes its claim again every few seconds; a process that wants to replace it
+watches the claim for half a minute, so the clocks of two machines are never compared.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 LOCK, CLAIM, CLAIMS = "driver.lock", "driver.json", "claims"
 BEAT_SECONDS = 2.0
-"""Between two writings of a claim."""
+"""Seconds after which an unchanged claim is written again."""
 CHANGE_SECONDS = 0.5
-"""How soon others are told which trials run."""
+"""Seconds within which a claim names a trial that has just started."""
 WATCH_SECONDS = 30.0
 """How long a claim is watched before it is replaced."""
 LOOK_SECONDS, REMOTE_LOOK_SECONDS = 0.2, 0.5
-"""Between two looks at a claim; others that took it at once have written theirs by the next."""
+"""Seconds between two readings of a claim; processes that take it at once write it within these."""
 PATIENCE_SECONDS = 4.0
 """How long a slow remote is retried when a claim is written, and waited for on leaving."""
 
@@ -58,14 +58,14 @@ class LockError(ValueError):
 
 @dataclass(frozen=True)
 class Owner:
-    """What a claim says of the process that wrote it."""
+    """The process that wrote a claim, as the claim describes it."""
 
     name: str
-    """Of this one claim, random."""
+    """A random name of this one claim."""
     text: str
     """`process 12 on HOST since 2025-01-31 18:05`, by the clock there."""
     machine: str
-    """Equal for two processes that see each other's numbers, see `this_machine`."""
+    """Equal for two processes that see each other's process ids, see `this_machine`."""
     pid: int
     running: tuple[str, ...] = ()
     """The keys of the trials that run."""
@@ -79,7 +79,7 @@ class Owner:
 
 
 class Claim:
-    """This process's claim on what a file stands for; RemoteError where that is out of reach."""
+    """This process's claim on a sweep or a trial; RemoteError if its file is out of reach."""
 
     def __init__(self, files: Remote, file: str) -> None:
         """Nothing is written yet."""
@@ -89,7 +89,7 @@ class Claim:
         self._owner = Owner(secrets.token_hex(6), text, this_machine(), os.getpid())
 
     def found(self) -> Owner | None:
-        """Whom the claim names now; None where there is none, or a damaged one."""
+        """The owner that the claim names now; None if it is missing or damaged."""
         return _read_owner(self._files.read(self._file))
 
     def held(self) -> bool:
@@ -103,14 +103,14 @@ class Claim:
         self._files.write(self._file, (json.dumps(asdict(self._owner)) + "\n").encode())
 
     def withdraw(self) -> None:
-        """Remove the claim where it is still held."""
+        """Remove the claim if it is still held."""
         if self.held():
             self._files.delete(self._file)
 
     def owner(self, look_seconds: float = LOOK_SECONDS) -> Owner | None:
-        """The process that the claim names, if it lives; a claim of another machine is watched.
+        """The living process that the claim names, None if there is none.
 
-        That takes half a minute at most; a living process writes its claim within seconds.
+        The claim is watched for half a minute at most; a living process writes it within seconds.
         """
         before, end = self.found(), time.monotonic() + WATCH_SECONDS
         if before is None or before.gone:
@@ -136,12 +136,12 @@ class Claims:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the claims; where a remote is too slow for that, the next owner watches."""
+        """Remove the claims; if a remote is too slow for that, the next owner must watch them."""
         self._over.set()
         self._thread.join(PATIENCE_SECONDS)
 
     def take(self, claim: Claim, look_seconds: float) -> Owner | None:
-        """Take a claim once it is certain that nobody holds it; who has it, None where we do."""
+        """Take a claim unless a process holds it. Returns the other owner, None if we hold it."""
         owner = claim.owner(look_seconds)
         if owner is None:
             claim.write()
@@ -151,20 +151,20 @@ class Claims:
         return owner
 
     def renew(self, running: Iterable[str]) -> None:
-        """Tell others which trials run, within a second; cheap, to be called often."""
+        """Have the claims name the trials that run, within a second; cheap to call."""
         self._running = tuple(sorted(running))
 
     def _keep(self) -> None:
-        told, beat = self._running, time.monotonic()
-        while not self._over.wait(min(CHANGE_SECONDS, BEAT_SECONDS)):
-            if told == self._running and time.monotonic() - beat < BEAT_SECONDS:
+        written, beat = self._running, time.monotonic()
+        while not self._over.wait(CHANGE_SECONDS):
+            if written == self._running and time.monotonic() - beat < BEAT_SECONDS:
                 continue
-            told, beat = self._running, time.monotonic()
+            written, beat = self._running, time.monotonic()
             for claim in self._claims:
                 with suppress(OSError):  # A full disk, a remote that is away: the next may succeed.
                     self.lost = self.lost or not claim.held()
                     if not self.lost:
-                        claim.write(told)
+                        claim.write(written)
         for claim in self._claims:
             with suppress(OSError):
                 claim.withdraw()
@@ -172,10 +172,10 @@ class Claims:
 
 @contextmanager
 def sweep_lock(store: Store, log: Callable[[str], object] = lambda text: None) -> Iterator[Claims]:
-    """The right to run a sweep, until the context ends or its process does.
+    """Hold the right to run a sweep until the context or the process ends.
 
-    log: takes a line before a claim of another machine is watched, which takes 30 s. LockError,
-    which names the owner, where another driver works on the sweep.
+    log: is given a line before a claim is watched, which takes 30 s. LockError, which names the
+    owner, if another driver works on the sweep.
     """
     from filelock import FileLock
 
@@ -243,7 +243,7 @@ def trial_claim(files: Remote, key: str) -> Claim:
 
 
 def trained_elsewhere(out: Path, remote: str | None, key: str) -> str | None:
-    """The living process that trains a trial without a driver; None for none, or this one."""
+    """The living process that trains a trial without a driver; None if none, or this one, does."""
     if remote is None and not (out / CLAIMS).is_dir():
         return None
     owner = trial_claim(Remote(remote or str(out), PATIENCE_SECONDS), key).owner()
@@ -262,10 +262,10 @@ def claimed(store: Store) -> set[str]:
 
 
 def sweep_owner(out: Path, remote: Remote | None = None) -> Owner | None:
-    """Who works on the sweep; None where nobody does, or the remote's folder is not made yet.
+    """The driver of the sweep; None if there is none, or no folder of the remote yet.
 
-    A driver of another machine counts while its claim is there: to see whether it lives takes half
-    a minute, which only a driver that wants to replace it waits.
+    A driver of another machine counts while its claim exists: only a driver that wants to replace
+    it waits the half minute that shows whether it lives.
     """
     claims: list[bytes | None] = []
     with suppress(OSError, RunDirError):
@@ -277,9 +277,9 @@ def sweep_owner(out: Path, remote: Remote | None = None) -> Owner | None:
 
 
 def release_lock(store: Store) -> Owner | None:
-    """Free the sweep for the next driver; returns whose it was, None where it was free.
+    """Release the sweep for the next driver; returns its owner, None if it had none.
 
-    An owner that still lives finds its claim gone within seconds and leaves the sweep.
+    An owner that still lives finds its claim gone within seconds and stops.
     """
     owner = sweep_owner(store.out, store.remote)
     (store.out / CLAIM).unlink(missing_ok=True)
@@ -289,12 +289,12 @@ def release_lock(store: Store) -> Owner | None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether this machine has a process with this number that has not ended."""
+    """Whether this machine has a process with this id that has not ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
-    # An ended process keeps its number until its parent takes note.
+    # An ended process keeps its id until its parent has read its exit code.
     return not stat.rpartition(b")")[2].startswith(b" Z")
 
 
@@ -309,6 +309,6 @@ def _read_owner(data: bytes | None) -> Owner | None:
 
 
 def this_machine() -> str:
-    """This machine and its process numbers: containers and copies of a machine share host names."""
+    """The identity of this machine's process ids: containers and copies share host names."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,10 +1,10 @@
-"""sweep.json and its sealed copy, and what is done where the first is not what was written.
+"""sweep.json and its sealed copy, which replaces a sweep.json that is lost, damaged or altered.
 
     sweep.json        the plan (`tune.plan.plan`)
     sweep-copy.json   the same, with a hash of its content; written first
 
-Where both are lost, a grid is planned again from the configurations of its trials. A search is not:
-its space and its rule for the next point stand nowhere else.
+If both are lost, a grid is planned again from the configurations of its trials. A search is not:
+its space and its sampler are recorded nowhere else.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def parse_plan(data: bytes | None, where: str, option: str) -> Plan | None:
 
 
 def read_plan(out: Path) -> tuple[Plan | None, str | None]:
-    """The plan of a folder, and what was wrong with its file, in one line.
+    """The plan of a folder, and in one line what was wrong with its file; None for either.
 
-    PlanError where the plan cannot be read and cannot be made again. Nothing is written.
+    PlanError if the plan can neither be read nor made again. Nothing is written.
     """
     file, copy, plan, problem = out / PLAN, _copy(out), None, None
     try:
@@ -58,7 +58,7 @@ def read_plan(out: Path) -> tuple[Plan | None, str | None]:
 
 
 def write_plan(out: Path, values: Mapping[str, object]) -> None:
-    """Write the plan and its copy where they do not say this yet."""
+    """Write the plan and its copy, unless the files already hold it."""
     values = json.loads(json.dumps(values))
     record = sealed({"plan": values})
     if readable(out / COPY) != record:
@@ -68,7 +68,7 @@ def write_plan(out: Path, values: Mapping[str, object]) -> None:
 
 
 def _copy(out: Path) -> Plan | None:
-    """The plan in the copy, None where that is missing or not as it was written."""
+    """The plan in the copy, None if the copy is missing, damaged or altered."""
     record = readable(out / COPY)
     plan = record.get("plan")
     if not is_sound(record) or not isinstance(plan, dict):
@@ -79,14 +79,14 @@ def _copy(out: Path) -> Plan | None:
 
 
 def readable(file: Path) -> dict[str, object]:
-    """The object in a file of JSON; an empty one where that is missing, damaged or unreadable."""
+    """The object in a file of JSON; empty if the file is missing, damaged or unreadable."""
     with suppress(RunDirError, OSError):
         return read_json(file) or {}
     return {}
 
 
 def recorded_configs(trials: Path) -> Iterator[Config]:
-    """The configurations of the trials in a folder, but for what is damaged or another trial's."""
+    """The configurations of the trials in a folder, without damaged or misplaced ones."""
     for folder in sorted(trials.glob("*")):
         with suppress(RunDirError, OSError):
             config = run_dir.read_config(folder)

@@ -19,6 +19,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from mpcc.options import usable
 from mpcc.runs import run_dir
+from mpcc.shell import message_of
 
 RETRY_SECONDS = 60.0
 """How long a remote that does not answer is asked again, 0.5, 1, 2, 4, 8, 8 ... seconds apart."""
@@ -32,7 +33,7 @@ REFUSED = re.compile(
     "SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|Permission denied|PERMISSION_DENIED|"
     "UNAUTHENTICATED"
 )
-"""Found in errors that no further request can overcome."""
+"""Parts of the messages of errors for which asking again is useless."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,25 +43,25 @@ class RemoteError(OSError):
     """The remote does not answer, or refuses; never the fault of a trial. One line."""
 
     errno = errno.EIO
-    """An infrastructure error, for whoever looks at the number."""
+    """Marks an infrastructure error for `tune.engine.faults`."""
 
 
 class Stored(NamedTuple):
-    """What is known of a file without reading it."""
+    """Size and time of a file."""
 
     size: int
     """Bytes."""
     time_ns: int
-    """When it was written by the remote's clock, nanoseconds since 1970; often whole seconds."""
+    """Time of writing by the remote's clock, in nanoseconds since 1970; often whole seconds."""
 
 
-def _asked_again(
+def _retried(
     method: Callable[Concatenate[Remote, P], T],
 ) -> Callable[Concatenate[Remote, P], T]:
-    """The method; RemoteError once there was no answer for `retry_seconds`, or a refusal."""
+    """The method, tried again for `retry_seconds`; RemoteError then, or at once for a refusal."""
 
     @functools.wraps(method)
-    def asked_again(remote: Remote, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def retried(remote: Remote, /, *args: P.args, **kwargs: P.kwargs) -> T:
         begun, pause = time.monotonic(), 0.5
         while True:
             try:
@@ -74,7 +75,7 @@ def _asked_again(
             time.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(8.0, 2 * pause)
 
-    return asked_again
+    return retried
 
 
 class Remote:
@@ -98,7 +99,7 @@ class Remote:
 
     @property
     def missing(self) -> bool:
-        """Whether it is a folder that is not there."""
+        """Whether it is a folder that does not exist."""
         return self._is_folder and not os.path.isdir(self.address)
 
     def prepare(self) -> None:
@@ -106,16 +107,16 @@ class Remote:
         if self.missing:
             os.makedirs(self.address, exist_ok=True)
 
-    @_asked_again
+    @_retried
     def read(self, name: str) -> bytes | None:
-        """The content of a file, None where there is none."""
+        """The content of a file, None if there is none."""
         with suppress(FileNotFoundError):
             # pyarrow would unpack a .gz on the way.
             with self._files.open_input_stream(name, compression=None) as file:
                 return bytes(file.read())
         return None
 
-    @_asked_again
+    @_retried
     def write(self, name: str, data: bytes, time_ns: int | None = None) -> None:
         """Make or replace a file, whole or not at all.
 
@@ -131,19 +132,19 @@ class Remote:
         if time_ns is not None:
             os.utime(path, ns=(time_ns, time_ns))
 
-    @_asked_again
+    @_retried
     def delete(self, name: str) -> None:
-        """Remove a file, where there is one."""
+        """Remove a file, if there is one."""
         with suppress(FileNotFoundError):
             self._files.delete_file(name)
 
-    @_asked_again
+    @_retried
     def info(self, name: str) -> Stored | None:
-        """Size and time of a file, None where there is none."""
+        """Size and time of a file, None if there is none."""
         about = self._files.get_file_info(name)
         return Stored(int(about.size), int(about.mtime_ns or 0)) if about.is_file else None
 
-    @_asked_again
+    @_retried
     def list(self, folder: str = "") -> dict[str, Stored]:
         """All files below a folder, by their names from the root; hidden ones are left out."""
         from pyarrow import fs
@@ -162,7 +163,7 @@ def is_address(text: object) -> bool:
 
 
 def checked_address(text: str) -> str:
-    """The address of `--storage` as it is used, a path made absolute. ValueError for no address."""
+    """The address that `--storage` means, a path made absolute. ValueError for other text."""
     if re.match(r"(s3|gs|gcs)://(?!anonymous@)[^/]*@", text):
         raise ValueError(
             "--storage must hold no credentials: give them by AWS_ACCESS_KEY_ID and "
@@ -186,5 +187,4 @@ def checked_address(text: str) -> str:
 
 
 def _error(address: str, error: Exception) -> RemoteError:
-    """In one line, of at most 300 characters beside the address."""
-    return RemoteError(f"{address}: {(' '.join(str(error).split()) or type(error).__name__)[:300]}")
+    return RemoteError(f"{address}: {message_of(error, 300)}")

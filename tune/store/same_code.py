@@ -1,4 +1,4 @@
-"""Whether changed code matters (`--accept-changed-code`): finished trials are trained anew."""
+"""Trains finished trials anew to see whether changed code matters (`--accept-changed-code`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune.store.folder import Store
 def with_equal_code(
     store: Store, plan: Plan, data_dir: Path | None, log: Callable[[str], None]
 ) -> Plan:
-    """The plan with the codes of its finished trials that give this code's numbers.
+    """The plan, with the earlier code versions that reproduce this version's numbers.
 
     One trial of each kind is trained anew to its first evaluation. Where all its losses and metrics
     are those of the record, tables count both codes as one.
@@ -50,6 +50,6 @@ def with_equal_code(
 
 
 def _kind(config: Config) -> object:
-    """What decides which code a trial runs through: all its settings but numbers."""
+    """The settings that decide which code a trial runs: all but numbers."""
     values = config.to_dict().values()
     return tuple(value for value in values if isinstance(value, str | bool))

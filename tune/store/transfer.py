@@ -1,4 +1,4 @@
-"""What goes between a remote and the folders where trials are trained, shown and recorded.
+"""Copies files between a remote and the folders where trials are trained and recorded.
 
 A worker trains in a scratch folder of its node, downloads what earlier attempts have left in the
 remote, and uploads each file that it has written; so a trial whose machine is lost resumes on
@@ -29,11 +29,11 @@ from tune.store.remote import Remote, RemoteError, Stored
 OWNER = "owner.json"
 """The claim of the attempt at a trial that may write to the remote: the one that began last."""
 LAST = (run_dir.METRICS, run_dir.RESULT, run_dir.CHECKPOINT)
-"""What is copied after all else, in this order."""
+"""The files that are copied after all others, in this order."""
 LOCAL = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, MLFLOW, "attempts")
-"""What stays where it is; earlier code kept the last two."""
+"""The files that are never copied; earlier code wrote the last two."""
 SCRATCH = "mpcc-trial-"
-"""Begins the name of a scratch folder; the machine and the number of the process follow."""
+"""The start of a scratch folder's name; the machine and the process id follow."""
 PAUSE_SECONDS = 10.0
 """Pause before the next impatient upload after one has failed."""
 THREADS = 8
@@ -42,10 +42,10 @@ THREADS = 8
 def copy(
     source: Remote, target: Remote, files: Mapping[str, Stored], known: dict[str, Stored]
 ) -> None:
-    """Copy files, unless they are `known` as they are now; afterwards they are.
+    """Copy the files whose size or time differs from `known`; update `known`.
 
     A folder's copies keep size and time, so they need no other mark. RemoteError for a file that
-    has gone since it was listed.
+    was removed after it was listed.
     """
 
     def copy_one(name: str) -> None:
@@ -62,7 +62,7 @@ def copy(
 
 
 def trial_files(place: Remote, key: str = "") -> dict[str, Stored]:
-    """The files of a trial, or of all, that belong into a remote."""
+    """The files of a trial, or of all trials, that belong into a remote."""
     return {
         name: about
         for name, about in place.list(f"{TRIALS}/{key}".rstrip("/")).items()
@@ -74,14 +74,14 @@ class Upload:
     """A worker's copy of a trial's run directory, kept in step with that in a remote."""
 
     def __init__(self, scratch: Path, remote: Remote, key: str) -> None:
-        """scratch: holds the run directory under the name that it has in a sweep's folder."""
+        """scratch: the folder that holds the run directory as `trials/KEY`."""
         self._here, self._remote, self._key = Remote(str(scratch), 0.0), remote, key
         self._claim = Claim(remote, f"{TRIALS}/{key}/{OWNER}")
         self._patience, self._not_before = remote.retry_seconds, 0.0
         self._sent: dict[str, Stored] | None = None
 
     def download(self) -> None:
-        """Make this the attempt that may write, and get what earlier ones have left; once."""
+        """Once: make this the attempt that may write, and get the files of earlier attempts."""
         if self._sent is None:  # Else what is here may be newer than what was sent.
             self._claim.write()
             files = trial_files(self._remote, self._key)
@@ -89,10 +89,10 @@ class Upload:
             self._sent = files
 
     def send(self, patient: bool) -> None:
-        """Upload what has changed, unless a later attempt has the trial.
+        """Upload the files that have changed, unless a later attempt owns the trial.
 
-        patient: RemoteError where it has, or where the remote does not take the files for as long
-        as it is asked again; otherwise it is asked once, and a later call sends what is missing.
+        patient: retry for `retry_seconds`, and raise RemoteError on failure or if a later attempt
+        owns the trial. Otherwise try once and ignore failure; a later call sends the rest.
         """
         if self._sent is None or (not patient and time.monotonic() < self._not_before):
             return
@@ -109,16 +109,19 @@ class Upload:
 
 
 def download(remote: Remote, scratch: Path, key: str) -> None:
-    """Get what a remote has of another trial, only to read it."""
+    """Get a remote's files of another trial, only to read them."""
     copy(remote, Remote(str(scratch), 0.0), trial_files(remote, key), {})
 
 
-def scratch_dir() -> Path:
-    """A new folder on this node; those of dead processes of this node are removed."""
-    parent = Path(os.environ.get("MPCC_SCRATCH_DIR") or tempfile.gettempdir())
+def scratch_dir(parent: Path | None = None, prefix: str = SCRATCH) -> Path:
+    """A new folder on this node, by default in $MPCC_SCRATCH_DIR or the folder of temporary files.
+
+    Folders with this prefix of dead processes of this node are removed.
+    """
+    parent = parent or Path(os.environ.get("MPCC_SCRATCH_DIR") or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     # The parent may be shared by machines or containers, whose processes cannot be seen.
-    ours = f"{SCRATCH}{hashlib.sha256(this_machine().encode()).hexdigest()[:8]}-"
+    ours = f"{prefix}{hashlib.sha256(this_machine().encode()).hexdigest()[:8]}-"
     for old in parent.glob(f"{ours}*-*"):
         pid = old.name.removeprefix(ours).split("-")[0]
         if pid.isdigit() and not process_lives(int(pid)):
@@ -127,14 +130,14 @@ def scratch_dir() -> Path:
 
 
 class Downloads:
-    """The driver's traffic with its folder and its remote while trials run, in one thread.
+    """Makes the driver's calls to its folder and its remote while trials run, in one thread.
 
-    Only `settle` waits. What fails is tried again until it succeeds, and holds nothing else up;
+    Only `flush` waits. A call that fails is tried again until it succeeds, and delays no other;
     `problem` says why it fails.
     """
 
     def __init__(self, download_all: Callable[[], object]) -> None:
-        """download_all: copies the records of all trials; `settle` makes this call."""
+        """download_all: copies the records of all trials; `flush` makes this call."""
         self._download_all = download_all
         self._calls: dict[str, Callable[[], object]] = {}
         self._wake, self._busy = threading.Event(), False
@@ -142,14 +145,14 @@ class Downloads:
         threading.Thread(target=self._work, name="downloads", daemon=True).start()
 
     def submit(self, name: str, call: Callable[[], object]) -> None:
-        """Make a call, in place of one of this name that is not made yet."""
+        """Queue a call; it replaces one of the same name that is still queued."""
         self._calls[name] = call
         self._wake.set()
 
-    def settle(self, deadline: float) -> str | None:
+    def flush(self, deadline: float) -> str | None:
         """Wait until all calls and a last download are done, or the deadline (`time.monotonic`).
 
-        Returns why one of them fails; None where all are done.
+        Returns why one of them fails; None if all are done.
         """
         self.submit("", self._download_all)
         while self._calls or self._busy:
@@ -174,6 +177,6 @@ class Downloads:
 
 
 def _rank(name: str) -> int:
-    """Equal for files that may be copied at the same time, see `LAST`."""
+    """The place of a file in the order of copying (`LAST`); files of equal rank go at once."""
     file = name.rpartition("/")[2]
     return LAST.index(file) + 1 if file in LAST else 0

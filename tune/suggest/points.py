@@ -1,4 +1,4 @@
-"""The points of a search: what each came to, and which is next.
+"""The points of a search: their results, and the draw of the next one.
 
 A point is a cell of the plan with the search's seeds; its value is the mean over them. Point n is
 drawn from the points up to n - ahead and from nothing else, whatever has ended since, with a random
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 DRAWS, RANDOM_FROM = 40, 15
-"""Draws of a point until one is new, and the draw from which chance alone decides."""
+"""Attempts to draw a new point; from attempt 15 on, drawn at random."""
 
 OPTUNA = {
     State.PLANNED: "RUNNING",
@@ -44,14 +44,14 @@ OPTUNA = {
 
 @dataclass(frozen=True)
 class Point:
-    """One point and what it came to."""
+    """A point and its result."""
 
     number: int
     cell: Cell
     state: State
-    """`diverged` also where a seed has measured no finite value."""
+    """`diverged` also if an objective of a seed is missing or not finite."""
     seeds: tuple[tuple[float, ...], ...] = ()
-    """Every seed's value of each objective, where the point is done."""
+    """For each objective its values by seed, if the point is done."""
     reason: str = ""
     """Why it is not done: the states of its seeds, or how one of them ended."""
 
@@ -89,7 +89,7 @@ def _value(end: Status, name: str) -> float:
 
 
 def best(search: Search, points: Sequence[Point]) -> list[Point]:
-    """The best point that is done; with several objectives those that no other beats in all."""
+    """The best point that is done; with several objectives the Pareto front."""
     done = [point for point in points if point.state == State.DONE]
     study = open_study(search)
     study.add_trials([frozen(search, point) for point in done])
@@ -98,10 +98,10 @@ def best(search: Search, points: Sequence[Point]) -> list[Point]:
 
 
 def next_cell(search: Search, base: Config, points: Sequence[Point]) -> Cell | None:
-    """The cell of the next point; None where the space has no other.
+    """The cell of the next point; None if the space has no other.
 
-    The first point is the base settings where they lie in the space: every search then says how
-    its best compares with what one had.
+    The first point is the base settings if they lie in the space: every search then shows how its
+    best point compares with them.
     """
     known = {point.cell.key for point in points}
     for values in _candidates(search, base, points):

@@ -1,4 +1,4 @@
-"""What a search looks for, as plain data, and whether it can find it.
+"""The definition of a search, as plain data, and the checks that it can find something.
 
 A search whose objective no trial measures, or whose points are measured on different images, would
 run to its end and find nothing: it is refused before it begins.
@@ -23,9 +23,9 @@ SAMPLERS = ("tpe", "random")
 
 DEFAULT_OBJECTIVE = "cluster_information"
 """It needs no labels and is measured on the real images. Over 24 random settings of the digits, 300
-iterations each, its rank correlation with the accuracy was 0.78, that of the silhouette 0.83 and
-that of the reconstruction error 0.28 the wrong way round. The silhouette does not mind empty
-clusters; the losses' own values can be lowered by their weights or by spreading the prior."""
+iterations each, its rank correlation with the accuracy was 0.78, that of the silhouette 0.83,
+that of the reconstruction error 0.28 with the wrong sign. The silhouette ignores empty clusters;
+the losses' own values can be lowered by their weights or by spreading the prior."""
 
 NEEDS = {
     "clusters": tuple(name for name in NEED_CLUSTERS if METRICS[name].has_better_end),
@@ -34,8 +34,8 @@ NEEDS = {
     "grey images": ("fid_cnn",),
     "test images": tuple(name for name in METRICS if name.endswith(TEST)),
 }
-"""What some metrics cannot be measured without -> these metrics; for labels see NEED_LABELS.
-Generated images are there at the last evaluation alone."""
+"""Requirement -> metrics that need it (labels: NEED_LABELS). Images are generated only at the last
+evaluation."""
 
 LACKING = {
     "clusters": "is of clusters, and prior=normal has none: choose another prior, or mse",
@@ -45,7 +45,7 @@ LACKING = {
     "grey images": "is of grey images, and these have colours: choose fid",
     "test images": "is of images that are not trained on: add --set split=train eval_split=test",
 }
-"""What to say of an objective whose need is not met."""
+"""Requirement -> message for an objective if it is not met."""
 
 NO_AXES = {
     "points on different images cannot be compared": ("dataset", "split", "image_size"),
@@ -56,18 +56,18 @@ NO_AXES = {
     "it changes what counts as a failure, not the model": ("max_saturation", "min_diversity"),
     "it changes the speed of a trial, not the model": ("cpu_threads", "fast"),
 }
-"""Why no search can vary some settings -> these settings."""
+"""Reason -> the settings that no search can vary for that reason."""
 
 RISES_WITH_K = {
     "cluster_information": "it is log K at best",
     "acc_majority": "clusters of one image each would have all of it",
 }
-"""Objectives that more clusters make good by themselves."""
+"""Objective that more clusters improve by themselves -> the reason."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What sweep.json says of a search."""
+    """The definition of a search, as sweep.json holds it."""
 
     space: Space
     objectives: tuple[str, ...] = (DEFAULT_OBJECTIVE,)
@@ -75,21 +75,21 @@ class Search:
     sampler: str = "tpe"
     sampler_seed: int = 0
     startup: int = 10
-    """Points drawn by chance before the sampler looks at results."""
+    """Random points before the sampler uses results."""
     ahead: int = 4
     """A point is drawn when all but the last `ahead` - 1 points before it have ended."""
     prune: str | None = None
     n_points: int = 20
     points: tuple[Cell, ...] = ()
-    """By number; sweep.json has the keys of these cells."""
+    """The points by number; sweep.json has the keys of these cells."""
 
     @property
     def by_labels(self) -> tuple[str, ...]:
-        """The objectives that look at labels."""
+        """The objectives that use labels."""
         return tuple(name for name in self.objectives if name in NEED_LABELS)
 
     def rests_on(self, number: int) -> int:
-        """How many points, from the first on, a point's settings and its pruning rest on."""
+        """The number of first points whose results decide this point's settings and pruning."""
         return max(0, number - self.ahead + 1)
 
     def trials(self) -> list[Trial]:
@@ -105,7 +105,7 @@ class Search:
 
 
 def search_of(plan: Plan) -> Search:
-    """The search of this plan; PlanError where it has none or where it is damaged."""
+    """The search of this plan; PlanError if it has none or if that is damaged."""
     if plan.search is None:
         raise PlanError(f"{PLAN} holds no search")
     cells = {planned.cell.key: planned.cell for planned in plan.cells}
@@ -134,7 +134,7 @@ def search_of(plan: Plan) -> Search:
 
 
 def check_same(out: Path, was: Search, now: Search) -> None:
-    """PlanError that names what of a begun search is asked to be different."""
+    """PlanError that names the setting in which an existing search would change."""
     for field in dataclasses.fields(Search):
         before, after = getattr(was, field.name), getattr(now, field.name)
         if before != after and field.name not in ("n_points", "points"):
@@ -203,7 +203,7 @@ def check(search: Search, base: Config) -> None:
 
 
 def check_here(search: Search, base: Config, data_dir: Path | str | None) -> None:
-    """ValueError where this machine lacks Inception's weights, or labels of one's own images."""
+    """ValueError if this machine lacks Inception's weights, or labels of the user's own images."""
     if not set(search.objectives).isdisjoint(NEEDS["Inception"]):
         inception.find_weights()
     if search.by_labels and base.dataset == "folder":
@@ -215,7 +215,7 @@ def check_here(search: Search, base: Config, data_dir: Path | str | None) -> Non
 
 
 def warnings(search: Search) -> list[str]:
-    """What the space does to the objectives by itself, a line each."""
+    """Warnings of objectives that the space improves by itself, one line each."""
     return [
         f"More clusters make {name} better by themselves ({reason}): the search will lean to a "
         "large n_clusters; cluster_information_share can be compared over them"

@@ -1,8 +1,8 @@
 """The trials of a search, as they become ready: a `tune.plan.source.TrialSource`.
 
-What the loop says of a trial that has ended is what its record says, and its evaluations are read
-from there. A report that was lost with a worker, or the order in which reports come, therefore
-changes neither a point nor a pruning rule.
+The loop reports the end of a trial as its record has it, and evaluations are read from the record.
+So neither a report that was lost with a worker nor the order of reports changes a point or a
+pruning rule.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ class SearchSource:
     def __init__(self, store: Store, plan: Plan, writer: Executor | None = None) -> None:
         """Read the records, and draw every point that can be drawn by them.
 
-        writer: where given, it has study.db written after each change.
+        writer: if given, it writes study.db after each change.
         """
         self._store, self._writer = store, writer
         self.plan, self.search = plan, search_of(plan)
-        """With all points so far; the loop writes the plan before it starts their trials."""
+        """Both have all points so far; the loop writes the plan before it starts their trials."""
         self.points: list[Point] = []
         self.finished = False
         self._trials = self.search.trials()
         self._submitted: set[str] = set()
         self._records = store.statuses(self._trials)
-        """As they were before the trials were handed out; the loop knows what came after."""
+        """Statuses from before the trials were returned; the loop knows later ones."""
         self._draw({})
 
     @property
     def n_trials(self) -> int:
-        """Trials of all points that were asked for."""
+        """The number of trials of all `n_points` points."""
         return self.search.n_points * len(self.search.seeds)
 
     def trials(self) -> list[Trial]:
@@ -56,8 +56,8 @@ class SearchSource:
     def ready(self, states: Mapping[str, Status]) -> list[Trial]:
         """The trials of open points that have not ended and were not returned before.
 
-        With pruning a trial waits until all trials that its rule rests on have ended, which it
-        need not do otherwise: after a repair or `--retry` some of them may run again.
+        With pruning, a trial waits for all trials behind its bounds: after a repair or `--retry`
+        some may be running again.
         """
         before = self.ended()
         known = self._draw(states)
@@ -70,7 +70,7 @@ class SearchSource:
         ]
         new = missing
         if self.search.prune is not None:
-            new = [n for n in missing if self._is_settled(n // len(self.search.seeds))]
+            new = [n for n in missing if self._basis_has_ended(n // len(self.search.seeds))]
         self._submitted |= {self._trials[n].key for n in new}
         self.finished = len(self.points) >= self.search.n_points and new == missing
         return [self._trials[n] for n in new]
@@ -80,12 +80,12 @@ class SearchSource:
         return list(takewhile(lambda point: point.state in ENDED, self.points))
 
     def complete(self) -> bool:
-        """Whether every point that was asked for has ended, by the records as they are now."""
+        """Whether all `n_points` points have ended, by the records as they are now."""
         self.points = read_points(self.search, self._store.statuses(self._trials))
         return len(self.ended()) >= self.search.n_points
 
     def prune_rule(self, trial: Trial) -> PruneRule | None:
-        """Bounds by the same seed's trials of the points that this one's settings rest on."""
+        """Bounds from the same seed's trials of the points that decided this one's settings."""
         search = self.search
         if search.prune is None:
             return None
@@ -95,18 +95,17 @@ class SearchSource:
         higher_is_better = METRICS[metric].higher_is_better
         return pruning.prune_rule(search.prune, metric, higher_is_better, trial.config, rows)
 
-    def _is_settled(self, number: int) -> bool:
-        """Whether all points that this one rests on have ended."""
+    def _basis_has_ended(self, number: int) -> bool:
+        """Whether all points that decide this one have ended (`Search.rests_on`)."""
         return self.search.rests_on(number) <= len(self.ended())
 
     def _draw(self, states: Mapping[str, Status]) -> Mapping[str, Status]:
-        """Read the points, and draw every further one that can be drawn; what is known of each
-        trial."""
+        """Read the points, and draw every further one that can be drawn; returns all statuses."""
         while True:
             known = {**self._records, **states}
             self.points = read_points(self.search, known)
             n = len(self.points)
-            if n >= self.search.n_points or not self._is_settled(n):
+            if n >= self.search.n_points or not self._basis_has_ended(n):
                 return known
             cell = next_cell(self.search, self.plan.base, self.points)
             if cell is None:  # The space has no more points: the search ends with these.

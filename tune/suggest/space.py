@@ -1,4 +1,4 @@
-"""What a search varies: ranges and choices of settings, from words or a TOML file, as plain data.
+"""The space of a search: ranges and choices of settings, from words or a TOML file, as plain data.
 
     eta_p=1e-3..2e-2:log      any number between, evenly on a logarithmic scale
     esteps=1..6               whole numbers, since the setting is one
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE, BOUNDS = "space", ("low", "high")
 RANGE = re.compile(r"(?P<low>[^:]+?)\.\.(?P<high>[^:]+)(?P<log>:log)?(:step=(?P<step>[1-9]\d*))?")
 DIGITS = 3
-"""Significant digits of a number that a search draws: its key and its name in a table are exact."""
+"""Drawn floats are rounded to these digits, so that the printed value is exactly the value used."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Axis:
     """The values as TOML and sweep.json hold them."""
     distribution: BaseDistribution
     options: Sequence[object] | None = None
-    """Every value, None where there is no end of them."""
+    """Every value, None for a continuous range."""
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Axis:
         return SHORT.get(self.field, self.field)
 
     def value(self, drawn: object) -> object:
-        """The setting's value for what Optuna has drawn: a number has DIGITS digits at most."""
+        """The setting's value for Optuna's draw: a float has at most DIGITS digits."""
         from optuna.distributions import FloatDistribution
 
         if isinstance(self.distribution, FloatDistribution):
@@ -79,7 +79,7 @@ class Space:
         return " ".join(f"{axis.name}={axis.text}" for axis in self.axes)
 
     def points(self) -> Iterator[dict[str, object]]:
-        """Every point of a space of whole numbers and choices; none where there is no end."""
+        """Every point of a space of whole numbers and choices; none if a range is continuous."""
         options = [axis.options for axis in self.axes if axis.options is not None]
         names = [axis.field for axis in self.axes]
         if len(options) == len(names):
@@ -138,7 +138,7 @@ def _read(name: str) -> dict[str, object]:
 
 
 def _entry(name: str, text: str) -> object:
-    """The values that are typed after `name=` as a table of axes holds them."""
+    """The values typed after `name=`, as a table of axes holds them."""
     if ".." not in text:
         return [parse_value(name, part.strip()) for part in text.split(",")]
     match = RANGE.fullmatch(text)
@@ -150,7 +150,7 @@ def _entry(name: str, text: str) -> object:
 
 
 def _axis(name: str, entry: object, base: Config) -> Axis:
-    """The axis of an entry in a table of axes; ValueError where it makes no sense."""
+    """The axis of an entry in a table of axes; ValueError if it is invalid."""
     field = full_name(name)
     if field == "seed":
         raise ValueError("seed is no setting to search; give the seeds of a point as --seeds N")

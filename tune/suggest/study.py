@@ -1,9 +1,9 @@
-"""The points of a search that have ended as an Optuna study, for `optuna-dashboard` and own code.
+"""The ended points of a search as an Optuna study, for `optuna-dashboard` and code of your own.
 
-study.db is a view, as MLflow is: where it is lost, damaged or differs from the records, it is
-written again. A file that another program has locked is left alone until later. Points are added
-in the order of their numbers, once they and all before them have ended: Optuna takes the times of
-a trial from us only when it is added.
+study.db is a view, as MLflow is: if it is lost, damaged or differs from the records, it is written
+again. A file that another program has locked is left alone until later. Points are added in the
+order of their numbers, once they and all before them have ended: Optuna takes the times of a trial
+from us only when it is added.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK_SECONDS = 2.0
 
 
 def write_study(store: Store, search: Search, points: Sequence[Point]) -> None:
-    """Bring study.db up to these points, which have ended. OSError where it cannot be written."""
+    """Make study.db hold these points, which have ended. OSError if it cannot be written."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import DatabaseError
 
@@ -51,7 +51,7 @@ def write_study(store: Store, search: Search, points: Sequence[Point]) -> None:
 
 
 def _write(store: Store, search: Search, points: Sequence[Point]) -> None:
-    """Add the points that study.db lacks, or all of them where it holds others."""
+    """Add the points that study.db lacks, or all of them if it holds others."""
     import optuna
 
     timeout = {"connect_args": {"timeout": LOCK_SECONDS}}

@@ -1,20 +1,20 @@
 """The connection to MLflow, and the SQLite file in which MLflow keeps a sweep by default.
 
-That is a view of the run directories: where the file is damaged, a new one is filled. MLflow makes
-its tables in some forty steps and cannot go on where it was killed between two of them, so a new
-file is made in another folder first.
+That is a view of the run directories: if the file is damaged, a new one is filled. MLflow makes its
+tables in some forty steps and cannot go on if it was killed between two of them, so a new file is
+made in another folder first.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mpcc.runs.files import set_aside
+from tune.store.transfer import scratch_dir
 from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, one_line
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ ENVIRONMENT = {
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""So that errors are raised soon, and are not printed."""
+"""With these MLflow raises errors soon, and does not print them."""
 DAMAGE = ("not a database", "malformed", "no such table", "out-of-date database schema")
-"""What SQLite or MLflow says of a file that only a new one can replace."""
+"""Parts of the messages of SQLite and MLflow about a file that must be replaced."""
 KIND = ("mlflow.experimentKind", "custom_model_development")
 """Opens an experiment in MLflow's pages for trained models, not those for language models."""
 NOTE = (
@@ -42,18 +42,18 @@ NOTE = (
 )
 """The description of an experiment."""
 NEW = ".mlflow.db."
-"""Begins the name of a folder in which a new file is made."""
+"""The start of the name of a folder in which a new file is made."""
 
 
 class DamagedDatabase(OSError):
-    """The sweep's own database was damaged; it is quarantined, and the next delivery fills anew."""
+    """The sweep's own database was damaged and moved aside; the next delivery fills a new one."""
 
 
 def check_reachable(uri: str, out: Path, preset: str, *, begun: bool) -> str | None:
-    """ValueError where an MLflow of the user's cannot be written to, before the first trial.
+    """ValueError if the MLflow of --tracking-uri cannot be written to, before the first trial.
 
-    Once a sweep has `begun` that does not hold it up: then what hinders is returned, and results
-    are delivered later. The sweep's own file is made beside the training.
+    For an existing sweep (`begun`), return the problem instead: training goes on and results are
+    delivered later. The sweep's own file is not checked: it is made during the training.
     """
     if uri == default_uri(out):
         return None
@@ -72,14 +72,14 @@ def check_reachable(uri: str, out: Path, preset: str, *, begun: bool) -> str | N
 
 
 def open_experiment(uri: str, out: Path, preset: str) -> tuple[MlflowClient, str]:
-    """A client, and the id of the preset's experiment, made where missing.
+    """A client, and the id of the preset's experiment, which is made if it is missing.
 
-    Raises what MLflow raises, and DamagedDatabase where the sweep's own file was damaged and is
-    now out of the way.
+    Raises what MLflow raises, and DamagedDatabase if the sweep's own file was damaged and is now
+    moved aside.
     """
     file, name = file_of(uri), f"mpcc-{preset}"
     if file is not None and not file.exists():
-        _make_database(file, out)
+        _make_database(file)
     try:
         client = connect(uri)
         experiment = client.get_experiment_by_name(name)
@@ -88,10 +88,11 @@ def open_experiment(uri: str, out: Path, preset: str) -> tuple[MlflowClient, str
             raise
         for part in (file, *file.parent.glob(f"{file.name}-*")):  # with SQLite's journal
             set_aside(part)
-        raise DamagedDatabase(f"{file} was damaged; it is quarantined, a new one filled") from None
+        text = f"{file} was damaged: it was moved aside and a new database is being filled"
+        raise DamagedDatabase(text) from None
     if experiment is not None and uri == default_uri(out):
         if not _is_here(str(experiment.artifact_location), out):
-            # The folder was moved or is a copy: pictures would go to the place of the other.
+            # The folder was moved or is a copy: pictures would go to the other folder.
             old = experiment.experiment_id
             client.rename_experiment(old, f"{name}, moved ({old})")
             client.delete_experiment(old)
@@ -124,17 +125,16 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def _make_database(file: Path, out: Path) -> None:
-    """Put a new file there, whole or not at all."""
-    for left in out.glob(f"{NEW}*"):  # A dead driver's: only one works on a sweep's folder.
-        shutil.rmtree(left, ignore_errors=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=NEW, dir=file.parent) as folder:
-        new = Path(folder) / "new.db"
-        connect(f"{SQLITE}{new}").search_experiments(max_results=1)
+def _make_database(file: Path) -> None:
+    """Make a new file, whole or not at all."""
+    folder = scratch_dir(file.parent, NEW)  # Other sweeps may share the file, and make it now.
+    try:
+        connect(f"{SQLITE}{folder / 'new.db'}").search_experiments(max_results=1)
         try:
-            os.link(new, file)
-        except FileExistsError:  # Another sweep that shares the file was faster.
+            os.link(folder / "new.db", file)
+        except FileExistsError:  # Another sweep was faster.
             pass
         except OSError:  # A file system without links.
-            os.replace(new, file)
+            os.replace(folder / "new.db", file)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

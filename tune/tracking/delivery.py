@@ -1,6 +1,6 @@
-"""Brings MLflow up to the records of a sweep: MLflow is asked what it holds, and sent the rest.
+"""Brings MLflow up to the records of a sweep: asks MLflow for its runs, and sends what they lack.
 
-A run's tags say all that was sent, its evaluations by their number and a digest, and are set last.
+A run's tags tell all that was sent, its evaluations by their number and a digest, and are set last.
 A run that has the tags that it should have is left alone. Models follow after all runs, each with
 a tag of its own.
 """
@@ -20,13 +20,13 @@ from mpcc.runs import run_dir
 from mpcc.runs.files import MODEL, SEAL, RunDirError, read_bytes
 from mpcc.use.load import best_cell
 from tune.plan.cells import Trial
-from tune.plan.plan import PLAN, TRIALS, Plan
+from tune.plan.plan import MLFLOW, PLAN, TRIALS, Plan
 from tune.plan.state import ENDED, Row, State, Status
 from tune.store.folder import Store
 from tune.store.plan_file import readable
 from tune.tracking.connection import DamagedDatabase, open_experiment
 from tune.tracking.model import LogModels, log_model
-from tune.tracking.uri import RECORD, file_of, read_record, recorded_uri
+from tune.tracking.uri import file_of, read_record, recorded_uri
 from tune.tracking.wanted import NOTE, Wanted, of_sweep, of_trial, table_files
 
 if TYPE_CHECKING:
@@ -37,20 +37,20 @@ STATUS = {"running": "RUNNING", "done": "FINISHED", "diverged": "FAILED", "faile
 """MLflow's word for a state; KILLED for the others."""
 Trials = Sequence[tuple[Trial, Status]]
 SWEEP = ""
-"""Stands for the sweep's own run where the others go by their trial's key."""
+"""The key of the sweep's own run; the other runs have the key of their trial."""
 
 
 def sync(store: Store, uri: str, plan: Plan, log_models: LogModels = "best") -> int:
-    """Deliver what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
+    """Deliver what MLflow lacks; returns the number of trials sent. Raises what MLflow raises."""
     with suppress(DamagedDatabase):
         return Delivery(store, uri, plan, log_models).deliver()
     return Delivery(store, uri, plan, log_models).deliver()
 
 
 def in_step(store: Store, uri: str, log_models: LogModels = "best") -> bool:
-    """Whether a sweep's own database holds it, by the marker in `mlflow.json`.
+    """Whether the SQLite database at `uri` already holds this sweep, according to mlflow.json.
 
-    MLflow is not imported for that. Of a server nothing is known without asking it.
+    False for a server, which would have to be asked. MLflow is not imported.
     """
     if file_of(uri) is None:
         return False
@@ -58,10 +58,8 @@ def in_step(store: Store, uri: str, log_models: LogModels = "best") -> bool:
 
 
 def _fingerprint(store: Store, uri: str, log_models: LogModels) -> str:
-    """Of the folder's place, plan, results and tables, which models, and the head of MLflow's file.
-
-    That head counts the changes of the file.
-    """
+    """A hash of the folder's path, plan, results and tables, of `log_models`, and of the head of
+    MLflow's file, which counts the file's changes."""
     results = sorted((store.out / TRIALS).glob(f"*/{run_dir.RESULT}"))
     content = [str(store.out).encode(), log_models.encode()]
     files = (store.out / PLAN, *results, *table_files(store.out))
@@ -75,23 +73,23 @@ def _fingerprint(store: Store, uri: str, log_models: LogModels) -> str:
 
 @dataclass
 class Delivery:
-    """What brings MLflow up to a sweep, as often as wanted."""
+    """Sends MLflow what it lacks of a sweep; `deliver` may be called repeatedly."""
 
     store: Store
     uri: str
     plan: Plan
     log_models: LogModels = "best"
     running: set[str] | None = None
-    """The trials under way, None where no driver is at work."""
+    """Keys of the running trials, None if no driver works."""
     rows: dict[str, list[Row]] = field(default_factory=dict)
-    """Evaluations, by trial, that the folder may not have yet."""
+    """Trial key -> evaluations that the folder may not have yet."""
     runs: dict[str, Run] = field(default_factory=dict)
-    """By trial key, as MLflow has last answered."""
+    """Trial key -> run, as MLflow has last returned it."""
     complete: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    """The tags of trials that have ended and were delivered: their records change no more."""
+    """Trial key -> tags, of delivered trials that have ended: their records no longer change."""
 
     def deliver(self) -> int:
-        """Send what MLflow lacks; the number of trials sent. Raises what MLflow raises."""
+        """Send what MLflow lacks; returns the number of trials sent. Raises what MLflow raises."""
         client, experiment = open_experiment(self.uri, self.store.out, self.plan.preset)
         self.runs, sent = self._held(client, experiment), 0
         trials = [(trial, self._status(trial)) for trial in self.plan.trials()]
@@ -117,14 +115,14 @@ class Delivery:
         if self.running is None:
             known["delivered"] = _fingerprint(self.store, self.uri, self.log_models)
         with suppress(OSError):
-            if readable(self.store.out / RECORD) != known:
-                run_dir.write_json(self.store.out / RECORD, known)
+            if readable(self.store.out / MLFLOW) != known:
+                run_dir.write_json(self.store.out / MLFLOW, known)
         return sent
 
-    # -- what MLflow should hold -------------------------------------------------------------------
+    # -- the runs that MLflow should hold ----------------------------------------------------------
 
     def _wanted(self, trials: Trials, best: str | None) -> Iterator[tuple[str, Wanted]]:
-        """The sweep's own run, then by their keys those of the trials that have begun."""
+        """The sweep's own run, then the runs of the trials that have begun, each with its key."""
         states = [status.state for _, status in trials]
         first = next((trial for trial, _ in trials if trial.cell.key == best), None)
         running = self.running is not None
@@ -138,7 +136,7 @@ class Delivery:
                 yield key, of_trial(self.store, self.plan, trial, status, rows)
 
     def _best_cell(self, trials: Trials) -> str | None:
-        """The key of the best cell once every trial has ended; None where there is none."""
+        """The key of the best cell once every trial has ended; None if there is none."""
         if self.running is None and ENDED.issuperset(status.state for _, status in trials):
             with suppress(RunDirError):  # Several data sets, or nothing is done.
                 return best_cell(self.store.out)
@@ -163,12 +161,12 @@ class Delivery:
             and tags.items() <= self.runs[key].data.tags.items()
         )
 
-    # -- what it lacks -----------------------------------------------------------------------------
+    # -- sending what it lacks ---------------------------------------------------------------------
 
     def _log_model(self, client: MlflowClient, trial: Trial) -> None:
-        """Log a trial's model, unless the run has the one that the trial's result is sealed with.
+        """Log a trial's model, unless the run's `model` tag is the digest sealed in the result.
 
-        A trial of earlier code has none. Without clusters there is nothing that it could predict.
+        Trials of earlier code have no digest. A model without clusters has nothing to predict.
         """
         run, folder = self.runs[trial.key], self.store.trial_dir(trial.key)
         if trial.config.prior == "normal":
@@ -201,7 +199,7 @@ class Delivery:
         return runs
 
     def _send(self, client: MlflowClient, experiment: str, key: str, wanted: Wanted) -> None:
-        """Make a run where it is missing, and log what it lacks; the tags that say so come last."""
+        """Make a run if it is missing, and log what it lacks; its tags are set last."""
         from mlflow.entities import Metric, Param, RunTag
 
         folder = wanted.folder
@@ -246,7 +244,7 @@ class Delivery:
 
 
 def _dataset(data: Mapping[str, object]) -> DatasetInput:
-    """A trial's images as MLflow has them: name, fingerprint, number."""
+    """A trial's images as an MLflow dataset: name, fingerprint, number."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     name, digest = str(data.get("dataset")), str(data["fingerprint"])
@@ -256,5 +254,5 @@ def _dataset(data: Mapping[str, object]) -> DatasetInput:
 
 
 def _milliseconds(file: Path) -> int | None:
-    """When a file was written; None where there is none."""
+    """Time of writing of a file, in milliseconds since 1970; None if there is no file."""
     return int(file.stat().st_mtime * 1000) if file.exists() else None

@@ -1,6 +1,6 @@
 """The model of a finished trial in MLflow: `mlflow.pyfunc.load_model`, its page and its registry.
 
-A model's files there are `model.mpcc`, which mpcc loads, and what MLflow says about it.
+A model's files there are `model.mpcc`, which mpcc loads, and MLflow's description of it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 LogModels = Literal["best", "always", "never"]
-"""Which trials that are done have their model in MLflow: those of the sweep's best cell once all
-have ended (`mpcc.use.load.best_cell`), all, or none."""
+"""The done trials whose models MLflow gets: those of the sweep's best cell once all trials have
+ended (`mpcc.use.load.best_cell`), all, or none."""
 NAME = "model"
-"""Of each trial's model: `runs:/ID/model`."""
+"""The name of each trial's model: `runs:/ID/model`."""
 IMAGES = 2
-"""Of the model's own, in its example of an input."""
+"""The number of generated images in the model's input example."""
 
 
 def log_model(client: MlflowClient, run: Run, folder: Path) -> None:
-    """Log the model of a trial's folder, in place of any that the run has, half logged or not."""
+    """Log the model of a trial's folder; it replaces any model of the run, half logged or not."""
     import numpy as np
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model, ModelSignature

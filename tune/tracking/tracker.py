@@ -1,4 +1,4 @@
-"""Delivery beside training, in a thread of its own: nothing it does may hold up its caller."""
+"""Delivery to MLflow during training, in a thread of its own, which never delays its caller."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PACE = 30.0
 
 
 class Tracker:
-    """Keeps MLflow up to a sweep. Its faults are kept in `problem` and waited out, never raised."""
+    """Keeps MLflow up to date with a sweep. Errors are kept in `problem`, retried, not raised."""
 
     def __init__(self, store: Store, uri: str, plan: Plan, log_models: LogModels = "best") -> None:
         self.problem: str | None = None
-        """What hinders the delivery now, in one line."""
+        """Why the delivery fails now, in one line."""
         self._delivery = Delivery(store, uri, plan, log_models, running=set())
         self._messages: SimpleQueue[Event | Plan | None] = SimpleQueue()
         self._closing = threading.Event()
@@ -36,13 +36,13 @@ class Tracker:
             self._messages.put(event)
 
     def extend(self, plan: Plan) -> None:
-        """The plan has more trials now."""
+        """Use the plan, which has more trials now."""
         self._messages.put(plan)
 
     def close(self, deadline: float) -> str | None:
-        """Make one last delivery; wait for it until `deadline` (monotonic). What hinders, or None.
+        """Make one last delivery, and wait for it until `deadline` (time.monotonic).
 
-        No trial runs any more.
+        No trial runs any more. Returns why the delivery fails, None if it is complete.
         """
         seconds = max(0.0, deadline - time.monotonic())
         self._messages.put(None)
@@ -53,7 +53,7 @@ class Tracker:
         return self.problem
 
     def _run(self) -> None:
-        """Deliver when there is news, and after a fault without: MLflow may come back."""
+        """Deliver after new events, and after an error in any case: MLflow may come back."""
         while self._delivery.running is not None:
             if self.problem is None:
                 self._apply(self._messages.get())

@@ -1,4 +1,4 @@
-"""Where a sweep's MLflow is, and how to look at its runs. Quick to import: no MLflow."""
+"""The address of a sweep's MLflow, and how to look at its runs. Does not import MLflow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from tune.plan.plan import MLFLOW
 from tune.store.plan_file import readable
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
-RECORD = MLFLOW
-"""Where a sweep's runs are: tracking URI, experiment, parent run, trial key -> run."""
 SQLITE = "sqlite:///"
 HEAD = b"SQLite format 3\0"
 
@@ -24,12 +22,12 @@ def default_uri(out: Path) -> str:
 
 
 def recorded_uri(uri: str, out: Path) -> str:
-    """The URI as `RECORD` holds it: that of the sweep's own database names no folder."""
+    """The URI as mlflow.json holds it: that of the sweep's own database names no folder."""
     return f"{SQLITE}{DATABASE}" if uri == default_uri(out) else uri
 
 
 def damage_of(uri: str) -> str | None:
-    """What is wrong with the database of a SQLite URI, by its first bytes; None where nothing is.
+    """The damage of the database at a SQLite URI, seen by its first bytes; None if it is sound.
 
     An empty file counts as sound: SQLite takes it for a new database.
     """
@@ -68,7 +66,7 @@ def checked_uri(uri: str) -> str:
 
 
 def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
-    """How to look at a sweep's runs in a browser: a server where there is none, and their page."""
+    """The lines that tell how to open a sweep's runs in a browser, and how to start a server."""
     damage = damage_of(uri)
     if damage is not None:
         return [damage]
@@ -86,12 +84,12 @@ def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
 
 
 def read_record(out: Path, uri: str) -> Mapping[str, object]:
-    """Where MLflow at this URI keeps the sweep's runs, as far as `RECORD` says."""
-    record = readable(out / RECORD)
+    """The content of mlflow.json (experiment, parent run, runs by trial) if it is for this URI."""
+    record = readable(out / MLFLOW)
     return record if record.get("tracking_uri") in (uri, recorded_uri(uri, out)) else {}
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error that says something, at most 200 characters."""
+    """The first line of an error's message that is not empty, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""What MLflow should hold of a sweep and of its trials, by their records."""
+"""The content that MLflow should hold for a sweep and its trials, from their records."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tune.store.folder import Store
 from tune.store.plan_file import readable
 
 Evaluation = Mapping[str, float]
-"""What MLflow is sent of a row: `iteration` and its metrics as floats."""
+"""A row as MLflow gets it: `iteration` and its metrics as floats."""
 TABLES = "tables"
-"""Where make_tables writes: a part of the sweep's folder, and of the artifacts of its run."""
+"""The folder of make_tables' files, in the sweep's folder and in the artifacts of its run."""
 NOTE = """A sweep. Each run below is one trial: one choice of settings (its `cell`) with one seed.
 *Group by* the tag `cell` and a metric under *Columns* show each cell's mean over its seeds; leave
 out trials whose `state` is not done. `best_cell` has the greatest mean I(x; y) in nats, which needs
@@ -32,7 +32,7 @@ the artifacts. `docs/tables-and-statistics.md` says how to read them."""
 
 @dataclass(frozen=True)
 class Wanted:
-    """What MLflow should hold of a trial, or of the sweep."""
+    """The content that MLflow should hold for a trial, or for the sweep."""
 
     name: str
     config: Config
@@ -42,13 +42,13 @@ class Wanted:
     tags: Mapping[str, str]
     rows: Sequence[Evaluation] = ()
     data: Mapping[str, object] = field(default_factory=dict)
-    """What the trial has recorded of its images: `dataset`, `fingerprint`, `n_images`."""
+    """The trial's record of its images: `dataset`, `fingerprint`, `n_images`."""
 
 
 def of_sweep(
     store: Store, plan: Plan, states: Sequence[State], best: Trial | None, *, running: bool
 ) -> Wanted:
-    """Of the sweep's own run. best: a trial of the best cell, once that is known."""
+    """The content of the sweep's own run. best: a trial of the best cell, once that is known."""
     out = store.out
     if running:
         state = State.RUNNING
@@ -80,7 +80,7 @@ def of_sweep(
 
 
 def of_trial(store: Store, plan: Plan, trial: Trial, status: Status, rows: Iterable[Row]) -> Wanted:
-    """Of a trial's run. rows: its evaluations; of two of one iteration the later one counts."""
+    """The content of a trial's run. rows: its evaluations; the later of one iteration counts."""
     folder, cell = store.trial_dir(trial.key), trial.cell
     known = {row["iteration"]: row for row in map(_numbers, rows)}
     evaluations = [known[iteration] for iteration in sorted(known)]
@@ -114,7 +114,7 @@ def table_files(out: Path) -> list[Path]:
 
 
 def _source(plan: Plan, code: str) -> dict[str, str]:
-    """What a run came from, in MLflow's own tags."""
+    """The source of a run, as MLflow's own tags."""
     command = "search" if plan.search else "ablation"
     tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": f"tune/{command}.py"}
     commit = code.partition("+")[0]
@@ -122,7 +122,7 @@ def _source(plan: Plan, code: str) -> dict[str, str]:
 
 
 def _numbers(row: Row) -> Evaluation:
-    """What MLflow is sent of a row. `seconds` stays out: a repeated row would differ.
+    """A row as MLflow gets it, without `seconds`: a repeated row would differ.
 
     MLflow would store infinity as 1.8e308, so it becomes NaN; it takes no @ in a name.
     """
