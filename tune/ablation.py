@@ -56,7 +56,7 @@ examples:
 Running a command again runs only what is missing; a larger grid or more seeds run only what is new.
 Exit codes: 0 every trial is done, or every chosen one with --only, --skip or --seeds; 2 a usage
 error; 3 not every trial is done; 4 --next found nothing left to do; 129, 130, 143 stopped by
-SIGHUP, SIGINT, SIGTERM (with checkpoints: the same command goes on).
+SIGHUP, SIGINT, SIGTERM (with checkpoints: the same command resumes).
 """
 
 

@@ -93,7 +93,7 @@ def answer(name: str, run: Callable[[Signals], int]) -> int:
         with Signals() as signals:
             return run(signals)
     except Interrupted as stop:
-        log(f"{name}: {stop}; the same command goes on")
+        log(f"{name}: {stop}; the same command resumes")
         return 128 + stop.number
     except (ValueError, OSError) as error:
         log(f"{name}: {one_line(error)}")

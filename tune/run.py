@@ -1,4 +1,4 @@
-"""A sweep from its checks to its summary: what is done around `tune.engine.loop`."""
+"""A sweep from its checks to its summary: the steps before and after `tune.engine.loop`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mpcc.shell import message_of
 from tune import options as common
 from tune import preflight, report
 from tune.display import Display, log
@@ -26,29 +27,29 @@ from tune.tracking.tracker import Tracker
 from tune.tracking.uri import one_line
 
 NOTHING_LEFT = 4
-"""The exit code of `--next` where no trial is left for it."""
+"""The exit code of `--next` if no trial is left for it."""
 DELIVERY_SECONDS = 60.0
-"""How long MLflow is waited for at the end."""
+"""How long the end of a sweep waits for MLflow."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a command runs."""
+    """The store, the plan and the trials of one command."""
 
     store: Store
     old: Plan | None
     """The plan of the folder as it was read; `source.plan` is the one that is asked for."""
     source: TrialSource
     trials: Sequence[Trial]
-    """Those that are known before the start; a search suggests more."""
+    """The trials that are known before the start; a search suggests more."""
     adopt: Path | None = None
-    """The folder of another sweep, whose finished trials are copied first."""
+    """The folder of another sweep; its finished trials are copied before the start."""
 
 
 def run(options: Options, signals: Signals, work: Work) -> int:
-    """Run what is missing of these trials, or deliver it to MLflow (--sync); the exit code.
+    """Run the trials that have not ended, or deliver all to MLflow (--sync); the exit code.
 
-    0: every one of them is done. 3: not every one. 129, 130, 143: ended by SIGHUP, SIGINT, SIGTERM.
+    0: every trial is done. 3: some are not. 129, 130, 143: ended by SIGHUP, SIGINT, SIGTERM.
     """
     store, plan, trials = work.store, work.source.plan, work.trials
     settings = common.settings(options, store)
@@ -80,7 +81,7 @@ def run(options: Options, signals: Signals, work: Work) -> int:
 
 
 def _check(options: Options, settings: Settings, work: Work, todo: Sequence[Trial]) -> None:
-    """ValueError, in one line, for what would stop these trials; nothing is written yet."""
+    """ValueError, in one line, if these trials could not run here; nothing is written yet."""
     from tune.engine.cluster import check_cluster
 
     work.store.check_places(work.trials)
@@ -113,7 +114,7 @@ def _prepare(work: Work, again: Mapping[str, State]) -> None:
 
 
 def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> list[Trial]:
-    """Run the trials and deliver them; all trials, with those that a search has suggested."""
+    """Run and deliver the trials; returns all of them, with those that a search has suggested."""
     from tune.engine.loop import Loop
 
     store, source = work.store, work.source
@@ -172,7 +173,7 @@ def write_for_next(
 
 
 def run_next(options: Options, signals: Signals, work: Work) -> int:
-    """Train one missing trial that no process has, in this process and without Ray (`--next`).
+    """Train one unfinished trial that no other process trains, in this process (`--next`).
 
     The exit code: 0 it is done, 3 it is not, 4 every trial has ended or is trained elsewhere,
     128 + n stopped by signal n, with a checkpoint.
@@ -200,14 +201,14 @@ def run_next(options: Options, signals: Signals, work: Work) -> int:
 def _train_here(
     settings: Settings, signals: Signals, work: Work, trial: Trial, claim: Claims
 ) -> Status | None:
-    """Train a trial to its end, or until a signal; None where another process has it."""
+    """Train a trial to its end, or until a signal; None if another process trains it."""
     from tune.engine.spec import spec_of
     from tune.engine.worker import TrialWorker
 
     states = States([trial], work.store.statuses([trial]), 1)
     spec = spec_of(trial, settings, work.source.plan)
     others = work.store.models.others(trial)
-    # Nothing shares the GPU by our doing: a trial that needs more memory than there is has failed.
+    # exclusive: no other trial of this process shares the GPU, so that out of memory is a failure.
     worker = TrialWorker(replace(spec, same_model=others, exclusive=True))
     log(f"training {trial.text}")
     try:
@@ -220,9 +221,9 @@ def _train_here(
                 display.show()
                 if event.ends:
                     break
-    except Exception as error:  # a disk, a GPU: the trial is as it was at its last checkpoint
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise OSError(f"{trial.text}: {text}; the same command goes on") from error
+    except Exception as error:  # a disk, a GPU: the trial resumes from its last checkpoint
+        text = message_of(error, 300)
+        raise OSError(f"{trial.text}: {text}; run the same command again to resume") from error
     finally:
         worker.release()
     work.store.download(trial.key)
@@ -230,7 +231,7 @@ def _train_here(
 
 
 def deliver(settings: Settings, store: Store, plan: Plan) -> int:
-    """Deliver to MLflow what it lacks (`--sync`); the exit code."""
+    """Send MLflow what it lacks of the sweep (`--sync`); the exit code."""
     with sweep_lock(store, log):
         try:
             sent = sync(store, settings.uri, plan, settings.log_models)

@@ -61,7 +61,7 @@ One driver works on a search; more machines come through Ray (--address), also w
 A space: NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=LOW..HIGH:step=N, NAME=A,B,C, or a TOML file of
 these (tune/space.toml explains it). The points are the same on any number of cores, and after a
 kill. Exit codes: 0 every trial is done or pruned; 2 a usage error; 3 not every one; 129, 130, 143
-stopped by SIGHUP, SIGINT, SIGTERM (the same command goes on).
+stopped by SIGHUP, SIGINT, SIGTERM (the same command resumes).
 """
 
 

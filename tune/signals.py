@@ -107,7 +107,7 @@ class Signals:
         while not self._over.wait(0.25):
             if self.number is not None and time.monotonic() > self._since + LIMIT_SECONDS:
                 with contextlib.suppress(OSError):
-                    os.write(2, b"out of time; the same command goes on\n")
+                    os.write(2, b"out of time; the same command resumes\n")
                 self.leave(128 + self.number)
 
 
