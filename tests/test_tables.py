@@ -14,6 +14,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from analysis import make_tables
+from analysis.output.export import cells_csv
 from analysis.output.latex import latex
 from analysis.output.render import markdown, text
 from analysis.paper.protocol import (
@@ -266,6 +267,18 @@ def test_kmeans_has_a_row_for_each_data_set_and_is_never_averaged_over_them(tmp_
     ]
 
 
+def test_kmeans_has_a_row_for_each_number_of_clusters(tmp_path: Path) -> None:
+    sizes = [{"n_clusters": k} for k in (5, 10)]
+    sweep = SweepBuilder(tmp_path / "s").plan(sizes, grid="K=5,10")
+    sweep.fill(sizes[0], THREE, kmeans=0.41).fill(sizes[1], THREE, kmeans=0.79)
+    table = grid(sweep.path).tables[0]
+    assert texts(table, "K", REFERENCE) == ["k-means with K 5", "k-means with K 10"]
+    assert texts(table, ACC, REFERENCE) == ["41.0", "79.0"]
+    records = load([sweep.path])
+    page = re.sub(r"<[^>]+>", "", report(records, groups(records), [], "welch"))
+    assert "reaches 41.0 % with K 5 and 79.0 % with K 10." in page
+
+
 def test_cells_of_a_cpu_and_a_gpu_are_neither_compared_nor_ranked(tmp_path: Path) -> None:
     sweep, change = table1_sweep(tmp_path / "s"), table1_changes()[4]
     for seed in range(3):
@@ -305,6 +318,11 @@ def test_without_labels_the_columns_need_none_and_say_what_may_choose_k(tmp_path
     for row, k in zip(table.rows, (2, 4), strict=False):
         oracle = np.mean([adjusted_rand_score(found[k][a], found[k][b]) for a, b in pairs])
         assert row.cells[4].text.startswith(f"{oracle:.3f} ± ")
+    records = load([sweep.path])
+    lines = [li for li in cells_csv(records, groups(records)).splitlines() if "agreement" in li]
+    header = "n,mean,std_ddof1,t95_low,t95_high"
+    assert header in cells_csv(records, [])
+    assert len(lines) == 2 and all(re.search(r",3,[\d.]+,[\d.]+,,,", line) for line in lines)
     assert CHOOSE_K in table.lines
     depends = [line.refused for line in result.lines if line.metric == "seed_agreement"]
     assert depends == ["not compared: the figures of a cell's seeds depend on each other"]

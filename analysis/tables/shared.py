@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from analysis.records.frame import Records, number
-from analysis.statistics import stats
 from analysis.tables.columns import GRID, UNLABELLED, Column, column, protocol_name, recorded
 from analysis.tables.comparable import collapse
 from analysis.tables.compare import TEST_WORDS
@@ -159,22 +158,14 @@ def shown_metrics(groups: Sequence[Group]) -> list[str]:
 def kmeans_rows(
     table: Table, groups: Sequence[Group], n_axes: int, metrics: Sequence[str]
 ) -> list[Row]:
-    """The reference, k-means on the same pixels: a row for each data set that the cells were on.
-
-    Each distinct figure of the trials counts once.
-    """
+    """The reference, k-means on the same pixels: a row for each data set and each K."""
     found = {metric: references(groups, metric) for metric in metrics}
-    names = list(dict.fromkeys(name for by_data in found.values() for name in by_data))
     rows = []
-    for name in names:
+    for name in dict.fromkeys(name for figures in found.values() for name in figures):
         notes = table.noted((True, "k-means on the same pixels, the best of ten starts"))
-        label = "k-means" if len(names) == 1 else f"k-means on {name}"
-        cells = [Cell(label, notes), *[Cell("")] * (n_axes - 1)]
-        for metric, by_data in found.items():
-            values, spec = by_data.get(name, []), column(metric)
-            text = spec.shown(float(np.mean(values))) if values else ""
-            text += f" ± {spec.shown(stats.std(values))}" if len(values) > 1 else ""
-            cells.append(Cell(text))
+        cells = [Cell(f"k-means{name}", notes), *[Cell("")] * (n_axes - 1)]
+        for metric, figures in found.items():
+            cells.append(Cell(column(metric).shown(figures[name]) if name in figures else ""))
         rows.append(Row(tuple(cells), REFERENCE))
     return rows
 
@@ -221,8 +212,8 @@ def explain_numbers(
             "No cell with a collapsed or diverged seed is called the best.",
         ),
     ]
-    table.measured = _measured_line(groups, shown)
-    table.absent = _absent_line(groups, [m for m in metrics if m not in shown])
+    table.measured = table.measured or _measured_line(groups, shown)
+    table.absent = table.absent or _absent_line(groups, [m for m in metrics if m not in shown])
     table.lines = [line for holds, line in told if holds]
     table.made += [moment, *([f"~ by {by}, adjusted: {PROCEDURE}."] if tied else [])]
     for metric in valued:  # Of generated images also how many, and against which split.
