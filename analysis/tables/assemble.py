@@ -27,6 +27,7 @@ from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_ta
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Table, own_sentence
+from analysis.tables.shared import explain_numbers
 
 if TYPE_CHECKING:
     from analysis.searches.search import Found
@@ -143,6 +144,8 @@ def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> 
     found = search.found(records, groups)
     assert found is not None
     made = search.tables(found)
+    made[0].lines += search.left_out(records)
+    explain_numbers(made[0], records, groups, found.objectives)
     made[0].lines += [*rival.against_base(records, groups), *lines]
     return Product("search", made, list(groups), _fresh(records, groups), search=found)
 
