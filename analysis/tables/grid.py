@@ -78,7 +78,7 @@ def grid_tables(
     tables = [explain_numbers(values, records, groups, asked, test)]
     if any(found.values()):
         tables.append(differences_table(compared, judged, found, test))
-        tables[-1].lines += selection
+        tables[-1].lines[:0] = selection  # First: LaTeX leaves out what comes last.
     effect_table = effects_table(measured)
     if effect_table.rows:
         tables.append(effect_table)
@@ -105,8 +105,8 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
     if len(done) < 2:
         return baseline, [
             f"The full model was chosen as the best on seeds {named}, which judge it here too; "
-            "that favours it, and what is left out seems to matter more than it does. Fresh seeds "
-            "avoid that: --ablate --ablate-from best --seeds A,B,C."
+            "that favours it, and what is left out seems to matter more than it does.",
+            "Fresh seeds avoid that: --ablate --ablate-from best --seeds A,B,C.",
         ]
     return replace(baseline, trials=fresh, n_planned=len(fresh)), [
         f"The full model was chosen as the best on seeds {named}; the differences are from its "
