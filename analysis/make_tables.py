@@ -44,7 +44,7 @@ def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
     elsewhere = [f"--{n}" for n in ("out", "check", "explain", "beside") if n in given]
     if options.baseline and Path(options.baseline).is_dir():
         elsewhere.append("a folder as --baseline")
-    idle = ("metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
+    idle = ("table", "metrics", "rows", "columns", "format", "style", "out", "check", "test")
     wrong = {
         "--mlflow and --runs are two sources; give one of them": {"mlflow", "runs"} <= given,
         f"--out {out} is a file; name a folder": out and out.exists() and not out.is_dir(),
@@ -69,7 +69,7 @@ def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
         ),
         **{
             f"--{name} does nothing with --explain; leave one of them out": "explain" in given
-            for name in idle
+            for name in (*idle, "beside", "baseline")
             if name in given
         },
     }
@@ -98,7 +98,8 @@ def _read(
     if options.mlflow:
         from analysis.records.load_mlflow import fetch
 
-        folders = fetch(options.mlflow, scratch, options.sweep, curves=curves)
+        every = curves or bool(options.export)
+        folders = fetch(options.mlflow, scratch, options.sweep, curves=every)
         place = ROOT / "runs" / folders[0].name
     if options.export:
         from analysis.supplement import stage
@@ -147,7 +148,8 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     if "html" in formats:
         from analysis.report.page import report
 
-        grid = argparse.Namespace(**vars(options) | {"table": "grid"})
+        other = dict.fromkeys(("metrics", "rows", "columns", "beside"))
+        grid = argparse.Namespace(**vars(options) | other | {"table": "grid"})
         has_grid = any(product.result for product in found)  # The page always has it.
         shown_too = [] if has_grid else products(records, cells, grid, lines)
         contents["report.html"] = report(

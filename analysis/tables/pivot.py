@@ -190,31 +190,37 @@ def table_of(
     what: the beginning of its title. each: a row for each cell, with notes on it.
     """
     down, across = fields
+    labels = down or ["cell"]
     placed = arrange(cells, ["key"] if each else down, across)
     heads = list(dict.fromkeys(_values(cell, across) for cell in cells))
     dataset = " and ".join(sorted({cell.settings["dataset"] for cell in cells}))
     table = Table(name, f"{what} on {dataset}: {progress(cells)}", counts=counts_differ(cells))
     several = bool(across) and len(metrics) > 1
     texts = {
-        (metric, id(cell)): shown
+        (metric, id(cell)): _with_notes(table, shown, cell) if across else shown
         for metric in metrics
         for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True)
     }
-    table.headings = [*label_headings(down), *[Heading("metric", numeric=False)] * several]
+    table.headings = [*label_headings(labels), *[Heading("metric", numeric=False)] * several]
     for place in heads if across else ():
         table.headings.append(Heading(", ".join(map(_placed_text, across, place))))
     table.headings += [] if across else [Heading(column(m).heading) for m in metrics]
     for row in placed.values():
         first = next(iter(row.values()))
-        label = label_cells(first, down, row_notes(table, first) if each else ())
+        label = label_cells(first, labels, () if across else row_notes(table, first))
         for group in [[m] for m in metrics] if across else [metrics]:
             head = [Cell(column(group[0]).heading)] * several
             found = [(m, row.get(place)) for place in heads for m in group]
             values = [texts[m, id(cell)] if cell else Cell("") for m, cell in found]
             table.rows.append(Row((*label, *head, *values)))
     if not across:
-        table.rows += kmeans_rows(table, cells, len(down), metrics)
+        table.rows += kmeans_rows(table, cells, len(labels), metrics)
     return table
+
+
+def _with_notes(table: Table, shown: Cell, cell: Group) -> Cell:
+    """A value with the notes on its cell, which has no row of its own."""
+    return replace(shown, notes=tuple(dict.fromkeys((*shown.notes, *row_notes(table, cell)))))
 
 
 def label_headings(names: Sequence[str]) -> list[Heading]:
