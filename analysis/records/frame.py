@@ -92,7 +92,8 @@ class Records:
     """What was wrong or merged while loading; tables print it."""
     metrics: tuple[str, ...] = ()
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+    """A row per evaluation (`trial_key`, `iteration`, metrics, those that are `undefined`); empty
+    unless asked for."""
     moment: str = "the last iteration (@last)"
     """Which evaluation of each trial the metrics are of."""
     between: tuple[str, ...] = ()
@@ -268,13 +269,17 @@ def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     for key, same in by_key.items():
         best = min(same, key=lambda row: STATES.index(row["state"]))
         ended = [row for row in same if row["state"] in ENDED]
+        known = sorted((row["state"] for row in same if row["state"] != PLANNED), key=STATES.index)
         if len({_outcome(row) for row in ended}) > 1:
             ends = sorted({row["state"] for row in ended}, key=STATES.index)
             why = f"disagree ({' and '.join(ends)})" if len(ends) > 1 else "disagree"
-            notes.append(f"trial {key} has {len(same)} records that {why}: none is used")
+            notes.append(f"trial {key} has {len(known)} records that {why}: none is used")
             best = best | {"state": CONFLICT, "cause": f"records of this trial {why}", CURVE: []}
-        elif len([row for row in same if row["state"] != PLANNED]) > 1:
-            notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
+        elif len(known) > 1:
+            states = " and ".join(dict.fromkeys(known))
+            what = f"({states}): only one that is {known[0]} is used"
+            what = "that agree: it counts once" if len(ended) == len(known) else what
+            notes.append(f"trial {key} has {len(known)} records {what}")
         merged.append(best | {"planned": any(row["planned"] for row in same)})
     return merged, sorted(notes)
 

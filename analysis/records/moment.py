@@ -30,7 +30,8 @@ def at(found: Records, moment: str) -> Records:
         if known := chosen.get(row["trial_key"]):
             values = {k: v for k, v in known.items() if k in found.metrics and not math.isnan(v)}
             reached = row["iteration"] if moment.startswith(BEST) else int(known["iteration"])
-            kept |= values | {"state": DONE, "cause": None, "iteration": reached}
+            kept |= values | {"undefined": known["undefined"]}
+            kept |= {"state": DONE, "cause": None, "iteration": reached}
         elif row["state"] == DONE:
             kept |= {"state": STOPPED, "cause": f"no evaluation at {moment}"}
         rows.append(kept)

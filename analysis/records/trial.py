@@ -83,7 +83,10 @@ def read_record(
         if curves:
             with suppress(RunDirError):
                 rows = evaluations(path, content)
-                row[CURVE] = [{k: number(v) for k, v in one.items()} for one in rows]
+                row[CURVE] = [
+                    {k: number(v) for k, v in one.items()} | {"undefined": _undefined(one)}
+                    for one in rows
+                ]
     except (RunDirError, OSError) as error:
         return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
     if result is None:
@@ -113,8 +116,7 @@ def read_record(
     run_id = mlflow.get("run_id")
     row["mlflow_run"] = run_id if isinstance(run_id, str) else None
     values = {k: number(v) for k, v in metrics.items() if k not in _NO_METRICS}
-    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
-    row |= values | {"undefined": " ".join(sorted(undefined))}
+    row |= values | {"undefined": _undefined(metrics)}
     row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
     row["failures"] = " ".join(sorted(ended.get("failures") or ()))
     baseline = ended.get("baseline") or {}
@@ -151,6 +153,12 @@ def check_identity(
 
 
 _NO_METRICS = ("iteration", "seconds")
+
+
+def _undefined(metrics: Mapping[str, Any]) -> str:
+    """The metrics that were recorded as not a number."""
+    known = {k: v for k, v in metrics.items() if k not in _NO_METRICS and v is not None}
+    return " ".join(sorted(k for k, v in known.items() if math.isnan(number(v))))
 
 
 def digest(path: Path) -> str:
