@@ -62,6 +62,21 @@ def test_heat_map_marks_what_a_place_lacks(cells: list[Group], ax) -> None:
     assert len(texts) == 18
 
 
+def test_heat_map_is_of_the_cells_that_have_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [{AXES[0]: b, AXES[1]: a, "n_clusters": k} for k in (5, 9) for b in (1, 2)
+               for a in (1e-3, 2e-3)]  # fmt: skip
+    sweep, drawn = SweepBuilder(tmp_path / "s").plan(changes), list[list[Group]]()
+    for change in changes[:4]:  # Those of K 9 have not run yet.
+        sweep.fill(change, [0.5])
+    monkeypatch.setattr(
+        "analysis.output.figures.heatmap", lambda cells, *rest: drawn.append([*cells])
+    )
+    figures(groups(load([sweep.path])), [*AXES, "n_clusters"], "acc_majority", ("png",))
+    assert [g.settings["n_clusters"] for g in drawn[0]] == [5] * 4
+
+
 def test_figures_of_a_grid_with_gaps_are_written(cells: list[Group]) -> None:
     assert {"effect-esteps.pdf", "effect-eta_p.png", "heatmap.pdf"} <= figures(
         cells, AXES, "acc_majority"

@@ -69,7 +69,9 @@ def figures(
             made |= saved(figure, f"effect-{short(axis)}", kinds, dpi)
         if len(varied) == 2:
             figure = Figure(figsize=(WIDTH, 0.8 * WIDTH))
-            heatmap(grid, (varied[0], varied[1]), metric, figure.subplots())
+            rest = [axis for axis in axes if axis not in varied]  # One setting of each has values.
+            drawn = [g for g in grid if all(g.settings[a] == used[0].settings[a] for a in rest)]
+            heatmap(drawn, (varied[0], varied[1]), metric, figure.subplots())
             made |= saved(figure, "heatmap", kinds, dpi)
     return made
 

@@ -16,7 +16,7 @@ from analysis.tables.assemble import Product, search_of
 from analysis.tables.columns import column
 from analysis.tables.groups import Group, tally
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.layout import PAPER, Table, on_one_page, own_sentence
+from analysis.tables.layout import Table, on_one_page, own_sentence
 from analysis.tables.shared import progress, shown_metrics, value_cell
 
 ABOUT = (
@@ -64,8 +64,8 @@ def report(
         tables.setdefault(table.title, table)
     sections = {
         "Summary": f'<dl class="answers">{answers}</dl>',
-        "Search": _search(records, groups, products, lines) if pictures else "",
-        "Effects": _effects(records, groups) if pictures else "",
+        "Search": _search(records, groups, products, lines),
+        "Effects": _effects(records, groups),
         "Seeds": _strips(groups),
         "Curves": _curves(records, groups),
         "Tables": _tables([*tables.values()]),
@@ -117,11 +117,8 @@ def _tables(tables: Sequence[Table]) -> str:
     how = folded("How these numbers were made", lines)
     said: set[str] = set()
     made = "".join(html.table(table) + html.terms(table, said) for table in shown)
-    if any(row.kind == PAPER for table in shown for row in table.rows):
-        made += (
-            '<p class="lines">Grey italics: figures of the paper, beside the cell that is nearest '
-            "to them; they enter no test.</p>"
-        )
+    if any(row.grey for table in shown for row in table.rows):
+        made += '<p class="lines">Grey italics: published figures; they enter no test.</p>'
     return made + (how if lines else "")
 
 
@@ -132,9 +129,11 @@ def _search(
     if not records.searches:
         return ""
     from analysis.output.search_figures import pictures
+    from analysis.searches.search import left_out
 
     search = search_of(records, groups, products)
-    parts = [f"<p>{escape(line)}</p>" for line in (own_sentence(records.selection), *lines)]
+    told = (own_sentence(records.selection), *left_out(records), *lines)
+    parts = [f"<p>{escape(line)}</p>" for line in told]
     figures = []
     for name, (png, text) in (pictures(search) if search else {}).items():
         figures.append(html.picture(png, text, wide=name == "parallel"))
@@ -179,8 +178,8 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
                     points = zip(rows["iteration"].astype(int), rows[metric], strict=True)
                     lines[trial["seed"]] = [(int(i), float(v)) for i, v in points]
             panels.append((group.label(), lines))
-        longest = max(len(points) for _, lines in panels for points in lines.values())
-        drawn = html.curves(panels, column(metric)) if longest > 1 else ""
+        counts = [len(points) for _, lines in panels for points in lines.values()]
+        drawn = html.curves(panels, column(metric)) if max(counts, default=0) > 1 else ""
         if drawn:
             parts.append(f"<h3>{escape(column(metric).heading)} over iterations</h3>{drawn}")
     if not parts:

@@ -66,9 +66,9 @@ def find_group(groups: Sequence[Group], name: str) -> Group:
         found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
     n_cells = len({g.cell_key for g in found})
     if n_cells != 1:
-        some = "; ".join(g.label() for g in (found or groups)[:6])
-        what = f"{n_cells} cells have" if found else "no cell has"
-        raise ValueError(f"{what} {name}: there are {some}" + ("; …" if len(groups) > 6 else ""))
+        what, known = (f"{n_cells} cells have", found) if found else ("no cell has", groups)
+        some = "; ".join(g.label() for g in known[:6])
+        raise ValueError(f"{what} {name}: there are {some}" + "; …" * (len(known) > 6))
     return found[0]
 
 
