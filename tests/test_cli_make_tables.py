@@ -269,8 +269,6 @@ BAD = {
     "anonymous tables": ["--anonymous"],
     "pictures without a page": ["--no-pictures"],
     "explain and write": ["--explain", "esteps=1", "--out", "x"],
-    "explain and test": ["--explain", "esteps=1", "--test", "paired"],
-    "explain and table": ["--explain", "esteps=1", "--table", "grid"],
 }
 
 
@@ -300,6 +298,10 @@ def test_explain_shows_every_trial_of_one_cell_and_writes_nothing(
     printed = capsys.readouterr().out
     assert str(sweep.folder(change, 1)) + "; MLflow run run7" in printed
     assert "failed: out of memory: 2 GB" in printed and "50.0" in printed and "c0de" in printed
+    for idle in (["--table", "grid"], ["--test", "paired"], ["--style", "full"]):
+        words = ["--runs", str(sweep.path), "--explain", "esteps=2", *idle]
+        assert make_tables.main(words) == 2
+        assert f"{idle[0]} does nothing with --explain" in capsys.readouterr().err
     assert not (sweep.path / "tables").exists()
 
 
