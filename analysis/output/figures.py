@@ -34,7 +34,6 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
-    "svg.hashsalt": "mpcc",
 }
 WIDTH = 3.3
 """Inches: one column of a two-column page."""

@@ -5,7 +5,6 @@ Text goes in, markup comes out.
 
 import base64
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -26,15 +25,6 @@ def asset(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-_UNBROKEN = re.compile(r"[\w.,]+e-\d+|(?:[pη²n]+ )?(?:&lt;|=) [\d.]+|[\d.]+ %")
-"""What no line may break within: a number with its exponent, its sign or its unit."""
-
-
-def prose(text: str) -> str:
-    """Text as markup, its numbers whole."""
-    return _UNBROKEN.sub(lambda found: f'<span class="n">{found[0]}</span>', escape(text))
-
-
 def _marks(notes: tuple[int, ...]) -> str:
     return f"<sup>{','.join(map(str, notes))}</sup>" if notes else ""
 
@@ -44,7 +34,7 @@ def table(laid_out: Table) -> str:
     head = "".join(
         f'<th scope="col"{_left(h.numeric)}>'
         + (f'<button type="button">{escape(h.text)}</button>' if h.text else "")
-        + f"{_marks(h.notes)}</th>"
+        + "</th>"
         for h in laid_out.headings
     )
     paired = any(row.kind == OURS for row in laid_out.rows)
@@ -81,8 +71,8 @@ def _cell(cell: Cell, numeric: bool) -> str:
         text = f"<strong>{text}</strong>"
     elif cell.tied:
         text += ' <span title="no significant difference from the best">~</span>'
-    number = isinstance(cell.sort, int | float) and math.isfinite(cell.sort)
-    value = f' data-v="{cell.sort:.10g}"' if number else ""
+    known = cell.sort is not None and math.isfinite(cell.sort)
+    value = f' data-v="{cell.sort:.10g}"' if known else ""
     return f"<td{_left(numeric)}{value}>{text}{_marks(cell.notes)}</td>"
 
 

@@ -176,11 +176,11 @@ def _notes(table: Table, how: str) -> list[str]:
 
 
 def _heading(heading: Heading) -> str:
-    text, marks = heading.text, _marks(heading.notes)
+    text = heading.text
     if text in SYMBOLS:
-        return f"${SYMBOLS[text]}${marks}"
+        return f"${SYMBOLS[text]}$"
     label, comma, unit = text.partition(", ")
-    return (f"{tex(label)} ({tex(unit)})" if comma and unit[0] in "%×" else tex(text)) + marks
+    return f"{tex(label)} ({tex(unit)})" if comma and unit[0] in "%×" else tex(text)
 
 
 def _body(table: Table) -> list[str]:

@@ -39,11 +39,8 @@ def at(found: Records, moment: str) -> Records:
         all_known = sorted({int(i) for i in found.evaluations.get("iteration", ())})
         shown = ", ".join(map(str, all_known[:8])) + (", …" if len(all_known) > 8 else "")
         raise ValueError(f"no trial was evaluated at {moment}; there are iterations {shown}")
-    named = (
-        f"iteration {int(moment):,} (@{moment})"
-        if moment.isdecimal()
-        else (f"the iteration that {moment.removeprefix(BEST)} chose (@best)")
-    )
+    named = f"the iteration that {moment.removeprefix(BEST)} chose (@best)"
+    named = f"iteration {int(moment):,} (@{moment})" if moment.isdecimal() else named
     moved = records(rows, found.sweeps, found.notes)
     return replace(moved, evaluations=found.evaluations, moment=named)
 

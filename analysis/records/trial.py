@@ -15,16 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records.folders import LoadError
-from analysis.records.frame import (
-    BASELINE,
-    CURVE,
-    DAMAGED,
-    META,
-    PLANNED,
-    RUNNING,
-    STOPPED,
-    number,
-)
+from analysis.records.frame import BASELINE, CURVE, DAMAGED, META, PLANNED, RUNNING, STOPPED, number
 from mpcc.config import Config, from_record
 from mpcc.runs.code_version import code_id
 from mpcc.runs.files import SEAL, read_bytes

@@ -18,9 +18,6 @@ from tune.plan.plan import MLFLOW
 LOCAL_MLFLOW = "http://localhost:5000"
 """Where the command that a sweep prints at its end serves its own MLflow database."""
 
-MAX_NOTES = 50
-"""Notes on records that the page lists; it counts the others."""
-
 
 def cell_name(group: Group) -> str:
     return group.label() + (" (fresh seeds)" if group.confirm else "")
@@ -35,9 +32,7 @@ def failures(records: Records, groups: Sequence[Group]) -> str:
     ]
     models = [f"{g.label()}: {g.failures()}" for g in groups if g.failures()]
     odd = _list("Finished, but saturated or collapsed (Appendix D)", models)
-    more = len(records.notes) - MAX_NOTES
-    rest = [f"and {more} more such records"] if more > 0 else []
-    odd += _list("Records", [*records.notes[:MAX_NOTES], *rest])
+    odd += _list("Records", records.notes)
     if not rows:
         return "<p>No trial failed.</p>" + odd
     return _plain_table(["cell", "seed", "state", "iteration", "cause"], rows) + odd

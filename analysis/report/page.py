@@ -56,7 +56,7 @@ def report(
     result = next((p.result for p in products if p.result), None)
     fresh = groups_of(records, confirm=True)
     answers = "".join(
-        f"<dt>{escape(question)}</dt><dd>{html.prose(answer)}</dd>"
+        f"<dt>{escape(question)}</dt><dd>{escape(answer)}</dd>"
         for question, answer in words.answers(records, groups, result, test).items()
     )
     tables: dict[str, Table] = {}  # Once each: a confirmation may be of Table 1 and of the grid.

@@ -11,7 +11,7 @@ from analysis.records.frame import Records, short
 from analysis.report.best import beside_kmeans, best_cell, count, many
 from analysis.statistics import factorial as designs
 from analysis.statistics.stats import p_text
-from analysis.tables.columns import Column, column
+from analysis.tables.columns import column
 from analysis.tables.compare import TEST_WORDS, Line, resolution
 from analysis.tables.grid import GridResult
 from analysis.tables.groups import Group, tally
@@ -131,9 +131,9 @@ def _baseline(lines: Sequence[Line], groups: Sequence[Group], metric: str, test:
         ]
     top = max(differing, key=lambda line: abs(line.result.difference.estimate))
     d, g = top.result.difference, ""
+    low = spec.signed(d.low, unit=True).removesuffix(" points")
     if math.isfinite(top.result.g):
         g = f"Hedges' g {top.result.g:.1f}, ".replace("-", "−")
-    low = _signed(spec, d.low).removesuffix(" points")
     verb = "differs" if len(differing) == 1 else "differ"
     who = f"{count(len(differing))} of {count(len(tested))} other configurations {verb}"
     if len(tested) == 1:
@@ -141,13 +141,10 @@ def _baseline(lines: Sequence[Line], groups: Sequence[Group], metric: str, test:
     return [
         *[itself] * own,
         f"Against the baseline ({base}), {who}; the largest difference, "
-        f"{_signed(spec, d.estimate)} (95 % interval {low} to {_signed(spec, d.high)}, {g}adjusted "
-        f"p {_equals(top.holm)}), is that of {top.group.label()}.",
+        f"{spec.signed(d.estimate, unit=True)} (95 % interval {low} to "
+        f"{spec.signed(d.high, unit=True)}, {g}adjusted p {_equals(top.holm)}), is that of "
+        f"{top.group.label()}.",
     ]
-
-
-def _signed(spec: Column, value: float) -> str:
-    return ("−" if value < 0 else "+") + spec.difference(abs(value))
 
 
 def _equals(p: float) -> str:

@@ -10,12 +10,7 @@ import numpy as np
 from analysis.records.frame import short
 from analysis.statistics import factorial as designs
 from analysis.statistics import stats
-from analysis.tables.comparable import (
-    apart,
-    collapse,
-    identical,
-    spread_of,
-)
+from analysis.tables.comparable import apart, collapse, identical, spread_of
 from analysis.tables.groups import Group
 from mpcc.config import parse_settings, value_text
 from tune.plan.plan import FULL_MODEL
@@ -70,16 +65,6 @@ def find_group(groups: Sequence[Group], name: str) -> Group:
         some = "; ".join(g.label() for g in known[:6])
         raise ValueError(f"{what} {name}: there are {some}" + "; …" * (len(known) > 6))
     return found[0]
-
-
-def default_baseline(groups: Sequence[Group], key: str) -> Group:
-    """The full model of an ablation, else the cell with this key, of the sweep's base settings.
-
-    Where there is neither: the first cell with a finished trial.
-    """
-    full = [g for g in groups if g.variant == FULL_MODEL]
-    own = [g for g in groups if g.cell_key == key]
-    return [*full, *own, *(g for g in groups if g.done), groups[0]][0]
 
 
 def compare_all(

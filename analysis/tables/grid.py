@@ -12,7 +12,6 @@ from analysis.tables.comparable import spread_of
 from analysis.tables.compare import (
     TEST_WORDS,
     Line,
-    default_baseline,
     effects,
     find_group,
     lines,
@@ -23,24 +22,24 @@ from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.pivot import label_cells, label_headings, table_of
-from analysis.tables.shared import (
-    explain_numbers,
-    progress,
-    row_notes,
-    shown_metrics,
-    value_cell,
-)
+from analysis.tables.shared import explain_numbers, progress, row_notes, shown_metrics, value_cell
 from mpcc.runs.run_dir import DONE
+from tune.plan.plan import FULL_MODEL
 
 Effects = Mapping[str, tuple[list[designs.Effect], str]]
 """Metric -> its effects and a line on the design."""
 
 
 def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> Group:
-    """The named baseline, else the cell with the base settings, else the first with values."""
+    """The named baseline, else the full model of an ablation, else the cell of the base settings.
+
+    If there is none of these: the first cell with a finished trial.
+    """
     if name:
         return find_group(groups, name)
-    return default_baseline(groups, records.sweeps[0].base_key)
+    full = [g for g in groups if g.variant == FULL_MODEL]
+    own = [g for g in groups if g.cell_key == records.sweeps[0].base_key]
+    return [*full, *own, *(g for g in groups if g.done), groups[0]][0]
 
 
 def labels_of(groups: Sequence[Group]) -> list[str]:
@@ -151,14 +150,10 @@ def differences_table(
 def _difference_cells(line: Line) -> list[Cell]:
     spec, result = column(line.metric), line.result
     estimate = result.difference
-
-    def signed(value: float) -> str:
-        return ("−" if value < 0 else "+") + spec.shown(abs(value))
-
     interval = "–"
     if math.isfinite(estimate.low):
-        interval = f"{signed(estimate.low)} to {signed(estimate.high)}"
-    difference = signed(estimate.estimate) if math.isfinite(estimate.estimate) else "–"
+        interval = f"{spec.signed(estimate.low)} to {spec.signed(estimate.high)}"
+    difference = spec.signed(estimate.estimate) if math.isfinite(estimate.estimate) else "–"
     g = f"{result.g:.2f}".replace("-", "−") if math.isfinite(result.g) else "–"
     powered = not line.refused and result.test != "permutation" and math.isfinite(result.effect)
     many = f"> {designs.MAX_SEEDS:,}" if powered else "–"
@@ -250,8 +245,7 @@ def confirm_table(
             if first and first.summary(metric).n and group.summary(metric).n:
                 ours, theirs = group.summary(metric).mean, first.summary(metric).mean
                 difference = ours.estimate - theirs.estimate
-                sign = "−" if difference < 0 else "+"
-                shift = Cell(sign + spec.shown(abs(difference)), sort=difference)
+                shift = Cell(spec.signed(difference), sort=difference)
             chosen = value_cell(table, first, metric) if first else Cell("–")
             label = label_cells(group, labels, row_notes(table, group))
             cells = (Cell(spec.heading), chosen, value_cell(table, group, metric), shift)

@@ -1,5 +1,6 @@
 """Cells laid out by any fields: for pandas as a summary frame, for the command line as a table."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,24 +57,23 @@ def summarise(
     down, across = fields_of(cells, rows, columns, trials.attrs.get("axes"))
     names = known_metrics(metrics, trials) if metrics is not None else shown_metrics(cells)
     rows_of = arrange(cells, down, across)
-    data = {
-        (metric, *head, name): [_figures(row.get(head), metric)[name] for row in rows_of.values()]
-        for metric in names
-        for head in dict.fromkeys(_values(cell, across) for cell in cells)
-        for name in STATISTICS
-    }
-    levels = pd.MultiIndex.from_tuples(list(data), names=["metric", *across, "statistic"])
-    frame = pd.DataFrame(dict(enumerate(data.values())), index=_index([*rows_of], down))
-    return frame.set_axis(levels, axis=1)
+    heads = dict.fromkeys(_values(cell, across) for cell in cells)
+    data = [
+        [x for metric in names for head in heads for x in _figures(row.get(head), metric)]
+        for row in rows_of.values()
+    ]
+    over = [(metric, *head, name) for metric in names for head in heads for name in STATISTICS]
+    levels = pd.MultiIndex.from_tuples(over, names=["metric", *across, "statistic"])
+    return pd.DataFrame(data, index=_index([*rows_of], down), columns=levels)
 
 
-def _figures(cell: Group | None, metric: str) -> dict[str, float]:
+def _figures(cell: Group | None, metric: str) -> tuple[float, ...]:
+    """STATISTICS of a cell; of none, no seeds."""
     if cell is None:
-        return dict.fromkeys(STATISTICS, float("nan")) | {"n": 0, "planned": 0}
+        return (math.nan, math.nan, 0, 0, math.nan, math.nan)
     summary = cell.summary(metric)
     mean = summary.mean
-    values = (mean.estimate, summary.std, summary.n, summary.n_planned, mean.low, mean.high)
-    return dict(zip(STATISTICS, values, strict=True))
+    return (mean.estimate, summary.std, summary.n, summary.n_planned, mean.low, mean.high)
 
 
 def _index(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pd.Index:
@@ -196,11 +196,11 @@ def table_of(
     dataset = " and ".join(sorted({cell.settings["dataset"] for cell in cells}))
     table = Table(name, f"{what} on {dataset}: {progress(cells)}", counts=counts_differ(cells))
     several = bool(across) and len(metrics) > 1
-    texts = {
-        (metric, id(cell)): _with_notes(table, shown, cell) if across else shown
-        for metric in metrics
-        for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True)
-    }
+    texts = {}
+    for metric in metrics:
+        for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True):
+            own = row_notes(table, cell) if across else ()
+            texts[metric, id(cell)] = replace(shown, notes=shown.notes + own)
     table.headings = [*label_headings(labels), *[Heading("metric", numeric=False)] * several]
     for place in heads if across else ():
         table.headings.append(Heading(", ".join(map(_placed_text, across, place))))
@@ -216,11 +216,6 @@ def table_of(
     if not across:
         table.rows += kmeans_rows(table, cells, len(labels), metrics)
     return table
-
-
-def _with_notes(table: Table, shown: Cell, cell: Group) -> Cell:
-    """A value with the notes on its cell, which has no row of its own."""
-    return replace(shown, notes=tuple(dict.fromkeys((*shown.notes, *row_notes(table, cell)))))
 
 
 def label_headings(names: Sequence[str]) -> list[Heading]:
@@ -241,9 +236,9 @@ def label_cells(group: Group, names: Sequence[str], notes: tuple[int, ...] = ())
 
 
 def setting_cell(value: Any) -> Cell:
-    """A setting, which a sortable table sorts by its size where it has one."""
+    """A setting, which a sortable table sorts by its size if it is a number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(value_text(value), sort=value if number else value_text(value))
+    return Cell(value_text(value), sort=value if number else None)
 
 
 def _placed_text(name: str, value: Any) -> str:
