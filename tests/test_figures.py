@@ -45,7 +45,7 @@ def ax():
 def test_effect_says_which_cells_and_lines_it_leaves_out(cells: list[Group], ax) -> None:
     left = left_out(cells, "acc_majority")
     assert left == [
-        "1 cell of unlike trials not drawn",
+        "1 cell of incomparable trials not drawn",
         "1 cell without a value not drawn",
         "1 cell with fewer seeds than planned",
     ]
@@ -58,7 +58,7 @@ def test_effect_says_which_cells_and_lines_it_leaves_out(cells: list[Group], ax)
 def test_heat_map_marks_what_a_place_lacks(cells: list[Group], ax) -> None:
     heatmap(cells, AXES, "acc_majority", ax)
     texts = [text.get_text() for text in ax.texts]
-    assert {"not\nalike", "36.5\n(2/3)", "diverged\n(0/3)", "33.0"} <= set(texts)
+    assert {"not com-\nparable", "36.5\n(2/3)", "diverged\n(0/3)", "33.0"} <= set(texts)
     assert len(texts) == 18
 
 

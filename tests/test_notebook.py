@@ -219,8 +219,8 @@ def test_what_a_trial_cost_is_a_column_where_it_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--rows", "esteps"], "which differ in eta_p: add it to --rows or --columns"),
-        (["--rows", "esteps,eta_p", "--columns", "eta_p"], "eta_p stands in both"),
+        (["--rows", "esteps"], "which differ in eta_p: add it to one of them"),
+        (["--rows", "esteps,eta_p", "--columns", "eta_p"], "eta_p is in both"),
         (["--metrics", "accuracy"], "unknown metric 'accuracy'"),
         (["--columns", "etap"], "did you mean 'eta_p'"),
         (["--columns", "eta_p", "--table", "grid"], "leave out --table"),
@@ -319,7 +319,7 @@ def test_other_methods_numbers_stand_beside_ours_cited_and_untested(
     ]
     assert own[0] == own[1] and len(own[0]) == 5
     assert re.search(r"DEC +0\.803¹\n +IIC +98\.4 ± 0\.65² +0\.970 ± 0\.01²\n", printed)
-    assert "¹ Published: Xie 2016; all images; runs not said. Not compared with ours." in printed
+    assert "¹ Published: Xie 2016; all images; runs not given. Not compared with ours." in printed
     assert "² Published: Ji 2019; 5 runs. Not compared with ours." in printed
     assert "Xie 2016" not in (sweep.path / "tables" / "layout.csv").read_text()
 

@@ -458,7 +458,7 @@ def test_trials_of_several_code_versions_are_averaged_only_on_request(
     assert "Only code c0de." in apart and "Only code other." in apart
     together = said("make_tables", *words, "--pool-code", cwd=digits_sweep.path)
     assert "Only code other." not in together
-    assert "Trials of several code versions are averaged, as was asked." in together
+    assert "Trials of several code versions are averaged (--pool-code)." in together
     assert "several code versions" not in apart
 
 

@@ -84,7 +84,7 @@ def test_a_fragment_of_other_code_is_not_the_best(tmp_path: Path) -> None:
     assert marks(grid(sweep.path), 2) == ["", "", "", "", "*"]
     text = words(sweep.path)
     assert "came with eta_p 2e-3, esteps 2" in text
-    assert "One cell measured like no other is not ranked" in text
+    assert "One cell not comparable with any other cell is not ranked" in text
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_settings_in_which_folders_differ_are_factors_and_never_averaged_over(
 @pytest.mark.parametrize(
     ("trial", "why"),
     [
-        ({"code": "other"}, "a cell has trials that are not alike (code"),
-        ({"n_images": 1000}, "a cell has trials that are not alike (number of images"),
+        ({"code": "other"}, "a cell has trials that are not comparable (code"),
+        ({"n_images": 1000}, "a cell has trials that are not comparable (number of images"),
         ({"state": "diverged"}, "a cell diverged"),
         ({"failures": ["collapsed"]}, "a cell collapsed"),
     ],

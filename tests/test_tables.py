@@ -105,11 +105,11 @@ DEFECTS = {
         "(2/3)",
         "Acc n/a for seed 2: labels missing.",
     ),
-    "images": ({"fingerprint": "beef"}, "(2/3)", "not alike"),
-    "sample count": ({"n_images": 1000}, "(2/3)", "not alike"),
-    "code": ({"code": "other"}, "(2/3)", "not alike"),
-    "device": ({"device": "cuda:NVIDIA H200"}, "(2/3)", "not alike"),
-    "iterations": ({"iteration": 1000}, "(2/3)", "not alike"),
+    "images": ({"fingerprint": "beef"}, "(2/3)", "not comparable"),
+    "sample count": ({"n_images": 1000}, "(2/3)", "not comparable"),
+    "code": ({"code": "other"}, "(2/3)", "not comparable"),
+    "device": ({"device": "cuda:NVIDIA H200"}, "(2/3)", "not comparable"),
+    "iterations": ({"iteration": 1000}, "(2/3)", "not comparable"),
     "no spread": ({"value": 0.5}, "50.0 ± 0.0", "spread of zero allows no interval and no test"),
 }
 
@@ -127,7 +127,7 @@ def test_a_cell_with_a_defect_counts_its_seeds_and_says_why(
     sweep.trial(change, 2, metrics if ended else {}, **named)
     table = table_of(sweep.path)
     assert texts(table, ACC)[0].endswith(shown) and note in notes_at(table, 0, ACC)
-    if note == "not alike":  # What does not agree stands in a row of its own.
+    if note == "not comparable":  # What does not agree stands in a row of its own.
         assert texts(table, ACC)[1] == "99.0 (1/3)"
 
 
@@ -228,7 +228,7 @@ def test_a_column_that_some_cells_have_shows_a_dash_with_its_reason_in_the_other
     sweep.trial(table1_changes()[1], 0, {"acc_majority": 0.6, "fid": 20.0})
     table = table_of(sweep.path)
     assert texts(table, "FID") == ["–", "20.00 (1/3)", "–", "–", "–"]
-    assert notes_at(table, 0, "FID").startswith("FID n/a: not recorded, nor why")
+    assert notes_at(table, 0, "FID").startswith("FID n/a: not recorded, without a reason")
 
 
 def test_metric_of_generated_images_says_count_and_split(tmp_path: Path) -> None:
@@ -380,9 +380,9 @@ def test_same_protocol_gives_a_difference_and_no_grey(tmp_path: Path) -> None:
     paper = [row for row in table.rows if row.kind == PAPER]
     assert not any(row.grey for row in paper)
     note = table.notes[paper[-1].cells[0].notes[0] - 1]
-    assert "Acc +0.0 points, within their spread" in note
-    assert "MSE as published −0.340×10⁻³, within their spread" in note
-    assert "FID +0.41, within their spread" in note
+    assert "Acc +0.0 points, within one published SD" in note
+    assert "MSE as published −0.340×10⁻³, within one published SD" in note
+    assert "FID +0.41, within one published SD" in note
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_published_is_never_subtracted_from_what_was_measured_otherwise(
     table = published_sweep(tmp_path / "s", rows, **defect)
     assert all(row.grey for row in table.rows if row.kind == PAPER)
     notes = " ".join(table.notes)
-    assert words in notes and "their spread" not in notes and "()" not in notes
+    assert words in notes and "published SD" not in notes and "()" not in notes
 
 
 def test_protocol_names_each_setting_that_differs(tmp_path: Path) -> None:

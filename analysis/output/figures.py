@@ -80,7 +80,7 @@ def left_out(groups: Sequence[Group], metric: str) -> list[str]:
     grid = [g for g in groups if not g.variant]
     drawn = [g for g in grid if g.summary(metric).n and not g.part]
     counts = {
-        "of unlike trials not drawn": len({g.cell_key for g in grid if g.part}),
+        "of incomparable trials not drawn": len({g.cell_key for g in grid if g.part}),
         "without a value not drawn": sum(not (g.summary(metric).n or g.part) for g in grid),
         "of a named variant not drawn": len(groups) - len(grid),
         "with fewer seeds than planned": sum(g.summary(metric).n < g.n_planned for g in drawn),
@@ -140,7 +140,7 @@ def effect(
 def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axes) -> Axes:
     """Means over a grid of two axes, written into their places; one without cells is blank.
 
-    A place says what it lacks: (n/planned), how its trials ended, or that they are not alike.
+    A place says what it lacks: (n/planned), how its trials ended, or that they are not comparable.
     """
     spec = column(metric)
     rows, columns = sorted_levels(groups, axes[0]), sorted_levels(groups, axes[1])
@@ -150,7 +150,7 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
         place = rows.index(group.settings[axes[0]]), columns.index(group.settings[axes[1]])
         summary = group.summary(metric)
         if group.part:
-            texts[place] = "not\nalike"
+            texts[place] = "not com-\nparable"
             continue
         values[place] = summary.mean.estimate * spec.scale
         gap = f"\n({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""

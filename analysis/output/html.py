@@ -77,15 +77,16 @@ def _cell(cell: Cell, numeric: bool) -> str:
 
 
 TERMS = {
-    "95 % interval": "the differences that fit these seeds; of many such intervals 95 in 100 hold "
+    "95 % interval": "a range of plausible true differences; of many such intervals 95 in 100 hold "
     "the true one",
     "g": "the difference in units of the spread over seeds; 0.8 is commonly called large",
-    "p": "how often chance alone would give a difference at least as large",
+    "p": "the probability of a test statistic at least this extreme if there were no true "
+    "difference",
     "p (Holm)": "p made larger since several cells were compared; below 0.05 a cell differs, and "
     "this alone decides, not the interval, which is of one comparison",
     "seeds needed": "seeds per cell that would find such a difference four times in five",
-    "df": "how many values are free: levels of the axis less one",
-    "F": "variation between the levels over what axes and seeds leave unexplained",
+    "df": "degrees of freedom of the effect; for one axis, its levels less one",
+    "F": "mean square of the effect over the residual mean square",
     "η²": "share of all variation that goes with the effect, 0 to 1; the rest is unexplained",
     "importance": "share of the objective's variation over the searched space, 0 to 1",
 }
@@ -187,7 +188,7 @@ def curves(panels: Sequence[tuple[str, Curve]], spec: Column) -> str:
     high = high if high > low else low + 1
     seeds = sorted({seed for _, curve in panels for seed in curve})
     keys = [(COLOURS[seed % len(COLOURS)], f"seed {seed}") for seed in seeds[: len(COLOURS)]]
-    if len(seeds) > 1:
+    if any(_means(curve) for _, curve in panels):
         keys.append(("var(--ink)", "mean; grey: its 95 % interval (Student’s t)"))
     legend = "".join(f'<span><i style="background:{c}"></i>{text}</span>' for c, text in keys)
     figures = [_panel(label, curve, spec, (last, low, high)) for label, curve in panels]

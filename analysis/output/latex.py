@@ -23,15 +23,9 @@ SYMBOLS = {
 }
 """Short name of a setting -> how the paper writes it, in math."""
 
-_TEX = {
+_TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {c: f"${c}$" for c in "<|>"}
+_TEX |= {
     "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
     "~": r"$\sim$",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
@@ -44,9 +38,6 @@ _TEX = {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "≈": r"$\approx$",
-    "<": "$<$",
-    "|": "$|$",
-    ">": "$>$",
     "η": r"$\eta$",
     "σ": r"$\sigma$",
     "λ": r"$\lambda$",
@@ -275,8 +266,7 @@ def _caption(table: Table) -> str:
 def _float(
     table: Table, columns: str, head: str, body: list[str], notes: Sequence[str], *, again: bool
 ) -> list[str]:
-    """A table that floats, in smaller type where it is wider than the text; `again` goes on with
-    one of an earlier page."""
+    """A table that floats, in smaller type if it is wider than the text; `again`: continuation."""
     caption = [rf"\caption{{{_caption(table)}}}\smallskip", rf"\label{{tab:{table.name}}}"]
     mini = r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize"
     return [

@@ -1,4 +1,4 @@
-"""Pictures of a search: its course, importances, slices, a contour, parallel lines, the front.
+"""Pictures of a search: history, importances, slices, a contour, parallel lines, the front.
 
 Like the other figures: a function takes an axis and gives it back, in one style and in colours that
 every kind of colour vision tells apart.

@@ -28,7 +28,7 @@ source, protocol and number of runs."""
 
 
 def read(file: Path) -> Figures:
-    """The figures of a file; ValueError, in one line, names the line that cannot be."""
+    """The figures of a file; ValueError, in one line, names the invalid line."""
     try:
         text = file.read_text(encoding="utf-8-sig")  # As Excel writes it, too.
     except UnicodeDecodeError:
@@ -57,7 +57,7 @@ def _figure(row: dict[str, str]) -> tuple[Cell, str]:
     numbers = [float(row[name]) for name in ("mean", "std", "n") if row[name]]
     if not all(map(math.isfinite, numbers)):
         raise ValueError("mean, std and n must be finite numbers")
-    runs = f"{row['n']} run{'' if row['n'] == '1' else 's'}" if row["n"] else "runs not said"
+    runs = f"{row['n']} run{'' if row['n'] == '1' else 's'}" if row["n"] else "runs not given"
     told = "; ".join(part for part in (row["source"], row["protocol"], runs) if part)
     text = row["mean"] + (f" ± {row['std']}" if row["std"] else "")
     return Cell(text, sort=numbers[0]), f"Published: {told}. Not compared with ours."

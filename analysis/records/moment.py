@@ -18,8 +18,8 @@ BEST = "best:"
 def at(found: Records, moment: str) -> Records:
     """The records with the metrics of iteration `moment`, or of `best:METRIC` for each trial.
 
-    found: loaded with `curves`. A trial that was evaluated there counts as done, be it under way or
-    not; one that was not has no value. `best:` takes a metric that needs no labels. Raises
+    found: loaded with `curves`. A trial that was evaluated there counts as done, finished or not;
+    one that was not has no value. `best:` takes a metric that needs no labels. Raises
     ValueError, in one line, where no trial was evaluated there.
     """
     chosen = _chosen(found.evaluations, moment)
@@ -46,7 +46,7 @@ def at(found: Records, moment: str) -> Records:
 
 
 def checked(text: str) -> str:
-    """`--at` as it is meant: an iteration, or `best:METRIC`; ValueError says what is allowed."""
+    """`--at` normalised: an iteration, or `best:METRIC`; ValueError says what is allowed."""
     metric = text.removeprefix(BEST)
     if metric != text:
         metric = metric_name(metric)

@@ -33,7 +33,7 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
     told = [_winner(one, groups, spec, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if n_kinds > MAX_CLASSES:
         told.append(f"The tables rank {many(n_kinds, 'kind')} of cells in all.")
-    told += failed + _unranked(ranking.alone, "measured like no other")
+    told += failed + _unranked(ranking.alone, "not comparable with any other cell")
     best = groups[ranking.classes[0].best]
     fresh = confirmed(records, best)
     if fresh and fresh.summary(metric).n:
@@ -106,7 +106,7 @@ def _other_metrics(groups: Sequence[Group], best: Group, test: str) -> list[str]
         other = best_of(groups, metric, test)
         if other and other.cell_key != best.cell_key:
             others.append(f"by {column(metric).label}, {other.label()}")
-    return [f"By other metrics others lead: {'; '.join(others)}."] if others else []
+    return [f"Other cells lead in other metrics: {'; '.join(others)}."] if others else []
 
 
 def _unranked(n: int, which: str) -> list[str]:
@@ -132,14 +132,14 @@ def _winner(one: Class, groups: Sequence[Group], spec: Column, test: str, whole:
     others = " and ".join(tied) if n_tied < 3 else f"{count(n_tied)} others"
     differ = f"{many(n_worse, 'other')} {'differs' if n_worse == 1 else 'differ'}"
     if whole and not one.untested:
-        differ = "every other configuration differs"
+        differ = f"every other configuration{' of this kind' * bool(one.label)} differs"
     same = " and ".join(groups[i].label() for i in sorted(one.same))
     left = f"{many(len(one.untested), 'other')} {'was' if len(one.untested) == 1 else 'were'}"
     told = [
         (True, text),
         (n_tied, f"{others} {'does' if n_tied == 1 else 'do'} not differ significantly {method}"),
         (n_worse and not n_tied, f"{differ} {method}"),
-        (same, f"{same} is the same in all"),
+        (same, f"{same} {'has' if len(one.same) == 1 else 'have'} identical results in every seed"),
         (one.untested, f"{left} not compared: n too small or no spread"),
     ]
     return "; ".join(clause for holds, clause in told if holds) + "."

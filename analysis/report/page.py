@@ -9,9 +9,9 @@ from pathlib import Path
 
 from analysis.output import html
 from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records
-from analysis.report import summary as words
 from analysis.report.confusion import figure as confusion
 from analysis.report.details import failures, folded, provenance, trials
+from analysis.report.summary import answers
 from analysis.tables.assemble import Product, search_of
 from analysis.tables.columns import column
 from analysis.tables.groups import Group, tally
@@ -29,7 +29,8 @@ MAX_PANELS, MAX_SHEETS = 60, 12
 """Cells whose curves, and whose pictures, are shown; the page says when there are more."""
 
 PICTURES = {
-    "samples.png": "drawn by the model, none of them real, two columns under each cluster's number",
+    "samples.png": "drawn by the model, none of them real, two columns for each cluster, headed by "
+    "its number",
     "reconstructions.png": "pairs under each label: the real image, and right of it its "
     "reconstruction",
 }
@@ -43,10 +44,10 @@ def report(
     test: str,
     *,
     pictures: bool = True,
-    lines: Sequence[str] = (),
+    verdicts: Sequence[str] = (),
     place: Path | None = None,
 ) -> str:
-    """The page; `lines` say how a search compares with another sweep.
+    """The page; `verdicts`: how a search compares with another sweep.
 
     place: the folder that the page will lie in, from which it links to the trials' folders; None
     where these are not kept. Same records, same bytes: it holds no time stamp and no path of a
@@ -55,16 +56,16 @@ def report(
     title = " and ".join(dict.fromkeys(str(group.settings["dataset"]) for group in groups))
     result = next((p.result for p in products if p.result), None)
     fresh = groups_of(records, confirm=True)
-    answers = "".join(
+    answered = "".join(
         f"<dt>{escape(question)}</dt><dd>{escape(answer)}</dd>"
-        for question, answer in words.answers(records, groups, result, test).items()
+        for question, answer in answers(records, groups, result, test).items()
     )
     tables: dict[str, Table] = {}  # Once each: a confirmation may be of Table 1 and of the grid.
     for table in (table for product in products for table in product.tables):
         tables.setdefault(table.title, table)
     sections = {
-        "Summary": f'<dl class="answers">{answers}</dl>',
-        "Search": _search(records, groups, products, lines),
+        "Summary": f'<dl class="answers">{answered}</dl>',
+        "Search": _search(records, groups, products, verdicts),
         "Effects": _effects(records, groups),
         "Seeds": _strips(groups),
         "Curves": _curves(records, groups),
@@ -123,7 +124,7 @@ def _tables(tables: Sequence[Table]) -> str:
 
 
 def _search(
-    records: Records, groups: Sequence[Group], products: Sequence[Product], lines: Sequence[str]
+    records: Records, groups: Sequence[Group], products: Sequence[Product], verdicts: Sequence[str]
 ) -> str:
     """The pictures of a search; Optuna and matplotlib are opened only where there is one."""
     if not records.searches:
@@ -132,7 +133,7 @@ def _search(
     from analysis.searches.search import left_out
 
     search = search_of(records, groups, products)
-    told = (own_sentence(records.selection), *left_out(records), *lines)
+    told = (own_sentence(records.selection), *left_out(records), *verdicts)
     parts = [f"<p>{escape(line)}</p>" for line in told]
     figures = []
     for name, (png, text) in (pictures(search) if search else {}).items():

@@ -139,8 +139,7 @@ def found(records: Records, groups: Sequence[Group]) -> Found | None:
 def left_out(records: Records) -> list[str]:
     """A line on the searches that `found` leaves out."""
     n = len(records.searches)
-    line = f"Of {n} searches only the first is shown; give each folder to --runs by itself."
-    return [line] if n > 1 else []
+    return [f"Of {n} searches only the first is shown: name one folder."] if n > 1 else []
 
 
 def best(search: Found) -> list[Point]:
@@ -191,7 +190,8 @@ def best_table(search: Found) -> Table:
     if n > 1:
         table.measured = f"Mean ± standard deviation over n = {n} seeds (ddof 1)."
     if not several:
-        table.lines.append("The best of many leans to the good side: confirm it on fresh seeds.")
+        curse = "The best of many looks better than it is (the winner's curse)"
+        table.lines.append(f"{curse}: confirm it on fresh seeds.")
     if len(search.sound) < len(search.points):
         table.lines.append("A point with a collapsed seed is not called the best.")
     if len(search.points) < LEAST_POINTS:
@@ -203,7 +203,7 @@ def best_table(search: Found) -> Table:
 
 
 def importance_table(search: Found) -> Table:
-    """fANOVA's importance of each axis, with what it would be on other points."""
+    """fANOVA's importance of each axis, with its range over bootstrap resamples of the points."""
     table = Table("search-importance", "Importance of each axis (fANOVA)")
     table.headings = [Heading("axis", numeric=False)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from analysis.records.frame import Records, short
-from analysis.statistics import factorial as designs
+from analysis.statistics import factorial
 from analysis.statistics.stats import p_text
 from analysis.tables.columns import GRID, column
 from analysis.tables.comparable import spread_of
@@ -26,7 +26,7 @@ from analysis.tables.shared import explain_numbers, progress, row_notes, shown_m
 from mpcc.runs.run_dir import DONE
 from tune.plan.plan import FULL_MODEL
 
-Effects = Mapping[str, tuple[list[designs.Effect], str]]
+Effects = Mapping[str, tuple[list[factorial.Effect], str]]
 """Metric -> its effects and a line on the design."""
 
 
@@ -66,7 +66,7 @@ def grid_tables(
     judged, selection = judged_on(records, baseline)
     compared = [judged if group is baseline else group for group in groups]
     found = {m: lines(compared, judged, m, test) for m in metrics}
-    # Each point of a search has levels of its own: fANOVA stands in its table instead.
+    # Each point of a search has levels of its own: fANOVA is in its table instead.
     axes = [] if records.searches else records.swept
     measured = {m: effects(groups, axes, m) for m in metrics}
     labels = labels_of(groups)
@@ -116,7 +116,7 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
 def differences_table(
     groups: Sequence[Group], baseline: Group, found: dict[str, list[Line]], test: str
 ) -> Table:
-    """Every cell minus the baseline: difference with interval, g, p, Holm's p, a word."""
+    """Every cell minus the baseline: difference with interval, g, p, Holm's p, verdict."""
     labels = labels_of(groups)
     table = Table("grid-differences", f"Differences from {baseline.label()}")
     heads = ("difference", "95 % interval", "g", "p", "p (Holm)", "seeds needed")
@@ -129,15 +129,18 @@ def differences_table(
     table.lines = [
         f"Cell minus baseline, by {TEST_WORDS[test]}; Holm over the comparisons of one metric "
         "(5 %). 'Not significant' is not 'no effect'."
+        + " Where pooling is refused, the interval is Welch's."
+        * (test == "pooled")
     ]
     units = "g is Hedges' g."
     if test == "paired":
         units = "g is Hedges' g in the SD of a cell; p and the seeds needed go by the SD of "
         units += "differences."
     needed = "Seeds needed are not stated: the power of this test depends on the values."
-    if test in designs.POWERED:
+    if test in factorial.POWERED:
         needed = "Seeds needed: per cell, for this test to find a difference as large as the one "
-        needed += "seen with 80 % power at Holm's first step over the comparisons of the metric."
+        needed += "seen with 80 % power at Holm's first step over the comparisons of the metric. "
+        needed += "The true difference is often smaller than the one seen."
     table.made = [
         f"The test was chosen before looking. {units} {needed}",
         "For the next sweep, before looking at it: where seeds are in truth correlated over cells "
@@ -156,7 +159,7 @@ def _difference_cells(line: Line) -> list[Cell]:
     difference = spec.signed(estimate.estimate) if math.isfinite(estimate.estimate) else "–"
     g = f"{result.g:.2f}".replace("-", "−") if math.isfinite(result.g) else "–"
     powered = not line.refused and result.test != "permutation" and math.isfinite(result.effect)
-    many = f"> {designs.MAX_SEEDS:,}" if powered else "–"
+    many = f"> {factorial.MAX_SEEDS:,}" if powered else "–"
     return [
         Cell(difference, sort=estimate.estimate),
         Cell(interval),
@@ -171,13 +174,14 @@ def _difference_cells(line: Line) -> list[Cell]:
 def design_line(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
     """What this design can find in one metric, whether pooling is fair, what seeds share."""
     pool, shared = spread_of(groups, metric), seed_correlation(groups, metric)
-    fair = f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
+    fair = f"no sign that spreads differ (Brown-Forsythe p {p_text(pool.p)}, ratio "
+    fair += f"{pool.ratio:.1f}); for the next sweep --test pooled may be considered"
     parts = [
         _least(groups, compared, metric, test),
-        f"no pooled SD: {pool.refusal}" if pool.refusal else fair + "--test pooled is possible",
+        f"no pooled SD: {pool.refusal}" if pool.refusal else fair,
     ]
     if math.isfinite(shared):
-        text = f"correlation of seeds over cells {shared:.2f}, estimated from few"
+        text = f"correlation of seeds over cells {shared:.2f}, estimated from few seeds"
         parts.append(text.replace("-0.", "−0."))
     return f"{column(metric).label}: {'; '.join(part for part in parts if part)}."
 
@@ -233,7 +237,7 @@ def effects_table(measured: Effects) -> Table:
 def confirm_table(
     name: str, groups: Sequence[Group], fresh: Sequence[Group], metrics: Sequence[str]
 ) -> Table:
-    """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
+    """The chosen cells on the seeds that chose them and on fresh ones (quote these)."""
     labels = labels_of(fresh)
     table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}", counts=True)
     table.headings = [*label_headings(labels), Heading("metric", numeric=False)]
@@ -251,7 +255,8 @@ def confirm_table(
             cells = (Cell(spec.heading), chosen, value_cell(table, group, metric), shift)
             table.rows.append(Row((*label, *cells)))
     table.lines = [
-        "The best of several cells leans to the good side on the seeds that chose it. The fresh "
-        "seeds had no part in the choice: quote their figure. The two are never averaged."
+        "On the seeds that chose it the best of several cells looks better than it is (the "
+        "winner's curse). The fresh seeds had no part in the choice: quote their figure. The two "
+        "are never averaged."
     ]
     return table

@@ -1,8 +1,8 @@
 """Trials to cells: which trials may be averaged, what is missing, and the summary of each metric.
 
 A cell is a configuration without its seed. Trials of one cell that differ in images, sample count,
-code version, kind of device or iterations reached are unlike: they make separate groups and are
-never averaged.
+code version, kind of device or iterations reached are not comparable: they make separate groups and
+are never averaged.
 """
 
 import json
@@ -52,7 +52,7 @@ class Summary:
     absent: bool
     """No finished trial recorded this metric at all."""
     n_pruned: int = 0
-    """Trials that a search gave up: with one of them the others' values do not count either."""
+    """Pruned trials. If there is one, the cell has no mean."""
     dependent: bool = False
     """Whether the values depend on each other, so that their mean has no interval."""
 
@@ -80,7 +80,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that may be averaged: a cell, or the like part of one."""
+    """Trials that may be averaged: a cell, or the comparable part of one."""
 
     cell_key: str
     part: str
@@ -133,13 +133,13 @@ class Group:
 
     def _summarise(self, metric: str) -> Summary:
         if n_pruned := self.counts[PRUNED]:
-            # The seeds that got through are the lucky ones: their mean would be too good.
+            # A mean over the seeds that survived pruning would be too good.
             return Summary(self.n_planned, (), (), False, n_pruned)
         found = [(trial["seed"], number(trial.get(metric)), trial) for trial in self.done]
         values = tuple((seed, value) for seed, value, _ in found if math.isfinite(value))
         odd = tuple(s for s, v, trial in found if math.isinf(v) or metric in trial["undefined"])
-        dependent = metric == AGREEMENT
-        return Summary(self.n_planned, values, odd, not (values or odd), dependent=dependent)
+        absent = not (values or odd)
+        return Summary(self.n_planned, values, odd, absent, dependent=metric == AGREEMENT)
 
     @cached_property
     def outcome(self) -> dict[int, tuple[tuple[str, str], ...]]:
@@ -202,7 +202,7 @@ def groups(
     axes = tuple(axis for axis in trials.attrs.get("axes", ()) if axis != "seed")
     found = []
     for key, rows in cells.items():
-        for part, members in _alike(rows, mix):
+        for part, members in _comparable(rows, mix):
             first, by_seed = members[0], sorted(members, key=lambda trial: trial["seed"])
             settings = {name: first[name] for name in DEFAULTS if name != "seed"}
             own = settings, first["variant"], tuple(by_seed)
@@ -216,7 +216,7 @@ def confirmed(records: Records, chosen: Group) -> Group | None:
     return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
 
 
-def _alike(
+def _comparable(
     trials: list[dict[str, Any]], mix: Sequence[str]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Parts of a cell whose finished trials agree in `mix`; the others go with the largest part."""

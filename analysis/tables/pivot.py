@@ -49,9 +49,9 @@ def summarise(
     rows, columns: fields by any of their names; by default what was swept is in the rows.
     fresh: only the seeds that confirm a choice; without it, only the others.
     pool_code: average trials of different code versions.
-    Its columns are (metric, values of `columns`, statistic); trials of a cell that are unlike stand
-    in rows of their own, by `part`. Raises ValueError, in one line, for an unknown name and for
-    fields that do not tell the cells apart.
+    Its columns are (metric, values of `columns`, statistic); trials of a cell that are not
+    comparable have rows of their own, by `part`. Raises ValueError, in one line, for an unknown
+    name and for fields that do not tell the cells apart.
     """
     cells = groups(trials, pool_code=pool_code, confirm=fresh)
     down, across = fields_of(cells, rows, columns, trials.attrs.get("axes"))
@@ -85,7 +85,7 @@ def _index(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pd.Index:
 
 
 def field_name(name: str) -> str:
-    """A field of Config by any of its names, or `variant`; ValueError names the nearest."""
+    """A field of Config by any of its names, `variant` or `part`; ValueError names the nearest."""
     return name if name in ("variant", "part") else full_name(name)
 
 
@@ -114,7 +114,7 @@ def fields_of(
     """The fields of the rows and of the columns, by their full names.
 
     rows: by default what was swept but for what stands in the columns; where that is not known,
-    what differs. `part` is added where trials of a cell are unlike.
+    what differs. `part` is added if trials of a cell are not comparable.
     """
     across = [field_name(name) for name in columns]
     if rows is None:
@@ -128,7 +128,7 @@ def fields_of(
         down = [field_name(name) for name in rows]
     twice = next((n for n in down if n in across), None)
     if twice:
-        raise ValueError(f"{short(twice)} stands in both --rows and --columns; choose one")
+        raise ValueError(f"{short(twice)} is in both rows and columns; choose one")
     return down + ["part"] * any(cell.part for cell in cells), across
 
 
@@ -144,7 +144,7 @@ def arrange(cells: Sequence[Group], rows: Sequence[str], columns: Sequence[str])
             differ = [short(n) for n in names if cell.settings[n] != other.settings[n]]
             raise ValueError(
                 f"rows and columns do not tell the cells apart, which differ in "
-                f"{', '.join(differ) or 'what may be averaged'}: add it to --rows or --columns"
+                f"{', '.join(differ) or 'what may be averaged'}: add it to one of them"
             )
     return placed
 

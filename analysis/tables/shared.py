@@ -19,8 +19,9 @@ from mpcc.evaluation.shown import COSTS
 from mpcc.runs.run_dir import DONE
 
 CHOOSE_K = (
-    "I(x; y) / log K, silhouette and the agreement of seeds may choose K; the majority accuracy, "
-    "I(x; y), clusters used and MSE change with K by themselves."
+    "I(x; y) / log K, silhouette and the agreement of seeds can help to choose K; agreement tends "
+    "to favour a small K. The majority accuracy, I(x; y), clusters used and MSE change with K by "
+    "themselves."
 )
 MAX_NAMED = 4
 """Cells that a line names; it counts the others."""
@@ -80,12 +81,12 @@ def _gaps(group: Group, summary: Summary, spec: Column) -> list[tuple[object, st
         (missing, "Without a value: " + "; ".join(missing)),
         (
             summary.n_pruned and len(missing) < summary.n_planned,
-            "No mean: the seeds that were not given up are the lucky ones",
+            "No mean: a mean over the seeds that survived pruning would be too good",
         ),
         (
             group.part,
-            "The trials of this cell are not alike and are not averaged: "
-            f"{len(group.trials)} of {group.n_planned} stand in this row",
+            "The trials of this cell are not comparable and are not averaged: this row shows "
+            f"{len(group.trials)} of {group.n_planned}",
         ),
         *(
             (True, f"{spec.label} n/a for seed {', '.join(seeds)}: {why}")
@@ -133,7 +134,7 @@ def absent_reason(group: Group, spec: Column) -> str:
     if reasons:
         return "; ".join(sorted(reason.rstrip(".") for reason in reasons))
     if generated:
-        return "not recorded, nor why (Inception weights missing?)"
+        return "not recorded, without a reason (Inception weights missing?)"
     if spec.metric not in NEED_LABELS:
         return "no finished trial recorded it"
     if settings["prior"] == "normal" or settings["conditional"]:
@@ -182,7 +183,7 @@ def explain_numbers(
     metrics: Sequence[str],
     test: str | None = None,
 ) -> Table:
-    """The table with what ± and n are, its marks, who chose, and how its numbers were made.
+    """The table with what ± and n are, its marks and how its numbers were made.
 
     metrics: all that the table is for; those without a column are named as not measured.
     test: by which the best of each column was compared, where it is marked.
@@ -204,7 +205,7 @@ def explain_numbers(
         *((True, sentence(n)) for n in distinct(t["data_notes"] for g in groups for t in g.done)),
         (
             any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups),
-            "Trials of several code versions are averaged, as was asked.",
+            "Trials of several code versions are averaged (--pool-code).",
         ),
         (len({group.settings["n_clusters"] for group in groups}) > 1, CHOOSE_K),
         (
