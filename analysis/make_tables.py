@@ -61,7 +61,7 @@ def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
             archive and (archive.suffix != ".zip" or archive.is_dir())
         ),
         **{
-            f"--export packs the tables of --runs alone; leave out {name}": archive
+            f"--export packs only the tables of --runs; leave out {name}": archive
             for name in elsewhere
         },
         "--no-pictures applies only to the report; add --format html": (

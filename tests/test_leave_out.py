@@ -212,4 +212,4 @@ def test_a_full_model_judged_on_the_seeds_that_chose_it_is_told_and_fresh_seeds_
     for seed in (10, 11, 12):
         sweep.trial({}, seed, metrics_of(0.65 + 0.01 * seed % 3, rng))
     text, after = differences()
-    assert "from its fresh seeds 10, 11, 12 alone" in " ".join(text.split()) and after != before
+    assert "from its fresh seeds only (10, 11, 12)" in " ".join(text.split()) and after != before

@@ -15,7 +15,7 @@ from analysis.output.search_figures import parallel
 from analysis.records.load import load
 from analysis.searches import search as found_in
 from analysis.searches.rival import _verdicts as verdicts
-from analysis.searches.rival import against
+from analysis.searches.rival import against, against_base
 from analysis.tables.assemble import files, products
 from analysis.tables.groups import groups
 from mpcc.config import trial_key
@@ -304,6 +304,9 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
     assert "against the best cell of grid" in text and "on fresh seeds: MSE" in text
     assert "beats it" in text and "n = 3 and 3" in text and "Welch's p (Holm)" in text
     assert "against the base settings, on fresh seeds: MSE" in text
+    first = filled(tmp_path / "first", [({}, [0.5, 0.6])]).path
+    records = load([first, tmp_path / "s"])  # The base settings are those of the search.
+    assert "against the base settings" in against_base(records, groups(records))[0]
     for path in (tmp_path / "grid").glob("trials/*"):
         (path / "provenance.json").write_text('{"code": "other"}')
     assert main(argv) == 0

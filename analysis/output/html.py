@@ -83,7 +83,7 @@ TERMS = {
     "p": "the probability of a test statistic at least this extreme if there were no true "
     "difference",
     "p (Holm)": "p made larger since several cells were compared; below 0.05 a cell differs, and "
-    "this alone decides, not the interval, which is of one comparison",
+    "only this decides, not the interval, which is of one comparison",
     "seeds needed": "seeds per cell that would find such a difference four times in five",
     "df": "degrees of freedom of the effect; for one axis, its levels less one",
     "F": "mean square of the effect over the residual mean square",

@@ -1,4 +1,4 @@
-r"""A laid-out table as LaTeX: the paper's symbols, booktabs alone, at most three lines of notes.
+r"""A laid-out table as LaTeX: the paper's symbols, only booktabs, at most three lines of notes.
 
 The file compiles by `\input` and as it stands. It floats in one column; for a page of two,
 `\def\mpccfloat{table*}` before the `\input` makes it as wide as both. A table of more columns than
@@ -94,7 +94,7 @@ _HEAD = r"""% \input this file (with booktabs) or compile it as it is.
   \ifdim\wd1>\linewidth\tabcolsep1pt\tiny\setbox1\hbox{#1}\fi
   \ifdim\wd1>\linewidth\ifx\resizebox\undefined\else
     \setbox1\hbox{\resizebox{\linewidth}{!}{\copy1}}\fi\fi\box1}}"""
-"""`\\@nodocument` is `\\relax` within a document only: so the file knows whether it is alone."""
+"""`\\@nodocument` is `\\relax` within a document only: so the file knows where it is read."""
 
 
 def latex(table: Table, how: str = "") -> str:

@@ -111,7 +111,7 @@ def choose(
     if len(keys & bases) == 1:
         own = [g for g in fitting if g.cell_key in bases]
         return own, f"Of {len(keys)} cells that fit, the one with the base settings."
-    return [], f"{len(keys)} cells fit and none has the base settings alone; see the grid."
+    return [], f"{len(keys)} cells fit and not exactly one has the base settings; see the grid."
 
 
 def published_row(

@@ -240,7 +240,7 @@ _FIRST = ("dataset", "split", "iterations")
 
 
 def _told_apart(rows: Sequence[Mapping[str, Any]], *names: str) -> int:
-    """How many different rows there are by these columns alone."""
+    """How many different rows there are by only these columns."""
     return len({tuple(repr(row[name]) for name in names) for row in rows})
 
 

@@ -1,4 +1,4 @@
-"""The records of a sweep from an MLflow server alone, for when the run directories are gone.
+"""The records of a sweep only from MLflow, for when the run directories are gone.
 
 What MLflow holds is laid out as run directories in a folder, and everything else reads those: there
 is one way from records to tables. A trial that MLflow has twice is laid out twice, in two folders.

@@ -93,7 +93,7 @@ def _meaning(field: str) -> str:
 
 
 def _part(changes: str) -> str:
-    """`lambda_p=0 (the weight of Loss III, eq. (5))`; of several settings the values alone."""
+    """`lambda_p=0 (the weight of Loss III, eq. (5))`; of several settings only the values."""
     name, several = changes.partition("=")[0], ", " in changes
     return changes if several else changes + _meaning(full_name(name))
 

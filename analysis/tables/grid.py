@@ -109,7 +109,7 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
         ]
     return replace(baseline, trials=fresh, n_planned=len(fresh)), [
         f"The full model was chosen as the best on seeds {named}; the differences are from its "
-        f"fresh seeds {', '.join(done)} alone."
+        f"fresh seeds only ({', '.join(done)})."
     ]
 
 

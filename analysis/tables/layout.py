@@ -83,7 +83,7 @@ def sentence(text: str) -> str:
 
 
 def own_sentence(clause: str) -> str:
-    """A clause that stands alone."""
+    """A clause as a sentence of its own."""
     return sentence(clause[:1].upper() + clause[1:])
 
 

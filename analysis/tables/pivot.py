@@ -225,7 +225,7 @@ def label_headings(names: Sequence[str]) -> list[Heading]:
 
 
 def label_cells(group: Group, names: Sequence[str], notes: tuple[int, ...] = ()) -> list[Cell]:
-    """The first cells of a row: settings, `variant`, its `changes`, `part`, or `cell` alone.
+    """The first cells of a row: settings, `variant`, its `changes`, `part`, or only `cell`.
 
     notes: at the very first.
     """
