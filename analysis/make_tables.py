@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
-    """ValueError for the first of what does not go together."""
+    """ValueError for the first options that do not go together."""
     usual, out, archive = vars(parser().parse_args([])), options.out, options.export
     given = {name for name, value in vars(options).items() if value != usual[name]}
     elsewhere = [f"--{n}" for n in ("out", "check", "explain", "beside") if n in given]
     if options.baseline and Path(options.baseline).is_dir():
         elsewhere.append("a folder as --baseline")
-    idle = ("metrics", "rows", "columns", "format", "out", "check", "beside", "baseline")
+    idle = ("table", "metrics", "rows", "columns", "format", "style", "out", "check", "test")
     wrong = {
         "--mlflow and --runs are two sources; give one of them": {"mlflow", "runs"} <= given,
         f"--out {out} is a file; name a folder": out and out.exists() and not out.is_dir(),
@@ -61,15 +61,15 @@ def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
             archive and (archive.suffix != ".zip" or archive.is_dir())
         ),
         **{
-            f"--export packs the tables of --runs alone; leave out {name}": archive
+            f"--export packs only the tables of --runs; leave out {name}": archive
             for name in elsewhere
         },
-        "--no-pictures is of the report; add --format html": (
+        "--no-pictures applies only to the report; add --format html": (
             "no_pictures" in given and "html" not in formats
         ),
         **{
             f"--{name} does nothing with --explain; leave one of them out": "explain" in given
-            for name in idle
+            for name in (*idle, "beside", "baseline")
             if name in given
         },
     }
@@ -93,7 +93,7 @@ def _read(
     from analysis.records.moment import at, checked
 
     moment = checked(options.at) if options.at else ""
-    curves = "html" in formats or bool(moment)
+    curves = "html" in formats or bool(moment or options.export)
     place = None
     if options.mlflow:
         from analysis.records.load_mlflow import fetch
@@ -111,7 +111,7 @@ def _read(
     if not moment:
         return records, options.out or tables
     if records.searches and options.table != "grid":
-        raise ValueError("--at shows a search's points in --table grid alone")
+        raise ValueError("--at works with a search only in --table grid")
     return at(records, moment), options.out or tables / f"at-{moment.replace(':', '-')}"
 
 
@@ -124,13 +124,13 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     from analysis.tables.groups import groups
 
     cells = groups(records, pool_code=options.pool_code)
-    lines = _against(options, records, cells)
+    verdicts = _against(options, records, cells)
     if options.explain:
         from analysis.output.explain import explain
 
         print(explain(records, cells, options.explain))
         return 0
-    found = products(records, cells, options, lines)
+    found = products(records, cells, options, verdicts)
     names = {"report"} if "html" in formats else {product.name for product in found}
     idle = {
         "--baseline": options.baseline and not names & {"report", "grid", "search"},
@@ -147,13 +147,14 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     if "html" in formats:
         from analysis.report.page import report
 
-        grid = argparse.Namespace(**vars(options) | {"table": "grid"})
+        other = dict.fromkeys(("metrics", "rows", "columns", "beside"))
+        grid = argparse.Namespace(**vars(options) | other | {"table": "grid"})
         has_grid = any(product.result for product in found)  # The page always has it.
-        shown_too = [] if has_grid else products(records, cells, grid, lines)
+        shown_too = [] if has_grid else products(records, cells, grid, verdicts)
         contents["report.html"] = report(
             *(records, cells, [*found, *shown_too], options.test),
             pictures=not options.no_pictures,
-            lines=lines,
+            verdicts=verdicts,
             place=None if options.mlflow else out,
         )
         contents |= companion(records, every, "report", options.test)
@@ -276,6 +277,6 @@ def _print(
 
 
 if __name__ == "__main__":
-    gc.disable()  # All that is read is kept to the end: a search for garbage takes 6 % of the time.
+    gc.disable()  # Everything read is kept until exit; collection cost 6 % of the run time.
     guard_output()
     sys.exit(main())

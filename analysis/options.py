@@ -20,10 +20,10 @@ def parser() -> argparse.ArgumentParser:
         "--runs", nargs="+", type=path, metavar="DIR", help="sweep folders (default: the latest)"
     )
     p.add_argument(
-        "--mlflow", metavar="URI", help="read from MLflow alone, where the run directories are gone"
+        "--mlflow", metavar="URI", help="read the records from MLflow instead of run directories"
     )
     p.add_argument(
-        "--sweep", metavar="NAME", help="with --mlflow: preset, sweep id or run name (the latest)"
+        "--sweep", metavar="NAME", help="for --mlflow: preset, sweep id, run name (default: latest)"
     )
     p.add_argument(
         "--table",
@@ -46,18 +46,16 @@ def parser() -> argparse.ArgumentParser:
         "--style",
         choices=("compact", "full"),
         default="compact",
-        help="full: each table says how its numbers were made (default: in a file beside it)",
+        help="full: how the numbers were made also under each table, printed and in Markdown",
     )
-    p.add_argument("--out", type=path, metavar="DIR", help="where to (default: <sweep>/tables)")
-    p.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 where the files are stale"
-    )
+    p.add_argument("--out", type=path, metavar="DIR", help="write here (default: <sweep>/tables)")
+    p.add_argument("--check", action="store_true", help="write nothing; exit 1 if files are stale")
     p.add_argument(
         "--export",
         type=path,
         metavar="ZIP",
-        help="pack the tables and the records, without checkpoints and models, into this archive "
-        "instead: for a paper's supplement",
+        help="write one ZIP archive of tables and records, without checkpoints and models, for a "
+        "paper's supplement",
     )
     p.add_argument(
         "--anonymous",
@@ -77,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "search also the folder of another sweep, whose best cell the best point must beat",
     )
     p.add_argument(
-        "--explain", metavar="CELL", help='print every trial behind a cell, "esteps=4,eta_p=6e-4"'
+        "--explain", metavar="CELL", help='print every trial of a cell, like "esteps=4,eta_p=6e-4"'
     )
     p.add_argument(
         "--beside",
@@ -89,8 +87,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--at",
         metavar="N",
-        help="every trial at iteration N, finished or not, or at the one that best:METRIC chose, a "
-        "metric without labels; written to <sweep>/tables/at-N",
+        help="show every trial at iteration N, or at the iteration with its best METRIC "
+        "(best:METRIC, a metric that needs no labels); written to <sweep>/tables/at-N",
     )
     p.add_argument(
         "--no-pictures", action="store_true", help="leave sample sheets out of the HTML report"
@@ -102,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def formats_of(text: str) -> list[str]:
-    """What --format names, in the order of FORMATS; ValueError for what is none."""
+    """What --format names, in the order of FORMATS; ValueError for an unknown format."""
     from mpcc.config import unknown
 
     names = [name.strip() for name in text.split(",") if name.strip()]

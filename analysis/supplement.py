@@ -41,7 +41,7 @@ ANONYMOUS = "machine, user, paths and addresses are replaced, and the seal is ma
 NAMING = ("machine", "notes", "cause", "unavailable")
 """Fields of a record whose texts may name machines, users, paths and addresses."""
 _FIRST_TIME = (1980, 1, 1, 0, 0, 0)
-"""Of every file in the archive: the earliest that the format can say."""
+"""Time stamp of every file: the earliest that ZIP allows."""
 
 Hide = Callable[[str], str]
 

@@ -201,10 +201,10 @@ def test_key_of_a_cell_in_parts_names_the_cell(
     sweep, change = table1_sweep(tmp_path / "digits"), table1_changes()[0]
     sweep.trial(change, 2, {"acc_majority": 0.9}, code="other")
     key = sweep.config(change, 0).cell_key
-    command = ["--runs", str(sweep.path), "--table", "grid"]
+    command = ["--runs", str(sweep.path)]
     assert make_tables.main([*command, "--explain", key]) == 0
     assert "code c0de" in (printed := capsys.readouterr().out) and "code other" in printed
-    assert make_tables.main([*command, "--baseline", key]) == 0
+    assert make_tables.main([*command, "--table", "grid", "--baseline", key]) == 0
     assert "Differences from esteps 1, eta_p 1e-3 [code c0de]" in capsys.readouterr().out
 
 
@@ -242,6 +242,14 @@ def test_companion_file_names_test_code_and_records_of_every_trial(tmp_path: Pat
     assert len(companion["trials"]) == 15
     assert all(len(trial["records"]) == 12 for trial in companion["trials"].values())
     assert str(tmp_path) not in json.dumps(companion)
+
+
+def test_report_beside_a_table_of_ones_own_has_the_grid(tmp_path: Path) -> None:
+    sweep = table1_sweep(tmp_path / "digits", seeds=(0, 1))
+    command = ["--runs", str(sweep.path), "--metrics", "nmi", "--format", "html", "--no-pictures"]
+    assert make_tables.main([*command, "--baseline", "esteps=1"]) == 0
+    page = (sweep.path / "tables" / "report.html").read_text()
+    assert "Differences from esteps 1" in page and "What mattered?" in page
 
 
 BAD = {
@@ -290,6 +298,10 @@ def test_explain_shows_every_trial_of_one_cell_and_writes_nothing(
     printed = capsys.readouterr().out
     assert str(sweep.folder(change, 1)) + "; MLflow run run7" in printed
     assert "failed: out of memory: 2 GB" in printed and "50.0" in printed and "c0de" in printed
+    for idle in (["--table", "grid"], ["--test", "paired"], ["--style", "full"]):
+        words = ["--runs", str(sweep.path), "--explain", "esteps=2", *idle]
+        assert make_tables.main(words) == 2
+        assert f"{idle[0]} does nothing with --explain" in capsys.readouterr().err
     assert not (sweep.path / "tables").exists()
 
 
@@ -306,8 +318,8 @@ def test_explain_of_no_or_several_cells_is_refused(
     cell: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = table1_sweep(tmp_path / "digits")
-    for option in ("--explain", "--baseline"):
-        command = ["--runs", str(sweep.path), "--table", "grid", option, cell]
+    for option in (["--explain"], ["--table", "grid", "--baseline"]):
+        command = ["--runs", str(sweep.path), *option, cell]
         assert make_tables.main(command) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1

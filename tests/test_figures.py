@@ -45,7 +45,7 @@ def ax():
 def test_effect_says_which_cells_and_lines_it_leaves_out(cells: list[Group], ax) -> None:
     left = left_out(cells, "acc_majority")
     assert left == [
-        "1 cell of unlike trials not drawn",
+        "1 cell of incomparable trials not drawn",
         "1 cell without a value not drawn",
         "1 cell with fewer seeds than planned",
     ]
@@ -58,8 +58,23 @@ def test_effect_says_which_cells_and_lines_it_leaves_out(cells: list[Group], ax)
 def test_heat_map_marks_what_a_place_lacks(cells: list[Group], ax) -> None:
     heatmap(cells, AXES, "acc_majority", ax)
     texts = [text.get_text() for text in ax.texts]
-    assert {"not\nalike", "36.5\n(2/3)", "diverged\n(0/3)", "33.0"} <= set(texts)
+    assert {"not com-\nparable", "36.5\n(2/3)", "diverged\n(0/3)", "33.0"} <= set(texts)
     assert len(texts) == 18
+
+
+def test_heat_map_is_of_the_cells_that_have_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [{AXES[0]: b, AXES[1]: a, "n_clusters": k} for k in (5, 9) for b in (1, 2)
+               for a in (1e-3, 2e-3)]  # fmt: skip
+    sweep, drawn = SweepBuilder(tmp_path / "s").plan(changes), list[list[Group]]()
+    for change in changes[:4]:  # Those of K 9 have not run yet.
+        sweep.fill(change, [0.5])
+    monkeypatch.setattr(
+        "analysis.output.figures.heatmap", lambda cells, *rest: drawn.append([*cells])
+    )
+    figures(groups(load([sweep.path])), [*AXES, "n_clusters"], "acc_majority", ("png",))
+    assert [g.settings["n_clusters"] for g in drawn[0]] == [5] * 4
 
 
 def test_figures_of_a_grid_with_gaps_are_written(cells: list[Group]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.output.latex import latex
 from analysis.output.render import markdown
 from analysis.records.load import load
 from analysis.tables.assemble import products
@@ -195,7 +196,7 @@ def test_a_full_model_judged_on_the_seeds_that_chose_it_is_told_and_fresh_seeds_
         records = load([sweep.path])
         made = products(records, groups(records), options("grid"))
         table = next(t for t in made[0].tables if t.name == "grid-differences")
-        return markdown(table), [row.cells[3].text for row in table.rows]
+        return markdown(table) + latex(table), [row.cells[3].text for row in table.rows]
 
     text, before = differences()
     assert "seeds that chose" not in text and "was chosen as" not in text
@@ -204,10 +205,11 @@ def test_a_full_model_judged_on_the_seeds_that_chose_it_is_told_and_fresh_seeds_
     text, same = differences()
     assert "was chosen as the best on seeds 0, 1, 2" in " ".join(text.split())
     assert "--ablate-from best --seeds A,B,C" in text and same == before
+    assert text.count("which judge it here too") == 2  # In LaTeX, too.
     full["seeds"] = [*full["seeds"], 10, 11, 12]
     sweep.write_plan()
     rng = np.random.default_rng(3)
     for seed in (10, 11, 12):
         sweep.trial({}, seed, metrics_of(0.65 + 0.01 * seed % 3, rng))
     text, after = differences()
-    assert "from its fresh seeds 10, 11, 12 alone" in " ".join(text.split()) and after != before
+    assert "from its fresh seeds only (10, 11, 12)" in " ".join(text.split()) and after != before

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,9 @@ def test_one_trial_in_two_folders_counts_once_if_the_records_agree(tmp_path: Pat
     records = load([tmp_path / "a", tmp_path / "b"])
     assert len(records.trials) == 15
     assert len(records.notes) == 15 and "counts once" in records.notes[0]
+    key = one_cell(tmp_path / "b", (0,)).trial(table1_changes()[0], 0, state=None).name
+    notes = load([tmp_path / name for name in "ab"]).notes
+    assert f"trial {key} has 2 records (done and stopped): only one that is done is used" in notes
 
 
 @pytest.mark.parametrize(
@@ -307,6 +311,11 @@ def test_mlflow_alone_gives_the_frame_and_the_tables_that_the_records_give(
     for name in ("table1.md", "grid.md", "grid.csv", "table1.tex"):
         assert (tmp_path / "made" / name).read_bytes() == (tables / name).read_bytes(), name
     assert "diverged" in (tmp_path / "made" / "report.html").read_text()
+    words = ["--mlflow", uri, "--sweep", "abc", "--export", str(tmp_path / "all.zip")]
+    assert make_tables.main(words) == 0
+    with zipfile.ZipFile(tmp_path / "all.zip") as packed:
+        (rows,) = [n for n in packed.namelist() if f"{before.trials['trial_key'][0]}/metrics" in n]
+        assert "acc_majority" in packed.read(rows).decode()  # Without --format html, too.
 
 
 @pytest.mark.slow

@@ -151,7 +151,24 @@ def two_sets(path: Path) -> SweepBuilder:
 
 def test_columns_may_be_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = made(two_sets(tmp_path / "s"), capsys, "--metrics", "nmi", "--columns", "dataset")
-    assert re.search(r"digits +mnist\n─+\n+0.550 ± 0.071  0.550 ± 0.071\n", printed)
+    row = r"base settings  0.550 ± 0.071  0.550 ± 0.071\n"
+    assert re.search(rf"cell +digits +mnist\n─+\n{row}", printed)
+    file = tmp_path / "others.csv"
+    file.write_text(OTHERS, encoding="utf-8-sig")  # As Excel writes it.
+    words = ("--metrics", "nmi", "--columns", "dataset", "--beside", str(file))
+    printed = made(two_sets(tmp_path / "t"), capsys, *words)
+    assert re.search(r"\nIIC +0\.970 ± 0\.01² +0\.978", printed)
+
+
+def test_a_table_of_one_configuration_says_how_its_models_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = filled(tmp_path / "s", [({}, [0.5, 0.6])])
+    sweep.trial({}, 0, {"acc_majority": 0.5}, failures=["saturated"])
+    for words in ([], ["--columns", "esteps"]):
+        printed = made(sweep, capsys, "--metrics", "acc_majority", *words)
+        assert "base settings" in printed and "Saturated: seed 0 (as in" in printed
+    assert "k-means" in made(sweep, capsys, "--metrics", "acc_majority")
 
 
 def test_every_spelling_that_is_printed_is_taken(
@@ -202,8 +219,8 @@ def test_what_a_trial_cost_is_a_column_where_it_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--rows", "esteps"], "which differ in eta_p: add it to --rows or --columns"),
-        (["--rows", "esteps,eta_p", "--columns", "eta_p"], "eta_p stands in both"),
+        (["--rows", "esteps"], "which differ in eta_p: add it to one of them"),
+        (["--rows", "esteps,eta_p", "--columns", "eta_p"], "eta_p is in both"),
         (["--metrics", "accuracy"], "unknown metric 'accuracy'"),
         (["--columns", "etap"], "did you mean 'eta_p'"),
         (["--columns", "eta_p", "--table", "grid"], "leave out --table"),
@@ -262,6 +279,10 @@ def test_every_cell_stands_at_one_iteration_while_trials_still_run(
     assert (sweep.path / "tables" / "at-1000" / "grid.md").exists()
     last = made(sweep, capsys, "--table", "grid", "--at", "1500")
     assert "50.5 ± 0.7" in last and "stopped (0/2)" in last
+    rows = [{"iteration": 1000, "acc_majority": float("nan")}]
+    sweep.trial(HIGH, 0, rows[-1], curve=rows)
+    printed = made(sweep, capsys, "--table", "grid", "--at", "1000")
+    assert "Infinite or undefined for seed 0" in printed
 
 
 def test_the_iteration_may_be_chosen_without_labels_and_is_named_so(
@@ -298,7 +319,7 @@ def test_other_methods_numbers_stand_beside_ours_cited_and_untested(
     ]
     assert own[0] == own[1] and len(own[0]) == 5
     assert re.search(r"DEC +0\.803¹\n +IIC +98\.4 ± 0\.65² +0\.970 ± 0\.01²\n", printed)
-    assert "¹ Published: Xie 2016; all images; runs not said. Not compared with ours." in printed
+    assert "¹ Published: Xie 2016; all images; runs not given. Not compared with ours." in printed
     assert "² Published: Ji 2019; 5 runs. Not compared with ours." in printed
     assert "Xie 2016" not in (sweep.path / "tables" / "layout.csv").read_text()
 
@@ -324,6 +345,7 @@ def test_other_methods_numbers_go_under_their_data_set(
         (HEAD + "DEC,mnist,nmi,nan,,,,x\n", "must be finite"),
         (HEAD + "DEC,mnist,nmi,0.8,,,,\n", "source is empty"),
         (HEAD + "DEC,mnist\n", "metric"),
+        (HEAD + "DEC,mnist,nmi,0.8,,,,x\n", "has no figure on digits for a column of this table"),
     ],
 )
 def test_a_file_of_numbers_that_cannot_be_is_refused_in_one_line(

@@ -11,6 +11,7 @@ import pytest
 
 from analysis.records.load import load
 from analysis.report.summary import answers
+from analysis.tables.compare import find_group
 from analysis.tables.grid import GridResult
 from analysis.tables.groups import groups
 from analysis.tables.ranking import Ranking, rank, tie_adjusted
@@ -83,7 +84,7 @@ def test_a_fragment_of_other_code_is_not_the_best(tmp_path: Path) -> None:
     assert marks(grid(sweep.path), 2) == ["", "", "", "", "*"]
     text = words(sweep.path)
     assert "came with eta_p 2e-3, esteps 2" in text
-    assert "One cell measured like no other is not ranked" in text
+    assert "One cell not comparable with any other cell is not ranked" in text
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,15 @@ def test_cells_of_other_code_or_fewer_iterations_are_neither_compared_nor_ranked
     assert ranked(sweep.path).classes == ()
     verdicts = {line.verdict for line in grid(sweep.path).lines}
     assert all(v.startswith("not compared: ") for v in verdicts) and len(verdicts) == 1
+
+
+def test_cells_that_a_name_fits_are_all_named(tmp_path: Path) -> None:
+    more = [{"n_encoder_steps": 2}, {"n_encoder_steps": 2, "prior_lr": 9e-3}]
+    cells = groups(load([SweepBuilder(tmp_path / "s").plan(RATES + more).path]))
+    with pytest.raises(ValueError, match="2 cells have esteps=2: .*esteps 2$"):
+        find_group(cells, "esteps=2")
+    with pytest.raises(ValueError, match="no cell has esteps=9: .*…$"):
+        find_group(cells, "esteps=9")
 
 
 def test_code_versions_are_compared_on_request(tmp_path: Path) -> None:
@@ -130,8 +140,8 @@ def test_settings_in_which_folders_differ_are_factors_and_never_averaged_over(
 @pytest.mark.parametrize(
     ("trial", "why"),
     [
-        ({"code": "other"}, "a cell has trials that are not alike (code"),
-        ({"n_images": 1000}, "a cell has trials that are not alike (number of images"),
+        ({"code": "other"}, "a cell has trials that are not comparable (code"),
+        ({"n_images": 1000}, "a cell has trials that are not comparable (number of images"),
         ({"state": "diverged"}, "a cell diverged"),
         ({"failures": ["collapsed"]}, "a cell collapsed"),
     ],

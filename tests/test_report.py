@@ -165,16 +165,23 @@ def test_page_is_the_same_on_another_machine(tmp_path: Path) -> None:
 
 def test_pictures_can_be_left_out(tmp_path: Path) -> None:
     content = page(full_sweep(tmp_path / "digits").path, pictures=False)
-    assert "data:image" not in content and 'id="pictures"' not in content
+    assert "drawn by the model" not in content and 'id="pictures"' not in content
+    assert 'id="effects"' in content  # A figure of the records is no sample sheet.
 
 
-def test_sweep_under_way_says_how_far_it_is(tmp_path: Path) -> None:
+def test_sweep_under_way_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep = SweepBuilder(tmp_path / "s").plan(table1_changes())
     for change in table1_changes()[:3]:
         for seed in range(3):
             sweep.trial(change, seed, {"acc_majority": 0.5 + seed / 10})
     content = page(sweep.path)
     assert 'class="badge open">9 of 15 trials done (6 planned)' in content
+    monkeypatch.setattr("analysis.report.page.MAX_PANELS", 1)
+    for seed in range(3):
+        shutil.rmtree(sweep.folder(table1_changes()[0], seed))
+    assert "12 planned" not in (content := page(sweep.path)) and "(9 planned)" in content
 
 
 def test_sweep_without_any_result_still_has_a_page(tmp_path: Path) -> None:
@@ -194,6 +201,7 @@ def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
         "Yes. k-means on the same pixels reaches 79.0 %, outside the 95 % interval of the best"
         in text
     )
+    assert re.search("best configuration, [0-9.]+ to [0-9.]+ on the seeds that chose it", text)
     trials = load([sweep]).trials
     values, cells = trials["acc_majority"], trials.groupby("cell_key")["acc_majority"]
     within = (
@@ -202,7 +210,7 @@ def test_paragraph_names_the_best_and_how_sure_it_is(tmp_path: Path) -> None:
         / ((values - values.mean()) ** 2).sum()
     )
     seeds = f"Of the variation in Acc, {within:.0f} % is between the seeds of one configuration"
-    assert seeds in text and " % cannot be divided between these" in text
+    assert seeds in text and " % cannot be attributed to a single axis" in text
     assert "3 % goes with esteps (p" in text
     assert (
         "Acc: every cluster takes its most frequent label (eq. 11, also called purity); higher"
@@ -215,6 +223,16 @@ def test_page_names_its_data_and_says_what_each_variant_is() -> None:
     content = page(Path(__file__).resolve().parents[1] / "results" / "claim6-mnist8")
     assert "<h1>MPCC ablation: mnist</h1>" in content  # The plan began from the preset digits.
     assert "no-floor: sigma_min=0 (Floor of the components&#x27; standard deviation" in content
+
+
+def test_page_has_every_note_and_keeps_capitals(tmp_path: Path) -> None:
+    sweep = SweepBuilder(tmp_path / "s").plan([{"n_clusters": 20}], (0,), grid="K")
+    for seed in range(53):
+        sweep.trial({"n_clusters": 20}, seed, {"acc_majority": 0.5})
+    content = page(sweep.path)
+    assert content.count("<li>trial ") == 52
+    assert "K 20 gave accuracy" in content and "k 20" not in content
+    assert "Grey italics" not in content
 
 
 def browse(file: Path, *options: str) -> str:

@@ -1,18 +1,25 @@
 """A search in tables, pictures and the report: from records alone, and who chose is said."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis.make_tables import main
 from analysis.output.render import markdown
+from analysis.output.search_figures import _heights as heights
+from analysis.output.search_figures import parallel
 from analysis.records.load import load
 from analysis.searches import search as found_in
+from analysis.searches.rival import _verdicts as verdicts
+from analysis.searches.rival import against, against_base
 from analysis.tables.assemble import files, products
 from analysis.tables.groups import groups
-from tests.records import options, table1_sweep
+from mpcc.config import trial_key
+from tests.records import filled, options, table1_sweep
 from tests.test_search import begun
 from tests.test_suggest import finish, value_of
 from tune import ablation
@@ -55,7 +62,53 @@ def test_the_best_points_are_those_of_the_search(tmp_path: Path) -> None:
     assert found_in.best(search)[0].number == best(source.search, source.points)[0].number
     text = markdown(found_in.best_table(search))
     assert "16 of 16 complete" in text
+    made = products((records := load([tmp_path])), groups(records), options())[0].tables[0]
+    told = " ".join(made.told(full=True))
+    assert "Bold: best mean" in told and "without a seal" in told and "Cost: 32 trials" in told
+    assert told.count("Mean ± standard deviation") == 1
     check_said(tmp_path, "nothing was chosen by labels: the search went by mse")
+
+
+def collapsed(out: Path, key: str, seed: int = 0) -> None:
+    """The model of this trial is collapsed."""
+    path = out / "trials" / trial_key(key, seed) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"failures": ["collapsed"]}))
+
+
+def test_a_point_with_a_collapsed_seed_is_called_the_best_nowhere(tmp_path: Path) -> None:
+    source = searched(tmp_path)
+    lost = found_in.best(found(tmp_path))[0]
+    collapsed(tmp_path, lost.group.cell_key)
+    search = found(tmp_path)
+    first, second = sorted(search.points, key=lambda point: point.values[0])[:2]
+    assert first.number == lost.number and found_in.leader(search) is second
+    (row,) = [row for row in found_in.best_table(search).rows if row.cells[-1].best]
+    assert row.cells[0].text == str(second.number)
+    import matplotlib.pyplot as plt
+
+    lines = [line for line in parallel(search, plt.figure().subplots()).lines if line.get_lw() > 2]
+    plt.close()
+    place = search.points.index(second)
+    assert len(lines) == 1 and lines[0].get_ydata()[1] == heights(search, search.axes[1])[place]
+
+    grid = Store(tmp_path / "grid")
+    plan = replace(source.plan, id="another", search=None, cells=())
+    plan = plan.grow([source.points[first.number].cell], (0, 1), "esteps")
+    grid.write_plan(plan)
+    for trial in plan.trials():
+        finish(grid, trial)
+    collapsed(tmp_path / "grid", first.group.cell_key)
+    records = load([tmp_path])
+    said = against(records, groups(records), load([tmp_path / "grid"]), "grid")
+    assert said == ["grid has no sound cell with mse: nothing to compare with."]
+
+
+def test_of_two_searches_it_is_said_that_one_is_left_out(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        searched(tmp_path / name, n_points=4, sampler_seed=seed)
+    records = load([tmp_path / "a", tmp_path / "b"])
+    (product,) = products(records, groups(records), options())
+    assert "Of 2 searches only the first is shown" in " ".join(product.tables[0].lines)
 
 
 def test_labels_that_chose_are_named_in_every_table(tmp_path: Path) -> None:
@@ -249,8 +302,32 @@ def test_a_search_is_compared_with_the_best_of_another_sweep_on_fresh_seeds(
     assert main(argv) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "against the best cell of grid" in text and "on fresh seeds: MSE" in text
-    assert "beats it" in text and "n = 3 and 3" in text
+    assert "beats it" in text and "n = 3 and 3" in text and "Welch's p (Holm)" in text
     assert "against the base settings, on fresh seeds: MSE" in text
+    first = filled(tmp_path / "first", [({}, [0.5, 0.6])]).path
+    records = load([first, tmp_path / "s"])  # The base settings are those of the search.
+    assert "against the base settings" in against_base(records, groups(records))[0]
+    for path in (tmp_path / "grid").glob("trials/*"):
+        (path / "provenance.json").write_text('{"code": "other"}')
+    assert main(argv) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "MSE not compared: code" in text
+    assert "beats it" not in text.partition("best cell of grid")[2].partition("base settings")[0]
+
+
+def test_the_metrics_of_a_comparison_are_adjusted_for_their_number(tmp_path: Path) -> None:
+    from scipy.stats import ttest_ind
+
+    values = [
+        [(0.10, 0.60), (0.12, 0.64), (0.11, 0.63)],
+        [(0.13, 0.61), (0.15, 0.67), (0.16, 0.66)],
+    ]
+    rows = [[dict(zip(("mse", "acc_majority"), v, strict=True)) for v in cell] for cell in values]
+    cells = [({"prior_lr": 1e-3 * (i + 1)}, row) for i, row in enumerate(rows)]
+    text = verdicts(*groups(load([filled(tmp_path / "s", cells).path])), "mse")
+    p = [ttest_ind(*np.array(values)[:, :, i], equal_var=False).pvalue for i in (0, 1)]
+    shown = [float(number) for number in re.findall(r"p \(Holm\) ([0-9.]+)", text)]
+    assert shown == pytest.approx([2 * p[0], p[1]], abs=5e-4) and p[1] > 2 * p[0]
 
 
 def test_a_folder_is_a_baseline_for_a_search_alone(tmp_path: Path, capsys) -> None:

@@ -14,6 +14,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from analysis import make_tables
+from analysis.output.export import cells_csv
 from analysis.output.latex import latex
 from analysis.output.render import markdown, text
 from analysis.paper.protocol import (
@@ -104,11 +105,11 @@ DEFECTS = {
         "(2/3)",
         "Acc n/a for seed 2: labels missing.",
     ),
-    "images": ({"fingerprint": "beef"}, "(2/3)", "not alike"),
-    "sample count": ({"n_images": 1000}, "(2/3)", "not alike"),
-    "code": ({"code": "other"}, "(2/3)", "not alike"),
-    "device": ({"device": "cuda:NVIDIA H200"}, "(2/3)", "not alike"),
-    "iterations": ({"iteration": 1000}, "(2/3)", "not alike"),
+    "images": ({"fingerprint": "beef"}, "(2/3)", "not comparable"),
+    "sample count": ({"n_images": 1000}, "(2/3)", "not comparable"),
+    "code": ({"code": "other"}, "(2/3)", "not comparable"),
+    "device": ({"device": "cuda:NVIDIA H200"}, "(2/3)", "not comparable"),
+    "iterations": ({"iteration": 1000}, "(2/3)", "not comparable"),
     "no spread": ({"value": 0.5}, "50.0 ± 0.0", "spread of zero allows no interval and no test"),
 }
 
@@ -126,7 +127,7 @@ def test_a_cell_with_a_defect_counts_its_seeds_and_says_why(
     sweep.trial(change, 2, metrics if ended else {}, **named)
     table = table_of(sweep.path)
     assert texts(table, ACC)[0].endswith(shown) and note in notes_at(table, 0, ACC)
-    if note == "not alike":  # What does not agree stands in a row of its own.
+    if note == "not comparable":  # What does not agree stands in a row of its own.
         assert texts(table, ACC)[1] == "99.0 (1/3)"
 
 
@@ -227,7 +228,7 @@ def test_a_column_that_some_cells_have_shows_a_dash_with_its_reason_in_the_other
     sweep.trial(table1_changes()[1], 0, {"acc_majority": 0.6, "fid": 20.0})
     table = table_of(sweep.path)
     assert texts(table, "FID") == ["–", "20.00 (1/3)", "–", "–", "–"]
-    assert notes_at(table, 0, "FID").startswith("FID n/a: not recorded, nor why")
+    assert notes_at(table, 0, "FID").startswith("FID n/a: not recorded, without a reason")
 
 
 def test_metric_of_generated_images_says_count_and_split(tmp_path: Path) -> None:
@@ -264,6 +265,18 @@ def test_kmeans_has_a_row_for_each_data_set_and_is_never_averaged_over_them(tmp_
         "k-means on digits (content f00d)",
         "k-means on digits (content beef)",
     ]
+
+
+def test_kmeans_has_a_row_for_each_number_of_clusters(tmp_path: Path) -> None:
+    sizes = [{"n_clusters": k} for k in (5, 10)]
+    sweep = SweepBuilder(tmp_path / "s").plan(sizes, grid="K=5,10")
+    sweep.fill(sizes[0], THREE, kmeans=0.41).fill(sizes[1], THREE, kmeans=0.79)
+    table = grid(sweep.path).tables[0]
+    assert texts(table, "K", REFERENCE) == ["k-means with K 5", "k-means with K 10"]
+    assert texts(table, ACC, REFERENCE) == ["41.0", "79.0"]
+    records = load([sweep.path])
+    page = re.sub(r"<[^>]+>", "", report(records, groups(records), [], "welch"))
+    assert "reaches 41.0 % with K 5 and 79.0 % with K 10." in page
 
 
 def test_cells_of_a_cpu_and_a_gpu_are_neither_compared_nor_ranked(tmp_path: Path) -> None:
@@ -305,6 +318,11 @@ def test_without_labels_the_columns_need_none_and_say_what_may_choose_k(tmp_path
     for row, k in zip(table.rows, (2, 4), strict=False):
         oracle = np.mean([adjusted_rand_score(found[k][a], found[k][b]) for a, b in pairs])
         assert row.cells[4].text.startswith(f"{oracle:.3f} ± ")
+    records = load([sweep.path])
+    lines = [li for li in cells_csv(records, groups(records)).splitlines() if "agreement" in li]
+    header = "n,mean,std_ddof1,t95_low,t95_high"
+    assert header in cells_csv(records, [])
+    assert len(lines) == 2 and all(re.search(r",3,[\d.]+,[\d.]+,,,", line) for line in lines)
     assert CHOOSE_K in table.lines
     depends = [line.refused for line in result.lines if line.metric == "seed_agreement"]
     assert depends == ["not compared: the figures of a cell's seeds depend on each other"]
@@ -362,9 +380,9 @@ def test_same_protocol_gives_a_difference_and_no_grey(tmp_path: Path) -> None:
     paper = [row for row in table.rows if row.kind == PAPER]
     assert not any(row.grey for row in paper)
     note = table.notes[paper[-1].cells[0].notes[0] - 1]
-    assert "Acc +0.0 points, within their spread" in note
-    assert "MSE as published −0.340×10⁻³, within their spread" in note
-    assert "FID +0.41, within their spread" in note
+    assert "Acc +0.0 points, within one published SD" in note
+    assert "MSE as published −0.340×10⁻³, within one published SD" in note
+    assert "FID +0.41, within one published SD" in note
 
 
 @pytest.mark.parametrize(
@@ -387,7 +405,7 @@ def test_published_is_never_subtracted_from_what_was_measured_otherwise(
     table = published_sweep(tmp_path / "s", rows, **defect)
     assert all(row.grey for row in table.rows if row.kind == PAPER)
     notes = " ".join(table.notes)
-    assert words in notes and "their spread" not in notes and "()" not in notes
+    assert words in notes and "published SD" not in notes and "()" not in notes
 
 
 def test_protocol_names_each_setting_that_differs(tmp_path: Path) -> None:

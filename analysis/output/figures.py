@@ -34,7 +34,6 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
-    "svg.hashsalt": "mpcc",
 }
 WIDTH = 3.3
 """Inches: one column of a two-column page."""
@@ -69,7 +68,9 @@ def figures(
             made |= saved(figure, f"effect-{short(axis)}", kinds, dpi)
         if len(varied) == 2:
             figure = Figure(figsize=(WIDTH, 0.8 * WIDTH))
-            heatmap(grid, (varied[0], varied[1]), metric, figure.subplots())
+            rest = [axis for axis in axes if axis not in varied]  # One setting of each has values.
+            drawn = [g for g in grid if all(g.settings[a] == used[0].settings[a] for a in rest)]
+            heatmap(drawn, (varied[0], varied[1]), metric, figure.subplots())
             made |= saved(figure, "heatmap", kinds, dpi)
     return made
 
@@ -79,7 +80,7 @@ def left_out(groups: Sequence[Group], metric: str) -> list[str]:
     grid = [g for g in groups if not g.variant]
     drawn = [g for g in grid if g.summary(metric).n and not g.part]
     counts = {
-        "of unlike trials not drawn": len({g.cell_key for g in grid if g.part}),
+        "of incomparable trials not drawn": len({g.cell_key for g in grid if g.part}),
         "without a value not drawn": sum(not (g.summary(metric).n or g.part) for g in grid),
         "of a named variant not drawn": len(groups) - len(grid),
         "with fewer seeds than planned": sum(g.summary(metric).n < g.n_planned for g in drawn),
@@ -139,7 +140,7 @@ def effect(
 def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axes) -> Axes:
     """Means over a grid of two axes, written into their places; one without cells is blank.
 
-    A place says what it lacks: (n/planned), how its trials ended, or that they are not alike.
+    A place says what it lacks: (n/planned), how its trials ended, or that they are not comparable.
     """
     spec = column(metric)
     rows, columns = sorted_levels(groups, axes[0]), sorted_levels(groups, axes[1])
@@ -149,7 +150,7 @@ def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axe
         place = rows.index(group.settings[axes[0]]), columns.index(group.settings[axes[1]])
         summary = group.summary(metric)
         if group.part:
-            texts[place] = "not\nalike"
+            texts[place] = "not com-\nparable"
             continue
         values[place] = summary.mean.estimate * spec.scale
         gap = f"\n({summary.n}/{summary.n_planned})" if summary.n < summary.n_planned else ""

@@ -5,7 +5,6 @@ Text goes in, markup comes out.
 
 import base64
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -26,15 +25,6 @@ def asset(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-_UNBROKEN = re.compile(r"[\w.,]+e-\d+|(?:[pη²n]+ )?(?:&lt;|=) [\d.]+|[\d.]+ %")
-"""What no line may break within: a number with its exponent, its sign or its unit."""
-
-
-def prose(text: str) -> str:
-    """Text as markup, its numbers whole."""
-    return _UNBROKEN.sub(lambda found: f'<span class="n">{found[0]}</span>', escape(text))
-
-
 def _marks(notes: tuple[int, ...]) -> str:
     return f"<sup>{','.join(map(str, notes))}</sup>" if notes else ""
 
@@ -44,7 +34,7 @@ def table(laid_out: Table) -> str:
     head = "".join(
         f'<th scope="col"{_left(h.numeric)}>'
         + (f'<button type="button">{escape(h.text)}</button>' if h.text else "")
-        + f"{_marks(h.notes)}</th>"
+        + "</th>"
         for h in laid_out.headings
     )
     paired = any(row.kind == OURS for row in laid_out.rows)
@@ -81,21 +71,22 @@ def _cell(cell: Cell, numeric: bool) -> str:
         text = f"<strong>{text}</strong>"
     elif cell.tied:
         text += ' <span title="no significant difference from the best">~</span>'
-    number = isinstance(cell.sort, int | float) and math.isfinite(cell.sort)
-    value = f' data-v="{cell.sort:.10g}"' if number else ""
+    known = cell.sort is not None and math.isfinite(cell.sort)
+    value = f' data-v="{cell.sort:.10g}"' if known else ""
     return f"<td{_left(numeric)}{value}>{text}{_marks(cell.notes)}</td>"
 
 
 TERMS = {
-    "95 % interval": "the differences that fit these seeds; of many such intervals 95 in 100 hold "
+    "95 % interval": "a range of plausible true differences; of many such intervals 95 in 100 hold "
     "the true one",
     "g": "the difference in units of the spread over seeds; 0.8 is commonly called large",
-    "p": "how often chance alone would give a difference at least as large",
+    "p": "the probability of a test statistic at least this extreme if there were no true "
+    "difference",
     "p (Holm)": "p made larger since several cells were compared; below 0.05 a cell differs, and "
-    "this alone decides, not the interval, which is of one comparison",
+    "only this decides, not the interval, which is of one comparison",
     "seeds needed": "seeds per cell that would find such a difference four times in five",
-    "df": "how many values are free: levels of the axis less one",
-    "F": "variation between the levels over what axes and seeds leave unexplained",
+    "df": "degrees of freedom of the effect; for one axis, its levels less one",
+    "F": "mean square of the effect over the residual mean square",
     "η²": "share of all variation that goes with the effect, 0 to 1; the rest is unexplained",
     "importance": "share of the objective's variation over the searched space, 0 to 1",
 }
@@ -197,7 +188,7 @@ def curves(panels: Sequence[tuple[str, Curve]], spec: Column) -> str:
     high = high if high > low else low + 1
     seeds = sorted({seed for _, curve in panels for seed in curve})
     keys = [(COLOURS[seed % len(COLOURS)], f"seed {seed}") for seed in seeds[: len(COLOURS)]]
-    if len(seeds) > 1:
+    if any(_means(curve) for _, curve in panels):
         keys.append(("var(--ink)", "mean; grey: its 95 % interval (Student’s t)"))
     legend = "".join(f'<span><i style="background:{c}"></i>{text}</span>' for c, text in keys)
     figures = [_panel(label, curve, spec, (last, low, high)) for label, curve in panels]

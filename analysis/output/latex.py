@@ -1,4 +1,4 @@
-r"""A laid-out table as LaTeX: the paper's symbols, booktabs alone, at most three lines of notes.
+r"""A laid-out table as LaTeX: the paper's symbols, only booktabs, at most three lines of notes.
 
 The file compiles by `\input` and as it stands. It floats in one column; for a page of two,
 `\def\mpccfloat{table*}` before the `\input` makes it as wide as both. A table of more columns than
@@ -23,15 +23,9 @@ SYMBOLS = {
 }
 """Short name of a setting -> how the paper writes it, in math."""
 
-_TEX = {
+_TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {c: f"${c}$" for c in "<|>"}
+_TEX |= {
     "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
     "~": r"$\sim$",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
@@ -44,9 +38,6 @@ _TEX = {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "≈": r"$\approx$",
-    "<": "$<$",
-    "|": "$|$",
-    ">": "$>$",
     "η": r"$\eta$",
     "σ": r"$\sigma$",
     "λ": r"$\lambda$",
@@ -103,7 +94,7 @@ _HEAD = r"""% \input this file (with booktabs) or compile it as it is.
   \ifdim\wd1>\linewidth\tabcolsep1pt\tiny\setbox1\hbox{#1}\fi
   \ifdim\wd1>\linewidth\ifx\resizebox\undefined\else
     \setbox1\hbox{\resizebox{\linewidth}{!}{\copy1}}\fi\fi\box1}}"""
-"""`\\@nodocument` is `\\relax` within a document only: so the file knows whether it is alone."""
+"""`\\@nodocument` is `\\relax` within a document only: so the file knows where it is read."""
 
 
 def latex(table: Table, how: str = "") -> str:
@@ -176,11 +167,11 @@ def _notes(table: Table, how: str) -> list[str]:
 
 
 def _heading(heading: Heading) -> str:
-    text, marks = heading.text, _marks(heading.notes)
+    text = heading.text
     if text in SYMBOLS:
-        return f"${SYMBOLS[text]}${marks}"
+        return f"${SYMBOLS[text]}$"
     label, comma, unit = text.partition(", ")
-    return (f"{tex(label)} ({tex(unit)})" if comma and unit[0] in "%×" else tex(text)) + marks
+    return f"{tex(label)} ({tex(unit)})" if comma and unit[0] in "%×" else tex(text)
 
 
 def _body(table: Table) -> list[str]:
@@ -275,8 +266,7 @@ def _caption(table: Table) -> str:
 def _float(
     table: Table, columns: str, head: str, body: list[str], notes: Sequence[str], *, again: bool
 ) -> list[str]:
-    """A table that floats, in smaller type where it is wider than the text; `again` goes on with
-    one of an earlier page."""
+    """A table that floats, in smaller type if it is wider than the text; `again`: continuation."""
     caption = [rf"\caption{{{_caption(table)}}}\smallskip", rf"\label{{tab:{table.name}}}"]
     mini = r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize"
     return [

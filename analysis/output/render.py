@@ -24,7 +24,7 @@ def text(table: Table, *, colour: bool = False, full: bool = False) -> str:
         [c.text + ("*" if c.best else "~" if c.tied else "") + marks(c.notes) for c in row.cells]
         for row in table.rows
     ]
-    head = [heading.text + marks(heading.notes) for heading in table.headings]
+    head = [heading.text for heading in table.headings]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
     def aligned(line: list[str]) -> str:
@@ -54,7 +54,7 @@ def markdown(table: Table, how: str = "", *, full: bool = False) -> str:
 
     how: the name of the file that says how the numbers were made; `full` says it here instead.
     """
-    head = [_md(heading.text) + marks(heading.notes) for heading in table.headings]
+    head = [_md(heading.text) for heading in table.headings]
     align = ["---:" if heading.numeric else ":---" for heading in table.headings]
     lines = [f"**{_md(table.title)}**", "", _md_row(head), _md_row(align)]
     lines += [_md_row([_md_cell(cell, row) for cell in row.cells]) for row in table.rows]

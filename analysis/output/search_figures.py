@@ -1,4 +1,4 @@
-"""Pictures of a search: its course, importances, slices, a contour, parallel lines, the front.
+"""Pictures of a search: history, importances, slices, a contour, parallel lines, the front.
 
 Like the other figures: a function takes an axis and gives it back, in one style and in colours that
 every kind of colour vision tells apart.
@@ -16,7 +16,7 @@ import numpy as np
 from analysis.output.figures import STYLE, WIDTH, saved
 from analysis.output.html import COLOURS
 from analysis.records.frame import short
-from analysis.searches.search import Axis, Found, Importance, best
+from analysis.searches.search import Axis, Found, Importance, best, leader
 from analysis.tables.columns import column, sign
 from mpcc.config import value_text
 from mpcc.evaluation.plots import own_style
@@ -101,7 +101,10 @@ def course(search: Found, objective: int, ax: Axes) -> Axes:
         ax.scatter(places, seeds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0)
     ax.scatter(numbers, means, s=16, color=COLOURS[0], zorder=3, label="mean of a point")
     grow = np.maximum if sign(name) > 0 else np.minimum
-    ax.step(numbers, grow.accumulate(means), where="post", color=COLOURS[1], label="best so far")
+    sound = search.sound
+    so_far = grow.accumulate(np.array([p.values[objective] for p in sound]) * spec.scale)
+    label, steps = "best so far", [point.number for point in sound]
+    ax.step(steps, so_far, where="post", color=COLOURS[1], label=label)
     ax.set(xlabel="point", ylabel=spec.heading)
     ax.legend(fontsize=7)
     return ax
@@ -176,9 +179,9 @@ def parallel(search: Found, ax: Axes) -> Axes:
     values = np.array([point.values[0] for point in search.points]) * spec.scale
     norm = Normalize(float(values.min()), float(values.max()))
     heights = np.stack([_heights(search, axis) for axis in search.axes])
-    gains = sign(search.objectives[0]) * values
-    for i in np.argsort(gains):
-        colour, width = colormaps[MAP](norm(values[i])), 2.2 if i == gains.argmax() else 1.0
+    first = leader(search)
+    for i in np.argsort(sign(search.objectives[0]) * values):
+        colour, width = colormaps[MAP](norm(values[i])), 2.2 if search.points[i] is first else 1.0
         ax.plot(range(len(heights)), heights[:, i], color=colour, linewidth=width)
     for place, axis in enumerate(search.axes):
         ax.axvline(place, color="0.6", linewidth=0.6, zorder=0)

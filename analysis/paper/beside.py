@@ -28,9 +28,9 @@ source, protocol and number of runs."""
 
 
 def read(file: Path) -> Figures:
-    """The figures of a file; ValueError, in one line, names the line that cannot be."""
+    """The figures of a file; ValueError, in one line, names the invalid line."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # As Excel writes it, too.
     except UnicodeDecodeError:
         raise ValueError(f"{file} is no text in UTF-8; --beside takes a CSV file") from None
     rows = csv.DictReader(io.StringIO(text))
@@ -57,7 +57,7 @@ def _figure(row: dict[str, str]) -> tuple[Cell, str]:
     numbers = [float(row[name]) for name in ("mean", "std", "n") if row[name]]
     if not all(map(math.isfinite, numbers)):
         raise ValueError("mean, std and n must be finite numbers")
-    runs = f"{row['n']} run{'' if row['n'] == '1' else 's'}" if row["n"] else "runs not said"
+    runs = f"{row['n']} run{'' if row['n'] == '1' else 's'}" if row["n"] else "runs not given"
     told = "; ".join(part for part in (row["source"], row["protocol"], runs) if part)
     text = row["mean"] + (f" ± {row['std']}" if row["std"] else "")
     return Cell(text, sort=numbers[0]), f"Published: {told}. Not compared with ours."
@@ -84,6 +84,7 @@ def add_published(
         for metric in metrics
         if "metric" in headings or table.title.startswith(f"{column(metric).heading}: ")
     ]
+    n_ours = len(table.rows)
     for method in dict.fromkeys(method for method, *_ in figures):
         for metric in in_rows if by_heading.keys().isdisjoint(headings) else [""]:
             cells = []
@@ -98,3 +99,6 @@ def add_published(
                 if metric and "metric" in headings:
                     cells[headings.index("metric")] = Cell(column(metric).heading)
                 table.rows.append(Row((Cell(method), *cells[1:]), PAPER, grey=True))
+    if len(table.rows) == n_ours:
+        where = " and ".join(sorted(datasets))
+        raise ValueError(f"{options.beside} has no figure on {where} for a column of this table")

@@ -148,8 +148,7 @@ def against(
             continue
         difference = summary.mean.estimate - figure.mean
         inside = "within" if abs(difference) <= figure.std else "outside"
-        spread = "no published spread" if math.isnan(figure.std) else f"{inside} their spread"
-        sign = "+" if difference >= 0 else "−"
-        parts.append(f"{spec.label} {sign}{spec.difference(abs(difference))}, {spread}")
+        spread = "no published spread" if math.isnan(figure.std) else f"{inside} one published SD"
+        parts.append(f"{spec.label} {spec.signed(difference, unit=True)}, {spread}")
     within = f"Same protocol as published; ours minus theirs: {'; '.join(parts)}."
     return what, within if parts else ""

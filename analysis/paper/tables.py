@@ -111,7 +111,7 @@ def choose(
     if len(keys & bases) == 1:
         own = [g for g in fitting if g.cell_key in bases]
         return own, f"Of {len(keys)} cells that fit, the one with the base settings."
-    return [], f"{len(keys)} cells fit and none has the base settings alone; see the grid."
+    return [], f"{len(keys)} cells fit and not exactly one has the base settings; see the grid."
 
 
 def published_row(
@@ -254,7 +254,7 @@ def table4(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group
 
 def _accuracy(table: Table, parts: Sequence[Group], why: str, metric: str) -> Cell:
     if len(parts) > 1:
-        note = "The trials of this cell are not alike; see the grid."
+        note = "The trials of this cell are not comparable; see the grid."
         return Cell("not averaged", table.noted((True, note)))
     cell = value_cell(table, parts[0], metric) if parts else Cell("–")
     return Cell(cell.text, cell.notes + table.noted((why, why)), sort=cell.sort)

@@ -1,4 +1,4 @@
-"""Where sweeps are. Quick to import, so that a wrong folder is said before pandas is loaded."""
+"""Where sweeps are. Quick to import, so that a wrong folder is reported before pandas is loaded."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

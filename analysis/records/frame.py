@@ -44,15 +44,15 @@ BASELINE = "baseline/"
 """Prefix of a trial's reference figures (k-means on the same images)."""
 
 AGREEMENT = "seed_agreement"
-"""A metric of a trial that rests on the other seeds of its cell too."""
+"""A metric of a trial that is computed with the other seeds of its cell."""
 
 UNRECORDED = "a metric that the plan does not name"
 """Of a confirmation that was planned before plans named it."""
 CURVE = "curve"
-"""Key of a row's evaluations until its duplicates are merged; no column of the frame."""
+"""Temporary key for a row's evaluations; never a column."""
 
 MAX_BETWEEN = 4
-"""Settings in which sweeps differ that all become columns; of more, those that tell cells apart."""
+"""So many settings in which sweeps differ are columns; of more, those that distinguish cells."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Records:
     `attrs["axes"]` are the axes."""
     sweeps: tuple[Sweep, ...]
     notes: tuple[str, ...] = ()
-    """What was wrong or merged while loading; tables print it."""
+    """What was wrong or merged while loading; printed under the tables."""
     metrics: tuple[str, ...] = ()
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """A row per evaluation (`trial_key`, `iteration`, metrics); empty unless asked for."""
+    """A row per evaluation (`trial_key`, `iteration`, metrics, `undefined`), if asked for."""
     moment: str = "the last iteration (@last)"
     """Which evaluation of each trial the metrics are of."""
     between: tuple[str, ...] = ()
@@ -148,9 +148,9 @@ class Records:
     def pruning(self) -> list[str]:
         """What pruning has done to what is here, for a line under every table."""
         return [
-            f"The search was pruned ({prune}), which {BIAS[prune]}. A point is given up where any "
-            "one of its seeds is: more seeds give up more points. It has no mean and no rank, and "
-            "the values of its other seeds enter nothing."
+            f"The search was pruned ({prune}), which {BIAS[prune]}. A point is pruned if any one "
+            "of its seeds is: more seeds prune more points. It has no mean and no rank, and the "
+            "values of its other seeds are not used."
             for prune in dict.fromkeys(s["prune"] for s in self.searches if s["prune"])
         ]
 
@@ -178,7 +178,7 @@ def records(
     """Rows as a frame, sorted by settings and seed, never by when they ran.
 
     Settings and META keep None and whole numbers as they are: as floats, `None` would read `nan`.
-    Raises ValueError for a state that is none.
+    Raises ValueError for an unknown state.
     """
     extra = sorted({name for row in rows for name in row} - NAMED)
     metrics = tuple(name for name in extra if not name.startswith(BASELINE))
@@ -218,8 +218,8 @@ def _between(
 ) -> tuple[tuple[str, ...], list[str]]:
     """Settings that tell the sweeps' cells apart beyond what is swept, and a line on the rest.
 
-    Where the sweeps differ in much (other presets), one column each for all of it hides the table:
-    then only settings that tell apart what no earlier column does are columns, the others a note.
+    If sweeps differ in many settings (other presets), columns for all would hide the table: only
+    settings that separate further cells become columns; a note lists the others.
     """
     bases = [{**DEFAULTS, **sweep.base} for sweep in sweeps]
     names = dict.fromkeys(n for n in (*_FIRST, *DEFAULTS) if n not in {"seed", *_swept(sweeps)})
@@ -240,7 +240,7 @@ _FIRST = ("dataset", "split", "iterations")
 
 
 def _told_apart(rows: Sequence[Mapping[str, Any]], *names: str) -> int:
-    """How many different rows there are by these columns alone."""
+    """How many different rows there are by only these columns."""
     return len({tuple(repr(row[name]) for name in names) for row in rows})
 
 
@@ -257,7 +257,7 @@ def number(value: Any) -> float:
 def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per trial, and a line for each trial that had several records.
 
-    A record with an end stands for one without. Ends that agree count once; ends that disagree, in
+    A finished record replaces an unfinished one. Ends that agree count once; ends that disagree, in
     their state or in a number, make the trial `conflicting`: to choose one would be to choose a
     result.
     """
@@ -268,13 +268,17 @@ def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
     for key, same in by_key.items():
         best = min(same, key=lambda row: STATES.index(row["state"]))
         ended = [row for row in same if row["state"] in ENDED]
+        known = sorted((row["state"] for row in same if row["state"] != PLANNED), key=STATES.index)
         if len({_outcome(row) for row in ended}) > 1:
             ends = sorted({row["state"] for row in ended}, key=STATES.index)
             why = f"disagree ({' and '.join(ends)})" if len(ends) > 1 else "disagree"
-            notes.append(f"trial {key} has {len(same)} records that {why}: none is used")
+            notes.append(f"trial {key} has {len(known)} records that {why}: none is used")
             best = best | {"state": CONFLICT, "cause": f"records of this trial {why}", CURVE: []}
-        elif len([row for row in same if row["state"] != PLANNED]) > 1:
-            notes.append(f"trial {key} has {len(same)} records that agree: it counts once")
+        elif len(known) > 1:
+            states = " and ".join(dict.fromkeys(known))
+            what = f"({states}): only one that is {known[0]} is used"
+            what = "that agree: it counts once" if len(ended) == len(known) else what
+            notes.append(f"trial {key} has {len(known)} records {what}")
         merged.append(best | {"planned": any(row["planned"] for row in same)})
     return merged, sorted(notes)
 

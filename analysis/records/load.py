@@ -54,7 +54,7 @@ def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
 
 def _add_agreement(rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> None:
     """Give each finished trial without labels its mean adjusted Rand index with the other seeds:
-    how much they agree, where no label can say how good the clusters are.
+    a measure of stability for data without labels.
 
     folders: of the sweeps, by the rows' `source`. A trial without a sound file of its clusters, or
     without another seed on the same images, gets none.
@@ -107,7 +107,7 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
         row["code_id"] = latest_code(row["code_id"], equal)
         row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
     notes += [
-        f"codes {code} and {found['code']} gave equal numbers on trained-anew trials "
+        f"codes {code} and {found['code']} gave equal numbers on retrained trials "
         f"{', '.join(found['trials'])}, and count as one"
         for code, found in equal.items()
     ]
@@ -130,7 +130,7 @@ def _mlflow_runs(folder: Path) -> dict[str, str]:
 
 
 def _read_plan(folder: Path) -> tuple[Plan, dict[str, Any]] | None:
-    """The plan of a sweep and its base settings as recorded; LoadError, in one line, for none."""
+    """The plan of a sweep and its base settings as recorded; LoadError if it cannot be read."""
     file = folder / PLAN
     try:
         record = read_json(file)
@@ -172,8 +172,8 @@ def _earlier(plan: Plan) -> set[str]:
 def _without_other_evaluations(
     extra: list[dict[str, Any]], planned: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The unplanned rows but for planned trials that were evaluated in another way, and which way
-    is shown: that of the plan."""
+    """Drop unplanned rows that are another evaluation of a planned model; also a note on which
+    evaluation is shown."""
     shown = {_trained(row): row for row in planned} if extra else {}
     pairs = [(row, shown.get(_trained(row), row)) for row in extra]
     other = [(row, plan, n) for row, plan in pairs for n in EVALUATION if row[n] != plan[n]]
@@ -194,7 +194,7 @@ def _trained(row: Mapping[str, Any]) -> str:
 
 
 def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
-    """Run directories without a plan: what is there is what was planned.
+    """Run directories without a plan: the trials found count as planned.
 
     They go by their data set: the folder's name may differ on another machine.
     """

@@ -1,4 +1,4 @@
-"""The records of a sweep from an MLflow server alone, for when the run directories are gone.
+"""The records of a sweep only from MLflow, for when the run directories are gone.
 
 What MLflow holds is laid out as run directories in a folder, and everything else reads those: there
 is one way from records to tables. A trial that MLflow has twice is laid out twice, in two folders.
@@ -40,7 +40,7 @@ def fetch(uri: str, folder: Path, name: str | None = None, *, curves: bool = Fal
 
 def _client(uri: str) -> Any:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise LoadError(f"{uri} is no data base; MLflow's is <sweep>/mlflow.db by default")
+        raise LoadError(f"{uri} is no database; MLflow's is <sweep>/mlflow.db by default")
     if not uri.startswith(("sqlite:///", "http://", "https://", "postgresql", "mysql")):
         raise LoadError(f"--mlflow must be sqlite:///FILE or the URL of a server, got '{uri}'")
     for key, value in {
@@ -101,7 +101,7 @@ def _lay_out(client: Any, parent: Any, folder: Path, curves: bool) -> list[Path]
 
 
 def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
-    """One run directory. Files that MLflow holds as they were go before what it holds in parts."""
+    """One run directory: stored files, and what is missing rebuilt from parameters and metrics."""
     path.mkdir(parents=True, exist_ok=True)
     run_id, tags = run.info.run_id, run.data.tags
     names = [run_dir.CONFIG, run_dir.PROVENANCE, run_dir.RESULT, *([_PICTURE] if curves else [])]
@@ -114,7 +114,7 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
     rows = _rows(client, run) if curves or run_dir.RESULT not in files else []
     run_dir.write_metrics(path, rows)
     if run_dir.RESULT in files:
-        # A sound result stands for the rows as MLflow gives them; any other one stays as it is.
+        # Reseal a valid result over the rows as MLflow returns them.
         with suppress(run_dir.RunDirError):
             sound = run_dir.read_result_alone(path)
             if sound is not None and SEAL in sound:

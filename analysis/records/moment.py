@@ -18,8 +18,8 @@ BEST = "best:"
 def at(found: Records, moment: str) -> Records:
     """The records with the metrics of iteration `moment`, or of `best:METRIC` for each trial.
 
-    found: loaded with `curves`. A trial that was evaluated there counts as done, be it under way or
-    not; one that was not has no value. `best:` takes a metric that needs no labels. Raises
+    found: loaded with `curves`. A trial that was evaluated there counts as done, finished or not;
+    one that was not has no value. `best:` takes a metric that needs no labels. Raises
     ValueError, in one line, where no trial was evaluated there.
     """
     chosen = _chosen(found.evaluations, moment)
@@ -30,7 +30,8 @@ def at(found: Records, moment: str) -> Records:
         if known := chosen.get(row["trial_key"]):
             values = {k: v for k, v in known.items() if k in found.metrics and not math.isnan(v)}
             reached = row["iteration"] if moment.startswith(BEST) else int(known["iteration"])
-            kept |= values | {"state": DONE, "cause": None, "iteration": reached}
+            kept |= values | {"undefined": known["undefined"]}
+            kept |= {"state": DONE, "cause": None, "iteration": reached}
         elif row["state"] == DONE:
             kept |= {"state": STOPPED, "cause": f"no evaluation at {moment}"}
         rows.append(kept)
@@ -38,17 +39,14 @@ def at(found: Records, moment: str) -> Records:
         all_known = sorted({int(i) for i in found.evaluations.get("iteration", ())})
         shown = ", ".join(map(str, all_known[:8])) + (", …" if len(all_known) > 8 else "")
         raise ValueError(f"no trial was evaluated at {moment}; there are iterations {shown}")
-    named = (
-        f"iteration {int(moment):,} (@{moment})"
-        if moment.isdecimal()
-        else (f"the iteration that {moment.removeprefix(BEST)} chose (@best)")
-    )
+    named = f"the iteration that {moment.removeprefix(BEST)} chose (@best)"
+    named = f"iteration {int(moment):,} (@{moment})" if moment.isdecimal() else named
     moved = records(rows, found.sweeps, found.notes)
     return replace(moved, evaluations=found.evaluations, moment=named)
 
 
 def checked(text: str) -> str:
-    """`--at` as it is meant: an iteration, or `best:METRIC`; ValueError says what is allowed."""
+    """`--at` normalised: an iteration, or `best:METRIC`; ValueError says what is allowed."""
     metric = text.removeprefix(BEST)
     if metric != text:
         metric = metric_name(metric)

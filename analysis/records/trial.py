@@ -15,16 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records.folders import LoadError
-from analysis.records.frame import (
-    BASELINE,
-    CURVE,
-    DAMAGED,
-    META,
-    PLANNED,
-    RUNNING,
-    STOPPED,
-    number,
-)
+from analysis.records.frame import BASELINE, CURVE, DAMAGED, META, PLANNED, RUNNING, STOPPED, number
 from mpcc.config import Config, from_record
 from mpcc.runs.code_version import code_id
 from mpcc.runs.files import SEAL, read_bytes
@@ -83,7 +74,7 @@ def read_record(
         if curves:
             with suppress(RunDirError):
                 rows = evaluations(path, content)
-                row[CURVE] = [{k: number(v) for k, v in one.items()} for one in rows]
+                row[CURVE] = [_numbers(one) for one in rows]
     except (RunDirError, OSError) as error:
         return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}
     if result is None:
@@ -112,9 +103,7 @@ def read_record(
     }
     run_id = mlflow.get("run_id")
     row["mlflow_run"] = run_id if isinstance(run_id, str) else None
-    values = {k: number(v) for k, v in metrics.items() if k not in _NO_METRICS}
-    undefined = [k for k, v in values.items() if math.isnan(v) and metrics[k] is not None]
-    row |= values | {"undefined": " ".join(sorted(undefined))}
+    row |= _numbers({k: v for k, v in metrics.items() if k not in _NO_METRICS})
     row["unavailable"] = json.dumps(ended.get("unavailable") or {}, sort_keys=True)
     row["failures"] = " ".join(sorted(ended.get("failures") or ()))
     baseline = ended.get("baseline") or {}
@@ -153,6 +142,13 @@ def check_identity(
 _NO_METRICS = ("iteration", "seconds")
 
 
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics as numbers; `undefined` names those that were recorded as not a number."""
+    found = {k: number(v) for k, v in metrics.items()}
+    odd = sorted(k for k, v in found.items() if math.isnan(v) and metrics[k] is not None)
+    return found | {"undefined": " ".join(odd)}
+
+
 def digest(path: Path) -> str:
     """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
     content = hashlib.sha256()
@@ -161,7 +157,7 @@ def digest(path: Path) -> str:
             data = read_bytes(f"{path}/{name}") or b""
         except RunDirError:  # a folder, or a pipe: the row says so
             data = str(errno.EISDIR).encode()
-        except OSError as error:  # no right to read: the row says so
+        except OSError as error:  # permission denied; the row's cause says so
             data = str(error.errno).encode()
         content.update(f"{name} {len(data)}\n".encode() + data)
     return content.hexdigest()[:12]

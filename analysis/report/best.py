@@ -7,6 +7,7 @@ from analysis.records.frame import Records
 from analysis.tables.columns import Column, column
 from analysis.tables.compare import TEST_WORDS
 from analysis.tables.groups import Group, confirmed, references
+from analysis.tables.layout import own_sentence
 from analysis.tables.ranking import Class, best_of, rank
 from analysis.tables.shared import shown_metrics
 
@@ -22,7 +23,7 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
     if not ranking.classes:
         valued = [g for g in groups if g.summary(metric).n]
         told = [
-            f"{g.label().capitalize()} gave {metric_name(spec)} {_value(g, spec)}."
+            own_sentence(f"{g.label()} gave {metric_name(spec)} {_value(g, spec)}")
             for g in valued[:MAX_CLASSES]
         ]
         if len(valued) > 1 and not ranking.failed:
@@ -32,7 +33,7 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
     told = [_winner(one, groups, spec, test, whole) for one in ranking.classes[:MAX_CLASSES]]
     if n_kinds > MAX_CLASSES:
         told.append(f"The tables rank {many(n_kinds, 'kind')} of cells in all.")
-    told += failed + _unranked(ranking.alone, "measured like no other")
+    told += failed + _unranked(ranking.alone, "not comparable with any other cell")
     best = groups[ranking.classes[0].best]
     fresh = confirmed(records, best)
     if fresh and fresh.summary(metric).n:
@@ -53,26 +54,25 @@ def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: 
     It is where what k-means reaches on the same images lies outside the cell's 95 % interval.
     """
     spec, known = column(metric), references(groups, metric)
-    reached = [
-        spec.amount(sum(values) / len(values)) + (f" on {name}" if len(known) > 1 else "")
-        for name, values in known.items()
-    ]
-    if not reached:
+    if not known:
         return []
+    reached = [spec.amount(value) + name for name, value in known.items()]
     text = f"k-means on the same pixels reaches {' and '.join(reached)}"
     best = best_of(groups, metric, test)
-    values = [value for values in known.values() for value in values]
-    if best is None or len(values) > 1:
+    if best is None or len(known) > 1:
         return [f"{text}."]
+    (reference,) = known.values()
     fresh = confirmed(records, best)
-    mean = (fresh if fresh and fresh.summary(metric).n else best).summary(metric).mean
+    judged = fresh if fresh and fresh.summary(metric).n else best
+    mean = judged.summary(metric).mean
     if not math.isfinite(mean.low):
         return [f"{text}; one seed cannot say more."]
+    seeds = "fresh seeds" if judged is fresh else "the seeds that chose it"
     interval = f"interval of the best configuration, {spec.shown(mean.low)} to "
-    interval += spec.shown(mean.high)
-    if mean.low <= values[0] <= mean.high:
+    interval += f"{spec.shown(mean.high)} on {seeds}"
+    if mean.low <= reference <= mean.high:
         return [f"Not shown. {text}, which lies within the 95 % {interval}."]
-    better = (values[0] < mean.estimate) == (spec.better == "higher")
+    better = (reference < mean.estimate) == (spec.better == "higher")
     return [f"{'Yes' if better else 'No'}. {text}, outside the 95 % {interval}."]
 
 
@@ -93,8 +93,10 @@ def _value(group: Group, spec: Column) -> str:
         return f"{text} (one seed)"
     if not summary.std:
         return f"{text} (the same for all {summary.n} seeds)"
-    interval = f"{spec.shown(mean.low)} to {spec.shown(mean.high)}"
-    return f"{text} (SD {spec.shown(summary.std)}, 95 % interval {interval}, n = {summary.n})"
+    interval = ""
+    if math.isfinite(mean.low):
+        interval = f"95 % interval {spec.shown(mean.low)} to {spec.shown(mean.high)}, "
+    return f"{text} (SD {spec.shown(summary.std)}, {interval}n = {summary.n})"
 
 
 def _other_metrics(groups: Sequence[Group], best: Group, test: str) -> list[str]:
@@ -104,7 +106,7 @@ def _other_metrics(groups: Sequence[Group], best: Group, test: str) -> list[str]
         other = best_of(groups, metric, test)
         if other and other.cell_key != best.cell_key:
             others.append(f"by {column(metric).label}, {other.label()}")
-    return [f"By other metrics others lead: {'; '.join(others)}."] if others else []
+    return [f"Other cells lead in other metrics: {'; '.join(others)}."] if others else []
 
 
 def _unranked(n: int, which: str) -> list[str]:
@@ -130,14 +132,14 @@ def _winner(one: Class, groups: Sequence[Group], spec: Column, test: str, whole:
     others = " and ".join(tied) if n_tied < 3 else f"{count(n_tied)} others"
     differ = f"{many(n_worse, 'other')} {'differs' if n_worse == 1 else 'differ'}"
     if whole and not one.untested:
-        differ = "every other configuration differs"
+        differ = f"every other configuration{' of this kind' * bool(one.label)} differs"
     same = " and ".join(groups[i].label() for i in sorted(one.same))
     left = f"{many(len(one.untested), 'other')} {'was' if len(one.untested) == 1 else 'were'}"
     told = [
         (True, text),
         (n_tied, f"{others} {'does' if n_tied == 1 else 'do'} not differ significantly {method}"),
         (n_worse and not n_tied, f"{differ} {method}"),
-        (same, f"{same} is the same in all"),
+        (same, f"{same} {'has' if len(one.same) == 1 else 'have'} identical results in every seed"),
         (one.untested, f"{left} not compared: n too small or no spread"),
     ]
     return "; ".join(clause for holds, clause in told if holds) + "."

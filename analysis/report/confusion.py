@@ -18,8 +18,8 @@ def figure(folder: Path | None, text: str) -> str:
     """A picture of the trial in this folder with `text` below; empty where no image has a label.
 
     A row for each label, a column for each cluster, ordered by the label that most of its
-    images have; numbers are percent of the label's images. What hinders the picture stands in its
-    place.
+    images have; numbers are percent of the label's images. If the file cannot be read, the reason
+    is shown instead.
     """
     try:
         rows = read_clusters(folder) if folder else None

@@ -32,7 +32,7 @@ def failures(records: Records, groups: Sequence[Group]) -> str:
     ]
     models = [f"{g.label()}: {g.failures()}" for g in groups if g.failures()]
     odd = _list("Finished, but saturated or collapsed (Appendix D)", models)
-    odd += _list("Records", records.notes[:50])
+    odd += _list("Records", records.notes)
     if not rows:
         return "<p>No trial failed.</p>" + odd
     return _plain_table(["cell", "seed", "state", "iteration", "cause"], rows) + odd

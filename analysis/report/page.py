@@ -9,14 +9,14 @@ from pathlib import Path
 
 from analysis.output import html
 from analysis.records.frame import PLANNED, RUNNING, STOPPED, Records
-from analysis.report import summary as words
 from analysis.report.confusion import figure as confusion
 from analysis.report.details import failures, folded, provenance, trials
+from analysis.report.summary import answers
 from analysis.tables.assemble import Product, search_of
 from analysis.tables.columns import column
 from analysis.tables.groups import Group, tally
 from analysis.tables.groups import groups as groups_of
-from analysis.tables.layout import PAPER, Table, on_one_page, own_sentence
+from analysis.tables.layout import Table, on_one_page, own_sentence
 from analysis.tables.shared import progress, shown_metrics, value_cell
 
 ABOUT = (
@@ -29,7 +29,8 @@ MAX_PANELS, MAX_SHEETS = 60, 12
 """Cells whose curves, and whose pictures, are shown; the page says when there are more."""
 
 PICTURES = {
-    "samples.png": "drawn by the model, none of them real, two columns under each cluster's number",
+    "samples.png": "drawn by the model, none of them real, two columns for each cluster, headed by "
+    "its number",
     "reconstructions.png": "pairs under each label: the real image, and right of it its "
     "reconstruction",
 }
@@ -43,10 +44,10 @@ def report(
     test: str,
     *,
     pictures: bool = True,
-    lines: Sequence[str] = (),
+    verdicts: Sequence[str] = (),
     place: Path | None = None,
 ) -> str:
-    """The page; `lines` say how a search compares with another sweep.
+    """The page; `verdicts`: how a search compares with another sweep.
 
     place: the folder that the page will lie in, from which it links to the trials' folders; None
     where these are not kept. Same records, same bytes: it holds no time stamp and no path of a
@@ -55,17 +56,17 @@ def report(
     title = " and ".join(dict.fromkeys(str(group.settings["dataset"]) for group in groups))
     result = next((p.result for p in products if p.result), None)
     fresh = groups_of(records, confirm=True)
-    answers = "".join(
-        f"<dt>{escape(question)}</dt><dd>{html.prose(answer)}</dd>"
-        for question, answer in words.answers(records, groups, result, test).items()
+    answered = "".join(
+        f"<dt>{escape(question)}</dt><dd>{escape(answer)}</dd>"
+        for question, answer in answers(records, groups, result, test).items()
     )
     tables: dict[str, Table] = {}  # Once each: a confirmation may be of Table 1 and of the grid.
     for table in (table for product in products for table in product.tables):
         tables.setdefault(table.title, table)
     sections = {
-        "Summary": f'<dl class="answers">{answers}</dl>',
-        "Search": _search(records, groups, products, lines) if pictures else "",
-        "Effects": _effects(records, groups) if pictures else "",
+        "Summary": f'<dl class="answers">{answered}</dl>',
+        "Search": _search(records, groups, products, verdicts),
+        "Effects": _effects(records, groups),
         "Seeds": _strips(groups),
         "Curves": _curves(records, groups),
         "Tables": _tables([*tables.values()]),
@@ -117,24 +118,23 @@ def _tables(tables: Sequence[Table]) -> str:
     how = folded("How these numbers were made", lines)
     said: set[str] = set()
     made = "".join(html.table(table) + html.terms(table, said) for table in shown)
-    if any(row.kind == PAPER for table in shown for row in table.rows):
-        made += (
-            '<p class="lines">Grey italics: figures of the paper, beside the cell that is nearest '
-            "to them; they enter no test.</p>"
-        )
+    if any(row.grey for table in shown for row in table.rows):
+        made += '<p class="lines">Grey italics: published figures; they enter no test.</p>'
     return made + (how if lines else "")
 
 
 def _search(
-    records: Records, groups: Sequence[Group], products: Sequence[Product], lines: Sequence[str]
+    records: Records, groups: Sequence[Group], products: Sequence[Product], verdicts: Sequence[str]
 ) -> str:
     """The pictures of a search; Optuna and matplotlib are opened only where there is one."""
     if not records.searches:
         return ""
     from analysis.output.search_figures import pictures
+    from analysis.searches.search import left_out
 
     search = search_of(records, groups, products)
-    parts = [f"<p>{escape(line)}</p>" for line in (own_sentence(records.selection), *lines)]
+    told = (own_sentence(records.selection), *left_out(records), *verdicts)
+    parts = [f"<p>{escape(line)}</p>" for line in told]
     figures = []
     for name, (png, text) in (pictures(search) if search else {}).items():
         figures.append(html.picture(png, text, wide=name == "parallel"))
@@ -179,8 +179,8 @@ def _curves(records: Records, groups: Sequence[Group]) -> str:
                     points = zip(rows["iteration"].astype(int), rows[metric], strict=True)
                     lines[trial["seed"]] = [(int(i), float(v)) for i, v in points]
             panels.append((group.label(), lines))
-        longest = max(len(points) for _, lines in panels for points in lines.values())
-        drawn = html.curves(panels, column(metric)) if longest > 1 else ""
+        counts = [len(points) for _, lines in panels for points in lines.values()]
+        drawn = html.curves(panels, column(metric)) if max(counts, default=0) > 1 else ""
         if drawn:
             parts.append(f"<h3>{escape(column(metric).heading)} over iterations</h3>{drawn}")
     if not parts:

@@ -3,15 +3,16 @@
 import inspect
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from analysis.records.frame import Records, short
 from analysis.report.best import beside_kmeans, best_cell, count, many
-from analysis.statistics import factorial as designs
+from analysis.statistics import factorial
 from analysis.statistics.stats import p_text
-from analysis.tables.columns import Column, column
+from analysis.tables.columns import column
 from analysis.tables.compare import TEST_WORDS, Line, resolution
 from analysis.tables.grid import GridResult
 from analysis.tables.groups import Group, tally
@@ -92,7 +93,7 @@ def _meaning(field: str) -> str:
 
 
 def _part(changes: str) -> str:
-    """`lambda_p=0 (the weight of Loss III, eq. (5))`; of several settings the values alone."""
+    """`lambda_p=0 (the weight of Loss III, eq. (5))`; of several settings only the values."""
     name, several = changes.partition("=")[0], ", " in changes
     return changes if several else changes + _meaning(full_name(name))
 
@@ -103,7 +104,7 @@ def _ends(records: Records, groups: Sequence[Group]) -> list[str]:
     total, done = sum(counts.values()), counts.get(DONE, 0)
     if done == total:
         odd = "; ".join(f"{g.label()}: {g.failures()}" for g in groups if g.failures())
-        if odd or records.moment != Records.moment:  # Soundness is known of the last moment alone.
+        if odd or records.moment != Records.moment:  # Soundness is known only at the end.
             return ["Every trial finished" + (f", but {odd} (Appendix D)." if odd else ".")]
         return ["Every trial finished; none diverged, saturated or collapsed."]
     rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != DONE)
@@ -117,8 +118,9 @@ def _baseline(lines: Sequence[Line], groups: Sequence[Group], metric: str, test:
     if not lines:
         return []
     if not tested:
-        why = lines[0].verdict.removeprefix("not compared: ")
-        return [f"No configuration was compared with the baseline: {why}."]
+        counts = Counter(line.verdict.removeprefix("not compared: ") for line in lines)
+        whys = [f"{why} ({many(n, 'configuration')})" for why, n in counts.items()]
+        return [f"No configuration was compared with the baseline: {'; '.join(whys)}."]
     baseline, spec = lines[0].baseline, column(metric)
     base, best = baseline.label(), best_of(groups, metric, test)
     own = best is not None and best.cell_key == baseline.cell_key
@@ -131,9 +133,9 @@ def _baseline(lines: Sequence[Line], groups: Sequence[Group], metric: str, test:
         ]
     top = max(differing, key=lambda line: abs(line.result.difference.estimate))
     d, g = top.result.difference, ""
+    low = spec.signed(d.low, unit=True).removesuffix(" points")
     if math.isfinite(top.result.g):
         g = f"Hedges' g {top.result.g:.1f}, ".replace("-", "−")
-    low = _signed(spec, d.low).removesuffix(" points")
     verb = "differs" if len(differing) == 1 else "differ"
     who = f"{count(len(differing))} of {count(len(tested))} other configurations {verb}"
     if len(tested) == 1:
@@ -141,13 +143,10 @@ def _baseline(lines: Sequence[Line], groups: Sequence[Group], metric: str, test:
     return [
         *[itself] * own,
         f"Against the baseline ({base}), {who}; the largest difference, "
-        f"{_signed(spec, d.estimate)} (95 % interval {low} to {_signed(spec, d.high)}, {g}adjusted "
-        f"p {_equals(top.holm)}), is that of {top.group.label()}.",
+        f"{spec.signed(d.estimate, unit=True)} (95 % interval {low} to "
+        f"{spec.signed(d.high, unit=True)}, {g}adjusted p {_equals(top.holm)}), is that of "
+        f"{top.group.label()}.",
     ]
-
-
-def _signed(spec: Column, value: float) -> str:
-    return ("−" if value < 0 else "+") + spec.difference(abs(value))
 
 
 def _equals(p: float) -> str:
@@ -156,7 +155,7 @@ def _equals(p: float) -> str:
 
 
 def _effects(
-    groups: Sequence[Group], found: Sequence[designs.Effect], remark: str, metric: str
+    groups: Sequence[Group], found: Sequence[factorial.Effect], remark: str, metric: str
 ) -> list[str]:
     """How the variation of all values divides between axes and seeds, as shares of its squares."""
     named = [e for e in found if e.name != "seed"]
@@ -170,7 +169,7 @@ def _effects(
     shared = 1 - seeds - sum(e.eta2 for e in named)
     if shared >= 0.005:
         remark = remark and "Not every combination was run."
-        parts.append(f"{100 * shared:.0f} % cannot be divided between these")
+        parts.append(f"{100 * shared:.0f} % cannot be attributed to a single axis")
     text = (
         f"Of the variation in {column(metric).label}, {100 * seeds:.0f} % is between the seeds of "
         f"one configuration; {', '.join(parts)} (analysis of variance, η²)."
@@ -186,7 +185,7 @@ def _resolution(
         return []
     spec = column(metric)
     alone, first = (spec.difference(size * found.unit) for size in (found.alone, found.first))
-    text = f"Large differences alone. With {many(found.n, 'seed')} in each configuration, a true "
+    text = f"Only large differences. With {many(found.n, 'seed')} in each configuration, a true "
     text += f"difference of {alone} is found four times in five ({TEST_WORDS[test]})"
     if found.comparisons > 1:
         text += f"; with {count(found.comparisons)} comparisons at once it must be {first} (Holm)"
@@ -201,5 +200,5 @@ def _use(groups: Sequence[Group], metric: str, test: str) -> list[str]:
     return [
         f"python -m mpcc cluster SWEEP --cell {best.cell_key} --seed {best.done[0]['seed']} "
         "--images FOLDER --out clusters.csv gives each image of a folder its cluster by the model "
-        "of that seed; SWEEP is the folder of this sweep. More stands in docs/using-a-model.md."
+        "of that seed; SWEEP is the folder of this sweep. More is in docs/using-a-model.md."
     ]

@@ -95,6 +95,11 @@ class Found:
     n_points: int
     points: tuple[Point, ...]
 
+    @property
+    def sound(self) -> list[Point]:
+        """The points without a collapsed seed: only they can be the best."""
+        return [point for point in self.points if not collapse([point.group])]
+
     @cached_property
     def importances(self) -> list[list[Importance]]:
         """Of each objective, the importance of every axis; none where the points are too few."""
@@ -131,16 +136,28 @@ def found(records: Records, groups: Sequence[Group]) -> Found | None:
     return Found(axes, objectives, seeds, len(plan["points"]), tuple(points))
 
 
+def left_out(records: Records) -> list[str]:
+    """A line on the searches that `found` leaves out."""
+    n = len(records.searches)
+    return [f"Of {n} searches only the first is shown: name one folder."] if n > 1 else []
+
+
 def best(search: Found) -> list[Point]:
-    """The best point, or the Pareto front of several objectives, by number."""
+    """The best point, or the Pareto front of several objectives, by number; only sound points."""
     signs = np.array([sign(name) for name in search.objectives])
-    gains = [signs * np.array(point.values) for point in search.points]
+    gains = [signs * np.array(point.values) for point in search.sound]
     front = [
         point
-        for point, own in zip(search.points, gains, strict=True)
+        for point, own in zip(search.sound, gains, strict=True)
         if not any((other >= own).all() and (other > own).any() for other in gains)
     ]
     return front if len(search.objectives) > 1 else front[:1]
+
+
+def leader(search: Found) -> Point | None:
+    """The best point by the first objective; None where no point is sound."""
+    up = sign(search.objectives[0])
+    return max(best(search), key=lambda point: up * point.values[0], default=None)
 
 
 def tables(search: Found) -> list[Table]:
@@ -160,9 +177,8 @@ def best_table(search: Found) -> Table:
     table = Table("search", f"{what} of the search: {complete}")
     table.headings = [Heading("point"), *(Heading(short(axis.name)) for axis in search.axes)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
-    failed = {point.number for point in ranked if collapse([point.group])}
     for point in ranked:
-        star = not several and point in front and point.number not in failed
+        star = not several and point in front
         cells = [Cell(str(point.number), row_notes(table, point.group), sort=point.number)]
         cells += [Cell(value_text(point.group.settings[axis.name])) for axis in search.axes]
         for name, seeds, value in zip(search.objectives, point.seeds, point.values, strict=True):
@@ -174,8 +190,9 @@ def best_table(search: Found) -> Table:
     if n > 1:
         table.measured = f"Mean ± standard deviation over n = {n} seeds (ddof 1)."
     if not several:
-        table.lines.append("The best of many leans to the good side: confirm it on fresh seeds.")
-    if failed:
+        curse = "The best of many looks better than it is (the winner's curse)"
+        table.lines.append(f"{curse}: confirm it on fresh seeds.")
+    if len(search.sound) < len(search.points):
         table.lines.append("A point with a collapsed seed is not called the best.")
     if len(search.points) < LEAST_POINTS:
         table.absent = (
@@ -186,7 +203,7 @@ def best_table(search: Found) -> Table:
 
 
 def importance_table(search: Found) -> Table:
-    """fANOVA's importance of each axis, with what it would be on other points."""
+    """fANOVA's importance of each axis, with its range over bootstrap resamples of the points."""
     table = Table("search-importance", "Importance of each axis (fANOVA)")
     table.headings = [Heading("axis", numeric=False)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]

@@ -19,7 +19,7 @@ from analysis.statistics.stats import ALPHA, std
 
 POWER = 0.80
 MAX_SEEDS = 1000
-"""Beyond so many seeds per cell a table says `more than`."""
+"""Beyond so many seeds per cell the table prints `> 1,000`."""
 
 
 def seed_correlation(table: ArrayLike) -> float:
@@ -97,7 +97,7 @@ def _beyond(
 
 @cache
 def detectable(n: int, alpha: float = ALPHA, test: str = "pooled", cells: int = 2) -> float:
-    """The smallest difference that n seeds per cell find so often; in the units of `power`."""
+    """The smallest difference that n seeds detect with power POWER; in the units of `power`."""
     if n < 2:
         return math.inf
     low, high = 0.0, 1.0
@@ -169,7 +169,7 @@ def anova(
         if cube is not None:
             return _balanced(cube, list(axes), interactions)
     if len(y) * _width(axes, interactions) ** 2 > MAX_WORK:
-        raise ValueError("the grid is too large and has gaps")
+        raise ValueError("the grid is incomplete and too large to fit")
     return _fitted(y, axes, interactions)
 
 

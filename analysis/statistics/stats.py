@@ -1,7 +1,7 @@
 """Arrays in; estimate, interval and n out. The seed is the sampling unit throughout.
 
-SciPy does what it has. Here by hand, because it is missing there or would cost every table a
-second of import: Hedges' exact g, the pooled comparison, Welch's test (on SciPy's Student t) and
+SciPy does what it has. Implemented here, because SciPy lacks it or because importing scipy.stats
+takes a second: Hedges' exact g, the pooled comparison, Welch's test (on SciPy's Student t) and
 Holm (statsmodels has it). The tests check every one of them against an independent source.
 """
 
@@ -81,15 +81,15 @@ class Comparison:
     p: float
     """Two-sided. NaN where n is too small to test at all."""
     g: float
-    """Hedges' g: the difference in pooled standard deviations, corrected for small n."""
+    """Hedges' g: the difference divided by the pooled SD, corrected for small n."""
     test: str
     effect: float = math.nan
-    """The difference in the standard deviations that power goes by: those of the differences for a
-    paired test, else g."""
+    """The difference divided by the SD that power goes by: that of the differences for a paired
+    test; else g."""
 
 
 def _nothing(x: NDArray[np.float64], y: NDArray[np.float64], test: str) -> Comparison:
-    """What is known where there is nothing to test: the difference of the means, if both exist."""
+    """The result if no test is possible: the difference of the means, if both exist."""
     difference = _mean(x) - _mean(y) if x.size and y.size else math.nan
     estimate = Estimate(difference, math.nan, math.nan, min(x.size, y.size))
     return Comparison(estimate, math.nan, math.nan, math.nan, test)
@@ -167,7 +167,7 @@ def permutation(a: ArrayLike, b: ArrayLike) -> Comparison:
 
 
 def hedges_g(a: ArrayLike, b: ArrayLike) -> float:
-    """Mean difference in pooled standard deviations, times Hedges' exact correction J(df).
+    """Mean difference divided by the pooled SD, times Hedges' exact correction J(df).
 
     J(df) = Γ(df/2) / (√(df/2) Γ((df−1)/2)): Hedges 1981, eq. 6e. NaN where the spread is zero.
     """
@@ -233,7 +233,7 @@ def smallest_p(test: str, n_a: int, n_b: int) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """The spread of one metric over a grid, and whether one SD may stand for all cells."""
+    """The spread of one metric over a grid, and whether one SD describes all cells."""
 
     std: float
     """Pooled residual SD."""
@@ -251,8 +251,8 @@ class Spread:
 def spread(groups: Sequence[ArrayLike], forbidden: str = "") -> Spread:
     """The pooled residual SD of these cells' values, and whether it may be used.
 
-    Refused where p < 0.05, the ratio reaches 3, a cell has no spread at all, or none has three
-    values: two lie equally far from their median, whatever they are.
+    Refused if p < 0.05, the ratio reaches 3, a cell has no spread at all, fewer than two cells have
+    two values, or no cell has three (with two, the test is void).
     forbidden: why it is refused whatever the values are, in words.
     """
     arrays = [np.asarray(g, float) for g in groups]

@@ -27,6 +27,7 @@ from analysis.tables.grid import GridResult, baseline_of, confirm_table, grid_ta
 from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Table, own_sentence
+from analysis.tables.shared import explain_numbers
 
 if TYPE_CHECKING:
     from analysis.searches.search import Found
@@ -49,11 +50,11 @@ def products(
     records: Records,
     groups: Sequence[Group],
     options: argparse.Namespace,
-    lines: Sequence[str] = (),
+    verdicts: Sequence[str] = (),
 ) -> list[Product]:
     """The tables asked for; ValueError, in one line, where the cells do not fit the one named.
 
-    options: of `analysis.options.parser`. lines: how a search compares with another sweep.
+    options: of `analysis.options.parser`. verdicts: how a search compares with another sweep.
     """
     if not groups:
         raise ValueError("the sweep has no trials; plan some with tune/ablation.py --grid")
@@ -72,8 +73,8 @@ def products(
         "3a": (scored, lambda: _paper(*table3(records, groups, conditional=False))),
         "3b": (conditional, lambda: _paper(*table3(records, groups, conditional=True))),
         "4": (known, lambda: _paper(*table4(records, groups))),
-        "grid": (True, lambda: _grid(records, groups, options, lines)),
-        "search": (bool(records.searches), lambda: _search(records, groups, lines)),
+        "grid": (True, lambda: _grid(records, groups, options, verdicts)),
+        "search": (bool(records.searches), lambda: _search(records, groups, verdicts)),
         "layout": (False, lambda: _layout(records, groups, options)),
     }
     if options.metrics or options.rows or options.columns:
@@ -122,9 +123,9 @@ def _paper(table: Table, groups: list[Group]) -> Product:
 
 
 def _grid(
-    records: Records, groups: Sequence[Group], options: argparse.Namespace, lines: Sequence[str]
+    records: Records, groups: Sequence[Group], options: argparse.Namespace, verdicts: Sequence[str]
 ) -> Product:
-    baseline = baseline_of(records, groups, None if lines else options.baseline)
+    baseline = baseline_of(records, groups, None if verdicts else options.baseline)
     result = grid_tables(records, groups, options.test, baseline)
     return Product("grid", result.tables, list(groups), _fresh(records, groups), result)
 
@@ -137,13 +138,15 @@ def _layout(records: Records, groups: Sequence[Group], options: argparse.Namespa
     return Product("layout", [table], list(groups), _fresh(records, groups))
 
 
-def _search(records: Records, groups: Sequence[Group], lines: Sequence[str]) -> Product:
+def _search(records: Records, groups: Sequence[Group], verdicts: Sequence[str]) -> Product:
     from analysis.searches import rival, search
 
     found = search.found(records, groups)
     assert found is not None
     made = search.tables(found)
-    made[0].lines += [*rival.against_base(records, groups), *lines]
+    made[0].lines += search.left_out(records)
+    explain_numbers(made[0], records, groups, found.objectives)
+    made[0].lines += [*rival.against_base(records, groups), *verdicts]
     return Product("search", made, list(groups), _fresh(records, groups), search=found)
 
 

@@ -1,4 +1,4 @@
-"""Which cells' values may stand together: be compared, pooled, ranked, or averaged over an axis."""
+"""Which cells are comparable: may be compared, pooled, ranked, or averaged over an axis."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ from mpcc.config import DEFAULTS, EVALUATION, value_text
 from mpcc.runs.run_dir import DIVERGED
 
 WATCHING = tuple(name for name in EVALUATION if name != "n_standing_passes")
-"""Settings that look at a model without changing it; `unlike` knows which metrics they touch."""
+"""Settings of the evaluation; `_measured_by` says which metrics depend on them."""
 SPEED = ("cpu_threads", "fast")
 
 
 def spread_of(groups: Sequence[Group], metric: str, like: Group | None = None) -> stats.Spread:
     """The spread of a metric over the cells that have values.
 
-    like: only over the cells measured like this one, and those without any result. A cell that
+    like: only over the cells comparable with this one, and those without any result. A cell that
     diverged altogether has no value to pool, and forbids pooling all the same.
     """
-    alike = [g for g in groups if like is None or not g.done or not apart(g, like, metric)]
-    values = [g.summary(metric).array for g in alike if g.summary(metric).n]
-    return stats.spread(values, collapse(alike))
+    pooled = [g for g in groups if like is None or not g.done or not apart(g, like, metric)]
+    values = [g.summary(metric).array for g in pooled if g.summary(metric).n]
+    return stats.spread(values, collapse(pooled))
 
 
 def collapse(groups: Sequence[Group]) -> str:
-    """The first sign that these cells' values do not scatter alike, in words; empty without one."""
+    """Why a pooled SD is not valid for these cells; empty if nothing speaks against it."""
     for group in groups:
         if group.counts.get(DIVERGED):
             return "a cell diverged"
@@ -47,12 +47,8 @@ def _measured_by(metric: str) -> list[str]:
     return [name for name in names if name != "batch_size"]
 
 
-def unlike(a: Group, b: Group, metric: str) -> str:
-    """Why this metric of two groups may not be compared; empty where it may.
-
-    Settings that a grid varies on purpose do not make groups unlike; what the number is measured
-    on and with does.
-    """
+def _measured_apart(a: Group, b: Group, metric: str) -> str:
+    """Why this metric of two groups was not measured the same way; empty if it was."""
     if metric == AGREEMENT:
         return "the figures of a cell's seeds depend on each other"
     pairs = [
@@ -68,13 +64,12 @@ def unlike(a: Group, b: Group, metric: str) -> str:
 
 
 def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) -> str:
-    """Why these cells may not be set against each other; empty where they may.
+    """Why two cells are not comparable; empty if they are.
 
-    They may where they are measured alike, by the same code, on the same kind of device, after
-    equally many iterations. With
-    `axes` also: where they differ in nothing that was not swept. What was swept may differ.
+    They are if the metric is measured the same way, by the same code, on the same kind of device,
+    after the same number of iterations. With `axes`, they may differ only in swept settings.
     """
-    why = unlike(a, b, metric)
+    why = _measured_apart(a, b, metric)
     if why or not (a.done and b.done):
         return why
     first, second = a.done[0], b.done[0]
@@ -96,7 +91,7 @@ def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) ->
 
 
 def kind(group: Group, metric: str) -> dict[str, str]:
-    """What must be the same for two cells to be ranked by this metric, in words."""
+    """What must be the same for two cells to be ranked by this metric, as text."""
     found = {short(n): value_text(group.settings[n]) for n in _measured_by(metric)}
     trial = group.done[0]
     found |= {"images": f"{trial['n_images']} ({trial['fingerprint']})"}

@@ -8,14 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.records.frame import short
-from analysis.statistics import factorial as designs
-from analysis.statistics import stats
-from analysis.tables.comparable import (
-    apart,
-    collapse,
-    identical,
-    spread_of,
-)
+from analysis.statistics import factorial, stats
+from analysis.tables.comparable import apart, collapse, identical, spread_of
 from analysis.tables.groups import Group
 from mpcc.config import parse_settings, value_text
 from tune.plan.plan import FULL_MODEL
@@ -66,20 +60,10 @@ def find_group(groups: Sequence[Group], name: str) -> Group:
         found = [g for g in groups if all(g.settings.get(n) == v for n, v in wanted.items())]
     n_cells = len({g.cell_key for g in found})
     if n_cells != 1:
-        some = "; ".join(g.label() for g in (found or groups)[:6])
-        what = f"{n_cells} cells have" if found else "no cell has"
-        raise ValueError(f"{what} {name}: there are {some}" + ("; …" if len(groups) > 6 else ""))
+        what, known = (f"{n_cells} cells have", found) if found else ("no cell has", groups)
+        some = "; ".join(g.label() for g in known[:6])
+        raise ValueError(f"{what} {name}: there are {some}" + "; …" * (len(known) > 6))
     return found[0]
-
-
-def default_baseline(groups: Sequence[Group], key: str) -> Group:
-    """The full model of an ablation, else the cell with this key, of the sweep's base settings.
-
-    Where there is neither: the first cell with a finished trial.
-    """
-    full = [g for g in groups if g.variant == FULL_MODEL]
-    own = [g for g in groups if g.cell_key == key]
-    return [*full, *own, *(g for g in groups if g.done), groups[0]][0]
 
 
 def compare_all(
@@ -87,7 +71,8 @@ def compare_all(
 ) -> list[stats.Comparison]:
     """Every group against the reference, as asked; NaN where there is nothing to test.
 
-    `pool` is the spread that a pooled test goes by; the others look at none.
+    pool: the spread of a pooled test; other tests ignore it. If it is refused: Welch's interval,
+    and p is NaN.
     """
     base = reference.summary(metric).array
     arrays = [g.summary(metric).array for g in groups]
@@ -139,22 +124,22 @@ def lines(groups: Sequence[Group], baseline: Group, metric: str, test: str) -> l
         least.append(math.nan if whys[-1] else smallest)
     for i in np.flatnonzero(stats.holm(least) >= stats.ALPHA):
         whys[i] = TOO_SMALL  # Holm could not reach the level, whatever the values.
-    results = [_told(r, why) for r, why in zip(results, whys, strict=True)]
+    results = [_shown(r, why) for r, why in zip(results, whys, strict=True)]
     adjusted = stats.holm([r.p for r in results])
     family = max(1, sum(not why for why in whys))
     needed: Sequence[int | None] = [None] * len(others)
-    if test in designs.POWERED:
+    if test in factorial.POWERED:
         effects = [math.nan if why else r.effect for r, why in zip(results, whys, strict=True)]
         cells = max(2, pool.cells) if pool else 2
-        needed = designs.seeds_needed(effects, stats.ALPHA / family, test=test, cells=cells)
+        needed = factorial.seeds_needed(effects, stats.ALPHA / family, test=test, cells=cells)
     return [
         Line(metric, g, baseline, r, float(p), why, n)
         for g, r, p, why, n in zip(others, results, adjusted, whys, needed, strict=True)
     ]
 
 
-def _told(result: stats.Comparison, why: str) -> stats.Comparison:
-    """What of a comparison is told where it was refused for this reason: never a p."""
+def _shown(result: stats.Comparison, why: str) -> stats.Comparison:
+    """Remove from a refused comparison what must not be shown."""
     if not why:
         return result
     told, difference = replace(result, p=math.nan, df=math.nan), result.difference
@@ -181,7 +166,7 @@ class Resolution:
     unit: float
     """The standard deviation that these are in."""
     without: str
-    """Why no single one stands for all; empty where one does."""
+    """Why one SD does not describe all cells; empty if it does."""
 
 
 def resolution(
@@ -194,7 +179,7 @@ def resolution(
     tested = [line for line in lines if not line.refused]
     counts = [line.result.difference.n for line in tested]
     n = statistics.mode(counts) if counts else 0
-    if test not in designs.POWERED or n < 2:
+    if test not in factorial.POWERED or n < 2:
         return None
     baseline, others = tested[0].baseline, [line.group for line in tested]
     if test == "paired":
@@ -205,8 +190,8 @@ def resolution(
         pool = spread_of([baseline, *others], metric)
     without = collapse(groups) or pool.refusal or ("" if pool.std > 0 else "no spread")
     cells, fewest = max(2, pool.cells), min(counts)
-    alone = designs.detectable(n, test=test, cells=cells)
-    first = designs.detectable(n, stats.ALPHA / len(tested), test=test, cells=cells)
+    alone = factorial.detectable(n, test=test, cells=cells)
+    first = factorial.detectable(n, stats.ALPHA / len(tested), test=test, cells=cells)
     fewer = f" (as few as {fewest} in a comparison)" if fewest < n else ""
     return Resolution(n, fewer, len(tested), alone, first, pool.std, without)
 
@@ -215,15 +200,15 @@ def seed_correlation(groups: Sequence[Group], metric: str) -> float:
     """How much seeds share over the cells, from the seeds that all cells with values have."""
     tables = [dict(g.summary(metric).values) for g in groups if g.summary(metric).n]
     common = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
-    return designs.seed_correlation(np.array([[t[s] for s in common] for t in tables], float))
+    return factorial.seed_correlation(np.array([[t[s] for s in common] for t in tables], float))
 
 
 def effects(
     groups: Sequence[Group], axes: Sequence[str], metric: str
-) -> tuple[list[designs.Effect], str]:
+) -> tuple[list[factorial.Effect], str]:
     """Main effects and interactions of a grid with two or more axes, and a line on the design.
 
-    No effects, and why, where values that are not alike would be averaged over an axis.
+    No effects, and why, where incomparable values would be averaged over an axis.
     """
     cells = [g for g in groups if g.variant in (None, FULL_MODEL)]
     used = [g for g in cells if g.summary(metric).n]
@@ -231,9 +216,10 @@ def effects(
     varied = [axis for axis, n in levels.items() if n > 1]
     if len(varied) < 2:
         return [], ""
-    parts = [f"a cell has trials that are not alike ({g.part})" for g in used if g.part]
+    parts = [f"a cell has trials that are not comparable ({g.part})" for g in used if g.part]
     whys = filter(None, (apart(g, used[0], metric, axes) for g in used[1:]))
-    why = next(iter([*parts, *(f"cells are not alike ({why})" for why in whys)]), collapse(cells))
+    parts += [f"cells are not comparable ({why})" for why in whys]
+    why = parts[0] if parts else collapse(cells)
     if why:
         return [], f"No analysis of variance: {why}."
     combinations = {tuple(g.settings[a] for a in varied) for g in used}
@@ -241,7 +227,7 @@ def effects(
     rows = [(g, seed, v) for g in used for seed, v in g.summary(metric).values]
     factors = {short(a): [value_text(g.settings[a]) for g, _, _ in rows] for a in varied}
     try:
-        found = designs.anova(
+        found = factorial.anova(
             [v for *_, v in rows], factors, [seed for _, seed, _ in rows], interactions=full
         )
     except ValueError as error:

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from analysis.records.frame import Records, short
-from analysis.statistics import factorial as designs
+from analysis.statistics import factorial
 from analysis.statistics.stats import p_text
 from analysis.tables.columns import GRID, column
 from analysis.tables.comparable import spread_of
 from analysis.tables.compare import (
     TEST_WORDS,
     Line,
-    default_baseline,
     effects,
     find_group,
     lines,
@@ -23,24 +22,24 @@ from analysis.tables.groups import Group
 from analysis.tables.groups import groups as groups_of
 from analysis.tables.layout import Cell, Heading, Row, Table
 from analysis.tables.pivot import label_cells, label_headings, table_of
-from analysis.tables.shared import (
-    explain_numbers,
-    progress,
-    row_notes,
-    shown_metrics,
-    value_cell,
-)
+from analysis.tables.shared import explain_numbers, progress, row_notes, shown_metrics, value_cell
 from mpcc.runs.run_dir import DONE
+from tune.plan.plan import FULL_MODEL
 
-Effects = Mapping[str, tuple[list[designs.Effect], str]]
+Effects = Mapping[str, tuple[list[factorial.Effect], str]]
 """Metric -> its effects and a line on the design."""
 
 
 def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> Group:
-    """The named baseline, else the cell with the base settings, else the first with values."""
+    """The named baseline, else the full model of an ablation, else the cell of the base settings.
+
+    If there is none of these: the first cell with a finished trial.
+    """
     if name:
         return find_group(groups, name)
-    return default_baseline(groups, records.sweeps[0].base_key)
+    full = [g for g in groups if g.variant == FULL_MODEL]
+    own = [g for g in groups if g.cell_key == records.sweeps[0].base_key]
+    return [*full, *own, *(g for g in groups if g.done), groups[0]][0]
 
 
 def labels_of(groups: Sequence[Group]) -> list[str]:
@@ -67,7 +66,7 @@ def grid_tables(
     judged, selection = judged_on(records, baseline)
     compared = [judged if group is baseline else group for group in groups]
     found = {m: lines(compared, judged, m, test) for m in metrics}
-    # Each point of a search has levels of its own: fANOVA stands in its table instead.
+    # Each point of a search has levels of its own: fANOVA is in its table instead.
     axes = [] if records.searches else records.swept
     measured = {m: effects(groups, axes, m) for m in metrics}
     labels = labels_of(groups)
@@ -78,7 +77,7 @@ def grid_tables(
     tables = [explain_numbers(values, records, groups, asked, test)]
     if any(found.values()):
         tables.append(differences_table(compared, judged, found, test))
-        tables[-1].lines += selection
+        tables[-1].lines[:0] = selection  # First: LaTeX leaves out what comes last.
     effect_table = effects_table(measured)
     if effect_table.rows:
         tables.append(effect_table)
@@ -105,19 +104,19 @@ def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
     if len(done) < 2:
         return baseline, [
             f"The full model was chosen as the best on seeds {named}, which judge it here too; "
-            "that favours it, and what is left out seems to matter more than it does. Fresh seeds "
-            "avoid that: --ablate --ablate-from best --seeds A,B,C."
+            "that favours it, and what is left out seems to matter more than it does.",
+            "Fresh seeds avoid that: --ablate --ablate-from best --seeds A,B,C.",
         ]
     return replace(baseline, trials=fresh, n_planned=len(fresh)), [
         f"The full model was chosen as the best on seeds {named}; the differences are from its "
-        f"fresh seeds {', '.join(done)} alone."
+        f"fresh seeds only ({', '.join(done)})."
     ]
 
 
 def differences_table(
     groups: Sequence[Group], baseline: Group, found: dict[str, list[Line]], test: str
 ) -> Table:
-    """Every cell minus the baseline: difference with interval, g, p, Holm's p, a word."""
+    """Every cell minus the baseline: difference with interval, g, p, Holm's p, verdict."""
     labels = labels_of(groups)
     table = Table("grid-differences", f"Differences from {baseline.label()}")
     heads = ("difference", "95 % interval", "g", "p", "p (Holm)", "seeds needed")
@@ -130,15 +129,18 @@ def differences_table(
     table.lines = [
         f"Cell minus baseline, by {TEST_WORDS[test]}; Holm over the comparisons of one metric "
         "(5 %). 'Not significant' is not 'no effect'."
+        + " Where pooling is refused, the interval is Welch's."
+        * (test == "pooled")
     ]
     units = "g is Hedges' g."
     if test == "paired":
         units = "g is Hedges' g in the SD of a cell; p and the seeds needed go by the SD of "
         units += "differences."
     needed = "Seeds needed are not stated: the power of this test depends on the values."
-    if test in designs.POWERED:
+    if test in factorial.POWERED:
         needed = "Seeds needed: per cell, for this test to find a difference as large as the one "
-        needed += "seen with 80 % power at Holm's first step over the comparisons of the metric."
+        needed += "seen with 80 % power at Holm's first step over the comparisons of the metric. "
+        needed += "The true difference is often smaller than the one seen."
     table.made = [
         f"The test was chosen before looking. {units} {needed}",
         "For the next sweep, before looking at it: where seeds are in truth correlated over cells "
@@ -151,17 +153,13 @@ def differences_table(
 def _difference_cells(line: Line) -> list[Cell]:
     spec, result = column(line.metric), line.result
     estimate = result.difference
-
-    def signed(value: float) -> str:
-        return ("−" if value < 0 else "+") + spec.shown(abs(value))
-
     interval = "–"
     if math.isfinite(estimate.low):
-        interval = f"{signed(estimate.low)} to {signed(estimate.high)}"
-    difference = signed(estimate.estimate) if math.isfinite(estimate.estimate) else "–"
+        interval = f"{spec.signed(estimate.low)} to {spec.signed(estimate.high)}"
+    difference = spec.signed(estimate.estimate) if math.isfinite(estimate.estimate) else "–"
     g = f"{result.g:.2f}".replace("-", "−") if math.isfinite(result.g) else "–"
     powered = not line.refused and result.test != "permutation" and math.isfinite(result.effect)
-    many = f"> {designs.MAX_SEEDS:,}" if powered else "–"
+    many = f"> {factorial.MAX_SEEDS:,}" if powered else "–"
     return [
         Cell(difference, sort=estimate.estimate),
         Cell(interval),
@@ -176,13 +174,14 @@ def _difference_cells(line: Line) -> list[Cell]:
 def design_line(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
     """What this design can find in one metric, whether pooling is fair, what seeds share."""
     pool, shared = spread_of(groups, metric), seed_correlation(groups, metric)
-    fair = f"spreads agree (Brown-Forsythe p {p_text(pool.p)}, ratio {pool.ratio:.1f}): "
+    fair = f"no sign that spreads differ (Brown-Forsythe p {p_text(pool.p)}, ratio "
+    fair += f"{pool.ratio:.1f}); for the next sweep --test pooled may be considered"
     parts = [
         _least(groups, compared, metric, test),
-        f"no pooled SD: {pool.refusal}" if pool.refusal else fair + "--test pooled is possible",
+        f"no pooled SD: {pool.refusal}" if pool.refusal else fair,
     ]
     if math.isfinite(shared):
-        text = f"correlation of seeds over cells {shared:.2f}, estimated from few"
+        text = f"correlation of seeds over cells {shared:.2f}, estimated from few seeds"
         parts.append(text.replace("-0.", "−0."))
     return f"{column(metric).label}: {'; '.join(part for part in parts if part)}."
 
@@ -238,7 +237,7 @@ def effects_table(measured: Effects) -> Table:
 def confirm_table(
     name: str, groups: Sequence[Group], fresh: Sequence[Group], metrics: Sequence[str]
 ) -> Table:
-    """The chosen cells on the seeds that chose them and on fresh ones, which are to be quoted."""
+    """The chosen cells on the seeds that chose them and on fresh ones (quote these)."""
     labels = labels_of(fresh)
     table = Table(name, f"Confirmation on fresh seeds: {progress(fresh)}", counts=True)
     table.headings = [*label_headings(labels), Heading("metric", numeric=False)]
@@ -250,14 +249,14 @@ def confirm_table(
             if first and first.summary(metric).n and group.summary(metric).n:
                 ours, theirs = group.summary(metric).mean, first.summary(metric).mean
                 difference = ours.estimate - theirs.estimate
-                sign = "−" if difference < 0 else "+"
-                shift = Cell(sign + spec.shown(abs(difference)), sort=difference)
+                shift = Cell(spec.signed(difference), sort=difference)
             chosen = value_cell(table, first, metric) if first else Cell("–")
             label = label_cells(group, labels, row_notes(table, group))
             cells = (Cell(spec.heading), chosen, value_cell(table, group, metric), shift)
             table.rows.append(Row((*label, *cells)))
     table.lines = [
-        "The best of several cells leans to the good side on the seeds that chose it. The fresh "
-        "seeds had no part in the choice: quote their figure. The two are never averaged."
+        "On the seeds that chose it the best of several cells looks better than it is (the "
+        "winner's curse). The fresh seeds had no part in the choice: quote their figure. The two "
+        "are never averaged."
     ]
     return table

@@ -1,22 +1,31 @@
 """Trials to cells: which trials may be averaged, what is missing, and the summary of each metric.
 
 A cell is a configuration without its seed. Trials of one cell that differ in images, sample count,
-code version, kind of device or iterations reached are unlike: they make separate groups and are
-never averaged.
+code version, kind of device or iterations reached are not comparable: they make separate groups and
+are never averaged.
 """
 
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.records.frame import BASELINE, NAMED, PLANNED, STATES, Records, number, short
+from analysis.records.frame import (
+    AGREEMENT,
+    BASELINE,
+    NAMED,
+    PLANNED,
+    STATES,
+    Records,
+    number,
+    short,
+)
 from analysis.statistics import stats
 from mpcc.config import DEFAULTS, value_text
 from mpcc.runs.run_dir import DONE, PRUNED
@@ -43,7 +52,9 @@ class Summary:
     absent: bool
     """No finished trial recorded this metric at all."""
     n_pruned: int = 0
-    """Trials that a search gave up: with one of them the others' values do not count either."""
+    """Pruned trials. If there is one, the cell has no mean."""
+    dependent: bool = False
+    """Whether the values depend on each other, so that their mean has no interval."""
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -52,8 +63,9 @@ class Summary:
 
     @cached_property
     def mean(self) -> stats.Estimate:
-        """Mean with Student's t interval."""
-        return stats.mean(self.array)
+        """Mean with Student's t interval, unless the values depend on each other."""
+        mean = stats.mean(self.array)
+        return replace(mean, low=math.nan, high=math.nan) if self.dependent else mean
 
     @cached_property
     def std(self) -> float:
@@ -68,7 +80,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that may be averaged: a cell, or the like part of one."""
+    """Trials that may be averaged: a cell, or the comparable part of one."""
 
     cell_key: str
     part: str
@@ -121,12 +133,13 @@ class Group:
 
     def _summarise(self, metric: str) -> Summary:
         if n_pruned := self.counts[PRUNED]:
-            # The seeds that got through are the lucky ones: their mean would be too good.
+            # A mean over the seeds that survived pruning would be too good.
             return Summary(self.n_planned, (), (), False, n_pruned)
         found = [(trial["seed"], number(trial.get(metric)), trial) for trial in self.done]
         values = tuple((seed, value) for seed, value, _ in found if math.isfinite(value))
         odd = tuple(s for s, v, trial in found if math.isinf(v) or metric in trial["undefined"])
-        return Summary(self.n_planned, values, odd, not (values or odd))
+        absent = not (values or odd)
+        return Summary(self.n_planned, values, odd, absent, dependent=metric == AGREEMENT)
 
     @cached_property
     def outcome(self) -> dict[int, tuple[tuple[str, str], ...]]:
@@ -138,8 +151,7 @@ class Group:
 
     def reference(self, metric: str) -> float | None:
         """What k-means reaches on the images of these trials, where it is known."""
-        values = [value for known in references([self], metric).values() for value in known]
-        return sum(values) / len(values) if values else None
+        return next(iter(references([self], metric).values()), None)
 
     def label(self, axes: Iterable[str] | None = None) -> str:
         """The cell in words: its variant, or its settings on these axes, else on its own."""
@@ -190,7 +202,7 @@ def groups(
     axes = tuple(axis for axis in trials.attrs.get("axes", ()) if axis != "seed")
     found = []
     for key, rows in cells.items():
-        for part, members in _alike(rows, mix):
+        for part, members in _comparable(rows, mix):
             first, by_seed = members[0], sorted(members, key=lambda trial: trial["seed"])
             settings = {name: first[name] for name in DEFAULTS if name != "seed"}
             own = settings, first["variant"], tuple(by_seed)
@@ -200,11 +212,11 @@ def groups(
 
 def confirmed(records: Records, chosen: Group) -> Group | None:
     """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
-    again = groups(records, confirm=True)
+    again = groups(records, pool_code=chosen.code_pooled, confirm=True)
     return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
 
 
-def _alike(
+def _comparable(
     trials: list[dict[str, Any]], mix: Sequence[str]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Parts of a cell whose finished trials agree in `mix`; the others go with the largest part."""
@@ -225,23 +237,27 @@ def _alike(
     return named
 
 
-def references(found: Iterable[Group], metric: str) -> dict[str, list[float]]:
-    """Data set -> the distinct figures that k-means reached on it, rising.
+def references(found: Iterable[Group], metric: str) -> dict[str, float]:
+    """What k-means reached: ` on DATASET (content HASH) with K N` -> its figure.
 
-    Images of other content are another data set, told apart by it where the name does not.
+    Only what tells the figures apart is named, so the key of a single one is empty. k-means has one
+    seed; records of other versions of its library may differ a little, and the first one counts.
     """
     name = f"{BASELINE}kmeans_{metric}"
-    values: dict[tuple[str, str], set[float]] = {}
+    values: dict[tuple[str, str, int], float] = {}
     for group in found:
         for trial in group.done:
             value = trial.get(name, math.nan)
             if math.isfinite(value):
-                data = group.settings["dataset"], trial["fingerprint"] or "unknown"
-                values.setdefault(data, set()).add(value)
-    names = Counter(dataset for dataset, _ in values)
+                dataset, k = group.settings["dataset"], group.settings["n_clusters"]
+                values.setdefault((dataset, trial["fingerprint"] or "unknown", k), value)
+    images = {(dataset, content) for dataset, content, _ in values}
+    names, several_k = Counter(dataset for dataset, _ in images), len({k for *_, k in values}) > 1
     return {
-        dataset if names[dataset] == 1 else f"{dataset} (content {content})": sorted(known)
-        for (dataset, content), known in values.items()
+        f" on {dataset}" * (len(images) > 1)
+        + f" (content {content})" * (names[dataset] > 1)
+        + f" with K {k}" * several_k: value
+        for (dataset, content, k), value in values.items()
     }
 
 

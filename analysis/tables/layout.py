@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,17 +13,16 @@ class Cell:
     best: bool = False
     tied: bool = False
     """Tested against the best; no significant difference."""
-    sort: float | str | None = None
+    sort: float | None = None
     """What a sortable table sorts by."""
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A column; `spread` columns hold numbers and are set right."""
+    """A column; `numeric` columns are right-aligned."""
 
     text: str
     numeric: bool = True
-    notes: tuple[int, ...] = ()
 
 
 OURS, PAPER, REFERENCE = "ours", "paper", "reference"
@@ -85,7 +83,7 @@ def sentence(text: str) -> str:
 
 
 def own_sentence(clause: str) -> str:
-    """A clause that stands alone."""
+    """A clause as a sentence of its own."""
     return sentence(clause[:1].upper() + clause[1:])
 
 
@@ -100,16 +98,15 @@ def _below_others(table: Table, notes: list[str], said: set[str]) -> Table:
     above = len(notes)
     notes += [note for note in table.notes if note not in notes]
 
-    def numbered(one: Any) -> Any:
-        own = tuple(notes.index(table.notes[number - 1]) + 1 for number in one.notes)
-        return replace(one, notes=own)
+    def numbered(cell: Cell) -> Cell:
+        own = tuple(notes.index(table.notes[number - 1]) + 1 for number in cell.notes)
+        return replace(cell, notes=own)
 
     def new(lines: Sequence[str]) -> list[str]:
         return [line for line in lines if line and line not in said]
 
     made = replace(
         table,
-        headings=[numbered(heading) for heading in table.headings],
         rows=[replace(row, cells=tuple(map(numbered, row.cells))) for row in table.rows],
         notes=notes[above:],
         notes_above=above,

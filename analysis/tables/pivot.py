@@ -1,5 +1,6 @@
 """Cells laid out by any fields: for pandas as a summary frame, for the command line as a table."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,32 +49,31 @@ def summarise(
     rows, columns: fields by any of their names; by default what was swept is in the rows.
     fresh: only the seeds that confirm a choice; without it, only the others.
     pool_code: average trials of different code versions.
-    Its columns are (metric, values of `columns`, statistic); trials of a cell that are unlike stand
-    in rows of their own, by `part`. Raises ValueError, in one line, for an unknown name and for
-    fields that do not tell the cells apart.
+    Its columns are (metric, values of `columns`, statistic); trials of a cell that are not
+    comparable have rows of their own, by `part`. Raises ValueError, in one line, for an unknown
+    name and for fields that do not tell the cells apart.
     """
     cells = groups(trials, pool_code=pool_code, confirm=fresh)
     down, across = fields_of(cells, rows, columns, trials.attrs.get("axes"))
     names = known_metrics(metrics, trials) if metrics is not None else shown_metrics(cells)
     rows_of = arrange(cells, down, across)
-    data = {
-        (metric, *head, name): [_figures(row.get(head), metric)[name] for row in rows_of.values()]
-        for metric in names
-        for head in dict.fromkeys(_values(cell, across) for cell in cells)
-        for name in STATISTICS
-    }
-    levels = pd.MultiIndex.from_tuples(list(data), names=["metric", *across, "statistic"])
-    frame = pd.DataFrame(dict(enumerate(data.values())), index=_index([*rows_of], down))
-    return frame.set_axis(levels, axis=1)
+    heads = dict.fromkeys(_values(cell, across) for cell in cells)
+    data = [
+        [x for metric in names for head in heads for x in _figures(row.get(head), metric)]
+        for row in rows_of.values()
+    ]
+    over = [(metric, *head, name) for metric in names for head in heads for name in STATISTICS]
+    levels = pd.MultiIndex.from_tuples(over, names=["metric", *across, "statistic"])
+    return pd.DataFrame(data, index=_index([*rows_of], down), columns=levels)
 
 
-def _figures(cell: Group | None, metric: str) -> dict[str, float]:
+def _figures(cell: Group | None, metric: str) -> tuple[float, ...]:
+    """STATISTICS of a cell; of none, no seeds."""
     if cell is None:
-        return dict.fromkeys(STATISTICS, float("nan")) | {"n": 0, "planned": 0}
+        return (math.nan, math.nan, 0, 0, math.nan, math.nan)
     summary = cell.summary(metric)
     mean = summary.mean
-    values = (mean.estimate, summary.std, summary.n, summary.n_planned, mean.low, mean.high)
-    return dict(zip(STATISTICS, values, strict=True))
+    return (mean.estimate, summary.std, summary.n, summary.n_planned, mean.low, mean.high)
 
 
 def _index(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pd.Index:
@@ -85,7 +85,7 @@ def _index(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pd.Index:
 
 
 def field_name(name: str) -> str:
-    """A field of Config by any of its names, or `variant`; ValueError names the nearest."""
+    """A field of Config by any of its names, `variant` or `part`; ValueError names the nearest."""
     return name if name in ("variant", "part") else full_name(name)
 
 
@@ -114,7 +114,7 @@ def fields_of(
     """The fields of the rows and of the columns, by their full names.
 
     rows: by default what was swept but for what stands in the columns; where that is not known,
-    what differs. `part` is added where trials of a cell are unlike.
+    what differs. `part` is added if trials of a cell are not comparable.
     """
     across = [field_name(name) for name in columns]
     if rows is None:
@@ -128,7 +128,7 @@ def fields_of(
         down = [field_name(name) for name in rows]
     twice = next((n for n in down if n in across), None)
     if twice:
-        raise ValueError(f"{short(twice)} stands in both --rows and --columns; choose one")
+        raise ValueError(f"{short(twice)} is in both rows and columns; choose one")
     return down + ["part"] * any(cell.part for cell in cells), across
 
 
@@ -144,7 +144,7 @@ def arrange(cells: Sequence[Group], rows: Sequence[str], columns: Sequence[str])
             differ = [short(n) for n in names if cell.settings[n] != other.settings[n]]
             raise ValueError(
                 f"rows and columns do not tell the cells apart, which differ in "
-                f"{', '.join(differ) or 'what may be averaged'}: add it to --rows or --columns"
+                f"{', '.join(differ) or 'what may be averaged'}: add it to one of them"
             )
     return placed
 
@@ -190,30 +190,31 @@ def table_of(
     what: the beginning of its title. each: a row for each cell, with notes on it.
     """
     down, across = fields
+    labels = down or ["cell"]
     placed = arrange(cells, ["key"] if each else down, across)
     heads = list(dict.fromkeys(_values(cell, across) for cell in cells))
     dataset = " and ".join(sorted({cell.settings["dataset"] for cell in cells}))
     table = Table(name, f"{what} on {dataset}: {progress(cells)}", counts=counts_differ(cells))
     several = bool(across) and len(metrics) > 1
-    texts = {
-        (metric, id(cell)): shown
-        for metric in metrics
-        for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True)
-    }
-    table.headings = [*label_headings(down), *[Heading("metric", numeric=False)] * several]
+    texts = {}
+    for metric in metrics:
+        for cell, shown in zip(cells, value_cells(table, cells, metric, test), strict=True):
+            own = row_notes(table, cell) if across else ()
+            texts[metric, id(cell)] = replace(shown, notes=shown.notes + own)
+    table.headings = [*label_headings(labels), *[Heading("metric", numeric=False)] * several]
     for place in heads if across else ():
         table.headings.append(Heading(", ".join(map(_placed_text, across, place))))
     table.headings += [] if across else [Heading(column(m).heading) for m in metrics]
     for row in placed.values():
         first = next(iter(row.values()))
-        label = label_cells(first, down, row_notes(table, first) if each else ())
+        label = label_cells(first, labels, () if across else row_notes(table, first))
         for group in [[m] for m in metrics] if across else [metrics]:
             head = [Cell(column(group[0]).heading)] * several
             found = [(m, row.get(place)) for place in heads for m in group]
             values = [texts[m, id(cell)] if cell else Cell("") for m, cell in found]
             table.rows.append(Row((*label, *head, *values)))
     if not across:
-        table.rows += kmeans_rows(table, cells, len(down), metrics)
+        table.rows += kmeans_rows(table, cells, len(labels), metrics)
     return table
 
 
@@ -224,7 +225,7 @@ def label_headings(names: Sequence[str]) -> list[Heading]:
 
 
 def label_cells(group: Group, names: Sequence[str], notes: tuple[int, ...] = ()) -> list[Cell]:
-    """The first cells of a row: settings, `variant`, its `changes`, `part`, or `cell` alone.
+    """The first cells of a row: settings, `variant`, its `changes`, `part`, or only `cell`.
 
     notes: at the very first.
     """
@@ -235,9 +236,9 @@ def label_cells(group: Group, names: Sequence[str], notes: tuple[int, ...] = ())
 
 
 def setting_cell(value: Any) -> Cell:
-    """A setting, which a sortable table sorts by its size where it has one."""
+    """A setting, which a sortable table sorts by its size if it is a number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(value_text(value), sort=value if number else value_text(value))
+    return Cell(value_text(value), sort=value if number else None)
 
 
 def _placed_text(name: str, value: Any) -> str:

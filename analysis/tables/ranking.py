@@ -5,8 +5,8 @@ The marks hold all the same: Holm over the k − 1 comparisons with the best, an
 k cells that might have come out best. A cell is called worse in one direction only, so that p is
 multiplied by k/2. k counts the best and the cells that are tested against it, not those that are
 identical with it, have too few seeds or no spread. The chance that any cell which in truth is as
-good as the best goes unmarked is at most 5 %: for each of the k possible references Holm keeps it
-below 5 % / k.
+good as the best goes unmarked is about 5 % at most (Welch's test is approximate): for each of the k
+possible references Holm keeps it below 5 % / k.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ PROCEDURE = (
 
 @dataclass(frozen=True)
 class Class:
-    """Two or more cells that are measured alike, ranked by one metric; cells by their index."""
+    """Two or more comparable cells, ranked by one metric; cells by their index."""
 
     label: str
     """What sets them apart from other cells of the table; empty where nothing does."""
@@ -51,7 +51,7 @@ class Ranking:
 
     classes: tuple[Class, ...]
     alone: int
-    """Cells with values that no other cell is measured like: they are ranked with none."""
+    """Cells with values that are not comparable with any other cell: they are not ranked."""
     failed: int = 0
     """Cells with a collapsed or diverged seed: none of them is called the best."""
 
@@ -76,7 +76,7 @@ def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
     """The best cell of each class and those that do not differ significantly from it.
 
     None is the best by a metric that has no better end. A cell with a collapsed or diverged seed
-    takes no part: its other seeds are the lucky ones.
+    takes no part: the mean over its other seeds would be too good.
     """
     if column(metric).better == "neither":
         return Ranking((), 0)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from analysis.records.frame import Records, number
-from analysis.statistics import stats
 from analysis.tables.columns import GRID, UNLABELLED, Column, column, protocol_name, recorded
 from analysis.tables.comparable import collapse
 from analysis.tables.compare import TEST_WORDS
@@ -20,8 +19,9 @@ from mpcc.evaluation.shown import COSTS
 from mpcc.runs.run_dir import DONE
 
 CHOOSE_K = (
-    "I(x; y) / log K, silhouette and the agreement of seeds may choose K; the majority accuracy, "
-    "I(x; y), clusters used and MSE change with K by themselves."
+    "I(x; y) / log K, silhouette and the agreement of seeds can help to choose K; agreement tends "
+    "to favour a small K. The majority accuracy, I(x; y), clusters used and MSE change with K by "
+    "themselves."
 )
 MAX_NAMED = 4
 """Cells that a line names; it counts the others."""
@@ -81,12 +81,12 @@ def _gaps(group: Group, summary: Summary, spec: Column) -> list[tuple[object, st
         (missing, "Without a value: " + "; ".join(missing)),
         (
             summary.n_pruned and len(missing) < summary.n_planned,
-            "No mean: the seeds that were not given up are the lucky ones",
+            "No mean: a mean over the seeds that survived pruning would be too good",
         ),
         (
             group.part,
-            "The trials of this cell are not alike and are not averaged: "
-            f"{len(group.trials)} of {group.n_planned} stand in this row",
+            "The trials of this cell are not comparable and are not averaged: this row shows "
+            f"{len(group.trials)} of {group.n_planned}",
         ),
         *(
             (True, f"{spec.label} n/a for seed {', '.join(seeds)}: {why}")
@@ -134,7 +134,7 @@ def absent_reason(group: Group, spec: Column) -> str:
     if reasons:
         return "; ".join(sorted(reason.rstrip(".") for reason in reasons))
     if generated:
-        return "not recorded, nor why (Inception weights missing?)"
+        return "not recorded, without a reason (Inception weights missing?)"
     if spec.metric not in NEED_LABELS:
         return "no finished trial recorded it"
     if settings["prior"] == "normal" or settings["conditional"]:
@@ -159,22 +159,14 @@ def shown_metrics(groups: Sequence[Group]) -> list[str]:
 def kmeans_rows(
     table: Table, groups: Sequence[Group], n_axes: int, metrics: Sequence[str]
 ) -> list[Row]:
-    """The reference, k-means on the same pixels: a row for each data set that the cells were on.
-
-    Each distinct figure of the trials counts once.
-    """
+    """The reference, k-means on the same pixels: a row for each data set and each K."""
     found = {metric: references(groups, metric) for metric in metrics}
-    names = list(dict.fromkeys(name for by_data in found.values() for name in by_data))
     rows = []
-    for name in names:
+    for name in dict.fromkeys(name for figures in found.values() for name in figures):
         notes = table.noted((True, "k-means on the same pixels, the best of ten starts"))
-        label = "k-means" if len(names) == 1 else f"k-means on {name}"
-        cells = [Cell(label, notes), *[Cell("")] * (n_axes - 1)]
-        for metric, by_data in found.items():
-            values, spec = by_data.get(name, []), column(metric)
-            text = spec.shown(float(np.mean(values))) if values else ""
-            text += f" ± {spec.shown(stats.std(values))}" if len(values) > 1 else ""
-            cells.append(Cell(text))
+        cells = [Cell(f"k-means{name}", notes), *[Cell("")] * (n_axes - 1)]
+        for metric, figures in found.items():
+            cells.append(Cell(column(metric).shown(figures[name]) if name in figures else ""))
         rows.append(Row(tuple(cells), REFERENCE))
     return rows
 
@@ -191,7 +183,7 @@ def explain_numbers(
     metrics: Sequence[str],
     test: str | None = None,
 ) -> Table:
-    """The table with what ± and n are, its marks, who chose, and how its numbers were made.
+    """The table with what ± and n are, its marks and how its numbers were made.
 
     metrics: all that the table is for; those without a column are named as not measured.
     test: by which the best of each column was compared, where it is marked.
@@ -213,7 +205,7 @@ def explain_numbers(
         *((True, sentence(n)) for n in distinct(t["data_notes"] for g in groups for t in g.done)),
         (
             any(len({trial["code_id"] for trial in group.done}) > 1 for group in groups),
-            "Trials of several code versions are averaged, as was asked.",
+            "Trials of several code versions are averaged (--pool-code).",
         ),
         (len({group.settings["n_clusters"] for group in groups}) > 1, CHOOSE_K),
         (
@@ -221,8 +213,8 @@ def explain_numbers(
             "No cell with a collapsed or diverged seed is called the best.",
         ),
     ]
-    table.measured = _measured_line(groups, shown)
-    table.absent = _absent_line(groups, [m for m in metrics if m not in shown])
+    table.measured = table.measured or _measured_line(groups, shown)
+    table.absent = table.absent or _absent_line(groups, [m for m in metrics if m not in shown])
     table.lines = [line for holds, line in told if holds]
     table.made += [moment, *([f"~ by {by}, adjusted: {PROCEDURE}."] if tied else [])]
     for metric in valued:  # Of generated images also how many, and against which split.

@@ -85,6 +85,11 @@ class Metric:
         """A difference of two values with its unit: one of percentages is in points."""
         return self.amount(value).replace(" %", " points").replace("-", "−")
 
+    def signed(self, value: float, *, unit: bool = False) -> str:
+        """A difference with its sign, as tables print it; as sentences do, with its `unit`."""
+        size = self.difference(abs(value)) if unit else self.shown(abs(value))
+        return ("−" if value < 0 else "+") + size
+
 
 METRICS = {
     metric.metric: metric
