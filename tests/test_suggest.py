@@ -331,6 +331,12 @@ def test_a_point_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     values = [value_of(TINY.override(seed=seed))["mse"] for seed in (0, 1)]
     assert source.points[0].values == (pytest.approx(sum(values) / 2),)
     assert source.points[0].seeds == (tuple(values),)
+    assert not source.points[0].collapsed
+    store, first = Store(tmp_path), source.trials()[0]
+    (store.trial_dir(first.key) / "result.json").unlink()
+    finish(store, first, metrics=value_of(first.config) | {"n_clusters_collapsed": 1})
+    (point,) = read_points(source.search, store.statuses(source.trials()))
+    assert point.collapsed and points.best(source.search, [point]) == []
 
 
 def test_a_diverged_point_counts_as_worse_and_a_failed_one_not_at_all(tmp_path: Path) -> None:
@@ -360,6 +366,8 @@ def test_the_front_has_what_nothing_beats_in_all_objectives() -> None:
     assert [point.number for point in front] == [0, 1]
     one = replace(both, objectives=("acc_majority",))
     assert [p.number for p in points.best(one, [made(0, 0.2), made(1, 0.7)])] == [1]
+    collapsed = replace(made(2, 0.9), collapsed=True)
+    assert [p.number for p in points.best(one, [made(0, 0.2), made(1, 0.7), collapsed])] == [1]
 
 
 # -- trials --------------------------------------------------------------------------------------

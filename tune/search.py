@@ -231,6 +231,7 @@ def print_points(search: Search, points: Sequence[Point]) -> None:
     for point in points:
         mark = "*" if point in front else " "
         outcome = objective_text(search, point) or point.reason
+        outcome += ", collapsed" if point.collapsed else ""
         print(f"point {point.number:>3} {mark} {point.cell.key}  {outcome}  {point.cell.text}")
     goals = " and ".join(
         f"{'high' if METRICS[name].higher_is_better else 'low'} {name}"

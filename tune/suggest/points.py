@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpcc.config import Config, trial_key
+from mpcc.evaluation.failures import failures
 from mpcc.evaluation.metrics import METRICS
 from tune.plan.cells import Cell
 from tune.plan.state import ENDED, State, Status
@@ -54,6 +55,8 @@ class Point:
     """For each objective its values by seed, if the point is done."""
     reason: str = ""
     """Why it is not done: the states of its seeds, or how one of them ended."""
+    collapsed: bool = False
+    """Whether the model of a seed has collapsed; such a point is never the best, as in tables."""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -80,7 +83,9 @@ def _read_point(search: Search, number: int, cell: Cell, statuses: Mapping[str, 
         if not all(map(math.isfinite, by_seed)):
             reason = f"{name} is missing or not finite"
             return Point(number, cell, State.DIVERGED, reason=reason)
-    return Point(number, cell, State.DONE, values)
+    limit = cell.config.max_saturation
+    collapsed = any("collapsed" in failures(end.metrics, limit) for end in ends.values())
+    return Point(number, cell, State.DONE, values, collapsed=collapsed)
 
 
 def _value(end: Status, name: str) -> float:
@@ -90,7 +95,7 @@ def _value(end: Status, name: str) -> float:
 
 def best(search: Search, points: Sequence[Point]) -> list[Point]:
     """The best point that is done; with several objectives the Pareto front."""
-    done = [point for point in points if point.state == State.DONE]
+    done = [point for point in points if point.state == State.DONE and not point.collapsed]
     study = open_study(search)
     study.add_trials([frozen(search, point) for point in done])
     front = [done[trial.number] for trial in study.best_trials]
