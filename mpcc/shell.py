@@ -31,10 +31,20 @@ def script(*parts: str) -> str:
     return shlex.join([program("python"), shown(ROOT.joinpath(*parts))])
 
 
+def own_name() -> str:
+    """How the user started `mpcc`: by the installed command or as a module."""
+    return "mpcc" if Path(sys.argv[0]).name == "mpcc" else "python -m mpcc"
+
+
 def shown(path: Path) -> str:
     """A path as seen from the current directory where it lies below, else absolute."""
     whole, here = Path(os.path.abspath(path)), Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or its kind: torch and MLflow add advice in more lines."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def one_line(error: Exception) -> str:

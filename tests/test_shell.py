@@ -56,7 +56,8 @@ def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do() -> None:
         expected = f"cannot use /clone/runs: {os.strerror(number)}; choose another --out"
         assert shell.one_line(error) == expected
     assert shell.one_line(ValueError("a\n b")) == "a b"
-    assert shell.one_line(ValueError()) == "ValueError"
+    assert shell.one_line(ValueError()) == shell.reason(ValueError()) == "ValueError"
+    assert shell.reason(RuntimeError("\n out of memory\nadvice")) == "out of memory"
 
 
 def test_a_command_ends_its_process_but_no_notebooks_kernel(
@@ -84,6 +85,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS = {
     "mpcc": "-m mpcc --preset tiny --dry-run",
+    "installed": "-c 'import sys, mpcc.__main__ as m; sys.exit(m.main())' --preset tiny --dry-run",
     "ablation": "tune/ablation.py --accept-changed-code --status --out SWEEP",
     "search": "tune/search.py --dry-run --out SWEEP/none --space esteps=1..2 --points 0",
     "tables": "analysis/make_tables.py --runs SWEEP --out SWEEP/tables",

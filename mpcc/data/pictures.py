@@ -27,6 +27,7 @@ from PIL.ExifTags import Base as Tag
 from mpcc.data.folder import UNREAD_SUFFIXES
 from mpcc.data.source import Pixels
 from mpcc.machine import usable_cores
+from mpcc.shell import reason
 
 GROUNDS = {"white": 255, "grey": 128, "black": 0}
 """Names of grounds and their level."""
@@ -82,10 +83,9 @@ def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
         n_bytes = path.stat().st_size
         raise UnsoundError("no image in it that Pillow reads" if n_bytes else "0 bytes") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UnsoundError(" ".join(reason.split())) from None
+        raise UnsoundError(error.strerror or reason(error)) from None
     except Exception as error:  # Decoders of images raise all sorts.
-        raise UnsoundError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnsoundError(reason(error)) from None
 
 
 def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
@@ -93,7 +93,7 @@ def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
     try:
         return _converted(image, ground)[0]
     except Exception as error:  # Decoders of images raise all sorts.
-        raise UnsoundError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnsoundError(reason(error)) from None
 
 
 def read_all(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mpcc.shell import reason
 from mpcc.training.algorithm import update_all
 from mpcc.training.state import TrainState
 
@@ -68,20 +69,19 @@ class Recorded:
         try:
             replay, self.names, self.losses = self.recorder(state)
             recorded = [self._replayed(replay) for _ in range(N_CHECKED)]
-            reason = _difference(plain, recorded)
+            difference = _difference(plain, recorded)
         except RuntimeError as error:
             # The failed recording may have left its mark on the generator: go on with a fresh one.
             state.rng = torch.Generator(state.device)
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            reason = f"recording one failed: {first}"
+            difference = f"recording one failed: {reason(error)}"
         go_back()
-        if reason is None:
+        if difference is None:
             self.replay = replay
             self.outcome = (
                 f"agrees with {N_CHECKED} plain ones, losses to {TOLERANCE:g} of their size"
             )
         else:
-            self.outcome = f"iterations run kernel by kernel, as {reason}"
+            self.outcome = f"iterations run kernel by kernel, as {difference}"
             log.warning(self.outcome)
 
     def _replayed(self, replay: Callable[[], None]) -> Losses:

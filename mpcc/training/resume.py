@@ -15,6 +15,7 @@ import torch
 from mpcc.config import training_key
 from mpcc.runs import run_dir
 from mpcc.runs.checkpoints import Checkpoint, settle
+from mpcc.shell import reason
 from mpcc.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def fitting(
             foreign = content["trial_key"] not in keys
             problem = "belongs to another trial" if foreign else misfit(content, state)
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
+            problem = f"cannot be read: {reason(error)}"
         if problem:
             problems.append(f"a checkpoint in {path} {problem}")
         else:

@@ -14,6 +14,7 @@ from mpcc.config import SHORT, Config, parse_settings, training_cell_key, value_
 from mpcc.options import usable
 from mpcc.runs import run_dir
 from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes, read_json
+from mpcc.shell import reason
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
@@ -88,11 +89,10 @@ def _from_mlflow(address: str) -> bytes:
             place = mlflow.artifacts.download_artifacts(model, dst_path=folder)
             return (Path(place) / "data" / MODEL).read_bytes()
         except Exception as error:  # whatever a database, a server or a store can raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if isinstance(error, FileNotFoundError):
-                reason = f"there is no data/{MODEL} in it"
+            missing = isinstance(error, FileNotFoundError)
+            why = f"there is no data/{MODEL} in it" if missing else reason(error)
             raise RunDirError(
-                f"{address}: MLflow gives no model ({reason}); of a sweep it has those of the best "
+                f"{address}: MLflow gives no model ({why}); of a sweep it has those of the best "
                 "cell, of all trials by --sync --log-models always"
             ) from None
 

@@ -21,6 +21,7 @@ from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.files import MODEL, RunDirError
 from mpcc.runs.model_file import model_bytes, read_model
+from mpcc.shell import reason
 from mpcc.training.device import resolve_device
 from mpcc.training.resume import fitting, take_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded
@@ -108,8 +109,7 @@ def model_of(data: bytes, name: str, device: torch.device) -> Model:
             name,
         )
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise RunDirError(f"{name} holds no model of this version ({reason})") from None
+        raise RunDirError(f"{name} holds no model of this version ({reason(error)})") from None
 
 
 def unpickled(data: bytes, name: str) -> Model:
