@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,7 +58,9 @@ def usable(text: str | Path) -> Path:
     if not text.strip():
         raise ValueError("the path is empty; is a variable of the shell not set?")
     try:
-        found = Path(text).expanduser()
+        found = Path(os.path.expanduser(text))
+        if str(found).startswith("~") and not os.path.lexists(found):
+            raise RuntimeError  # No such user, nor a file of this name.
         found.resolve()
         found.exists()
     except RuntimeError:  # Python's word for an unknown user and for links in a circle

@@ -69,9 +69,9 @@ def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if given:
         try:
-            return Path(given).expanduser()
-        except RuntimeError:
-            raise DataError(f"data folder {given} names the home of an unknown user") from None
+            return usable(given)
+        except ValueError as error:
+            raise DataError(f"data folder: {error}") from None
     downloaded = cache_dir() / "data"
     return downloaded if downloaded.is_dir() else None
 

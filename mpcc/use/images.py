@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from mpcc.data.pictures import UnsoundError, pixels_of, progress, read_all, summ
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
+from mpcc.shell import reason
 from mpcc.use.levels import Levels, refuse_inverted, refuse_nearly_black
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,8 @@ def files_of(images: Images) -> list[Path] | None:
     if isinstance(images, (list, tuple)) and any(isinstance(i, (str, Path)) for i in images):
         if not all(isinstance(i, (str, Path)) for i in images):
             raise DataError("a list of files holds something else too; give paths alone")
-        return [Path(file).expanduser() for file in images]
+        # A folder may hold a file called `~x.png`.
+        return [Path(file) if os.path.lexists(file) else usable(file) for file in images]
     return None
 
 
@@ -175,8 +178,8 @@ def _array(images: Any) -> NDArray[Any]:
     try:
         return np.asarray(images)
     except (TypeError, ValueError, RuntimeError) as error:  # Sparse, or of several sizes.
-        reason = str(error).splitlines()[0]
-        raise DataError(f"a {type(images).__name__} gives no array ({reason})") from None
+        kind = type(images).__name__
+        raise DataError(f"a {kind} gives no array ({reason(error)})") from None
 
 
 def _in_colours(image: NDArray[np.uint8], n_channels: int, name: str) -> NDArray[np.uint8]:
