@@ -159,6 +159,7 @@ def test_what_trains_alike_has_one_training_key_and_nothing_else_has():
         ({}, {"eval_every": 3, "n_standing_passes": 3}),
         ({}, {"n_generated": 50, "n_is_splits": 5, "max_saturation": 0.5, "min_diversity": 0.5}),
         ({"split": "train"}, {"split": "train", "eval_split": "test"}),
+        ({"width": 3}, {"width": 3, "skip_damaged": True}),
         ({"prior": "normal"}, {"prior": "normal", "n_clusters": 5, "prior_lr": 1e-3}),
         ({"ema_decay": 0.0}, {"ema_decay": 0.0, "ema_start": 7}),
         (weights, weights | {"given_cluster_weights": (0.3, 0.6, 1.2)}),

@@ -28,6 +28,7 @@ def _start_matters(config: Config) -> bool:
 
 
 ALIVE: dict[str, Callable[[Config], bool]] = {
+    "skip_damaged": lambda c: c.dataset == "folder",
     "n_clusters": _has_clusters,
     "prior_init_log_var": _has_clusters,
     "prior_min_std": _has_clusters,
@@ -41,7 +42,7 @@ ALIVE: dict[str, Callable[[Config], bool]] = {
     "prior_learns_from_encoder_loss": _has_clusters,
     "ema_decay": _decay_matters,
     "ema_start": _start_matters,
-    "n_is_splits": lambda c: c.n_generated is not None,
+    "n_is_splits": lambda c: c.scored_by_inception,
     "min_diversity": _has_clusters,
 }
 """Field -> whether it does anything in this configuration; the others always do."""

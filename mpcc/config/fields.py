@@ -156,10 +156,10 @@ class Config:
             # Whole numbers too: equal configurations have one key.
             as_floats = tuple(map(float, self.given_cluster_weights))
             object.__setattr__(self, "given_cluster_weights", as_floats)
-        if self.n_generated is not None and self.n_generated < self.n_is_splits:
+        n_generated = self.n_generated or 0
+        if self.scored_by_inception and n_generated < self.n_is_splits:
             raise ValueError(
-                f"n_generated must be at least n_is_splits, {self.n_is_splits}, "
-                f"got {self.n_generated}"
+                f"n_generated must be at least n_is_splits, {self.n_is_splits}, got {n_generated}"
             )
         if self.eval_split == "test" and self.split != "train":
             raise ValueError(
