@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mpcc.data.cache import cached_arrays
 from mpcc.data.image_set import ImageSet, to_uint8
-from mpcc.training.device import whole_float32
+from mpcc.training.device import float32_products
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 """KID is the mean over this many subsets of this size, drawn with a fixed seed (Binkowski 2018)."""
@@ -79,7 +79,7 @@ def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> tuple[Tensor,
     """Features (N, D) and log-probabilities (N, L) of batches of images, where the network is."""
     features, log_probs = [], []
     # TensorFloat rounding on a GPU would show in the third digit of a small distance
-    with whole_float32():
+    with float32_products("float32"):
         for batch in batches:
             images = batch if batch.dtype == torch.uint8 else to_uint8(batch)
             for part in images.split(_BATCH):

@@ -21,10 +21,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device} is not available here; use cpu")
-    found = torch.device(device)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    index = int(device.partition(":")[2] or 0)  # torch takes cuda:256 for cuda:0.
+    if device != "cpu" and index >= torch.cuda.device_count():
         raise ValueError(f"device {device} is not here: there are {torch.cuda.device_count()} GPUs")
-    return found
+    return torch.device(device)
 
 
 def check_precision(config: Config, device: torch.device) -> None:
@@ -57,16 +57,21 @@ def cpu_threads(n: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_float32() -> Iterator[None]:
-    """Within, a GPU multiplies float32 as they are; a process that does so anyway is left alone."""
-    rounded = [products for products in _float32_products() if products.fp32_precision == "tf32"]
-    for products in rounded:
-        products.fp32_precision = "ieee"
+def float32_products(precision: str) -> Iterator[None]:
+    """Within, a GPU multiplies float32 values as `tf32`, or as they are (any other precision).
+
+    No effect where it does so already: trials of the process may be computing.
+    """
+    wanted = "tf32" if precision == "tf32" else "ieee"
+    before = [(each, each.fp32_precision) for each in _float32_products()]
+    changed = [(each, was) for each, was in before if (was == "tf32") != (wanted == "tf32")]
+    for products, _ in changed:
+        products.fp32_precision = wanted
     try:
         yield
     finally:
-        for products in rounded:
-            products.fp32_precision = "tf32"
+        for products, was in changed:
+            products.fp32_precision = was
 
 
 def _float32_products() -> tuple[Any, Any]:

@@ -176,6 +176,7 @@ class _Run:
         try:
             row = self._scores(terms, last)
         except NotFinite as error:
+            self._count("evaluate")
             return self._diverged(f"{error} at iteration {self.state.iteration}")
         return self._progress(state="done" if last else "running", metrics=row)
 
@@ -202,7 +203,6 @@ class _Run:
 
     def _diverged(self, cause: str) -> Progress:
         """Record that training cannot go on."""
-        self._count("train")
         self._end(run_dir.DIVERGED, cause)
         self.saved_iteration = self.state.iteration
         return self._progress(state="diverged", cause=cause)

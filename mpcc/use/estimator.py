@@ -25,7 +25,7 @@ from mpcc.evaluation import metrics
 from mpcc.runs import run_dir
 from mpcc.runs.files import MODEL
 from mpcc.use.images import Images, prepare
-from mpcc.use.model import Model
+from mpcc.use.model import FITTED, Model
 
 COLOUR, GREY = "folder", "digits"
 """Data sets whose number of channels images of one's own have."""
@@ -167,5 +167,5 @@ def _trained(config: Config, image_set: ImageSet, device: str) -> tuple[Model, d
                 f"training diverged ({result['cause']}): try another random_state, or smaller "
                 "eta_p or eta by settings"
             )
-        model = model_of((path / MODEL).read_bytes(), "a fitted MPCC", resolve_device(device))
+        model = model_of((path / MODEL).read_bytes(), FITTED, resolve_device(device))
         return model, result["metrics"]

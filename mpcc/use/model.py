@@ -18,12 +18,15 @@ from mpcc.data.image_set import to_float, to_uint8
 from mpcc.data.pictures import progress
 from mpcc.model.networks import Encoder, Generator
 from mpcc.model.prior import Prior
-from mpcc.training.device import cpu_threads, whole_float32
+from mpcc.training.device import cpu_threads, float32_products
 from mpcc.use.images import Images, one_image, prepare
 from mpcc.use.levels import Levels
 
 BATCH = 64
 """Images that the networks take at once, always: a batch of another size rounds otherwise."""
+
+FITTED = "a fitted MPCC"
+"""`Model.about` of the estimator's models, whose `dataset` is only a number of channels."""
 
 Floats = NDArray[np.float32]
 Clusters = NDArray[np.int64]
@@ -77,8 +80,9 @@ class Model:
         return unpickled, (bytes_of(self), self.about)
 
     def __repr__(self) -> str:
+        images = "" if self.about == FITTED else f"{self.config.dataset}, "
         return (
-            f"Model({self.about}: {self.config.dataset}, {self.n_clusters} clusters, "
+            f"Model({self.about}: {images}{self.n_clusters} clusters, "
             f"{'x'.join(map(str, self.image_shape))} images, {self.iteration:,} iterations)"
         )
 
@@ -220,6 +224,12 @@ def as_trained(config: Config, device: torch.device) -> Iterator[None]:
         with cpu_threads(config.cpu_threads):
             yield
     else:
-        whole = contextlib.nullcontext() if config.precision == "tf32" else whole_float32()
-        with whole, torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-            yield
+        # Not torch.backends.cudnn.flags: it also turns cuDNN off and TF32 on.
+        cudnn = torch.backends.cudnn
+        before = cudnn.deterministic, cudnn.benchmark
+        with float32_products(config.precision):
+            cudnn.deterministic, cudnn.benchmark = True, False
+            try:
+                yield
+            finally:
+                cudnn.deterministic, cudnn.benchmark = before
