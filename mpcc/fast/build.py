@@ -50,5 +50,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 2**30)
+            # glibc before 2.35 refuses more than 32 MiB, and returns 0.
+            mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
