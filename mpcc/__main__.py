@@ -29,9 +29,15 @@ from mpcc.data.places import resolve_data_dir
 from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, checked_device, path
-from mpcc.runs.files import exclusive
-from mpcc.runs.run_dir import RunDirError, check_run, read_metrics, read_result
-from mpcc.shell import guard_output, one_line
+from mpcc.runs.files import exclusive, remove_scraps
+from mpcc.runs.run_dir import (
+    PREVIOUS_CHECKPOINT,
+    RunDirError,
+    check_run,
+    read_metrics,
+    read_result,
+)
+from mpcc.shell import guard_output, one_line, own_name
 from mpcc.training.checks import check_data
 from mpcc.use import commands
 
@@ -54,7 +60,7 @@ To use what was trained: python -m mpcc cluster, sample or reconstruct, each wit
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        prog="python -m mpcc",
+        prog=own_name(),
         description="Train MPCC once: cluster images without labels and draw new ones.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -100,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 diverged, 2 bad input, or files that cannot be read or written,
     130 or 143 stopped by a signal."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # A program of its own, not a call from Python.
+        guard_output()
+        argv = sys.argv[1:]
     if argv and argv[0] in commands.COMMANDS:
         return commands.main(argv)
     options = parser().parse_args(argv)
@@ -167,16 +175,20 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Its list of fonts is no news.
-    from mpcc.training.trainer import resolve_device
+    from mpcc.training.device import check_precision, resolve_device
 
     try:
-        resolve_device(options.device)
-    except (ValueError, RuntimeError) as error:
+        check_precision(config, resolve_device(options.device))
+    except ValueError as error:
         return refuse(error)
     if config.dataset == "folder":
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
     with exclusive(out, patience=1.0):
-        return trained(config, out, options)
+        remove_scraps(out)
+        status = train_here(config, out, options)
+        if status < 128:  # It has ended: nothing goes on from the checkpoint before.
+            (out / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
+        return status
 
 
 @contextmanager
@@ -199,7 +211,7 @@ def on_signals(act: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
+def train_here(config: Config, out: Path, options: argparse.Namespace) -> int:
     """Train until the end or a signal, and say how it went.
 
     A signal before the first iteration, while data are read or k-means runs, ends it at once.
@@ -283,10 +295,9 @@ def caution(config: Config, options: argparse.Namespace) -> None:
 
 def refuse(error: Exception) -> int:
     """One line for bad input."""
-    print(f"python -m mpcc: {one_line(error)}", file=sys.stderr)
+    print(f"{own_name()}: {one_line(error)}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    guard_output()
     sys.exit(main())

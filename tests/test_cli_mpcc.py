@@ -34,6 +34,7 @@ def command(*words: str) -> list[str]:
         ),
         (["--preset", "mnist", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cpu", "--set", "precision=tf32"], "precision=tf32"),
         (["--variant", "published-cod"], "did you mean 'published-code'?"),
         (["--inception-weights", "no/such.pth"], "no/such.pth"),
         *(
@@ -42,7 +43,7 @@ def command(*words: str) -> list[str]:
             for changes, message in (
                 (["n_clusters=1798"], "n_clusters=1798 is more than the 1797 images of digits"),
                 (["conditional=true", "K=9"], "have 10 labels: set n_clusters=10, not 9"),
-                (["n_generated=9"], "n_generated must be at least n_is_splits, 10, got 9"),
+                (["image_size=16", "n_generated=9"], "must be at least n_is_splits, 10, got 9"),
             )
         ),
     ],
@@ -88,7 +89,10 @@ def test_a_run_that_is_killed_and_stopped_goes_on_to_the_same_result(tmp_path, c
         running.communicate(timeout=60)
         assert running.returncode == code and read_result(path) is None
         seen = max(now, written(path / "checkpoint.pt"))
+    scrap = path / f".checkpoint.pt.new.{running.pid}.tmp"  # Half a checkpoint of a killed run.
+    scrap.touch()
     assert main(words) == 0
+    assert not scrap.exists() and not (path / "checkpoint-previous.pt").exists()
     ends = [read_result(tmp_path / name) for name in ("whole", "r")]
     for name in ("metrics", "weights_sha256", "iteration", "state"):
         assert ends[0][name] == ends[1][name]

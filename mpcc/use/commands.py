@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpcc.data.folder import as_text
 from mpcc.options import OneLineParser, checked_device, path
+from mpcc.shell import own_name
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
@@ -30,7 +31,7 @@ a folder of single images.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        prog="python -m mpcc",
+        prog=own_name(),
         description="Use what was trained.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,7 +87,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
-        print(f"python -m mpcc {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(f"{own_name()} {options.command}: {text}", file=sys.stderr)
         return 2
     return 0
 
