@@ -24,8 +24,8 @@ from mpcc.config import (
     preset,
     variant,
 )
-from mpcc.data.files import DataError, check_available
-from mpcc.data.places import resolve_data_dir
+from mpcc.data.files import check_available
+from mpcc.data.places import DataError, resolve_data_dir
 from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, checked_device, path
@@ -279,7 +279,7 @@ def remaining(now: Progress, begun: Progress, start: float) -> str:
 
 def say(iteration: int, iterations: int, row: dict | None, left: str) -> None:
     """One line of progress on stderr."""
-    from mpcc.evaluation.shown import column
+    from mpcc.evaluation.metrics import column
 
     shown = ("acc_majority", "acc_hungarian", "mse", "loss/discriminator", "loss/encoder")
     values = "  ".join(column(n).reading(row[n]) for n in shown if row and n in row)

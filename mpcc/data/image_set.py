@@ -32,12 +32,10 @@ from torch import Tensor
 from mpcc.config import Config
 from mpcc.data import prepared as data_cache
 from mpcc.data import readers as data_readers
-from mpcc.data.cache import locked
-from mpcc.data.files import DataError
+from mpcc.data.cache import read_or_make
 from mpcc.data.own_images import image_files
+from mpcc.data.places import DataError
 from mpcc.data.source import in_training
-
-__all__ = ["DataError", "ImageSet", "held_out", "load", "to_float", "to_uint8"]
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,8 @@ def load(config: Config, data_dir: Path | None = None) -> ImageSet:
     Raises DataError, one line, for files that are missing, damaged or mislabelled.
     """
     place = data_cache.place_of(config, data_dir)
-    cached = _read_cached(place)
-    if cached is not None:
-        return cached
-    with locked(place):
-        cached = _read_cached(place)  # another trial may have written it meanwhile
-        if cached is not None:
-            return cached
+
+    def read_files() -> ImageSet:
         source = data_readers.read(config, data_dir)
         images = torch.from_numpy(data_readers.resize(source.images, config.image_size).copy())
         labels = None if source.labels is None else torch.from_numpy(source.labels)
@@ -89,6 +82,8 @@ def load(config: Config, data_dir: Path | None = None) -> ImageSet:
             images, labels, source.label_names, fingerprint(images, labels), source.notes
         )
         return _read_cached(_write_cached(place, image_set)) or image_set
+
+    return read_or_make(place, _read_cached, read_files)
 
 
 def held_out(config: Config, trained: ImageSet, data_dir: Path | None = None) -> ImageSet:

@@ -133,6 +133,13 @@ METRICS = {
     )
 }
 
+COSTS = {
+    "seconds_train": Metric("seconds_train", "Training", None, "s", decimals=1),
+    "seconds_evaluate": Metric("seconds_evaluate", "Evaluation", None, "s", decimals=1),
+    "n_parameters": Metric("n_parameters", "Parameters", None, decimals=0),
+}
+"""What a trial cost, by the names of its record: columns that are no measurement of a model."""
+
 HOW = {
     "acc_majority": "Every cluster takes its most frequent label (eq. 11, also called purity).",
     "acc_hungarian": "Clusters and labels are matched one to one so that most images agree "
@@ -205,6 +212,17 @@ NEED_CLUSTERS = (
     *("loss/membership", "loss/entropy"),
 )
 """Metrics that a model without clusters does not have."""
+
+
+def metric_name(text: str) -> str:
+    """The metric that a name or a printed label means; the text itself where neither is known."""
+    known = {metric.label: name for name, metric in (METRICS | COSTS).items()}
+    return known.get(text.partition(", ")[0], text)
+
+
+def column(metric: str) -> Metric:
+    """How to show this metric; an unknown one is shown plainly and has no better direction."""
+    return (METRICS | COSTS).get(metric) or Metric(metric, metric, None, decimals=4)
 
 
 def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.int64]:

@@ -103,7 +103,7 @@ class Prior(nn.Module):
                 self.n_clusters, (n,), generator=rng, device=self.weight_logits.device
             )
         # The inverse of the distribution function; torch.multinomial would wait for the device.
-        below = self.log_weights.detach().exp().cumsum(0)
+        below = self.log_weights.exp().cumsum(0)
         u = torch.rand(n, generator=rng, device=below.device, dtype=below.dtype)
         return torch.searchsorted(below, u * below[-1], right=True).clamp_(max=len(below) - 1)
 

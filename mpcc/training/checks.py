@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpcc.config import N_CHANNELS, Config
 from mpcc.data import prepared
-from mpcc.data.files import DataError
+from mpcc.data.places import DataError
 
 FEW = 1000
 """Images that every named data set has; more clusters than these may be too many."""

@@ -56,8 +56,7 @@ def only_trainable(*parts: Part) -> Iterator[None]:
 def minimise(loss: Tensor, *parts: Part) -> None:
     """One optimiser step of each part on this loss."""
     leaves = [leaf for part in parts for leaf in part.leaves]
-    # Learnt cluster weights have no share in G's loss: their gradient there is zero.
-    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    gradients = torch.autograd.grad(loss, leaves)
     with torch.no_grad():
         start = 0
         for part in parts:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from mpcc.config import Config
-from mpcc.data.image_set import DataError, ImageSet, held_out, load
+from mpcc.data.image_set import ImageSet, held_out, load
 from mpcc.data.own_images import image_files
+from mpcc.data.places import DataError
 from mpcc.evaluation import baseline
 from mpcc.evaluation.evaluate import NotFinite, evaluate, generation_scores, said
 from mpcc.evaluation.failures import failures

@@ -19,8 +19,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from mpcc.config import IMAGE_SIZES, Config, full_name, preset
-from mpcc.data.files import DataError
 from mpcc.data.image_set import ImageSet, fingerprint
+from mpcc.data.places import DataError
 from mpcc.evaluation import metrics
 from mpcc.runs import run_dir
 from mpcc.runs.files import MODEL

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +31,6 @@ from mpcc.use.model import Model
 NETWORKS = ("generator", "encoder", "prior")
 
 
-def trained_bytes(state: TrainState, generator: Generator) -> bytes:
-    """The file of a model as training has it; the generator that an evaluation has used."""
-    names, levels = state.image_set.label_names, Levels.of(state.image_set.images)
-    return bytes_of(_model(state, generator, names, levels))
-
-
 def for_use(
     state: TrainState, evaluation: Evaluation, files: Sequence[str] | None
 ) -> dict[str, bytes]:
@@ -45,9 +38,14 @@ def for_use(
 
     files: of each image, where the images are files.
     """
-    found = {MODEL: trained_bytes(state, evaluation.generator)}
+    images = state.image_set
+    networks = evaluation.generator, state.encoder, state.prior
+    model = Model(
+        state.config, state.iteration, *networks, images.label_names, Levels.of(images.images)
+    )
+    found = {MODEL: bytes_of(model)}
     if evaluation.clusters is not None:
-        images, chunks = state.image_set, evaluation.z_means.split(CHUNK)
+        chunks = evaluation.z_means.split(CHUNK)
         with torch.no_grad():
             shares = [state.prior.log_memberships(z).exp().amax(1).cpu() for z in chunks]
         labels = None
@@ -57,11 +55,6 @@ def for_use(
         clusters = evaluation.clusters.tolist()
         found[CLUSTERS] = clusters_bytes(clusters, torch.cat(shares).tolist(), labels, files)
     return found
-
-
-def _model(state: TrainState, generator: Generator, *of_images: Any) -> Model:
-    networks = generator, state.encoder, state.prior
-    return Model(state.config, state.iteration, *networks, *of_images)
 
 
 def bytes_of(model: Model) -> bytes:
@@ -130,7 +123,8 @@ def model_of_checkpoint(path: Path, config: Config, device: torch.device) -> Mod
         take_model(state, content)
         with torch.no_grad():
             generator = averaged_generator(state, evaluation_rng(state))
-        return model_of(bytes_of(_model(state, generator)), str(path), device)
+        model = Model(config, state.iteration, generator, state.encoder, state.prior)
+        return model_of(bytes_of(model), str(path), device)
     raise RunDirError(
         "; ".join(problems) or f"{path} has no checkpoint yet: wait, or go on with the trial"
     )
