@@ -59,7 +59,7 @@ def test_a_slow_average_is_said_before_training(capsys):
     words = ["--set", "ema_decay=0.9999", "iterations=3000", "ema_start=1000", "--dry-run"]
     assert main(words) == 0
     said = capsys.readouterr()
-    assert "note: the averaged generator, which is evaluated, will be to 82%" in said.err
+    assert "note: 82% of the averaged generator, which is evaluated, will still be" in said.err
     assert json.loads(said.out)["ema_decay"] == 0.9999
 
 
@@ -175,7 +175,8 @@ def test_a_stop_before_the_first_iteration_is_heard_at_once(tmp_path, monkeypatc
     with pytest.raises(SystemExit) as ended:
         main(["--preset", "tiny", "--out", str(tmp_path / "r")])
     assert ended.value.code == 143 and time.monotonic() - start < 20
-    assert "stopped before the first iteration; the same command goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopped before the first progress report; run the same command again" in said
 
 
 def test_called_from_python_it_leaves_the_callers_signal_handlers(tmp_path):

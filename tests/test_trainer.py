@@ -634,7 +634,7 @@ def test_what_would_fail_later_is_refused_before_anything_is_written(tiny, some_
     ):
         with pytest.raises(DataError, match=message):
             next(train(tiny.override(**changes), tmp_path / "r", image_set=images))
-    with pytest.raises(ValueError, match="precision=tf32 is of GPUs alone"):
+    with pytest.raises(ValueError, match="precision=tf32 needs a GPU"):
         next(train(tiny.override(precision="tf32"), tmp_path / "r", device="cpu"))
     assert not (tmp_path / "r").exists()
     config = tiny.override(prior="normal", n_clusters=n + 1, iterations=1)

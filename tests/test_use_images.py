@@ -194,7 +194,7 @@ def test_a_file_called_like_a_users_home_is_a_file(
     for images in (files_of(".")[1:], ["~x.png"], "~x.png"):
         assert torch.equal(prepare(images, 1, 8), expected)
     assert files_of("~/00.png") == files_of(["~/00.png"]) == [at_home]
-    with pytest.raises(ValueError, match="'~y.png' leads nowhere"):
+    with pytest.raises(ValueError, match="'~y.png' cannot be resolved"):
         files_of("~y.png")
 
 

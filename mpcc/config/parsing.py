@@ -24,7 +24,8 @@ def parse_value(name: str, text: str) -> Any:
     kind = next(o for o in options if o is not type(None))
     if kind in (int, float) and re.match(r"-?0\d", text):
         raise ValueError(
-            f"{name}: a number does not begin with 0, got '{text}'; write 0.001, not 0,001"
+            f"{name}: leading zeros are not allowed, got '{text}'; the decimal separator is a "
+            "point: write 0.001, not 0,001"
         )
     try:
         if kind is bool:
@@ -50,7 +51,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 def parse_settings(text: str) -> dict[str, Any]:
     """The settings that name a cell, by full names, as commands and tables print them:
-    `esteps=4, eta_p=6e-4`, `esteps 4, eta_p 6e-4`."""
+    `esteps=4, eta_p=6e-4`, `esteps 4, eta_p 6e-4`. ValueError for text without settings."""
     assignments: list[str] = []
     for part in re.sub(r"\s*=\s*", "=", text).split(","):
         words = part.split()

@@ -1,4 +1,4 @@
-"""What is computed of a data set once per machine, kept in the user's cache folder.
+"""What is computed from a data set once per machine, kept in the user's cache folder.
 
 Nothing here is needed: without a writable cache all works, and a damaged entry is made anew.
 """

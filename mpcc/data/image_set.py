@@ -4,7 +4,7 @@
     mnist     70,000 digits, 28x28                    fmnist    70,000 pictures of clothes, 28x28
     omniglot  100 characters x 20 drawings x 20 distorted copies, 105x105
     cifar10   60,000 colour pictures, 32x32           cifar20   CIFAR-100 by its 20 superclasses
-    folder    images of one's own, subfolders as labels
+    folder    your own images, subfolders as labels
 
 `split="train"` leaves out the official test images, or every fifth image (for Omniglot, drawing)
 where there is no official split.
@@ -89,8 +89,8 @@ def load(config: Config, data_dir: Path | None = None) -> ImageSet:
 def held_out(config: Config, trained: ImageSet, data_dir: Path | None = None) -> ImageSet:
     """The images that `split=train` leaves out, with labels numbered as in `trained`.
 
-    trained: what `load` gives for the configuration. DataError where that is no part of all images,
-    as where a label has no training image.
+    trained: what `load` gives for the configuration. DataError if the training images are not a
+    proper subset of all images with the same label numbers.
     """
     whole = config.override(split="all", eval_split="trained")
     every = load(whole, data_dir)
@@ -115,8 +115,8 @@ def held_out(config: Config, trained: ImageSet, data_dir: Path | None = None) ->
         )
     if parts[0].fingerprint != trained.fingerprint or not len(parts[1]):
         raise DataError(
-            f"eval_split=test: the training images of {config.dataset} are not a part of all of "
-            "them, with the same labels and others left"
+            f"eval_split=test: the training images of {config.dataset} are not a proper subset of "
+            "all images with the same label numbers"
         )
     return parts[1]
 

@@ -1,4 +1,4 @@
-"""Images of one's own, in any format and mode that Pillow reads, as bytes in colour.
+"""Your own images, in any format and mode that Pillow reads, as bytes in colour.
 
 Whatever is converted on the way is a remark of the image; `read_all` counts the remarks.
 """
@@ -30,23 +30,23 @@ from mpcc.machine import usable_cores
 from mpcc.shell import reason
 
 GROUNDS = {"white": 255, "grey": 128, "black": 0}
-"""Names of grounds and their level."""
+"""Background colour under transparent pixels -> its grey level."""
 BATCH = 32
 """Images that a thread reads before it takes the next ones."""
 PROGRESS_SECONDS = 5.0
 """Between two lines of progress."""
 SIGNED = 2
-"""A kind of values."""
+"""TIFF SampleFormat 2: signed integers."""
 SIDEWAYS = range(2, 9)
 """Orientations that are not upright."""
 SIXTEEN = re.compile(r";16[BLN]")
 """In Pillow's name of the raw pixels: a channel of 16 bits, in this order of bytes."""
 SCALED = re.compile(r"L;[24]|;16[BLN]")
-"""The same where Pillow brings levels to 8 bits, and leaves the one that is transparent as is."""
+"""Raw modes that Pillow rescales to 8 bits without rescaling the transparent grey level."""
 
 
 class UnsoundError(ValueError):
-    """An image that cannot be read, or not without guessing; why, in a few words."""
+    """The reason why an image cannot be read, or not without guessing, in a few words."""
 
 
 Unsound = tuple[Path, UnsoundError]
@@ -99,9 +99,9 @@ def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
 def read_all(
     paths: Sequence[Path], ground: str, use: Callable[[int, Pixels], None]
 ) -> tuple[list[Facts | None], list[Unsound]]:
-    """Read images on all cores; `use` gets the place and the pixels (3, H, W) of each sound one.
+    """Read images on all cores; `use` gets the index and the pixels (3, H, W) of each sound one.
 
-    Returns what each image was, None where it is not sound, and those that are not.
+    Returns what each image was, None for an unreadable one, and the unreadable ones.
     """
     facts: list[Facts | None] = [None] * len(paths)
     wrong: dict[int, UnsoundError] = {}
@@ -168,9 +168,10 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
     tile = getattr(opened, "tile", None)  # What ImageFile's subclasses have before they load.
     raw = str(tile[0].args) if tile else ""
     if "transparency" in opened.info and SCALED.search(raw):
-        raise UnsoundError("a transparent level, and not of 8 bits; save it with an alpha channel")
+        raise UnsoundError("transparent grey level is not 8-bit; save with an alpha channel")
     if opened.format != "TIFF":
-        opened.load()  # First: the reader of PNG's EXIF would take the error of damaged pixels.
+        # Before EXIF: Pillow's PNG EXIF reader would swallow the error of damaged pixels.
+        opened.load()
     as_stored = _orientation(opened)
     opened.load()  # Now TIFF's, whose reader turns the image itself.
     remarks = [*_profile(opened.info.get("icc_profile")), *_channels(opened)]

@@ -1,8 +1,7 @@
-"""A small classifier of a labelled data set, whose features stand in where Inception's say little.
+"""A small classifier of a labelled data set, whose features replace Inception's.
 
-Inception knows photographs; for grey images of 8 to 64 pixels, and for all of 8, the features of a
-network trained on the very data set tell more. Its distance is called `fid_cnn` and compares only
-with itself.
+Inception knows photographs; for grey images, and for any at 8×8, the features of a network trained
+on the data set itself tell more. Its distance is called `fid_cnn` and compares only with itself.
 """
 
 from __future__ import annotations

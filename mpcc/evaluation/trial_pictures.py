@@ -13,7 +13,7 @@ from mpcc.evaluation.evaluate import (
     SAMPLES_PER_CLUSTER,
     Evaluation,
     draw,
-    said,
+    error_text,
 )
 from mpcc.training.state import TrainState
 
@@ -39,7 +39,7 @@ def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> dic
             try:
                 write(path / name, state, evaluation)
             except Exception as error:
-                problems[name] = said(error)
+                problems[name] = error_text(error)
     return problems
 
 

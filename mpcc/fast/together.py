@@ -2,7 +2,7 @@
 
 A small model leaves most of a GPU idle. Here every trial has a thread, a CUDA stream, random
 streams and a recorded iteration of its own; they share nothing but the images on the device. What
-a process has only once must be the same for all (`Config.of_the_process`).
+is global to a process must be the same for all (`Config.process_settings`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Said = TypeVar("Said")
 
 MAX_TRIALS = 16
 MIN_GAIN = 1.1
-"""Twice as many trials must make at least this many times the iterations a second."""
+"""Doubling the trials must raise iterations/s by this factor."""
 MEMORY_SHARE = 0.8
 """Of the device's free memory, what `auto` may fill."""
 

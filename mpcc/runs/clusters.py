@@ -51,7 +51,7 @@ def csv_text(columns: dict[str, Iterable[object]]) -> str:
 def read_clusters(path: Path) -> list[dict[str, str]] | None:
     """The rows of a finished trial's file, as text by column; None where the trial has no such
     file. RunDirError where it is not what was recorded."""
-    file, result = Path(path) / CLUSTERS, run_dir.read_result_alone(path)
+    file, result = Path(path) / CLUSTERS, run_dir.read_result_record(path)
     data = read_bytes(file)
     if data is None or result is None:
         return None

@@ -16,7 +16,7 @@ FEW = 1000
 """Images that every named data set has; more clusters than these may be too many."""
 
 ASKED = ("dataset", "split", "image_size", "prior", "n_clusters", "conditional")
-"""The fields that `check_data` goes by."""
+"""The fields that `check_data` reads; for dataset=folder also image_ground and skip_damaged."""
 
 
 def check_images(config: Config, shape: Sequence[int], n_labels: int | None) -> None:

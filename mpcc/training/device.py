@@ -14,8 +14,7 @@ from mpcc.options import checked_device
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here; ValueError where it is not to
-    be had."""
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here; ValueError if not available."""
     device = checked_device(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,7 +33,7 @@ def check_precision(config: Config, device: torch.device) -> None:
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
-    """Set what the process has only once, as this trial needs it (`Config.of_the_process`)."""
+    """Set what is global to the process as this trial needs it (`Config.process_settings`)."""
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
         return
@@ -47,7 +46,7 @@ def prepare_process(config: Config, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def cpu_threads(n: int) -> Iterator[None]:
-    """Within, torch computes on so many threads of the CPU; afterwards as before."""
+    """Within, torch computes on n threads of the CPU; afterwards as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -60,7 +59,7 @@ def cpu_threads(n: int) -> Iterator[None]:
 def float32_products(precision: str) -> Iterator[None]:
     """Within, a GPU multiplies float32 values as `tf32`, or as they are (any other precision).
 
-    No effect where it does so already: trials of the process may be computing.
+    No effect where it does so already: other trials of the process may be computing.
     """
     wanted = "tf32" if precision == "tf32" else "ieee"
     before = [(each, each.fp32_precision) for each in _float32_products()]

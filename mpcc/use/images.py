@@ -50,13 +50,13 @@ def prepare(
     """The images as uint8 (N, n_channels, size, size), the middle square resized as for training.
 
     images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8, bool or floats; a
-      torch Dataset or a list of such images or of PIL's, alone or first in a tuple; files; a
+      Dataset or list whose items are images, PIL images or tuples starting with one; files; a
       folder, whose images are taken by name, those of subfolders too.
-    value_range: of floats, [0, 1] where it is not given; integers other than uint8 need it.
+    value_range: of floats, [0, 1] if not given; integers other than uint8 need it.
     ground: what a transparent image is laid on, as in training (`image_ground`).
     inverted: whether to exchange dark and bright; None refuses images that, by the `levels` of the
       training images, seem to need it, and images that are nearly black.
-    DataError, one line, for what cannot be meant.
+    DataError, one line, for invalid images.
     """
     if inverted not in (None, True, False):
         raise DataError(f"inverted must be True, False or None, got {inverted!r}")
@@ -235,11 +235,11 @@ def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) 
             )
         return
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise DataError("images hold NaN or infinite values; mend or leave them out")
+        raise DataError("images hold NaN or infinite values; repair or leave them out")
     if array.dtype.kind != "f" and value_range is None:
         raise DataError(
             f"images are {array.dtype}, {low} to {high}: give uint8 (.astype('uint8')) for 0 to "
-            "255, or say value_range"
+            "255, or give value_range"
         )
     first, last = value_range or (0.0, 1.0)
     margin = ROUNDING * (last - first)

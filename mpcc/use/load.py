@@ -92,8 +92,8 @@ def _from_mlflow(address: str) -> bytes:
             missing = isinstance(error, FileNotFoundError)
             why = f"there is no data/{MODEL} in it" if missing else reason(error)
             raise RunDirError(
-                f"{address}: MLflow gives no model ({why}); of a sweep it has those of the best "
-                "cell, of all trials by --sync --log-models always"
+                f"{address}: MLflow gives no model ({why}); by default a sweep logs only its best "
+                "cell; use --sync --log-models always"
             ) from None
 
 

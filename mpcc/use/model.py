@@ -23,7 +23,7 @@ from mpcc.use.images import Images, one_image, prepare
 from mpcc.use.levels import Levels
 
 BATCH = 64
-"""Images that the networks take at once, always: a batch of another size rounds otherwise."""
+"""Fixed batch size of the networks: another size changes the last bits."""
 
 FITTED = "a fitted MPCC"
 """`Model.about` of the estimator's models, whose `dataset` is only a number of channels."""
@@ -39,10 +39,10 @@ class Model:
 
     The methods take images as `mpcc.use.images.prepare` does and prepare them as training did:
     uint8 or float arrays and tensors (N, H, W), (N, H, W, C) or (N, C, H, W), a torch Dataset, a
-    list of files, or a folder. Floats are within `value_range`, [0, 1] by default. `inverted` true
-    takes dark for bright; None refuses images that seem to be inverted. The same image gives the
-    same bits in whatever company, on one kind of processor. DataError, one line, for images that
-    cannot be meant; ValueError for clusters of a model that has none.
+    list of files, or a folder. `**how`: floats are within `value_range`, [0, 1] by default;
+    `inverted` True inverts the images, None refuses images that seem to be inverted. An image gives
+    the same bits whatever other images it comes with, on one kind of processor. DataError, one
+    line, for invalid images; ValueError for clusters of a model that has none.
     """
 
     config: Config
@@ -204,7 +204,7 @@ class Model:
     def _in_batches(
         self, run: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        """What `run` gives for batches of BATCH rows, the last one padded, as one, on the CPU."""
+        """The outputs of `run` on batches of BATCH rows, the last one padded, joined on the CPU."""
         n, found = len(inputs[0]), []
         whole = torch.autocast(self.device.type, enabled=False)
         with torch.no_grad(), whole, as_trained(self.config, self.device):
@@ -219,7 +219,7 @@ class Model:
 
 @contextlib.contextmanager
 def as_trained(config: Config, device: torch.device) -> Iterator[None]:
-    """Within, torch computes as in the trial; afterwards as before. Threads change the last bit."""
+    """Within, torch computes as in the trial, to the last bit; afterwards as before."""
     if device.type == "cpu":
         with cpu_threads(config.cpu_threads):
             yield

@@ -22,7 +22,7 @@ from mpcc.runs.files import MODEL, RunDirError
 from mpcc.runs.model_file import model_bytes, read_model
 from mpcc.shell import reason
 from mpcc.training.device import resolve_device
-from mpcc.training.resume import fitting, take_model
+from mpcc.training.resume import fitting, load_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded
 from mpcc.use.images import CHUNK
 from mpcc.use.levels import Levels
@@ -34,10 +34,8 @@ NETWORKS = ("generator", "encoder", "prior")
 def for_use(
     state: TrainState, evaluation: Evaluation, files: Sequence[str] | None
 ) -> dict[str, bytes]:
-    """What the last evaluation leaves for users, by file: the model, and every image's cluster.
-
-    files: of each image, where the images are files.
-    """
+    """The files that a finished trial leaves for users, by name: its model, and every image's
+    cluster. files: of each image, if the images are files."""
     images = state.image_set
     networks = evaluation.generator, state.encoder, state.prior
     model = Model(
@@ -58,8 +56,7 @@ def for_use(
 
 
 def bytes_of(model: Model) -> bytes:
-    """The file of a model: all tensors by name, a weight as the forward pass sees it where it is
-    kept normalised."""
+    """The file of a model: all tensors by name (fast layers: the normalised weight)."""
     found: dict[str, Tensor] = {}
     for prefix in NETWORKS:
         network = getattr(model, prefix)
@@ -111,16 +108,14 @@ def unpickled(data: bytes, name: str) -> Model:
 
 
 def model_of_checkpoint(path: Path, config: Config, device: torch.device) -> Model:
-    """The model in the newest intact checkpoint of a trial, evaluated as the trainer would.
-
-    RunDirError where there is none.
-    """
+    """The model in the newest intact checkpoint of a trial, evaluated as the trainer would;
+    RunDirError if there is none."""
     blank = torch.zeros((1, config.n_channels, config.image_size, config.image_size))
     state = build_state(config, ImageSet(blank.to(device, torch.uint8), None, (), ""), device)
     found, damaged = run_dir.read_checkpoints(path)
     problems = list(damaged.values())
     for _, content in fitting(found, state, path, problems):
-        take_model(state, content)
+        load_model(state, content)
         with torch.no_grad():
             generator = averaged_generator(state, evaluation_rng(state))
         model = Model(config, state.iteration, generator, state.encoder, state.prior)
@@ -140,8 +135,8 @@ def _fill(
     for name, array in arrays.items():
         tensor = torch.tensor(array, device=device)
         if fast and array.ndim == 4:
-            # Not by `torch.channels_last`, which leaves a layer of one channel as it is: other
-            # strides round otherwise.
+            # Not torch.channels_last: under it one-channel weights keep other strides, and then
+            # round differently.
             n, c, h, w = array.shape
             flat = tensor.permute(0, 2, 3, 1).flatten()
             tensor = flat.view(n, h, w, c).permute(0, 3, 1, 2)
