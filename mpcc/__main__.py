@@ -29,14 +29,9 @@ from mpcc.data.places import DataError, resolve_data_dir
 from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, checked_device, path
-from mpcc.runs.files import exclusive, remove_scraps
-from mpcc.runs.run_dir import (
-    PREVIOUS_CHECKPOINT,
-    RunDirError,
-    check_run,
-    read_metrics,
-    read_result,
-)
+from mpcc.runs.checkpoints import PREVIOUS_CHECKPOINT
+from mpcc.runs.files import RunDirError, exclusive, remove_scraps
+from mpcc.runs.run_dir import check_run, read_metrics, read_result
 from mpcc.shell import guard_output, one_line, own_name
 from mpcc.training.checks import check_data
 from mpcc.use import commands
@@ -149,10 +144,8 @@ def assigned(texts: list[str]) -> dict[str, Any]:
 
 
 def dry_run(config: Config, options: argparse.Namespace) -> int:
-    """Print the configuration and, for dataset=folder, a summary of the images.
-
-    ValueError if the configuration cannot be trained.
-    """
+    """Print the configuration and, for dataset=folder, a summary of the images. ValueError if the
+    configuration cannot be trained."""
     check_data(config, options.data_dir)
     if config.dataset == "folder" and resolve_data_dir(options.data_dir) is not None:
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
@@ -162,10 +155,8 @@ def dry_run(config: Config, options: argparse.Namespace) -> int:
 
 
 def run(config: Config, out: Path, options: argparse.Namespace) -> int:
-    """Check that the run can be trained, then train it; returns the exit status.
-
-    Raises DataError, InceptionMissing, RunDirError, OSError.
-    """
+    """Check that the run can be trained, then train it; returns the exit status. Raises DataError,
+    InceptionMissing, RunDirError, OSError."""
     refuse_other_run(config, out)
     # OpenMP reads it when torch is first imported, as the checks of the images may do.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))

@@ -53,9 +53,7 @@ def path(text: str) -> Path:
 
 def usable(text: str | Path) -> Path:
     """Check a path that does not come from argparse, `~` for the home folder; ValueError, one line.
-
-    A file may be called `~x.png` as long as there is no user x.png.
-    """
+    A file may be called `~x.png` as long as there is no user x.png."""
     text = str(text)
     shown = text if len(text) <= 80 else text[:77] + "..."
     if not text.strip():

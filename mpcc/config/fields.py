@@ -18,15 +18,8 @@ from mpcc.config.checks import check_weights, fits, kind_text, range_text, short
 
 Dataset = Literal["digits", "mnist", "fmnist", "omniglot", "cifar10", "cifar20", "folder"]
 
-N_CHANNELS = {
-    "digits": 1,
-    "mnist": 1,
-    "fmnist": 1,
-    "omniglot": 1,
-    "cifar10": 3,
-    "cifar20": 3,
-    "folder": 3,
-}
+N_CHANNELS = {"digits": 1, "mnist": 1, "fmnist": 1, "omniglot": 1}
+N_CHANNELS |= {"cifar10": 3, "cifar20": 3, "folder": 3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,10 +13,8 @@ from mpcc.config.fields import HINTS, full_name
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The value that `text` means for a field, typed by the field's annotation.
-
-    Raises ValueError that names the field as given, the text and what is allowed.
-    """
+    """The value that `text` means for a field, typed by the field's annotation. Raises ValueError
+    that names the field as given, the text and what is allowed."""
     hint = HINTS[full_name(name)]
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in options and text.lower() == "none":

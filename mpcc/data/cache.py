@@ -36,10 +36,8 @@ def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> 
 
 
 def read_or_make(place: Path, read: Callable[[Path], T | None], make: Callable[[], T]) -> T:
-    """What `read` finds at this place of the cache; where it finds nothing, what `make` gives.
-
-    One process at a time makes an entry; the others wait, and read it then.
-    """
+    """What `read` finds at this place of the cache; where it finds nothing, what `make` gives. One
+    process at a time makes an entry; the others wait, and read it then."""
     found = read(place)
     if found is None:
         with locked(place):

@@ -11,9 +11,7 @@ from mpcc.shell import reason
 
 def download(dataset: str, data_dir: Path | str | None) -> Path:
     """Get the official files that are missing, checked by MD5, and return the data folder.
-
-    DataError for a folder that cannot be written, or a download that fails.
-    """
+    DataError for a folder that cannot be written, or a download that fails."""
     from torchvision.datasets.utils import download_and_extract_archive, download_url
 
     root = resolve_data_dir(data_dir) or cache_dir() / "data"

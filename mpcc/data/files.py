@@ -188,9 +188,7 @@ def find_omniglot(data_dir: Path | str | None) -> Path:
 
 def omniglot_names(archive: Path) -> list[str]:
     """Sorted names of the drawings in an archive, `.../images_background/alphabet/character/x.png`.
-
-    DataError for what is no sound zip archive.
-    """
+    DataError for what is no sound zip archive."""
     try:
         with zipfile.ZipFile(archive) as opened:
             names = opened.namelist()

@@ -85,9 +85,7 @@ def find(data_dir: Path | str | None) -> Found:
 
 def files_in(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """All images below a folder, sorted by name, and one line for each kind of file left out.
-
-    DataError if there are none.
-    """
+    DataError if there are none."""
     walk = _walked(root)
     return [root.joinpath(*parts) for parts in walk.files], tuple(_left_out(walk))
 

@@ -68,10 +68,8 @@ class ImageSet:
 
 
 def load(config: Config, data_dir: Path | None = None) -> ImageSet:
-    """The data set that the configuration names, its split, at `image_size`.
-
-    Raises DataError, one line, for files that are missing, damaged or mislabelled.
-    """
+    """The data set that the configuration names, its split, at `image_size`. Raises DataError, one
+    line, for files that are missing, damaged or mislabelled."""
     place = data_cache.place_of(config, data_dir)
 
     def read_files() -> ImageSet:

@@ -19,9 +19,7 @@ SKIP = "--set skip_damaged=true"
 
 def read_folder(config: Config, data_dir: Path | None) -> Source:
     """All images of a folder in colour, cut to their middle square; subfolders are labels.
-
-    DataError for damaged files, unless config.skip_damaged and some are sound.
-    """
+    DataError for damaged files, unless config.skip_damaged and some are sound."""
     found = folder.find(data_dir)
     kept, size = _of_split(found, config.split), config.image_size
     images = np.empty((len(kept), 3, size, size), np.uint8)
@@ -86,10 +84,8 @@ def sound_files(paths: Sequence[Path], ground: str) -> tuple[list[Path], list[st
 def refusal(
     wrong: Sequence[Unsound], n_files: int, root: Path | None = None, option: str = ""
 ) -> DataError:
-    """Error that lists the unreadable files, of n_files, in one line.
-
-    root: the folder of all of them, if there is one. option: the option that skips them.
-    """
+    """Error that lists the unreadable files, of n_files, in one line. root: the folder of all of
+    them, if there is one. option: the option that skips them."""
     what, them = f"{folder.readable(wrong[0][0])} is not a sound image ({wrong[0][1]})", "it"
     if len(wrong) > 1:
         inside, them = f" in {root}" if root else "", "them"

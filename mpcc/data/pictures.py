@@ -66,10 +66,8 @@ class Facts:
 
 
 def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
-    """An image as (3, H, W), upright, laid on a ground of GROUNDS where it is transparent.
-
-    Of several frames the first. Raises UnsoundError.
-    """
+    """An image as (3, H, W), upright, laid on a ground of GROUNDS where it is transparent. Of
+    several frames the first. Raises UnsoundError."""
     if path.suffix.lower() in UNREAD_SUFFIXES:
         raise UnsoundError(f"{path.suffix} is not read; save it as PNG or JPEG")
     try:
@@ -100,9 +98,7 @@ def read_all(
     paths: Sequence[Path], ground: str, use: Callable[[int, Pixels], None]
 ) -> tuple[list[Facts | None], list[Unsound]]:
     """Read images on all cores; `use` gets the index and the pixels (3, H, W) of each sound one.
-
-    Returns what each image was, None for an unreadable one, and the unreadable ones.
-    """
+    Returns what each image was, None for an unreadable one, and the unreadable ones."""
     facts: list[Facts | None] = [None] * len(paths)
     wrong: dict[int, UnsoundError] = {}
 
@@ -132,11 +128,11 @@ Item = TypeVar("Item")
 
 def progress(work: Sequence[Item], n: int) -> Iterator[Item]:
     """Each item of the work on n images; where it takes long, lines on stderr say how far it is."""
-    begun = said = time.monotonic()
+    begun = printed = time.monotonic()
     for done, item in enumerate(work):
         now = time.monotonic()
-        if done and now - said > PROGRESS_SECONDS:
-            said, left = now, (now - begun) / done * (len(work) - done)
+        if done and now - printed > PROGRESS_SECONDS:
+            printed, left = now, (now - begun) / done * (len(work) - done)
             text = f"{done * n // len(work):,} of {n:,} images, {left:.0f} s left"
             with suppress(OSError, ValueError):  # Nobody may be there to read it.
                 print(text, file=sys.stderr, flush=True)
@@ -149,13 +145,13 @@ def summary(facts: Sequence[Facts]) -> list[str]:
     widths, heights = [one.width for one in facts], [one.height for one in facts]
     remarks = Counter(remark for one in facts for remark in one.remarks)
     deep = [one.brightest for one in facts if one.brightest is not None]
-    said = [f"{n:,} {remark}" for remark, n in sorted(remarks.items())]
+    lines = [f"{n:,} {remark}" for remark, n in sorted(remarks.items())]
     if deep:
-        said.append(f"largest value of these with 16 bits: {max(deep):,} of 65,535")
+        lines.append(f"largest value of these with 16 bits: {max(deep):,} of 65,535")
     return [
         f"{_span(widths)} pixels wide, {_span(heights)} high, modes "
         + ", ".join(f"{mode} {n:,}" for mode, n in sorted(modes.items())),
-        *said,
+        *lines,
     ]
 
 

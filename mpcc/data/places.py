@@ -67,10 +67,8 @@ def _writable(place: Path) -> bool:
 
 
 def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
-    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them.
-
-    None if there is none; DataError for what cannot be a path.
-    """
+    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them. None if
+    there is none; DataError for what cannot be a path."""
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if given:
         try:

@@ -24,9 +24,7 @@ _FOLDER_VERSION = 4
 
 def place_of(config: Config, data_dir: Path | None) -> Path:
     """The folder of these prepared images; DataError where the files they come from are missing.
-
-    Named for what they depend on: the settings, and each file's size and time.
-    """
+    Named for what they depend on: the settings, and each file's size and time."""
     resolved: dict[Path, str] = {}  # Each folder once: a hundred thousand images lie in few.
     files: list[tuple[str, int, int]] = []
     what: list[Any] = [_VERSION, config.dataset, config.split, config.image_size, files]
@@ -67,9 +65,7 @@ def read_about(place: Path) -> dict[str, Any] | None:
 
 def about(config: Config, data_dir: Path | None) -> dict[str, Any]:
     """Metadata of the configuration's images, which are read, by torch, only if none are prepared.
-
-    DataError as `image_set.load`.
-    """
+    DataError as `image_set.load`."""
     found = read_about(place_of(config, data_dir))
     if found is None:
         from mpcc.data.image_set import load

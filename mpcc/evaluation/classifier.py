@@ -47,9 +47,7 @@ class Classifier(nn.Module):
 
 def load_classifier(image_set: ImageSet, seed: int = 0) -> FeatureNetwork:
     """The classifier trained on this data set, on one thread of the CPU, from the cache or anew.
-
-    Raises ValueError for data without labels.
-    """
+    Raises ValueError for data without labels."""
     labels = image_set.labels
     if labels is None:
         raise ValueError("fid_cnn needs labels, and this data set has none")

@@ -55,9 +55,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(state: TrainState) -> Evaluation:
     """Scores of the model as it stands. Neither reads nor moves the training's random stream.
-
-    Raises NotFinite for a model that has diverged.
-    """
+    Raises NotFinite for a model that has diverged."""
     config, image_set = state.config, state.image_set
     check_weights(state)
     rng = evaluation_rng(state)
@@ -160,9 +158,7 @@ def held_out_scores(
     state: TrainState, generator: Generator, clusters: Tensor | None
 ) -> dict[str, float]:
     """Scores of the images that were not trained on, if there are any here, as `NAME@test`.
-
-    clusters: of the trained images, which say what label a cluster stands for.
-    """
+    clusters: of the trained images, which say what label a cluster stands for."""
     if state.held_out is None:
         return {}
     data = on_device(state.held_out, state.device)

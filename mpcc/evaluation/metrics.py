@@ -226,10 +226,8 @@ def column(metric: str) -> Metric:
 
 
 def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.int64]:
-    """Counts (n_clusters, n_labels) of images by cluster and label, both (N,).
-
-    ValueError for vectors of other shapes, negative labels or clusters beyond 0..n_clusters-1.
-    """
+    """Counts (n_clusters, n_labels) of images by cluster and label, both (N,). ValueError for
+    vectors of other shapes, negative labels or clusters beyond 0..n_clusters-1."""
     labels, clusters = np.asarray(labels, np.int64), np.asarray(clusters, np.int64)
     if labels.shape != clusters.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(

@@ -8,13 +8,7 @@ from pathlib import Path
 import torch
 
 from mpcc.evaluation import pictures, plots
-from mpcc.evaluation.evaluate import (
-    MIN_SAMPLES,
-    SAMPLES_PER_CLUSTER,
-    Evaluation,
-    draw,
-    error_text,
-)
+from mpcc.evaluation.evaluate import MIN_SAMPLES, SAMPLES_PER_CLUSTER, Evaluation, draw, error_text
 from mpcc.training.state import TrainState
 
 _drawing = threading.Lock()

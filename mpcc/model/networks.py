@@ -24,10 +24,8 @@ from mpcc.model.layers import (
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block that doubles height and width (figure 4a).
-
-    x (B, C, H, W) -> (B, C, 2H, 2W); condition: as `ConditionalBatchNorm` takes it.
-    """
+    """Residual block that doubles height and width (figure 4a). x (B, C, H, W) -> (B, C, 2H, 2W);
+    condition: as `ConditionalBatchNorm` takes it."""
 
     def __init__(self, n_channels: int, upsampling: str, **condition: int | None) -> None:
         super().__init__()

@@ -83,10 +83,8 @@ def read_checkpoints(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
 
 
 def quarantine_damaged(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
-    """As `read_checkpoints`; quarantines the damaged files and puts a staged one in place.
-
-    Without this the next write would replace an intact file by a damaged one.
-    """
+    """As `read_checkpoints`; quarantines the damaged files and puts a staged one in place. Without
+    this the next write would replace an intact file by a damaged one."""
     found, problems = read_checkpoints(path)
     for name in problems:
         _quarantine_latest(Path(path) / name)

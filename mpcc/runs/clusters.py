@@ -27,10 +27,8 @@ def clusters_bytes(
     labels: Sequence[str] | None = None,
     files: Sequence[str] | None = None,
 ) -> bytes:
-    """The content of the file; one value for each image in each sequence.
-
-    probabilities: q(y|x) of the image's own cluster.
-    """
+    """The content of the file; one value for each image in each sequence. probabilities: q(y|x) of
+    the image's own cluster."""
     names: Sequence[object] = range(len(clusters)) if files is None else files
     columns: dict[str, Iterable[object]] = {"index" if files is None else "file": names}
     if labels is not None:

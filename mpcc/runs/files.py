@@ -124,9 +124,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole.
-
-    OSError, with no scrap left behind; ENOSPC names the file.
-    """
+    OSError, with no scrap left behind; ENOSPC names the file."""
     path = Path(path)
     staged = path.with_name(f".{path.name}.pid-{_HOST}-{os.getpid()}.tmp")
     try:

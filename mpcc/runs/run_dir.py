@@ -64,10 +64,8 @@ def open_run(path: Path, config: Config) -> Path:
 
 
 def check_run(path: Path, config: Config) -> bool:
-    """Whether a directory is free for this trial; False if it holds it already.
-
-    Writes nothing. RunDirError if it holds another trial, or files of another program.
-    """
+    """Whether a directory is free for this trial; False if it holds it already. Writes nothing.
+    RunDirError if it holds another trial, or files of another program."""
     if path.exists() and not path.is_dir():
         raise RunDirError(f"{path} is a file; choose another --out")
     saved = read_config(path)
@@ -97,10 +95,8 @@ def read_config(path: Path) -> Config | None:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not.
-
-    RunDirError if it, or the evaluations that it was recorded with, are damaged.
-    """
+    """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not. RunDirError if
+    it, or the evaluations that it was recorded with, are damaged."""
     return read_sealed(path)[0]
 
 

@@ -62,7 +62,7 @@ def check_data(config: Config, data_dir: Path | None) -> None:
     try:
         place = prepared.place_of(config, data_dir)
     except DataError:
-        return  # It is said where they are needed.
+        return  # Reported where the files are needed.
     about = prepared.read_about(place)
     doubtful = config.conditional or config.dataset == "folder" or config.n_clusters > FEW
     if about is None and doubtful:

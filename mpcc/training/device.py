@@ -57,10 +57,8 @@ def cpu_threads(n: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Within, a GPU multiplies float32 values as `tf32`, or as they are (any other precision).
-
-    No effect where it does so already: other trials of the process may be computing.
-    """
+    """Within, a GPU multiplies float32 values as `tf32`, or as they are (any other precision). No
+    effect where it does so already: other trials of the process may be computing."""
     wanted = "tf32" if precision == "tf32" else "ieee"
     before = [(each, each.fp32_precision) for each in _float32_products()]
     changed = [(each, was) for each, was in before if (was == "tf32") != (wanted == "tf32")]

@@ -60,9 +60,7 @@ def shape(config: Config) -> Shape:
 
 def of_record(path: Path, device: str) -> tuple[Shape, Pace] | None:
     """The pace of a finished trial; None where it says nothing about this machine and device.
-
-    device: its kind, `cpu` or `cuda`. Raises what `run_dir` raises for a damaged record.
-    """
+    device: its kind, `cpu` or `cuda`. Raises what `run_dir` raises for a damaged record."""
     result, config = run_dir.read_result(path), run_dir.read_config(path)
     provenance = run_dir.read_json(path / run_dir.PROVENANCE) or {}
     n_rows = len(run_dir.read_metrics(path))
@@ -111,10 +109,8 @@ def main() -> None:
 
 
 def seconds_of_scores(state: TrainState, evaluation: Evaluation) -> float:
-    """Seconds that scoring all generated images will take, from scoring some of them.
-
-    The first call fills the cache of the data set, so that the second is timed without it.
-    """
+    """Seconds that scoring all generated images will take, from scoring some of them. The first
+    call fills the cache of the data set, so that the second is timed without it."""
     from mpcc.evaluation.evaluate import generation_scores
 
     n = state.config.n_generated

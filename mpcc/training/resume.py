@@ -39,10 +39,8 @@ def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | Non
 
 
 def restore(state: TrainState, path: Path) -> None:
-    """Restore the newest intact checkpoint; without one, warn and start at iteration 0.
-
-    For an ended run, restore its final model; RunDirError if that is impossible.
-    """
+    """Restore the newest intact checkpoint; without one, warn and start at iteration 0. For an
+    ended run, restore its final model; RunDirError if that is impossible."""
     found, damaged = quarantine_damaged(path)
     problems = list(damaged.values())
     result = run_dir.read_result(path)

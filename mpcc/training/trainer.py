@@ -135,7 +135,7 @@ class _Run:
         self.between_checkpoints = seconds
         self.saved_iteration = state.iteration
         self.baseline = kmeans_baseline(state)
-        self.saved = self.spoke = self.clock = time.monotonic()
+        self.saved = self.reported = self.clock = time.monotonic()
 
     def iterate(self) -> Generator[Progress]:
         """Train to the end; see `train`."""
@@ -162,8 +162,8 @@ class _Run:
                 waiting = []
                 if not last and self._checkpoint_due():
                     self._save()
-                if not last and time.monotonic() - self.spoke > PROGRESS_SECONDS:
-                    self.spoke = time.monotonic()
+                if not last and time.monotonic() - self.reported > PROGRESS_SECONDS:
+                    self.reported = time.monotonic()
                     yield self._progress()
                 self.clock = time.monotonic()
         except GeneratorExit:
@@ -173,9 +173,7 @@ class _Run:
 
     def evaluate(self, terms: Mapping[str, Tensor | float], last: bool) -> Progress:
         """Record the model's scores, or that it has diverged; the last time, its end as well.
-
-        terms: the losses of the last iteration.
-        """
+        terms: the losses of the last iteration."""
         try:
             row = self._scores(terms, last)
         except NotFinite as error:

@@ -130,10 +130,8 @@ def _parts(
 
 
 def _read(files: list[Path], n_channels: int, size: int, ground: str) -> tuple[Pixels, int]:
-    """Files as training reads them, (N, n_channels, size, size), and their brightest level.
-
-    What is converted is logged.
-    """
+    """Files as training reads them, (N, n_channels, size, size), and their brightest level. What is
+    converted is logged."""
     found = np.empty((len(files), n_channels, size, size), np.uint8)
     brightest = np.zeros(len(files), np.uint8)
 

@@ -187,11 +187,8 @@ class Model:
     def _likeliest(self, z: Tensor) -> Tensor | None:
         if not self.prior.has_clusters:
             return None
-        return (
-            self._in_batches(lambda z: (self.prior.log_memberships(z),), z)[0]
-            .argmax(1)
-            .to(z.device)
-        )
+        log_memberships = self._in_batches(lambda z: (self.prior.log_memberships(z),), z)[0]
+        return log_memberships.argmax(1).to(z.device)
 
     def _draw(self, z: Tensor, y: Tensor | None) -> Pixels:
         given = (z,) if y is None else (z, y)
