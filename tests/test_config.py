@@ -189,7 +189,7 @@ def test_values_are_written_as_people_write_them(value, text):
 def test_an_average_that_would_keep_an_early_generator_is_said_and_how_to_mend_it():
     slow = Config(iterations=3000)
     (text,) = cautions(slow)
-    assert "82% that of iteration 1,000" in text and "2,000 updates" in text
+    assert "82% of" in text and "iteration 1,000:" in text and "2,000 updates" in text
     mended = parse_assignment(text.split("--set ")[1].split()[0])
     assert cautions(slow.override(**dict([mended]))) == []
     assert not any(cautions(config) for config in PRESETS.values())
