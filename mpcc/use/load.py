@@ -142,7 +142,7 @@ def best_cell(path: Path, cells: Collection[str] | None = None) -> str:
     data = set()
     dropped: set[str] = set()
     with suppress(RunDirError, KeyError, TypeError):  # Without a sound plan all count.
-        plan: Any = read_json(path / PLAN)
+        plan: Any = read_json(path / PLAN) or {}
         dropped = {*plan.get("dropped", ())}
         cells = {cell["key"] for cell in plan["cells"]} if cells is None else cells
     for folder, config in _trials(path).items():
