@@ -42,11 +42,6 @@ def shown(path: Path) -> str:
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
-def reason(error: BaseException) -> str:
-    """The first line of an error's text, or its kind: torch and MLflow add advice in more lines."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def one_line(error: Exception) -> str:
     """An error in one line, with what to do where a folder cannot be written."""
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES) and error.filename:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mpcc.data import files as data_files
 from mpcc.data.places import DataError, cache_dir, resolve_data_dir
-from mpcc.shell import reason
+from mpcc.shell import message_of
 
 
 def download(dataset: str, data_dir: Path | str | None) -> Path:
@@ -32,6 +32,6 @@ def download(dataset: str, data_dir: Path | str | None) -> Path:
             for name, md5 in files.checksums.items():
                 download_url(files.url + name, str(root / files.folder), md5=md5)
     except (OSError, RuntimeError) as error:
-        why = reason(error)
+        why = message_of(error, 200)
         raise DataError(f"{dataset}: the download into {root} failed ({why})") from None
     return root

@@ -27,7 +27,7 @@ from PIL.ExifTags import Base as Tag
 from mpcc.data.folder import UNREAD_SUFFIXES
 from mpcc.data.source import Pixels
 from mpcc.machine import usable_cores
-from mpcc.shell import reason
+from mpcc.shell import message_of
 
 GROUNDS = {"white": 255, "grey": 128, "black": 0}
 """Background colour under transparent pixels -> its grey level."""
@@ -81,9 +81,9 @@ def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
         n_bytes = path.stat().st_size
         raise UnsoundError("no image in it that Pillow reads" if n_bytes else "0 bytes") from None
     except OSError as error:
-        raise UnsoundError(error.strerror or reason(error)) from None
+        raise UnsoundError(error.strerror or message_of(error)) from None
     except Exception as error:  # Decoders of images raise all sorts.
-        raise UnsoundError(reason(error)) from None
+        raise UnsoundError(message_of(error)) from None
 
 
 def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
@@ -91,7 +91,7 @@ def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
     try:
         return _converted(image, ground)[0]
     except Exception as error:  # Decoders of images raise all sorts.
-        raise UnsoundError(reason(error)) from None
+        raise UnsoundError(message_of(error)) from None
 
 
 def read_all(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mpcc.shell import reason
 from mpcc.training.algorithm import update_all
 from mpcc.training.state import TrainState
 
@@ -73,7 +72,8 @@ class Recorded:
         except RuntimeError as error:
             # A failed recording may leave the generator in capture mode: replace it.
             state.rng = torch.Generator(state.device)
-            difference = f"recording one failed: {reason(error)}"
+            first = str(error).partition("\n")[0] or type(error).__name__  # Advice follows it.
+            difference = f"recording one failed: {first}"
         go_back()
         if difference is None:
             self.replay = replay

@@ -15,7 +15,7 @@ import torch
 from mpcc.config import training_key
 from mpcc.runs import run_dir
 from mpcc.runs.checkpoints import Checkpoint, quarantine_damaged
-from mpcc.shell import reason
+from mpcc.shell import message_of
 from mpcc.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def fitting(
             foreign = content["trial_key"] not in keys
             problem = "belongs to another trial" if foreign else misfit(content, state)
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            problem = f"cannot be read: {reason(error)}"
+            problem = f"cannot be read: {message_of(error, 200)}"
         if problem:
             problems.append(f"a checkpoint in {path} {problem}")
         else:

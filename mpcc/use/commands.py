@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpcc.data.folder import as_text
 from mpcc.options import OneLineParser, checked_device, path
-from mpcc.shell import own_name
+from mpcc.shell import message_of, own_name
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
@@ -89,8 +89,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
-        text = " ".join(str(error).split())
-        print(f"{own_name()} {options.command}: {text}", file=sys.stderr)
+        print(f"{own_name()} {options.command}: {message_of(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -22,7 +22,7 @@ from mpcc.data.pictures import UnsoundError, pixels_of, progress, read_all, summ
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
-from mpcc.shell import reason
+from mpcc.shell import message_of
 from mpcc.use.levels import Levels, refuse_inverted, refuse_nearly_black
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def _array(images: Any) -> NDArray[Any]:
         return np.asarray(images)
     except (TypeError, ValueError, RuntimeError) as error:  # Sparse, or of several sizes.
         kind = type(images).__name__
-        raise DataError(f"a {kind} gives no array ({reason(error)})") from None
+        raise DataError(f"a {kind} gives no array ({message_of(error, 200)})") from None
 
 
 def _in_colours(image: NDArray[np.uint8], n_channels: int, name: str) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from mpcc.config import SHORT, Config, parse_settings, training_cell_key, value_
 from mpcc.options import usable
 from mpcc.runs import run_dir
 from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes, read_json
-from mpcc.shell import reason
+from mpcc.shell import message_of
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
@@ -90,7 +90,7 @@ def _from_mlflow(address: str) -> bytes:
             return (Path(place) / "data" / MODEL).read_bytes()
         except Exception as error:  # whatever a database, a server or a store can raise
             missing = isinstance(error, FileNotFoundError)
-            why = f"there is no data/{MODEL} in it" if missing else reason(error)
+            why = f"there is no data/{MODEL} in it" if missing else message_of(error, 200)
             raise RunDirError(
                 f"{address}: MLflow gives no model ({why}); by default a sweep logs only its best "
                 "cell; use --sync --log-models always"

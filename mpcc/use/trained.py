@@ -20,7 +20,7 @@ from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.files import MODEL, RunDirError
 from mpcc.runs.model_file import model_bytes, read_model
-from mpcc.shell import reason
+from mpcc.shell import message_of
 from mpcc.training.device import resolve_device
 from mpcc.training.resume import fitting, load_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded
@@ -99,7 +99,8 @@ def model_of(data: bytes, name: str, device: torch.device) -> Model:
             name,
         )
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise RunDirError(f"{name} holds no model of this version ({reason(error)})") from None
+        why = message_of(error, 200)
+        raise RunDirError(f"{name} holds no model of this version ({why})") from None
 
 
 def unpickled(data: bytes, name: str) -> Model:
