@@ -1,4 +1,4 @@
-"""`python -m mpcc`: train one run in one directory; with a command first, use what was trained."""
+"""Train one model in a run directory; `cluster`, `sample`, `reconstruct` use a trained model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from mpcc.config import (
     preset,
     variant,
 )
-from mpcc.data.files import DataError, check_available
-from mpcc.data.places import resolve_data_dir
+from mpcc.data.files import check_available
+from mpcc.data.places import DataError, resolve_data_dir
 from mpcc.data.prepared import description
 from mpcc.evaluation.inception import WEIGHTS_VARIABLE, InceptionMissing, find_weights
 from mpcc.options import OneLineParser, checked_device, path
-from mpcc.runs.files import exclusive
-from mpcc.runs.run_dir import RunDirError, check_run, read_metrics, read_result
-from mpcc.shell import guard_output, one_line
+from mpcc.runs.checkpoints import PREVIOUS_CHECKPOINT
+from mpcc.runs.files import RunDirError, exclusive, remove_scraps
+from mpcc.runs.run_dir import check_run, read_metrics, read_result
+from mpcc.shell import guard_output, one_line, own_name
 from mpcc.training.checks import check_data
 from mpcc.use import commands
 
@@ -45,7 +46,7 @@ EXAMPLES = """examples:
   python -m mpcc --preset mnist --data-dir DIR --set image_size=16 width=8 --out runs/mnist16
   python -m mpcc --preset cifar10 --dry-run
 
-The same command again goes on where it stopped. Progress goes to stderr, the result to stdout.
+Run the same command again to resume a run. Progress goes to stderr, the result to stdout.
 
 To use what was trained: python -m mpcc cluster, sample or reconstruct, each with --help.
 """
@@ -54,13 +55,13 @@ To use what was trained: python -m mpcc cluster, sample or reconstruct, each wit
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        prog="python -m mpcc",
+        prog=own_name(),
         description="Train MPCC once: cluster images without labels and draw new ones.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--preset", default="digits", help=f"one of {', '.join(sorted(PRESETS))}")
-    p.add_argument("--variant", help=f"a named change of it: {', '.join(VARIANTS)}")
+    p.add_argument("--variant", help=f"a named change of the preset: {', '.join(VARIANTS)}")
     p.add_argument(
         "--set",
         nargs="+",
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="weights of pytorch-fid's Inception, for IS, FID and KID (or MPCC_INCEPTION_WEIGHTS)",
     )
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     p.add_argument(
         "--checkpoint-seconds",
         type=float,
@@ -91,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint-iterations",
         type=int,
         metavar="N",
-        help="a checkpoint after so many iterations too, if that comes first",
+        help="also write a checkpoint every N iterations; the earlier of the two limits counts",
     )
     p.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
     return p
@@ -100,7 +101,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 diverged, 2 bad input, or files that cannot be read or written,
     130 or 143 stopped by a signal."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # A program of its own, not a call from Python.
+        guard_output()
+        argv = sys.argv[1:]
     if argv and argv[0] in commands.COMMANDS:
         return commands.main(argv)
     options = parser().parse_args(argv)
@@ -141,7 +144,8 @@ def assigned(texts: list[str]) -> dict[str, Any]:
 
 
 def dry_run(config: Config, options: argparse.Namespace) -> int:
-    """Print the configuration, and what images of one's own are; refuse what cannot be trained."""
+    """Print the configuration and, for dataset=folder, a summary of the images. ValueError if the
+    configuration cannot be trained."""
     check_data(config, options.data_dir)
     if config.dataset == "folder" and resolve_data_dir(options.data_dir) is not None:
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
@@ -151,8 +155,11 @@ def dry_run(config: Config, options: argparse.Namespace) -> int:
 
 
 def run(config: Config, out: Path, options: argparse.Namespace) -> int:
-    """Refuse what cannot be trained, and train the rest."""
+    """Check that the run can be trained, then train it; returns the exit status. Raises DataError,
+    InceptionMissing, RunDirError, OSError."""
     refuse_other_run(config, out)
+    # OpenMP reads it when torch is first imported, as the checks of the images may do.
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     if options.inception_weights is not None:
         find_weights(options.inception_weights)
         os.environ[WEIGHTS_VARIABLE] = str(options.inception_weights.resolve())
@@ -163,25 +170,27 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
     check_available(config.dataset, options.data_dir)
     check_data(config, options.data_dir)
     caution(config, options)
-    # Before torch loads: its threads read these once.
-    os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Its list of fonts is no news.
-    from mpcc.training.trainer import resolve_device
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # It logs its font search at INFO.
+    from mpcc.training.device import check_precision, resolve_device
 
     try:
-        resolve_device(options.device)
-    except (ValueError, RuntimeError) as error:
+        check_precision(config, resolve_device(options.device))
+    except ValueError as error:
         return refuse(error)
     if config.dataset == "folder":
         print(description(config, options.data_dir), file=sys.stderr, flush=True)
     with exclusive(out, patience=1.0):
-        return trained(config, out, options)
+        remove_scraps(out)
+        status = train_here(config, out, options)
+        if status < 128:  # It has ended: nothing goes on from the checkpoint before.
+            (out / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
+        return status
 
 
 @contextmanager
 def on_signals(act: Callable[[int], None]) -> Iterator[None]:
-    """What the first SIGINT or SIGTERM does; the second one ends the process."""
+    """Within, the first SIGINT or SIGTERM calls act(number); a second one kills the process."""
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -199,20 +208,21 @@ def on_signals(act: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
-    """Train until the end or a signal, and say how it went.
+def train_here(config: Config, out: Path, options: argparse.Namespace) -> int:
+    """Train until the end or a signal; print the result and return the exit status.
 
-    A signal before the first iteration, while data are read or k-means runs, ends it at once.
+    A signal before the first progress report (data are read, k-means runs, the first second of
+    training) ends the process at once, without a checkpoint.
     """
     from mpcc.training.trainer import train
 
-    again = f"the same command goes on. Run directory: {out}"
+    again = f"run the same command again to resume. Run directory: {out}"
     begun: Progress | None = None
     start, stopped = 0.0, list[int]()
 
     def stop(number: int) -> None:
         if begun is None:
-            print(f"stopped before the first iteration; {again}", file=sys.stderr)
+            print(f"stopped before the first progress report; {again}", file=sys.stderr)
             raise SystemExit(128 + number)
         stopped.append(number)
 
@@ -229,7 +239,9 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
             if begun is None:
                 begun, start = now, time.monotonic()
             if now.metrics is not None or now.state != "running":
-                say(now.iteration, now.iterations, now.metrics, remaining(now, begun, start))
+                print_progress(
+                    now.iteration, now.iterations, now.metrics, remaining(now, begun, start)
+                )
             if stopped and now.state == "running":
                 progress.close()
                 print(f"stopped; {again}", file=sys.stderr)
@@ -250,14 +262,14 @@ def trained(config: Config, out: Path, options: argparse.Namespace) -> int:
 
 
 def refuse_other_run(config: Config, out: Path) -> None:
-    """Raise RunDirError, before torch is loaded, where `out` holds something else."""
+    """RunDirError, before torch is loaded, if `out` holds something else or damaged metrics."""
     is_new = check_run(out, config)
     if not is_new and read_result(out) is None:
         read_metrics(out)
 
 
 def remaining(now: Progress, begun: Progress, start: float) -> str:
-    """Time left at the rate of this attempt, in words."""
+    """Time left at the rate since the first progress report; empty while there is no rate."""
     done, left = now.iteration - begun.iteration, now.iterations - now.iteration
     if done <= 0 or left <= 0:
         return ""
@@ -265,9 +277,9 @@ def remaining(now: Progress, begun: Progress, start: float) -> str:
     return f"  {seconds / 60:.0f} min left" if seconds > 90 else f"  {seconds:.0f} s left"
 
 
-def say(iteration: int, iterations: int, row: dict | None, left: str) -> None:
+def print_progress(iteration: int, iterations: int, row: dict | None, left: str) -> None:
     """One line of progress on stderr."""
-    from mpcc.evaluation.shown import column
+    from mpcc.evaluation.metrics import column
 
     shown = ("acc_majority", "acc_hungarian", "mse", "loss/discriminator", "loss/encoder")
     values = "  ".join(column(n).reading(row[n]) for n in shown if row and n in row)
@@ -275,7 +287,7 @@ def say(iteration: int, iterations: int, row: dict | None, left: str) -> None:
 
 
 def caution(config: Config, options: argparse.Namespace) -> None:
-    """A line on stderr for what is allowed and is likely not meant."""
+    """Print a note for each allowed setting or option that is probably a mistake."""
     asked = options.data_dir, options.download, options.inception_weights
     for text in [*idle_options([config], *asked), *cautions(config)]:
         print(f"note: {text}", file=sys.stderr)
@@ -283,10 +295,9 @@ def caution(config: Config, options: argparse.Namespace) -> None:
 
 def refuse(error: Exception) -> int:
     """One line for bad input."""
-    print(f"python -m mpcc: {one_line(error)}", file=sys.stderr)
+    print(f"{own_name()}: {one_line(error)}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    guard_output()
     sys.exit(main())

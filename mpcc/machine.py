@@ -1,4 +1,4 @@
-"""What this machine has for trials, as Linux says it, without torch."""
+"""Cores, GPUs, free memory and process limit, read from /proc and /sys without torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gpus_here() -> int:
 
 
 def processor_name() -> str | None:
-    """The CPU's name, such as `AMD EPYC 7763 64-Core Processor`; None where it is not said."""
+    """The CPU's name, such as `AMD EPYC 7763 64-Core Processor`; None if Linux does not have it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, text = line.partition(":")
@@ -42,7 +42,7 @@ def processor_name() -> str | None:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that new processes can have here; None where the system does not say."""
+    """Bytes of memory that new processes can have here; None without /proc/meminfo."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -60,7 +60,7 @@ def free_memory() -> int | None:
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
-    """Folders of this process's groups and of those above, by either version of Linux's."""
+    """Cgroup folders (v1 and v2) of this process and their parents."""
     try:
         lines = OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def _numbers(group: Path, *names: str) -> list[int]:
 
 
 def _cached(group: Path) -> int:
-    """Bytes of files that the system drops from memory where a program needs room."""
+    """Bytes of file cache that the kernel can free."""
     try:
         found = re.findall(r"inactive_file (\d+)", (group / "memory.stat").read_text())
     except OSError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Refuses in one line, without argparse's usage text, and takes no option cut short."""
+    """Errors are one line without argparse's usage text; accepts no abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -23,7 +24,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def explained(message: str, parser: argparse.ArgumentParser) -> str:
-    """argparse's message, and what was probably meant where it does not know a word."""
+    """argparse's message, with the option that was probably meant where it does not know one."""
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
         return message
@@ -43,7 +44,7 @@ def checked_device(name: object) -> str:
 
 
 def path(text: str) -> Path:
-    """A path as typed, `~` meaning the home folder; argparse's own error for what can be none."""
+    """A path as typed, `~` for the home folder; ArgumentTypeError for text that cannot be one."""
     try:
         return usable(text)
     except ValueError as error:
@@ -51,19 +52,20 @@ def path(text: str) -> Path:
 
 
 def usable(text: str | Path) -> Path:
-    """The same for what argparse has not read; ValueError, one line, for what can be no path."""
+    """Check a path that does not come from argparse, `~` for the home folder; ValueError, one line.
+    A file may be called `~x.png` as long as there is no user x.png."""
     text = str(text)
     shown = text if len(text) <= 80 else text[:77] + "..."
     if not text.strip():
         raise ValueError("the path is empty; is a variable of the shell not set?")
     try:
-        found = Path(text).expanduser()
+        found = Path(os.path.expanduser(text))
+        if str(found).startswith("~") and not os.path.lexists(found):
+            raise RuntimeError
         found.resolve()
         found.exists()
-    except RuntimeError:  # Python's word for an unknown user and for links in a circle
-        raise ValueError(
-            f"'{shown}' leads nowhere (a user who does not exist, or links in a circle)"
-        ) from None
+    except RuntimeError:  # Path.resolve raises it for a symlink loop, too.
+        raise ValueError(f"'{shown}' cannot be resolved: unknown user, or a symlink loop") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"'{shown}' cannot be a path: {reason}") from None

@@ -1,4 +1,4 @@
-"""The terminal: what to type next so that it works as printed, and output that nobody reads."""
+"""Commands and paths as the user can paste them; output to closed pipes and full disks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def program(name: str) -> str:
     """A program of this environment: by its name where the shell finds that one, else its path.
 
-    An environment's `python` is a link to the system's: it is the folders that must agree.
+    Folders are compared, not files: a venv's `python` is a symlink to the system's.
     """
     ours = Path(sys.executable).with_name(name)
     found = shutil.which(name)
@@ -29,6 +29,11 @@ def program(name: str) -> str:
 def script(*parts: str) -> str:
     """One of our scripts with the Python that runs it: `python analysis/make_tables.py`."""
     return shlex.join([program("python"), shown(ROOT.joinpath(*parts))])
+
+
+def own_name() -> str:
+    """How the user started `mpcc`: by the installed command or as a module."""
+    return "mpcc" if Path(sys.argv[0]).name == "mpcc" else "python -m mpcc"
 
 
 def shown(path: Path) -> str:
@@ -50,10 +55,11 @@ def message_of(error: BaseException, limit: int | None = None) -> str:
 
 
 def guard_output() -> None:
-    """Let no print end a program: for one that begins, whatever its standard streams are.
+    """Call once at start: print() then never ends the program, even if stdout or stderr is closed,
+    broken or full.
 
-    What a closed pipe or a full disk does not take is dropped, and a full disk is said on stderr.
-    The exit code stays that of the work, whose results are files.
+    Text that cannot be written is dropped; a full disk is reported on stderr. The exit code stays
+    that of the work, whose results are files.
     """
     for number in range(3):
         with contextlib.suppress(OSError):
@@ -76,7 +82,7 @@ class _Guarded:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As a stream's, and the length of the text where it is dropped."""
+        """Write, or drop the text on an OSError; returns its length."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -84,14 +90,14 @@ class _Guarded:
             return len(text)
 
     def flush(self) -> None:
-        """As a stream's."""
+        """Flush, or drop the text on an OSError."""
         try:
             self._stream.flush()
         except OSError as error:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Send the rest nowhere: what is buffered goes there too."""
+        """Redirect the stream to /dev/null, buffered text included."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

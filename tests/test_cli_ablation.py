@@ -56,7 +56,10 @@ BAD = [
     (["--grid", "K=10,1798"], "n_clusters=1798 is more than the 1797 images of digits"),
     (["--grid", "K=10,1798", "--dry-run"], "n_clusters=1798 is more than the 1797 images"),
     (["--grid", "conditional=true", "--set", "K=9", "--dry-run"], "set n_clusters=10, not 9"),
-    (["--grid", "esteps", "--set", "n_generated=9"], "n_generated must be at least n_is_splits"),
+    (
+        ["--grid", "image_size=16", "--set", "n_generated=9"],
+        "n_generated must be at least n_is_splits",
+    ),
     (["--grid", "esteps", "--preset", "digit"], "did you mean 'digits'?"),
     (["--grid", "esteps", "--dataset", "omniglt"], "did you mean 'omniglot'?"),
     (["--table", "5"], "unknown table '5'; available: 1, 2, 3a, 3b, 4"),

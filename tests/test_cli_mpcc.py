@@ -34,6 +34,7 @@ def command(*words: str) -> list[str]:
         ),
         (["--preset", "mnist", "--data-dir", "no/such/folder"], "no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cpu", "--set", "precision=tf32"], "precision=tf32"),
         (["--variant", "published-cod"], "did you mean 'published-code'?"),
         (["--inception-weights", "no/such.pth"], "no/such.pth"),
         *(
@@ -42,7 +43,7 @@ def command(*words: str) -> list[str]:
             for changes, message in (
                 (["n_clusters=1798"], "n_clusters=1798 is more than the 1797 images of digits"),
                 (["conditional=true", "K=9"], "have 10 labels: set n_clusters=10, not 9"),
-                (["n_generated=9"], "n_generated must be at least n_is_splits, 10, got 9"),
+                (["image_size=16", "n_generated=9"], "must be at least n_is_splits, 10, got 9"),
             )
         ),
     ],
@@ -58,7 +59,7 @@ def test_a_slow_average_is_said_before_training(capsys):
     words = ["--set", "ema_decay=0.9999", "iterations=3000", "ema_start=1000", "--dry-run"]
     assert main(words) == 0
     said = capsys.readouterr()
-    assert "note: the averaged generator, which is evaluated, will be to 82%" in said.err
+    assert "note: 82% of the averaged generator, which is evaluated, will still be" in said.err
     assert json.loads(said.out)["ema_decay"] == 0.9999
 
 
@@ -88,7 +89,10 @@ def test_a_run_that_is_killed_and_stopped_goes_on_to_the_same_result(tmp_path, c
         running.communicate(timeout=60)
         assert running.returncode == code and read_result(path) is None
         seen = max(now, written(path / "checkpoint.pt"))
+    scrap = path / f".checkpoint.pt.new.{running.pid}.tmp"  # Half a checkpoint of a killed run.
+    scrap.touch()
     assert main(words) == 0
+    assert not scrap.exists() and not (path / "checkpoint-previous.pt").exists()
     ends = [read_result(tmp_path / name) for name in ("whole", "r")]
     for name in ("metrics", "weights_sha256", "iteration", "state"):
         assert ends[0][name] == ends[1][name]
@@ -171,7 +175,8 @@ def test_a_stop_before_the_first_iteration_is_heard_at_once(tmp_path, monkeypatc
     with pytest.raises(SystemExit) as ended:
         main(["--preset", "tiny", "--out", str(tmp_path / "r")])
     assert ended.value.code == 143 and time.monotonic() - start < 20
-    assert "stopped before the first iteration; the same command goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopped before the first progress report; run the same command again" in said
 
 
 def test_called_from_python_it_leaves_the_callers_signal_handlers(tmp_path):

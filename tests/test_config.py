@@ -159,6 +159,7 @@ def test_what_trains_alike_has_one_training_key_and_nothing_else_has():
         ({}, {"eval_every": 3, "n_standing_passes": 3}),
         ({}, {"n_generated": 50, "n_is_splits": 5, "max_saturation": 0.5, "min_diversity": 0.5}),
         ({"split": "train"}, {"split": "train", "eval_split": "test"}),
+        ({"width": 3}, {"width": 3, "skip_damaged": True}),
         ({"prior": "normal"}, {"prior": "normal", "n_clusters": 5, "prior_lr": 1e-3}),
         ({"ema_decay": 0.0}, {"ema_decay": 0.0, "ema_start": 7}),
         (weights, weights | {"given_cluster_weights": (0.3, 0.6, 1.2)}),
@@ -188,7 +189,7 @@ def test_values_are_written_as_people_write_them(value, text):
 def test_an_average_that_would_keep_an_early_generator_is_said_and_how_to_mend_it():
     slow = Config(iterations=3000)
     (text,) = cautions(slow)
-    assert "82% that of iteration 1,000" in text and "2,000 updates" in text
+    assert "82% of" in text and "iteration 1,000:" in text and "2,000 updates" in text
     mended = parse_assignment(text.split("--set ")[1].split()[0])
     assert cautions(slow.override(**dict([mended]))) == []
     assert not any(cautions(config) for config in PRESETS.values())

@@ -147,7 +147,7 @@ def test_a_transparent_level_that_pillow_would_not_find_is_refused(root, depth, 
     row = b"\0" + bytes(8 * depth // 8 * (3 if colour else 1))
     clear = b"\0\1" * (3 if colour else 1)
     write(root / "a.png", _png(8, 8, depth=depth, colour=colour, rows=row * 8, clear=clear))
-    assert "a.png is not a sound image (a transparent level, and not of 8 bits" in refused(root)
+    assert "a.png is not a sound image (transparent grey level is not 8-bit" in refused(root)
 
 
 @pytest.mark.parametrize(("ground", "level"), [("white", 255), ("grey", 128), ("black", 0)])

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from mpcc.evaluation.metrics import METRICS
-from mpcc.evaluation.shown import column
+from mpcc.evaluation.metrics import METRICS, column
 from tests.old.folders import HERE, NEUTRAL, STORE, SWEEP, command, processor, tables_text, unpack
 from tests.test_promises import answered, said
 

@@ -152,7 +152,7 @@ def test_a_full_disk_under_ray_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_tf32_on_a_cpu_is_refused(tmp_path: Path) -> None:
     todo = trials(precision="tf32")
-    with pytest.raises(ValueError, match="precision=tf32 is of GPUs alone"):
+    with pytest.raises(ValueError, match="precision=tf32 needs a GPU"):
         preflight.check(todo, Settings(tmp_path, "", gpus=0), Store(tmp_path))
 
 

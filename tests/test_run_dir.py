@@ -154,7 +154,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_the_newest_intact_checkpoint(
     kill_at_replacement(n, tmp_path, monkeypatch)
     for _ in range(2):
         assert run_dir.read_checkpoints(tmp_path)[0][0].iteration == newest
-        checkpoints.settle(tmp_path)
+        checkpoints.quarantine_damaged(tmp_path)
     kept = {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")}
     assert kept <= {run_dir.CHECKPOINT, run_dir.PREVIOUS_CHECKPOINT} | {
         f"{name}.damaged" for name in run_dir.CHECKPOINTS
@@ -256,7 +256,7 @@ def test_damaged_checkpoints_are_named_and_the_intact_one_is_used(tmp_path, dama
     assert [c.payload for c in found] == [b"one" * 100]
     assert len(problems) == 1 and str(file) in problems[run_dir.CHECKPOINT]
     for _ in range(2):  # However often that happens, one damaged file is kept.
-        assert run_dir.CHECKPOINT in checkpoints.settle(tmp_path)[1]
+        assert run_dir.CHECKPOINT in checkpoints.quarantine_damaged(tmp_path)[1]
         assert (tmp_path / f"{run_dir.CHECKPOINT}.damaged").exists()
         file.write_bytes(b"")
     assert len(list(tmp_path.iterdir())) == 3

@@ -84,6 +84,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS = {
     "mpcc": "-m mpcc --preset tiny --dry-run",
+    "installed": "-c 'import sys, mpcc.__main__ as m; sys.exit(m.main())' --preset tiny --dry-run",
     "ablation": "tune/ablation.py --accept-changed-code --status --out SWEEP",
     "search": "tune/search.py --dry-run --out SWEEP/none --space esteps=1..2 --points 0",
     "tables": "analysis/make_tables.py --runs SWEEP --out SWEEP/tables",

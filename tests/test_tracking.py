@@ -877,7 +877,7 @@ def test_an_address_that_gives_no_model_is_one_line(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(modelled))
     without = runs(modelled)[plan_of(modelled).trials()[1].key][0]
     for address in ("runs:/none", f"runs:/{without}", "models:/none/1"):
-        with pytest.raises(RunDirError, match=f"^{address}: MLflow gives no model \\(.+\\); of"):
+        with pytest.raises(RunDirError, match=f"^{address}: MLflow gives no model \\(.+\\); by"):
             mpcc.load(address)
     with pytest.raises(RunDirError, match="is one trial and has no cells"):
         mpcc.load("runs:/none", cell="best")

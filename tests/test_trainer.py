@@ -31,9 +31,11 @@ from mpcc.training.algorithm import (
     update_encoder_and_prior,
     update_generator_and_prior,
 )
+from mpcc.training.device import resolve_device
 from mpcc.training.resume import restore
 from mpcc.training.state import build_state
 from mpcc.training.trainer import train, weights_hash, write_checkpoint
+from mpcc.use.model import as_trained
 
 
 @pytest.fixture(scope="module")
@@ -275,10 +277,11 @@ DEAD_IN = {
     "prior_rank": {},
     "ema_decay": {"ema_start": 100},
     "ema_start": {"ema_decay": 0.0},
-    "n_is_splits": {"n_generated": None},
+    "n_is_splits": {"n_generated": 8},  # Fewer than splits: at 8×8 pixels Inception scores nothing.
+    "skip_damaged": {},
 }
 """Field that is not always alive -> changes of `tiny` under which it is dead."""
-OTHER = {"n_is_splits": 3, "given_cluster_weights": (1.0,) * 9 + (9.0,)}
+OTHER = {"n_is_splits": 3, "skip_damaged": True, "given_cluster_weights": (1.0,) * 9 + (9.0,)}
 
 
 @pytest.mark.parametrize("field", ALIVE)
@@ -343,6 +346,34 @@ def test_threads_are_those_of_the_configuration(tiny, some_digits, tmp_path):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_device_that_is_not_here_is_refused_whatever_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    for index in (2, 128, 256, 10**12):  # torch's own reading of cuda:256 is cuda:0
+        with pytest.raises(ValueError, match=f"device cuda:{index} is not here: there are 2 GPUs"):
+            resolve_device(f"cuda:{index}")
+
+
+@pytest.mark.parametrize("others", ["none", "ieee", "tf32"])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_model_multiplies_in_the_precision_of_its_trial(precision, others, tiny):
+    products = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [each.fp32_precision for each in products]
+    try:
+        for each in products:
+            each.fp32_precision = others
+        with as_trained(tiny.override(precision=precision), torch.device("cuda")):
+            inside = {each.fp32_precision == "tf32" for each in products}
+            cudnn = torch.backends.cudnn
+            assert cudnn.enabled and cudnn.deterministic and not cudnn.benchmark
+        assert inside == {precision == "tf32"}
+        assert {each.fp32_precision for each in products} == {others}
+    finally:
+        for each, was in zip(products, before, strict=True):
+            each.fp32_precision = was
 
 
 # -- runs -----------------------------------------------------------------------------------------
@@ -423,10 +454,13 @@ def test_weights_that_are_not_finite_at_an_evaluation_are_a_divergence(
         return terms
 
     monkeypatch.setattr(trainer, "train_step", broken)
+    look = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", lambda state: time.sleep(0.3) or look(state))
     ends = list(train(tiny.override(fast=fast), tmp_path, image_set=some_digits, device="cpu"))
     result = run_dir.read_result(tmp_path)
     assert ends[-1].state == result["state"] == "diverged" and result["metrics"] == {}
     assert result["cause"] == f"a weight of the {part} is not finite at iteration 2"
+    assert result["seconds"]["evaluate"] >= 0.3
 
 
 def test_an_evaluation_holds_nothing_of_images_times_clusters_times_dimensions():
@@ -600,7 +634,7 @@ def test_what_would_fail_later_is_refused_before_anything_is_written(tiny, some_
     ):
         with pytest.raises(DataError, match=message):
             next(train(tiny.override(**changes), tmp_path / "r", image_set=images))
-    with pytest.raises(ValueError, match="precision=tf32 is of GPUs alone"):
+    with pytest.raises(ValueError, match="precision=tf32 needs a GPU"):
         next(train(tiny.override(precision="tf32"), tmp_path / "r", device="cpu"))
     assert not (tmp_path / "r").exists()
     config = tiny.override(prior="normal", n_clusters=n + 1, iterations=1)

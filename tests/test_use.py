@@ -30,7 +30,7 @@ from mpcc.training.algorithm import train_step
 from mpcc.training.state import build_state
 from mpcc.training.trainer import train
 from mpcc.use.model import BATCH, Model
-from mpcc.use.trained import bytes_of, model_of, trained_bytes
+from mpcc.use.trained import bytes_of, for_use, model_of
 from tests.records import SweepBuilder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def test_a_model_read_from_its_file_equals_the_trainers_own_evaluation_to_the_bi
     for _ in range(3):
         train_step(state)
     evaluation = evaluate(state)
-    data = trained_bytes(state, evaluation.generator)
+    data = for_use(state, evaluation, None)[MODEL]
     ours = model_of(data, "it", CPU)
     x = state.image_set.images
     z = ours.encode(x)

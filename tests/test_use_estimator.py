@@ -43,6 +43,7 @@ def test_it_gives_the_bits_of_the_trial_with_its_settings_and_seed(
 
 def test_all_its_methods_agree(fitted: mpcc.MPCC) -> None:
     assert np.array_equal(fitted.predict(X), fitted.labels_) and fitted.labels_.dtype == np.int64
+    assert repr(fitted.model_).startswith("Model(a fitted MPCC: 10 clusters, 1x8x8 images, ")
     proba = fitted.predict_proba(X)
     assert proba.shape == (1797, 10) and np.array_equal(proba.argmax(1), fitted.labels_)
     assert fitted.transform(X).shape == (1797, 4)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from mpcc.config import PRESETS
 from mpcc.data.files import DataError
 from mpcc.data.image_set import load
-from mpcc.use.images import prepare
+from mpcc.use.images import files_of, prepare
 from mpcc.use.levels import Levels
 
 rng = np.random.default_rng(0)
@@ -180,6 +180,22 @@ def test_files_that_would_lose_something_are_refused(tmp_path: Path) -> None:
             prepare(tmp_path / name, 1, 8)
     with pytest.raises(ValueError, match="the path is empty"):  # Not the folder that one is in.
         prepare("", 1, 8)
+
+
+def test_a_file_called_like_a_users_home_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (at_home,) = saved(tmp_path / "home", GREY[:1])
+    Image.fromarray(GREY[1]).save("~x.png")
+    expected = prepare(GREY[1:2], 1, 8)
+    assert files_of(".") == [Path("home/00.png"), Path("~x.png")]
+    for images in (files_of(".")[1:], ["~x.png"], "~x.png"):
+        assert torch.equal(prepare(images, 1, 8), expected)
+    assert files_of("~/00.png") == files_of(["~/00.png"]) == [at_home]
+    with pytest.raises(ValueError, match="'~y.png' cannot be resolved"):
+        files_of("~y.png")
 
 
 def test_files_are_converted_as_for_training_and_that_is_said(

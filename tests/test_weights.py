@@ -9,10 +9,31 @@ import torch
 from mpcc.config import Config
 from mpcc.data.image_set import ImageSet
 from mpcc.evaluation.evaluate import evaluate
+from mpcc.fast.build import keep_freed_memory
 from mpcc.training.algorithm import train_step
 from mpcc.training.state import build_state
 
 SMALL = dict(image_size=8, width=1, latent_size=4, n_clusters=3, batch_size=6, network_lr=1e-3)
+
+
+def test_freed_memory_is_kept_where_the_c_library_takes_32_mib_at_most(monkeypatch):
+    taken = {}
+
+    class Libc:
+        """glibc before 2.35."""
+
+        def __init__(self, name: None) -> None:
+            pass
+
+        @staticmethod
+        def mallopt(name: int, value: int) -> int:
+            refused = name == -3 and value > 2**25
+            taken.update({} if refused else {name: value})
+            return int(not refused)
+
+    monkeypatch.setattr("ctypes.CDLL", Libc)
+    keep_freed_memory.__wrapped__()
+    assert taken == {-3: 2**25, -1: 2**31 - 1}
 
 
 def images(n_channels: int = 1, n: int = 40) -> ImageSet:

@@ -68,6 +68,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     assert run([str(python), "-I", "-c", USE], tmp_path).split("\n")[0] == "(100,) (2, 1, 8, 8)"
     mpcc = str(python.with_name("mpcc"))
     assert '"dataset": "digits"' in run([mpcc, "--preset", "tiny", "--dry-run"], tmp_path)
+    assert run([mpcc, "--help"], tmp_path).startswith("usage: mpcc ")
 
 
 def run(command: list[str], folder: Path) -> str:

@@ -85,7 +85,7 @@ class Display:
         from rich.console import Group
         from rich.table import Table
 
-        from mpcc.evaluation.shown import column
+        from mpcc.evaluation.metrics import column
 
         spec = column("acc_majority")
         table = Table("cell", "seeds", "iteration", spec.heading, box=None, pad_edge=False)
@@ -105,7 +105,7 @@ def score_text(status: Status, config: Config) -> str:
     if status.accuracy is None:
         return ""
     from mpcc.evaluation.failures import failures  # numpy: only where there is a score
-    from mpcc.evaluation.shown import column
+    from mpcc.evaluation.metrics import column
 
     found = failures(status.metrics, config.max_saturation)
     return "  " + ", ".join([column("acc_majority").reading(status.accuracy), *found])

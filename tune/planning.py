@@ -275,8 +275,10 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
             raise ValueError(
                 f"--confirm takes --seeds N, 2 or more fresh ones, got {options.seeds}"
             )
-    from mpcc.evaluation.metrics import METRICS  # numpy: only where a choice is made
-    from mpcc.evaluation.shown import metric_name
+    from mpcc.evaluation.metrics import (
+        METRICS,  # numpy: only where a choice is made
+        metric_name,
+    )
 
     metric = metric_name(options.confirm or "")
     if metric and metric not in METRICS:

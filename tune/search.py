@@ -22,8 +22,11 @@ if __name__ == "__main__":
     signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
 from mpcc.config import preset  # noqa: E402
-from mpcc.evaluation.metrics import METRICS  # noqa: E402
-from mpcc.evaluation.shown import column, metric_name  # noqa: E402
+from mpcc.evaluation.metrics import (  # noqa: E402
+    METRICS,  # noqa: E402
+    column,
+    metric_name,
+)
 from mpcc.options import path  # noqa: E402
 from mpcc.shell import guard_output, script, shown  # noqa: E402
 from tune import command, preflight, report, run  # noqa: E402

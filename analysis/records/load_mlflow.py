@@ -116,7 +116,7 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
     if run_dir.RESULT in files:
         # Reseal a valid result over the rows as MLflow returns them.
         with suppress(run_dir.RunDirError):
-            sound = run_dir.read_result_alone(path)
+            sound = run_dir.read_result_record(path)
             if sound is not None and SEAL in sound:
                 run_dir.write_result(path, sound)
     elif tags.get("state") in run_dir.ENDED:

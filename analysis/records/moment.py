@@ -8,8 +8,7 @@ import pandas as pd
 
 from analysis.records.frame import STOPPED, Records, records
 from mpcc.config import RANGES
-from mpcc.evaluation.metrics import METRICS, NEED_LABELS
-from mpcc.evaluation.shown import metric_name
+from mpcc.evaluation.metrics import METRICS, NEED_LABELS, metric_name
 from mpcc.runs.run_dir import DONE
 
 BEST = "best:"

@@ -25,7 +25,7 @@ from mpcc.runs.run_dir import (
     PROVENANCE,
     RESULT,
     RunDirError,
-    evaluations,
+    parse_metrics,
     read_config,
     read_json,
     read_provenance,
@@ -69,11 +69,11 @@ def read_record(
         provenance = read_provenance(path)
         mlflow = read_json(path / MLFLOW) or {}
         ended = result or {}
-        made = evaluations(path, content) if result is None or SEAL not in result else []
+        made = parse_metrics(path, content) if result is None or SEAL not in result else []
         check_identity(path, key, ended, provenance, made)
         if curves:
             with suppress(RunDirError):
-                rows = evaluations(path, content)
+                rows = parse_metrics(path, content)
                 row[CURVE] = [_numbers(one) for one in rows]
     except (RunDirError, OSError) as error:
         return row | {"state": DAMAGED, "cause": str(error).replace(f"{folder}/", "")}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mpcc.evaluation.metrics import METRICS, TEST
+from mpcc.evaluation.metrics import METRICS, TEST, column, metric_name
 from mpcc.evaluation.metrics import Metric as Column
-from mpcc.evaluation.shown import column, metric_name
 
 if TYPE_CHECKING:
     from analysis.tables.groups import Group

@@ -22,8 +22,7 @@ from analysis.tables.shared import (
     value_cells,
 )
 from mpcc.config import DEFAULTS, full_name, unknown, value_text
-from mpcc.evaluation.metrics import METRICS
-from mpcc.evaluation.shown import COSTS
+from mpcc.evaluation.metrics import COSTS, METRICS
 
 STATISTICS = ("mean", "std", "n", "planned", "low", "high")
 """Of a summary frame: `std` with ddof 1, `low` and `high` of the 95 % interval of the mean."""

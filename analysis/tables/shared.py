@@ -14,8 +14,7 @@ from analysis.tables.groups import Group, Summary, references, tally
 from analysis.tables.layout import REFERENCE, Cell, Row, Table, own_sentence, sentence
 from analysis.tables.ranking import PROCEDURE, rank
 from mpcc.config import value_text
-from mpcc.evaluation.metrics import NEED_LABELS
-from mpcc.evaluation.shown import COSTS
+from mpcc.evaluation.metrics import COSTS, NEED_LABELS
 from mpcc.runs.run_dir import DONE
 
 CHOOSE_K = (

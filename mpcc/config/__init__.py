@@ -31,36 +31,3 @@ from mpcc.config.fields import (
 )
 from mpcc.config.parsing import parse_assignment, parse_settings, parse_value, value_text
 from mpcc.config.presets import PRESETS, VARIANTS, preset, variant
-
-__all__ = [
-    "ALIASES",
-    "ALIVE",
-    "DEFAULTS",
-    "EVALUATION",
-    "FIRST_DEFAULTS",
-    "IMAGE_SIZES",
-    "N_CHANNELS",
-    "PRESETS",
-    "RANGES",
-    "REMOVED",
-    "SHORT",
-    "VARIANTS",
-    "Config",
-    "cautions",
-    "dead",
-    "idle_options",
-    "from_dict",
-    "from_record",
-    "full_name",
-    "parse_assignment",
-    "parse_settings",
-    "parse_value",
-    "preset",
-    "training_cell_key",
-    "training_key",
-    "trial_key",
-    "unknown",
-    "value_text",
-    "variant",
-    "without_dead",
-]

@@ -1,4 +1,4 @@
-"""When a setting does something: a rule for each one that does not always.
+"""Which settings have an effect in a configuration: one rule per setting that can be without.
 
 A setting that is dead changes no number of a trial: two configurations that differ in dead settings
 alone train the same model.
@@ -16,18 +16,19 @@ def _has_clusters(config: Config) -> bool:
 
 
 def _decay_matters(config: Config) -> bool:
-    # Without decay the start is dead too and takes its default, from which a default decay would
-    # average.
+    # With ema_decay=0, ema_start takes its default: ema_decay is alive if averaging would then
+    # start before the last iteration.
     start = config.ema_start if config.ema_decay > 0 else DEFAULTS["ema_start"]
     return start < config.iterations
 
 
 def _start_matters(config: Config) -> bool:
-    # At its default, too, it must be beyond the end.
+    # Dead only if both it and its default are at or beyond the last iteration.
     return config.ema_decay > 0 and min(config.ema_start, DEFAULTS["ema_start"]) < config.iterations
 
 
 ALIVE: dict[str, Callable[[Config], bool]] = {
+    "skip_damaged": lambda c: c.dataset == "folder",
     "n_clusters": _has_clusters,
     "prior_init_log_var": _has_clusters,
     "prior_min_std": _has_clusters,
@@ -41,14 +42,17 @@ ALIVE: dict[str, Callable[[Config], bool]] = {
     "prior_learns_from_encoder_loss": _has_clusters,
     "ema_decay": _decay_matters,
     "ema_start": _start_matters,
-    "n_is_splits": lambda c: c.n_generated is not None,
+    "n_is_splits": lambda c: c.scored_by_inception,
     "min_diversity": _has_clusters,
 }
-"""Field -> whether it does anything in this configuration; the others always do."""
+"""Field -> whether it has an effect in this configuration; fields without a rule always have one.
+
+`image_ground` has no rule: a model of any data set lays the images that it is given on it.
+"""
 
 
 def dead(config: Config) -> tuple[str, ...]:
-    """The fields that do nothing in this configuration, in the order of `Config`."""
+    """The fields without effect in this configuration, in the order of `Config`."""
     return tuple(name for name in DEFAULTS if name in ALIVE and not ALIVE[name](config))
 
 
@@ -71,9 +75,10 @@ def scaled(weights: Sequence[float]) -> tuple[float, ...]:
 def idle_options(
     configs: Iterable[Config], data_dir: object, download: bool, weights: object
 ) -> list[str]:
-    """What of --data-dir, --download and --inception-weights does nothing for these, a line each.
+    """One line per option that has no effect on these configurations.
 
-    Each is false where it is not given.
+    data_dir, download, weights: --data-dir, --download, --inception-weights; False or None if not
+      given.
     """
     lines = []
     configs = list(configs)
@@ -100,7 +105,7 @@ EVALUATION = (
     "max_saturation",
     "min_diversity",
 )
-"""The fields that say how a trained model is looked at: they change nothing of the training."""
+"""The fields that say how a trained model is evaluated: they change nothing of the training."""
 
 
 def training_cell_key(config: Config) -> str:
@@ -118,14 +123,14 @@ def training_key(config: Config) -> str:
 
 
 def cautions(config: Config) -> list[str]:
-    """What of a configuration is allowed and is likely not meant, a line each."""
+    """One line per setting that is allowed and probably a mistake."""
     updates = config.iterations - config.ema_start
     if updates <= 0 or config.ema_decay**updates <= 0.5:
         return []
     share = config.ema_decay**updates
     better = 1 - float(f"{5 / max(updates, 10):.2g}")  # exp(-5) is below 1 %
     return [
-        f"the averaged generator, which is evaluated, will be to {share:.0%} that of iteration "
-        f"{config.ema_start:,}: ema_decay={config.ema_decay:g} is slow for {updates:,} updates; "
-        f"--set ema_decay={better:g} would leave 1 %"
+        f"{share:.0%} of the averaged generator, which is evaluated, will still be the generator "
+        f"of iteration {config.ema_start:,}: ema_decay={config.ema_decay:g} is slow for "
+        f"{updates:,} updates; --set ema_decay={better:g} would leave 1 %"
     ]

@@ -21,6 +21,8 @@ def unknown(what: str, given: str, available: Iterable[str]) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a field's annotation; a float must be finite, a bool is no
+    int."""
     origin, options = _taken_apart(hint)
     if origin is types.UnionType:
         return any(fits(value, option) for option in options)
@@ -42,6 +44,7 @@ def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def kind_text(hint: Any) -> str:
+    """The values that an annotation allows, in words: `a whole number or none`."""
     if isinstance(hint, types.UnionType):
         return " or ".join(kind_text(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
@@ -53,7 +56,7 @@ def kind_text(hint: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value of any kind in an error message; a number of hundreds of digits does not fill it."""
+    """A value of any type for an error message, cut to 60 characters."""
     if isinstance(value, float):
         return f"{value:g}"
     text = repr(value)
@@ -61,15 +64,15 @@ def short(value: Any) -> str:
 
 
 def range_text(low: float, high: float, value: float) -> str:
-    """The range as a value beyond it needs to know it."""
+    """The allowed range; for a high of 10⁶ or more only the bound that `value` breaks."""
     if high < 10**6:
         return f"between {low:g} and {high:g}"
     return f"at least {low:g}" if value < low else f"at most {high}"
 
 
 TF32_NEEDS_GPU = (
-    "precision=tf32 is of GPUs alone, and this would train on a CPU: leave it out (float32) or "
-    "train on a GPU"
+    "precision=tf32 needs a GPU; this run would use the CPU: leave it out (float32) or train on a "
+    "GPU"
 )
 
 

@@ -18,15 +18,8 @@ from mpcc.config.checks import check_weights, fits, kind_text, range_text, short
 
 Dataset = Literal["digits", "mnist", "fmnist", "omniglot", "cifar10", "cifar20", "folder"]
 
-N_CHANNELS = {
-    "digits": 1,
-    "mnist": 1,
-    "fmnist": 1,
-    "omniglot": 1,
-    "cifar10": 3,
-    "cifar20": 3,
-    "folder": 3,
-}
+N_CHANNELS = {"digits": 1, "mnist": 1, "fmnist": 1, "omniglot": 1}
+N_CHANNELS |= {"cifar10": 3, "cifar20": 3, "folder": 3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +33,9 @@ class Config:
     image_size: int = 32
     """Height and width in pixels: 8, 16, 32 or 64. Images of another size are resized."""
     image_ground: Literal["white", "grey", "black"] = "white"
-    """What is laid under the transparent parts of images of one's own."""
+    """Background colour under transparent pixels of your own images; grey is 128."""
     skip_damaged: bool = False
-    """Leave damaged files out of a folder of one's own, counted, where they are refused else."""
+    """dataset=folder: leave damaged files out and count them; False: refuse the folder."""
 
     # -- networks (Appendix C, Tables 5-7) -------------------------------------------------------
     width: int = 12
@@ -50,11 +43,12 @@ class Config:
     latent_mode: Literal["plain", "split", "copy"] = "plain"
     """How z reaches the generator: at its entry only, in equal chunks, or whole at every block."""
     upsampling: Literal["bilinear", "nearest"] = "bilinear"
-    """Deviation of the published code: nearest."""
+    """Text: bilinear; published code: nearest."""
     encoder_shares_discriminator: bool = True
     """False: the encoder has blocks of its own throughout, "NS" in Table 2."""
     conditional: bool = False
-    """Labels take the place of clusters, and D adds Embed(y)·h (Table 3b)."""
+    """D adds Embed(y)·h, y the label of a real image and the cluster of a generated one (Table 3b);
+    needs one label per cluster."""
 
     # -- prior (section 3.3) ---------------------------------------------------------------------
     prior: Literal["gaussian_mixture", "laplace_mixture", "low_rank_mixture", "normal"] = (
@@ -98,7 +92,7 @@ class Config:
     prior_adversarial_lr: Literal["prior", "network"] = "prior"
     """Step size of the prior in G's update: η_p (published code, Table 1) or η (text)."""
     prior_learns_from_encoder_loss: bool = False
-    """Deviation of the published code: eq. 7's gradient also reaches the prior through z."""
+    """True, as in the published code: eq. 7's gradient also reaches the prior through z."""
     ema_decay: float = 0.9999
     """Decay of the generator's moving average. 0 keeps the plain weights."""
     ema_start: int = 1000
@@ -108,7 +102,7 @@ class Config:
     eval_every: int = 5_000
     """Iterations between evaluations; the last iteration is always evaluated."""
     eval_split: Literal["trained", "test"] = "trained"
-    """`test`: scores of the images that `split=train` leaves out, too, under names of their own."""
+    """`test`: also score the images that split=train leaves out, as `NAME@test`."""
     n_standing_passes: int = 16
     """Forward passes whose batch statistics the evaluated generator uses (Appendix C)."""
     n_generated: int | None = None
@@ -116,23 +110,23 @@ class Config:
     n_is_splits: int = 10
     """Splits of the inception score."""
     max_saturation: float = 0.15
-    """Share of sampled pixel values at the ends of the range beyond the data's own share, relative
-    to what the data leave, above which a model counts as saturated (Appendix D)."""
+    """A model counts as saturated (Appendix D) above this (share in samples − share in data) /
+    (1 − share in data) of pixel values at the ends of the range."""
     min_diversity: float = 0.25
     """Spread of one cluster's samples, relative to that of the images assigned to it, below which
     the cluster counts as collapsed (Appendix D)."""
 
     # -- run -------------------------------------------------------------------------------------
     seed: int = 0
-    """Of weights, batches and latents. Evaluation has a stream of its own, from the same seed."""
+    """Random seed for weights, batches and latents; evaluation has its own stream from it."""
     cpu_threads: int = 1
     """Threads of a trial on a CPU: a setting, since another order of sums changes the last bit."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Of the networks' products. `tf32`, on GPUs alone: their factors have 10 bits after the point.
-    `bfloat16`: layers work in 7 bits; weights, statistics and losses keep 23."""
+    """Of matrix products and convolutions: tf32 (GPU only) has a 10-bit mantissa, bfloat16 a 7-bit
+    one; weights, batch statistics and losses stay float32."""
     fast: bool = True
-    """False: every layer, norm and optimiser by torch's own modules, one batch at a time. Slower,
-    the oracle of the fast path."""
+    """False: torch's own layers, norms and optimisers, one batch at a time: slower, and what tests
+    compare the fast path with."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -156,10 +150,10 @@ class Config:
             # Whole numbers too: equal configurations have one key.
             as_floats = tuple(map(float, self.given_cluster_weights))
             object.__setattr__(self, "given_cluster_weights", as_floats)
-        if self.n_generated is not None and self.n_generated < self.n_is_splits:
+        n_generated = self.n_generated or 0
+        if self.scored_by_inception and n_generated < self.n_is_splits:
             raise ValueError(
-                f"n_generated must be at least n_is_splits, {self.n_is_splits}, "
-                f"got {self.n_generated}"
+                f"n_generated must be at least n_is_splits, {self.n_is_splits}, got {n_generated}"
             )
         if self.eval_split == "test" and self.split != "train":
             raise ValueError(
@@ -175,10 +169,10 @@ class Config:
         return N_CHANNELS[self.dataset]
 
     @property
-    def of_the_process(self) -> tuple[int, bool, str]:
-        """What a process has only once, so that trials can share one only where it is the same.
+    def process_settings(self) -> tuple[int, bool, str]:
+        """Settings global to a process (threads, TF32): trials share one only if these are equal.
 
-        A trial in TF32 whose generated images are scored shares with none: scores switch it off.
+        A TF32 trial that scores generated images runs alone, because scoring switches TF32 off.
         """
         tf32 = self.precision == "tf32"
         return self.cpu_threads, tf32, self.trial_key if tf32 and self.n_generated else ""
@@ -190,8 +184,7 @@ class Config:
 
     @property
     def scored_by_inception(self) -> bool:
-        """Whether generated images are scored by IS, FID and KID: its network says nothing of 8×8
-        pixels."""
+        """Whether generated images get IS, FID and KID: Inception is not used at 8×8 pixels."""
         return self.n_generated is not None and self.image_size > 8
 
     @property
@@ -217,7 +210,8 @@ class Config:
         """Twelve hexadecimal digits that name this configuration whatever its seed.
 
         Only fields that differ from their defaults enter, so that a field added later leaves the
-        keys of earlier trials as they are; of a changed default the first one counts.
+        keys of earlier trials as they are; for a default that has changed, its first value counts
+        (`FIRST_DEFAULTS`).
         """
         usual = DEFAULTS | FIRST_DEFAULTS
         return _key({k: v for k, v in self.to_dict().items() if k != "seed" and v != usual[k]})
@@ -255,6 +249,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "cpu_threads": (1, 1024),
 }
+"""Field -> its smallest and largest allowed value, both inclusive."""
 
 ALIASES = {
     "esteps": "n_encoder_steps",
@@ -279,16 +274,16 @@ SPELLINGS = {
     "λ_p": "lambda_p",
     "σ_min": "sigma_min",
 }
-"""The paper's symbols as pages print them, for input: none is refused that a reader has seen."""
+"""The paper's symbols, accepted as input."""
 
 HINTS = typing.get_type_hints(Config)
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
 FIRST_DEFAULTS: dict[str, Any] = {}
-"""Field whose default has changed -> its first one. Keys go by it, and so do records that were
-written before the field was there: configurations that train differently never share a key."""
+"""Field whose default has changed -> its first default, by which keys are made and records without
+the field are read: configurations that train differently never share a key."""
 
 REMOVED = {"cluster_weights": "uniform"}
-"""Field that is gone -> the one value at which a record that has it can be read."""
+"""Removed field -> the only value with which old records can still be read."""
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -306,7 +301,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def from_record(values: Mapping[str, Any]) -> Config:
-    """As `from_dict`, of what any version has written: fields that it lacks had first defaults."""
+    """Like `from_dict`, for a record of any version; a missing field takes its first default."""
     known = {name: value for name, value in values.items() if REMOVED.get(name) != value}
     return from_dict(FIRST_DEFAULTS | known)
 

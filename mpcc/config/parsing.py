@@ -13,10 +13,8 @@ from mpcc.config.fields import HINTS, full_name
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The value that `text` means for a field, typed by the field's annotation.
-
-    Raises ValueError that names the field as given, the text and what is allowed.
-    """
+    """The value that `text` means for a field, typed by the field's annotation. Raises ValueError
+    that names the field as given, the text and what is allowed."""
     hint = HINTS[full_name(name)]
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in options and text.lower() == "none":
@@ -24,7 +22,8 @@ def parse_value(name: str, text: str) -> Any:
     kind = next(o for o in options if o is not type(None))
     if kind in (int, float) and re.match(r"-?0\d", text):
         raise ValueError(
-            f"{name}: a number does not begin with 0, got '{text}'; write 0.001, not 0,001"
+            f"{name}: leading zeros are not allowed, got '{text}'; the decimal separator is a "
+            "point: write 0.001, not 0,001"
         )
     try:
         if kind is bool:
@@ -50,7 +49,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 def parse_settings(text: str) -> dict[str, Any]:
     """The settings that name a cell, by full names, as commands and tables print them:
-    `esteps=4, eta_p=6e-4`, `esteps 4, eta_p 6e-4`."""
+    `esteps=4, eta_p=6e-4`, `esteps 4, eta_p 6e-4`. ValueError for text without settings."""
     assignments: list[str] = []
     for part in re.sub(r"\s*=\s*", "=", text).split(","):
         words = part.split()

@@ -1,4 +1,4 @@
-"""What is computed of a data set once per machine, kept in the user's cache folder.
+"""What is computed from a data set once per machine, kept in the user's cache folder.
 
 Nothing here is needed: without a writable cache all works, and a damaged entry is made anew.
 """
@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,29 @@ from mpcc.data.places import cache_dir
 from mpcc.runs.files import exclusive, write_bytes
 
 Arrays = dict[str, Any]
+T = TypeVar("T")
 
 
 def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
     """The named arrays from the cache, or as `make` gives them, by one process at a time."""
     path = cache_dir() / f"{name}.npz"
-    found = _read(path)
+
+    def make_and_write() -> Arrays:
+        found = dict(make())
+        _write(path, found)
+        return found
+
+    return read_or_make(path, _read, make_and_write)
+
+
+def read_or_make(place: Path, read: Callable[[Path], T | None], make: Callable[[], T]) -> T:
+    """What `read` finds at this place of the cache; where it finds nothing, what `make` gives. One
+    process at a time makes an entry; the others wait, and read it then."""
+    found = read(place)
     if found is None:
-        with locked(path):
-            found = _read(path)
-            if found is None:
-                found = dict(make())
-                _write(path, found)
+        with locked(place):
+            found = read(place)
+            found = make() if found is None else found
     return found
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from mpcc.data import files as data_files
 from mpcc.data.places import DataError, cache_dir, resolve_data_dir
+from mpcc.shell import message_of
 
 
 def download(dataset: str, data_dir: Path | str | None) -> Path:
-    """Get the official files that are missing, checked by MD5, and return the data folder."""
+    """Get the official files that are missing, checked by MD5, and return the data folder.
+    DataError for a folder that cannot be written, or a download that fails."""
     from torchvision.datasets.utils import download_and_extract_archive, download_url
 
     root = resolve_data_dir(data_dir) or cache_dir() / "data"
@@ -30,6 +32,6 @@ def download(dataset: str, data_dir: Path | str | None) -> Path:
             for name, md5 in files.checksums.items():
                 download_url(files.url + name, str(root / files.folder), md5=md5)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{dataset}: the download into {root} failed ({reason})") from None
+        why = message_of(error, 200)
+        raise DataError(f"{dataset}: the download into {root} failed ({why})") from None
     return root

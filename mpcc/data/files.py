@@ -20,8 +20,8 @@ from mpcc.data.places import cache_dir as cache_dir
 from mpcc.data.places import required_dir
 
 MODIFIED = "MODIFIED.txt"
-"""A file of this name beside data files says, in its first line, in what way they differ from the
-official ones. It is the only way to have them read; the line goes with every result."""
+"""A file of this name beside data files says in its first line how they differ from the official
+ones. Without it files with a wrong MD5 are refused; the line is recorded with every result."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,7 @@ OMNIGLOT_FOLDERS = (OMNIGLOT.folder, "omniglot-py", ".")
 
 
 def check_available(dataset: str, data_dir: Path | str | None = None) -> None:
-    """Return if every file of this data set is there with the right sum; else raise DataError.
-
-    Quick enough to be asked before anything is started: no image is decoded.
-    """
+    """Check that all files exist with the right MD5; DataError otherwise. Decodes no image."""
     if dataset == "omniglot":
         find_omniglot(data_dir)
     elif dataset == "folder":
@@ -190,7 +187,8 @@ def find_omniglot(data_dir: Path | str | None) -> Path:
 
 
 def omniglot_names(archive: Path) -> list[str]:
-    """Names of the drawings in an archive, `.../images_background/alphabet/character/x.png`."""
+    """Sorted names of the drawings in an archive, `.../images_background/alphabet/character/x.png`.
+    DataError for what is no sound zip archive."""
     try:
         with zipfile.ZipFile(archive) as opened:
             names = opened.namelist()
@@ -200,9 +198,10 @@ def omniglot_names(archive: Path) -> list[str]:
 
 
 def read_checked(path: Path, checksum: str | None, *, unpack: bool = True) -> bytes:
-    """The content of a file, a .gz unpacked, after its MD5 sum is found right.
+    """The content of a file, a .gz unpacked, after its MD5 is found right.
 
-    No sum, or the folder's MODIFIED.txt, leaves soundness to the format's own checks.
+    Without a checksum, or beside MODIFIED.txt, the MD5 is not checked. DataError for a file that
+    cannot be read or unpacked, or has another MD5.
     """
     try:
         data = path.read_bytes()

@@ -1,6 +1,6 @@
-"""Which files of a folder are images of one's own, and which labels their folders give them.
+"""Which files of a folder are your own images, and which labels their folders give them.
 
-Standard library only. Nothing is left out without a word: `Found.notes` counts it.
+Standard library only. `Found.notes` counts every file left out.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ IMAGE_SUFFIXES = (
     *".tiff .webp .xbm .xpm".split(),
     *UNREAD_SUFFIXES,
 )
-"""In lower case. What else lies in the folder is no image."""
+"""In lower case. Other suffixes are ignored."""
 SYSTEM_NAMES = {
     *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
     *("system volume information", "thumbs.db", "desktop.ini"),
 }
-"""What macOS, Windows, Linux and disk stations leave, in lower case; taken as hidden."""
+"""What macOS, Windows, Linux and NAS devices leave, in lower case; taken as hidden."""
 SPLIT_NAMES = {
     *("train", "training"),
     *("test", "testing", "val", "valid", "validation", "dev", "eval"),
@@ -67,7 +67,8 @@ class _Walk:
 
 
 def find(data_dir: Path | str | None) -> Found:
-    """The images of a folder: all in it, without labels, or all in subfolders, which are labels.
+    """The images of a folder: those directly in it have no labels; those in subfolders are labelled
+    by subfolder.
 
     DataError, one line, where there are none or where the subfolders cannot be labels.
     """
@@ -83,16 +84,15 @@ def find(data_dir: Path | str | None) -> Found:
 
 
 def files_in(root: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """All images below a folder by name, whatever the subfolders are, and what is left out.
-
-    DataError for none.
-    """
+    """All images below a folder, sorted by name, and one line for each kind of file left out.
+    DataError if there are none."""
     walk = _walked(root)
     return [root.joinpath(*parts) for parts in walk.files], tuple(_left_out(walk))
 
 
 def as_text(name: str | Path) -> str:
-    """A file's name as UTF-8 and all readers of CSV can hold it: other bytes, returns escaped."""
+    """A file name as UTF-8 that every CSV reader accepts: undecodable bytes and carriage returns
+    are escaped."""
     return os.fsencode(name).decode(errors="backslashreplace").replace("\r", "\\r")
 
 
@@ -145,7 +145,7 @@ def _enter(folder: Path, parts: tuple[str, ...], above: tuple[str, ...], walk: _
             _enter(Path(entry.path), inner, (*above, real), walk)
         else:
             suffix = os.path.splitext(entry.name)[1].lower()
-            # A link that leads nowhere was an image: its reader says what is wrong.
+            # Keep broken symlinks: the reader reports them.
             real_file = os.path.isfile(entry.path) or not os.path.exists(entry.path)
             if suffix in IMAGE_SUFFIXES and real_file:
                 walk.files.append(inner)

@@ -4,7 +4,7 @@
     mnist     70,000 digits, 28x28                    fmnist    70,000 pictures of clothes, 28x28
     omniglot  100 characters x 20 drawings x 20 distorted copies, 105x105
     cifar10   60,000 colour pictures, 32x32           cifar20   CIFAR-100 by its 20 superclasses
-    folder    images of one's own, subfolders as labels
+    folder    your own images, subfolders as labels
 
 `split="train"` leaves out the official test images, or every fifth image (for Omniglot, drawing)
 where there is no official split.
@@ -32,12 +32,10 @@ from torch import Tensor
 from mpcc.config import Config
 from mpcc.data import prepared as data_cache
 from mpcc.data import readers as data_readers
-from mpcc.data.cache import locked
-from mpcc.data.files import DataError
+from mpcc.data.cache import read_or_make
 from mpcc.data.own_images import image_files
+from mpcc.data.places import DataError
 from mpcc.data.source import in_training
-
-__all__ = ["DataError", "ImageSet", "held_out", "load", "to_float", "to_uint8"]
 
 
 @dataclass(frozen=True)
@@ -70,18 +68,11 @@ class ImageSet:
 
 
 def load(config: Config, data_dir: Path | None = None) -> ImageSet:
-    """The data set that the configuration names, its split, at `image_size`.
-
-    Raises DataError, one line, for files that are missing, damaged or mislabelled.
-    """
+    """The data set that the configuration names, its split, at `image_size`. Raises DataError, one
+    line, for files that are missing, damaged or mislabelled."""
     place = data_cache.place_of(config, data_dir)
-    cached = _read_cached(place)
-    if cached is not None:
-        return cached
-    with locked(place):
-        cached = _read_cached(place)  # another trial may have written it meanwhile
-        if cached is not None:
-            return cached
+
+    def read_files() -> ImageSet:
         source = data_readers.read(config, data_dir)
         images = torch.from_numpy(data_readers.resize(source.images, config.image_size).copy())
         labels = None if source.labels is None else torch.from_numpy(source.labels)
@@ -90,12 +81,14 @@ def load(config: Config, data_dir: Path | None = None) -> ImageSet:
         )
         return _read_cached(_write_cached(place, image_set)) or image_set
 
+    return read_or_make(place, _read_cached, read_files)
+
 
 def held_out(config: Config, trained: ImageSet, data_dir: Path | None = None) -> ImageSet:
     """The images that `split=train` leaves out, with labels numbered as in `trained`.
 
-    trained: what `load` gives for the configuration. DataError where that is no part of all images,
-    as where a label has no training image.
+    trained: what `load` gives for the configuration. DataError if the training images are not a
+    proper subset of all images with the same label numbers.
     """
     whole = config.override(split="all", eval_split="trained")
     every = load(whole, data_dir)
@@ -120,8 +113,8 @@ def held_out(config: Config, trained: ImageSet, data_dir: Path | None = None) ->
         )
     if parts[0].fingerprint != trained.fingerprint or not len(parts[1]):
         raise DataError(
-            f"eval_split=test: the training images of {config.dataset} are not a part of all of "
-            "them, with the same labels and others left"
+            f"eval_split=test: the training images of {config.dataset} are not a proper subset of "
+            "all images with the same label numbers"
         )
     return parts[1]
 

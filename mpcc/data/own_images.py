@@ -1,4 +1,4 @@
-"""A folder of images of one's own as a data set, with notes on all that was converted."""
+"""A folder of your own images as a data set, with notes on all that was converted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SKIP = "--set skip_damaged=true"
 
 
 def read_folder(config: Config, data_dir: Path | None) -> Source:
-    """All images of a folder in colour, cut to their middle square; subfolders are labels."""
+    """All images of a folder in colour, cut to their middle square; subfolders are labels.
+    DataError for damaged files, unless config.skip_damaged and some are sound."""
     found = folder.find(data_dir)
     kept, size = _of_split(found, config.split), config.image_size
     images = np.empty((len(kept), 3, size, size), np.uint8)
@@ -49,9 +50,10 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
 
 
 def image_files(config: Config, data_dir: Path | None, n_images: int) -> list[str] | None:
-    """The file of each image that `read_folder` gave, as seen from the folder; None for named sets.
+    """The file of each image that `read_folder` gave, relative to the folder; None for named sets.
 
-    n_images: how many it gave; damaged files that it left out are looked for where some lack.
+    n_images: how many it gave; if there are more files, the damaged ones that it left out are
+      looked for. DataError as `find`.
     """
     if config.dataset != "folder":
         return None
@@ -71,7 +73,7 @@ def _of_split(found: folder.Found, split: str) -> list[tuple[Path, str]]:
 
 
 def sound_files(paths: Sequence[Path], ground: str) -> tuple[list[Path], list[str]]:
-    """Those that can be read, and the note on the others. DataError where there are none."""
+    """The files that can be read, and a note on the others; DataError if none can."""
     facts, wrong = read_all(paths, ground, lambda i, pixels: None)
     sound = [path for path, one in zip(paths, facts, strict=True) if one]
     if wrong and not sound:
@@ -82,17 +84,15 @@ def sound_files(paths: Sequence[Path], ground: str) -> tuple[list[Path], list[st
 def refusal(
     wrong: Sequence[Unsound], n_files: int, root: Path | None = None, option: str = ""
 ) -> DataError:
-    """All files that are not sound, of so many, in one line.
-
-    root: the folder of all of them, if there is one. option: leaves them out.
-    """
+    """Error that lists the unreadable files, of n_files, in one line. root: the folder of all of
+    them, if there is one. option: the option that skips them."""
     what, them = f"{folder.readable(wrong[0][0])} is not a sound image ({wrong[0][1]})", "it"
     if len(wrong) > 1:
         inside, them = f" in {root}" if root else "", "them"
         named = _named(wrong, root)
         what = f"{len(wrong):,} of {n_files:,} files{inside} are not sound images: {named}"
     advice = f", or leave {them} out by {option}" if option else ""
-    return DataError(f"{what}; mend or remove {them}{advice}")
+    return DataError(f"{what}; repair or remove {them}{advice}")
 
 
 def _left_out(wrong: Sequence[Unsound], root: Path | None = None) -> list[str]:

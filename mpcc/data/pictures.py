@@ -1,4 +1,4 @@
-"""Images of one's own, in any format and mode that Pillow reads, as bytes in colour.
+"""Your own images, in any format and mode that Pillow reads, as bytes in colour.
 
 Whatever is converted on the way is a remark of the image; `read_all` counts the remarks.
 """
@@ -27,25 +27,26 @@ from PIL.ExifTags import Base as Tag
 from mpcc.data.folder import UNREAD_SUFFIXES
 from mpcc.data.source import Pixels
 from mpcc.machine import usable_cores
+from mpcc.shell import message_of
 
 GROUNDS = {"white": 255, "grey": 128, "black": 0}
-"""Names of grounds and their level."""
+"""Background colour under transparent pixels -> its grey level."""
 BATCH = 32
 """Images that a thread reads before it takes the next ones."""
 PROGRESS_SECONDS = 5.0
 """Between two lines of progress."""
 SIGNED = 2
-"""A kind of values."""
+"""TIFF SampleFormat 2: signed integers."""
 SIDEWAYS = range(2, 9)
 """Orientations that are not upright."""
 SIXTEEN = re.compile(r";16[BLN]")
 """In Pillow's name of the raw pixels: a channel of 16 bits, in this order of bytes."""
 SCALED = re.compile(r"L;[24]|;16[BLN]")
-"""The same where Pillow brings levels to 8 bits, and leaves the one that is transparent as is."""
+"""Raw modes that Pillow rescales to 8 bits without rescaling the transparent grey level."""
 
 
 class UnsoundError(ValueError):
-    """An image that cannot be read, or not without guessing; why, in a few words."""
+    """The reason why an image cannot be read, or not without guessing, in a few words."""
 
 
 Unsound = tuple[Path, UnsoundError]
@@ -65,10 +66,8 @@ class Facts:
 
 
 def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
-    """An image as (3, H, W), upright, laid on a ground of GROUNDS where it is transparent.
-
-    Of several frames the first. Raises UnsoundError.
-    """
+    """An image as (3, H, W), upright, laid on a ground of GROUNDS where it is transparent. Of
+    several frames the first. Raises UnsoundError."""
     if path.suffix.lower() in UNREAD_SUFFIXES:
         raise UnsoundError(f"{path.suffix} is not read; save it as PNG or JPEG")
     try:
@@ -82,10 +81,9 @@ def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
         n_bytes = path.stat().st_size
         raise UnsoundError("no image in it that Pillow reads" if n_bytes else "0 bytes") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UnsoundError(" ".join(reason.split())) from None
+        raise UnsoundError(error.strerror or message_of(error)) from None
     except Exception as error:  # Decoders of images raise all sorts.
-        raise UnsoundError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnsoundError(message_of(error)) from None
 
 
 def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
@@ -93,16 +91,14 @@ def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
     try:
         return _converted(image, ground)[0]
     except Exception as error:  # Decoders of images raise all sorts.
-        raise UnsoundError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnsoundError(message_of(error)) from None
 
 
 def read_all(
     paths: Sequence[Path], ground: str, use: Callable[[int, Pixels], None]
 ) -> tuple[list[Facts | None], list[Unsound]]:
-    """Read images on all cores; `use` gets the place and the pixels (3, H, W) of each sound one.
-
-    Returns what each image was, None where it is not sound, and those that are not.
-    """
+    """Read images on all cores; `use` gets the index and the pixels (3, H, W) of each sound one.
+    Returns what each image was, None for an unreadable one, and the unreadable ones."""
     facts: list[Facts | None] = [None] * len(paths)
     wrong: dict[int, UnsoundError] = {}
 
@@ -132,11 +128,11 @@ Item = TypeVar("Item")
 
 def progress(work: Sequence[Item], n: int) -> Iterator[Item]:
     """Each item of the work on n images; where it takes long, lines on stderr say how far it is."""
-    begun = said = time.monotonic()
+    begun = printed = time.monotonic()
     for done, item in enumerate(work):
         now = time.monotonic()
-        if done and now - said > PROGRESS_SECONDS:
-            said, left = now, (now - begun) / done * (len(work) - done)
+        if done and now - printed > PROGRESS_SECONDS:
+            printed, left = now, (now - begun) / done * (len(work) - done)
             text = f"{done * n // len(work):,} of {n:,} images, {left:.0f} s left"
             with suppress(OSError, ValueError):  # Nobody may be there to read it.
                 print(text, file=sys.stderr, flush=True)
@@ -149,13 +145,13 @@ def summary(facts: Sequence[Facts]) -> list[str]:
     widths, heights = [one.width for one in facts], [one.height for one in facts]
     remarks = Counter(remark for one in facts for remark in one.remarks)
     deep = [one.brightest for one in facts if one.brightest is not None]
-    said = [f"{n:,} {remark}" for remark, n in sorted(remarks.items())]
+    lines = [f"{n:,} {remark}" for remark, n in sorted(remarks.items())]
     if deep:
-        said.append(f"largest value of these with 16 bits: {max(deep):,} of 65,535")
+        lines.append(f"largest value of these with 16 bits: {max(deep):,} of 65,535")
     return [
         f"{_span(widths)} pixels wide, {_span(heights)} high, modes "
         + ", ".join(f"{mode} {n:,}" for mode, n in sorted(modes.items())),
-        *said,
+        *lines,
     ]
 
 
@@ -168,9 +164,10 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
     tile = getattr(opened, "tile", None)  # What ImageFile's subclasses have before they load.
     raw = str(tile[0].args) if tile else ""
     if "transparency" in opened.info and SCALED.search(raw):
-        raise UnsoundError("a transparent level, and not of 8 bits; save it with an alpha channel")
+        raise UnsoundError("transparent grey level is not 8-bit; save with an alpha channel")
     if opened.format != "TIFF":
-        opened.load()  # First: the reader of PNG's EXIF would take the error of damaged pixels.
+        # Before EXIF: Pillow's PNG EXIF reader would swallow the error of damaged pixels.
+        opened.load()
     as_stored = _orientation(opened)
     opened.load()  # Now TIFF's, whose reader turns the image itself.
     remarks = [*_profile(opened.info.get("icc_profile")), *_channels(opened)]

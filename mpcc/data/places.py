@@ -1,4 +1,4 @@
-"""Where data lies: the folder that the user names, and the cache of what is computed from it.
+"""The folder of data files that the user names, and the cache of what is computed from them.
 
 Standard library only.
 """
@@ -16,7 +16,7 @@ DATA_DIR_VARIABLE = "MPCC_DATA_DIR"
 CACHE_DIR_VARIABLE = "MPCC_CACHE_DIR"
 
 NOWHERE = Path(os.devnull) / "mpcc"
-"""No cache: whoever writes there fails, and goes on without."""
+"""A path that cannot be created: no cache."""
 
 
 class DataError(ValueError):
@@ -24,9 +24,10 @@ class DataError(ValueError):
 
 
 def cache_dir() -> Path:
-    """Where prepared data and reference statistics lie: MPCC_CACHE_DIR or the user's cache.
+    """The folder of prepared data and reference statistics: MPCC_CACHE_DIR or the user's cache.
 
-    Without a home that can be written it is a folder of this user's among the temporary files.
+    Without a writable home it is a folder of this user's own among the temporary files. DataError
+    for an MPCC_CACHE_DIR that cannot be a path.
     """
     given = os.environ.get(CACHE_DIR_VARIABLE)
     if given:
@@ -44,7 +45,7 @@ def cache_dir() -> Path:
 
 
 def _temporary(name: str) -> Path:
-    """A folder of this user's alone; a place that nobody can write where another has taken it."""
+    """A folder that only this user can write; NOWHERE if another user has taken its name."""
     place = Path(tempfile.gettempdir()) / name
     try:
         place.mkdir(mode=0o700, exist_ok=True)
@@ -56,7 +57,8 @@ def _temporary(name: str) -> Path:
 
 
 def _writable(place: Path) -> bool:
-    """Whether files can be made in a folder, which is made first: some disks say so and refuse."""
+    """Whether files can be made in a folder, which is made first: os.access alone is wrong on some
+    file systems."""
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -65,19 +67,20 @@ def _writable(place: Path) -> bool:
 
 
 def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
-    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them."""
+    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them. None if
+    there is none; DataError for what cannot be a path."""
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if given:
         try:
-            return Path(given).expanduser()
-        except RuntimeError:
-            raise DataError(f"data folder {given} names the home of an unknown user") from None
+            return usable(given)
+        except ValueError as error:
+            raise DataError(f"data folder: {error}") from None
     downloaded = cache_dir() / "data"
     return downloaded if downloaded.is_dir() else None
 
 
 def required_dir(dataset: str, data_dir: Path | str | None) -> Path:
-    """The folder of data files, which must be given and exist."""
+    """The folder of data files; DataError if none is given or it does not exist."""
     root = resolve_data_dir(data_dir)
     hint = "" if dataset == "folder" else ", or add --download"
     if root is None:

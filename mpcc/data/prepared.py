@@ -1,4 +1,4 @@
-"""Where the prepared images of a data set lie, and what they are, told without reading them."""
+"""Where prepared images are cached, and their metadata, which is read without the images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from mpcc.data.places import cache_dir
 _VERSION = 2
 """Raise it when a reader gives other pixels from the same files."""
 _FOLDER_VERSION = 4
-"""The same for images of one's own, and what is said of them."""
+"""The same for your own images and the notes on them."""
 
 
 def place_of(config: Config, data_dir: Path | None) -> Path:
     """The folder of these prepared images; DataError where the files they come from are missing.
-
-    Named for what they depend on: the settings, and each file's size and time.
-    """
+    Named for what they depend on: the settings, and each file's size and time."""
     resolved: dict[Path, str] = {}  # Each folder once: a hundred thousand images lie in few.
     files: list[tuple[str, int, int]] = []
     what: list[Any] = [_VERSION, config.dataset, config.split, config.image_size, files]
@@ -53,7 +51,8 @@ def place_of(config: Config, data_dir: Path | None) -> Path:
 
 
 def read_about(place: Path) -> dict[str, Any] | None:
-    """What lies there, as `ImageSet.about` has it; None where it is not whole."""
+    """Metadata of the prepared images in this folder, as `ImageSet.about` has it: shape, labels,
+    fingerprint, notes; None if any part is missing."""
     try:
         about = json.loads((place / "about.json").read_bytes())
         whole = (place / "images.bin").stat().st_size == math.prod(about["shape"])
@@ -65,7 +64,8 @@ def read_about(place: Path) -> dict[str, Any] | None:
 
 
 def about(config: Config, data_dir: Path | None) -> dict[str, Any]:
-    """The same of these images; they are read, by torch, only where none are prepared."""
+    """Metadata of the configuration's images, which are read, by torch, only if none are prepared.
+    DataError as `image_set.load`."""
     found = read_about(place_of(config, data_dir))
     if found is None:
         from mpcc.data.image_set import load
@@ -75,10 +75,10 @@ def about(config: Config, data_dir: Path | None) -> dict[str, Any]:
 
 
 def fingerprint(config: Config, data_dir: Path | None) -> str:
-    """The fingerprint of these images."""
+    """The fingerprint of the configuration's images; DataError as `about`."""
     return str(about(config, data_dir)["fingerprint"])
 
 
 def description(config: Config, data_dir: Path | None) -> str:
-    """What is said of images of one's own before they are trained on, in one line."""
+    """The notes on the configuration's images in one line; DataError as `about`."""
     return "data: " + "; ".join(about(config, data_dir)["notes"])

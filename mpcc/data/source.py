@@ -1,4 +1,4 @@
-"""A data set as it is read from files, and how its images come to one size."""
+"""A data set as it is read from files, and how its images are resized."""
 
 from __future__ import annotations
 

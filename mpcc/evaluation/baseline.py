@@ -16,10 +16,8 @@ log = logging.getLogger(__name__)
 
 
 def kmeans_acc_majority(image_set: ImageSet, n_clusters: int, seed: int = 0) -> float:
-    """`best_of_ten_starts` on a labelled data set, kept in the cache folder.
-
-    Raises ValueError for data without labels.
-    """
+    """`best_of_ten_starts` on a labelled data set, kept in the cache folder. Raises ValueError for
+    data without labels."""
     labels = image_set.labels
     if labels is None:
         raise ValueError("the accuracy of k-means needs labels, and this data set has none")

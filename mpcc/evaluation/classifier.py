@@ -1,8 +1,7 @@
-"""A small classifier of a labelled data set, whose features stand in where Inception's say little.
+"""A small classifier of a labelled data set, whose features replace Inception's.
 
-Inception knows photographs; for grey images of 8 to 64 pixels, and for all of 8, the features of a
-network trained on the very data set tell more. Its distance is called `fid_cnn` and compares only
-with itself.
+Inception knows photographs; for grey images, and for any at 8×8, the features of a network trained
+on the data set itself tell more. Its distance is called `fid_cnn` and compares only with itself.
 """
 
 from __future__ import annotations
@@ -48,9 +47,7 @@ class Classifier(nn.Module):
 
 def load_classifier(image_set: ImageSet, seed: int = 0) -> FeatureNetwork:
     """The classifier trained on this data set, on one thread of the CPU, from the cache or anew.
-
-    Raises ValueError for data without labels.
-    """
+    Raises ValueError for data without labels."""
     labels = image_set.labels
     if labels is None:
         raise ValueError("fid_cnn needs labels, and this data set has none")

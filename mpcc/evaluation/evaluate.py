@@ -19,18 +19,18 @@ from mpcc.training.state import TrainState, as_input, on_device, seeded
 CHUNK_BATCHES = 10
 """Batches that one pass of an evaluation takes at once."""
 CHUNK_BYTES = 2**25
-"""What one layer of the images taken at once, or their distances to all components, may fill."""
+"""Memory for one layer of the images taken at once, or for their distances to all components."""
 SAMPLES_PER_CLUSTER = 20
 MIN_SAMPLES = 200
-"""Of all clusters together: what the failures of a model with few of them, or none, rest on."""
+"""Smallest total number of samples for the failure checks."""
 N_POWER_ITERATIONS_OF_AVERAGE = 15
 
 INCEPTION_SCORES = ("inception_score", "fid", "kid")
 
 
 class NotFinite(ArithmeticError):
-    """A model whose weights, or what it makes of images, are not finite: it has diverged. The
-    message says which, as the cause of the trial's end."""
+    """Weights, encodings or images are not finite: the model has diverged. The message says which,
+    as the cause of the trial's end."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Evaluation:
     z_means: Tensor
     """Mean of q(z|x) of every image, (N, J)."""
     samples: Tensor
-    """uint8 generated images, by cluster."""
+    """Generated images, uint8 (M, C, H, W), sorted by cluster."""
     sample_clusters: Tensor
+    """Cluster of each sample, (M,); all 0 without clusters."""
     generator: Generator
     """The averaged generator with standing statistics."""
 
@@ -54,9 +55,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(state: TrainState) -> Evaluation:
     """Scores of the model as it stands. Neither reads nor moves the training's random stream.
-
-    Raises NotFinite for a model that has diverged.
-    """
+    Raises NotFinite for a model that has diverged."""
     config, image_set = state.config, state.image_set
     check_weights(state)
     rng = evaluation_rng(state)
@@ -120,8 +119,8 @@ def reasons(state: TrainState) -> dict[str, str]:
 
 
 def check_weights(state: TrainState) -> None:
-    """Raise NotFinite for weights of the networks or the prior, or an average of them, that are
-    not finite: the losses may be so a step longer."""
+    """Raise NotFinite for weights of the networks or the prior, or averages, that are not finite:
+    the losses can still be finite one step longer."""
     for name, part in state.parts.items():
         _check_finite(f"a weight of the {name}", *part.raw)
     _check_finite("a weight of the averaged generator", *state.average)
@@ -144,7 +143,7 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
     config = state.config
     with seeded(config.seed):  # only so that the global random stream stays where it is
         generator = Generator(config).to(state.device, state.average[0].dtype)
-    state.parts["generator"].give(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
+    state.parts["generator"].copy_to(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
     norms = generator.norms()
     for norm in norms:
         norm.state = "collecting"
@@ -159,9 +158,7 @@ def held_out_scores(
     state: TrainState, generator: Generator, clusters: Tensor | None
 ) -> dict[str, float]:
     """Scores of the images that were not trained on, if there are any here, as `NAME@test`.
-
-    clusters: of the trained images, which say what label a cluster stands for.
-    """
+    clusters: of the trained images, which say what label a cluster stands for."""
     if state.held_out is None:
         return {}
     data = on_device(state.held_out, state.device)
@@ -179,7 +176,7 @@ def held_out_scores(
 
 
 def encode(state: TrainState, images: Tensor) -> Tensor:
-    """Mean of q(z|x) of uint8 images (N, C, H, W), (N, J)."""
+    """Mean of q(z|x) of uint8 images (N, C, H, W), (N, J). Raises NotFinite."""
     chunks = images.split(images_at_once(state))
     z_means = torch.cat([state.encoder(as_input(state, chunk))[0] for chunk in chunks])
     _check_finite("the encoding of an image", z_means)
@@ -209,8 +206,8 @@ def reconstruct(
     z_means: Tensor,
     clusters: Tensor | None,
 ) -> Tensor:
-    """Of x - G(μ̃, most likely cluster), x in [-1, 1], for each image: its mean and its mean
-    square, (N, 2) in float64, on the device."""
+    """Mean and mean square of x - G(μ̃, most likely cluster) of each image, x in [-1, 1]; (N, 2) in
+    float64, on the device. Raises NotFinite."""
     moments = []
     for chunk, x_hat in drawn(state, generator, z_means, clusters):
         x = as_input(state, images[chunk])
@@ -229,7 +226,7 @@ def images_at_once(state: TrainState) -> int:
 
 
 def draw(state: TrainState, generator: Generator, z: Tensor, y: Tensor | None) -> Tensor:
-    """The images of z (B, J) and y (B,) or None, uint8."""
+    """The images of z (B, J) and y (B,) or None, uint8. Raises NotFinite."""
     found = []
     for _, images in drawn(state, generator, z, y):
         _check_finite("a generated image", images)
@@ -250,8 +247,8 @@ def drawn(
 def sample_clusters_evenly(
     state: TrainState, generator: Generator, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """SAMPLES_PER_CLUSTER images of each cluster, or MIN_SAMPLES in all where that is more, uint8,
-    and their clusters (one without y)."""
+    """SAMPLES_PER_CLUSTER images of each cluster, or MIN_SAMPLES in all if that is more, uint8, and
+    their clusters (all 0 without clusters)."""
     n_clusters = state.config.n_clusters if state.prior.has_clusters else 1
     n_of_each = max(SAMPLES_PER_CLUSTER, -(-MIN_SAMPLES // n_clusters))
     every = torch.arange(n_clusters, device=state.device).repeat_interleave(n_of_each)
@@ -267,11 +264,10 @@ def sample_clusters_evenly(
 def generation_scores(
     state: TrainState, evaluation: Evaluation
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """IS, FID and KID of `n_generated` images, and why any of them is not to be had.
+    """IS, FID and KID of `n_generated` images, and the reason why any of them is missing.
 
     Images with labels that are grey, or too small for Inception, also get `fid_cnn`, by a small
-    classifier of the same data. A score that raises is a reason too: the model is trained, whatever
-    becomes of it here.
+    classifier of the same data. A score that raises is missing, too: it fails no trial.
     """
     row: dict[str, float] = {}
     unavailable: dict[str, str] = {}
@@ -288,15 +284,15 @@ def generation_scores(
         except (Unavailable, InceptionMissing) as reason:
             unavailable |= dict.fromkeys(names, str(reason))
         except Exception as error:
-            unavailable |= dict.fromkeys(names, said(error))
+            unavailable |= dict.fromkeys(names, error_text(error))
     return row, unavailable
 
 
 class Unavailable(ValueError):
-    """Why a score is not to be had here."""
+    """The reason why a score is missing."""
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error in one line, with its kind."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 

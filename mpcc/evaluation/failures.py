@@ -15,7 +15,7 @@ _BLOCK, _PIXELS = 4096, 64
 
 
 def end_share(images: ArrayLike, tolerance: int = END_TOLERANCE) -> float:
-    """Share of pixel values 0..255 within `tolerance` levels of either end."""
+    """Share of pixel values 0..255 within `tolerance` of either end; ValueError if not uint8."""
     images = np.asarray(images)
     if images.dtype != np.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
@@ -27,12 +27,12 @@ def end_share(images: ArrayLike, tolerance: int = END_TOLERANCE) -> float:
 
 
 def saturation_excess(samples: ArrayLike, images: ArrayLike) -> float:
-    """Share of samples' values at the ends of the range beyond that of the data, over the share
-    that the data leave; both uint8.
+    """(share in samples − share in data) / (1 − share in data) of values at the ends of the range;
+    both uint8.
 
     0 for samples like the data, whose black background is no fault; 1 where a generator's tanh is
-    driven to its ends throughout (Appendix D); below 0 for samples greyer than the data. nan where
-    the data leave nothing: all their values are at the ends.
+    driven to its ends throughout (Appendix D); below 0 for samples greyer than the data. nan if
+    all values of the data are at the ends.
     """
     of_data = end_share(images)
     return (end_share(samples) - of_data) / (1 - of_data) if of_data < 1 else float("nan")
@@ -47,8 +47,9 @@ def diversity(
 ) -> NDArray[np.float64]:
     """Spread of each cluster's samples relative to that of the images assigned to it, (K,).
 
-    Spread is the root of the mean variance of a pixel. Clusters with fewer than two images are
-    measured against the mean spread of the others, or of all images where no cluster has two.
+    samples and images: uint8 (M, C, H, W) and (N, C, H, W), their clusters (M,) and (N,). Spread is
+    the root of the mean variance of a pixel. Clusters with fewer than two images are measured
+    against the mean spread of the others, or of all images if no cluster has two.
     """
     ours = _spreads(samples, sample_clusters, n_clusters)
     theirs = _spreads(images, image_clusters, n_clusters)
@@ -67,8 +68,8 @@ def degeneration(
     n_clusters: int,
     min_diversity: float,
 ) -> dict[str, float]:
-    """The collapse of Appendix D: `diversity_min` and `n_clusters_collapsed`; every cluster needs
-    two samples."""
+    """The collapse of Appendix D: `diversity_min` and `n_clusters_collapsed`, of arrays as
+    `diversity` takes them; every cluster needs two samples."""
     by_cluster = diversity(samples, sample_clusters, images, image_clusters, n_clusters)
     empty = np.bincount(np.asarray(image_clusters, np.int64), minlength=n_clusters) == 0
     return {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mpcc.data.cache import cached_arrays
 from mpcc.data.image_set import ImageSet, to_uint8
-from mpcc.training.device import whole_float32
+from mpcc.training.device import float32_products
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 """KID is the mean over this many subsets of this size, drawn with a fixed seed (Binkowski 2018)."""
@@ -76,10 +76,10 @@ def feature_fid(network: FeatureNetwork, samples: Iterable[Tensor], image_set: I
 
 @torch.no_grad()
 def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and log-probabilities (N, L) of batches of images, where the network is."""
+    """Features (N, D) and log-probabilities (N, L) of all images, on the network's device."""
     features, log_probs = [], []
     # TensorFloat rounding on a GPU would show in the third digit of a small distance
-    with whole_float32():
+    with float32_products("float32"):
         for batch in batches:
             images = batch if batch.dtype == torch.uint8 else to_uint8(batch)
             for part in images.split(_BATCH):
@@ -109,7 +109,7 @@ def reference(network: FeatureNetwork, image_set: ImageSet) -> tuple[Statistics,
 
 
 def statistics(features: Tensor) -> Statistics:
-    """Mean and root of the covariance (divisor N - 1) of features (N, D)."""
+    """Mean and root of the covariance (divisor N - 1) of features (N, D); ValueError for N < 2."""
     n, d = features.shape
     if n < 2:
         raise ValueError(f"a covariance needs at least 2 samples, got {n}")
@@ -132,7 +132,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     shift = (a.mean - b_mean).square().sum()
     spread = a.root.square().sum() + b_root.square().sum()
     overlap = torch.linalg.svdvals(a.root @ b_root.T).sum()
-    return float((shift + spread - 2 * overlap).clamp(min=0))  # which nan stays nan under
+    return float((shift + spread - 2 * overlap).clamp(min=0))  # clamp keeps nan
 
 
 def kernel_distance(
@@ -146,7 +146,7 @@ def kernel_distance(
     """Unbiased squared MMD of features (N, D) and (M, D) with the kernel (x·y/D + 1)³.
 
     The mean over subsets drawn without replacement; about 0, and as often below, for equal
-    distributions. Where there are too few samples for subsets, all are used at once.
+    distributions. Too few samples for subsets are used all at once; ValueError for fewer than 2.
     """
     y = y.to(x.device)
     size = min(subset_size, len(x), len(y))
@@ -177,9 +177,9 @@ def _squared_mmd(x: Tensor, y: Tensor) -> float:
 
 
 def inception_score(log_probs: Tensor, n_splits: int = 10, seed: int = 0) -> float:
-    """Mean over splits of exp(mean KL(p(y|x) || p(y))).
+    """Mean over splits of exp(mean KL(p(y|x) || p(y))), 1..L, of log-probabilities (N, L).
 
-    Samples are shuffled first, since they may come cluster by cluster.
+    Samples are shuffled first, since they may come cluster by cluster. ValueError for N < n_splits.
     """
     if len(log_probs) < n_splits:
         raise ValueError(f"{len(log_probs)} samples are too few for {n_splits} splits")

@@ -35,7 +35,8 @@ class InceptionMissing(ValueError):
 def find_weights(given: Path | str | None = None) -> Path:
     """The checked file of weights: as given, by MPCC_INCEPTION_WEIGHTS, or in torch's hub cache.
 
-    Raises InceptionMissing, whose text can stand as the reason for an empty cell. Imports no torch.
+    Raises InceptionMissing; its message is printed as the reason for a missing score. Imports no
+    torch.
     """
     named = given or os.environ.get(WEIGHTS_VARIABLE)
     try:

@@ -28,8 +28,8 @@ class Metric:
     """Its name in files and in MLflow."""
     label: str
     ideal: Literal["high", "low"] | float | None
-    """Where the number is best: at its high or its low end, or at this value, from which it may
-    depart to either side; None: nowhere. Only an end ranks models or can be searched for."""
+    """`high`, `low`, a target value, or None (no best value). Only `high` and `low` rank models or
+    can be searched for."""
     unit: str = ""
     """What follows the label in a heading: `%`, `×10⁻³`."""
     scale: float = 1.0
@@ -133,6 +133,13 @@ METRICS = {
     )
 }
 
+COSTS = {
+    "seconds_train": Metric("seconds_train", "Training", None, "s", decimals=1),
+    "seconds_evaluate": Metric("seconds_evaluate", "Evaluation", None, "s", decimals=1),
+    "n_parameters": Metric("n_parameters", "Parameters", None, decimals=0),
+}
+"""What a trial cost, by the names of its record: columns that are no measurement of a model."""
+
 HOW = {
     "acc_majority": "Every cluster takes its most frequent label (eq. 11, also called purity).",
     "acc_hungarian": "Clusters and labels are matched one to one so that most images agree "
@@ -207,8 +214,20 @@ NEED_CLUSTERS = (
 """Metrics that a model without clusters does not have."""
 
 
+def metric_name(text: str) -> str:
+    """The metric that a name or a printed label means; the text itself where neither is known."""
+    known = {metric.label: name for name, metric in (METRICS | COSTS).items()}
+    return known.get(text.partition(", ")[0], text)
+
+
+def column(metric: str) -> Metric:
+    """How to show this metric; an unknown one is shown plainly and has no better direction."""
+    return (METRICS | COSTS).get(metric) or Metric(metric, metric, None, decimals=4)
+
+
 def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.int64]:
-    """Counts (n_clusters, n_labels) of images by cluster and label."""
+    """Counts (n_clusters, n_labels) of images by cluster and label, both (N,). ValueError for
+    vectors of other shapes, negative labels or clusters beyond 0..n_clusters-1."""
     labels, clusters = np.asarray(labels, np.int64), np.asarray(clusters, np.int64)
     if labels.shape != clusters.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(
@@ -234,7 +253,7 @@ def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
 
 
 def ari(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
-    """Adjusted Rand index: agreement over pairs of images, 0 by chance, 1 at best."""
+    """Adjusted Rand index: agreement over pairs of images, -0.5..1, 0 by chance."""
     counts = contingency(labels, clusters, n_clusters)
     both, same_cluster, same_label, pairs = (
         float((c * (c - 1) / 2).sum())
@@ -253,7 +272,8 @@ def clustering(
     *,
     trained: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> dict[str, float]:
-    """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels.
+    """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels: the
+    accuracies and `nmi` 0..1, `ari` -0.5..1.
 
     trained: labels and clusters of the images that say what label a cluster stands for; None: these
       same images. A cluster that none of them, or no match, has given a label is wrong for every
@@ -328,8 +348,8 @@ def reconstruction(moments: ArrayLike, batch_size: int) -> dict[str, float]:
     """`mse` and `mse_published` from each image's mean difference to its reconstruction and mean
     square of it, (N, 2), values in [-1, 1].
 
-    The published code squares the mean difference of a batch, in which opposite signs cancel: far
-    below `mse`, the less the more alike the batch's images are. Its loader shuffles and drops a
+    The published code squares the mean difference of a batch, in which opposite signs cancel: it is
+    far below `mse`, less so if the images of a batch are alike. Its loader shuffles and drops a
     last batch that is not full; here one order serves all models.
     """
     mean, square = np.asarray(moments, dtype=np.float64).T

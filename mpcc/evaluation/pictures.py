@@ -39,7 +39,8 @@ def sample_sheet(
 ) -> None:
     """Write samples by cluster, each under its number, like the paper's figures 2, 7 and 9.
 
-    Every cluster has `columns` columns, filled row by row; clusters without samples stay blank.
+    clusters: of each image, (N,). Every cluster has `columns` columns, filled row by row; clusters
+    without samples stay blank.
     More clusters than fit side by side go on below, ten to a band where that many fit.
     """
     tiles = _tiles(images)

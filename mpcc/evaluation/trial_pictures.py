@@ -8,13 +8,7 @@ from pathlib import Path
 import torch
 
 from mpcc.evaluation import pictures, plots
-from mpcc.evaluation.evaluate import (
-    MIN_SAMPLES,
-    SAMPLES_PER_CLUSTER,
-    Evaluation,
-    draw,
-    said,
-)
+from mpcc.evaluation.evaluate import MIN_SAMPLES, SAMPLES_PER_CLUSTER, Evaluation, draw, error_text
 from mpcc.training.state import TrainState
 
 _drawing = threading.Lock()
@@ -39,7 +33,7 @@ def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> dic
             try:
                 write(path / name, state, evaluation)
             except Exception as error:
-                problems[name] = said(error)
+                problems[name] = error_text(error)
     return problems
 
 

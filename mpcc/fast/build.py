@@ -1,4 +1,4 @@
-"""The one place where a trial becomes a fast one."""
+"""Switch a trial to the fast layers, optimisers and CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def speed_up(state: TrainState) -> None:
-    """Give a trial before its first iteration the twins of `mpcc.fast`: of its layers, its parts
-    and, on a GPU, of the launch of its kernels."""
+    """Give a trial before its first iteration the layers and parts of `mpcc.fast` and, on a GPU, a
+    CUDA graph of its iteration."""
     generator, discriminator, encoder = state.generator, state.discriminator, state.encoder
     for network in (generator, discriminator, encoder):
         quicken(network)
@@ -45,10 +45,11 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed, for the next iteration, instead of giving it back.
 
     At 32×32 pixels the layers of an iteration are megabytes each; fetching their pages anew every
-    time took up to a twentieth of it. Does nothing where the C library is not glibc.
+    time took up to a twentieth of it. Does nothing if the C library is not glibc.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 2**30)
+            # glibc before 2.35 refuses more than 32 MiB, and returns 0.
+            mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

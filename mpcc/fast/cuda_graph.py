@@ -21,8 +21,8 @@ from mpcc.training.state import TrainState
 log = logging.getLogger(__name__)
 
 N_CHECKED = 3
-"""Iterations made plainly before one is recorded, in which libraries set themselves up, and then by
-the recording, from the same state: their losses must agree."""
+"""Plain iterations run before recording (they also warm up cuDNN); the same number is replayed from
+the same state and the losses compared."""
 TOLERANCE = 1e-4
 """Of a loss's size: how far a recorded one may be from the plain one."""
 
@@ -35,7 +35,7 @@ _recording = threading.Lock()
 
 
 class Recorded:
-    """An iteration's updates by a recording that was checked, or plain where there is none."""
+    """Updates by a checked CUDA graph, or by update_all."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -43,7 +43,7 @@ class Recorded:
         self.names: list[str] = []
         self.losses = torch.empty(0)
         self.outcome = ""
-        """What the check came to, in words; empty before it."""
+        """The result of `check`, in words; empty before it."""
 
     def __call__(self, state: TrainState) -> Losses:
         self.check(state)
@@ -51,7 +51,7 @@ class Recorded:
 
     @torch.no_grad()
     def check(self, state: TrainState) -> None:
-        """Record an iteration and hold it against plain ones, once; the state stays as it is."""
+        """Record an iteration and compare it with plain ones, once; the state stays as it is."""
         if self.outcome:
             return
         parts = copy.deepcopy({name: part.state() for name, part in state.parts.items()})
@@ -68,20 +68,20 @@ class Recorded:
         try:
             replay, self.names, self.losses = self.recorder(state)
             recorded = [self._replayed(replay) for _ in range(N_CHECKED)]
-            reason = _difference(plain, recorded)
+            difference = _difference(plain, recorded)
         except RuntimeError as error:
-            # The failed recording may have left its mark on the generator: go on with a fresh one.
+            # A failed recording may leave the generator in capture mode: replace it.
             state.rng = torch.Generator(state.device)
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            reason = f"recording one failed: {first}"
+            first = str(error).partition("\n")[0] or type(error).__name__  # Advice follows it.
+            difference = f"recording one failed: {first}"
         go_back()
-        if reason is None:
+        if difference is None:
             self.replay = replay
             self.outcome = (
                 f"agrees with {N_CHECKED} plain ones, losses to {TOLERANCE:g} of their size"
             )
         else:
-            self.outcome = f"iterations run kernel by kernel, as {reason}"
+            self.outcome = f"iterations run kernel by kernel, as {difference}"
             log.warning(self.outcome)
 
     def _replayed(self, replay: Callable[[], None]) -> Losses:

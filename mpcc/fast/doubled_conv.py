@@ -1,9 +1,8 @@
 """A 3×3 convolution after up-sampling by 2, in a quarter of the products.
 
-A tap of the kernel mixes channels, up-sampling moves pixels; so they commute. Each of the nine taps
-is taken on the small image, 9 products for its pixel instead of 36, and what they give is moved to
-its places on the large one, shifted, up-sampled and cut at the border as the tap sees it: a product
-of matrices in each direction, the same for all channels. Nothing is approximated.
+A kernel tap mixes channels and up-sampling mixes pixels, so they commute. Apply each of the 9 taps
+on the small image (9 products per pixel, not 36), then shift, up-sample and crop each result and
+add them, as one matrix product per axis, the same for all channels. Nothing is approximated.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 from mpcc.model.layers import doubling, for_each
 
 TAP_BYTES = 2**22
-"""What the taps of the images taken together may fill: about what a cache holds."""
+"""Memory for the taps of the images taken together: about a CPU's cache."""
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor, upsampling: str) -> Tensor:
@@ -37,7 +36,8 @@ class _ConvolveDoubled(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.upsampling = upsampling
         by_tap = _by_tap(weight).T
-        # The central tap sees no border, and its up-sampled ones are ones: it carries the bias.
+        # The centre tap always lies inside the image and its up-sampling weights sum to 1: the
+        # bias is added there.
         by_tap_bias = F.pad(bias, (4 * len(bias), 4 * len(bias)))
         across, down = (placing(n, upsampling, x.dtype) for n in (x.shape[3], x.shape[2]))
         images = x.permute(0, 2, 3, 1)
@@ -96,7 +96,7 @@ def _n_at_once(x: Tensor, weight: Tensor) -> int:
 
 @cache
 def placing(n: int, upsampling: str, dtype: torch.dtype) -> Tensor:
-    """(2n, 3n): the three taps at each of n values in a row, columns value by value, to the sums of
-    a convolution of the doubled row, zeros beyond its ends."""
+    """(2n, 3n) matrix from the three taps of each of n values to the convolved, doubled row, with
+    zeros beyond its ends."""
     doubled = F.pad(doubling(n, upsampling, dtype), (0, 0, 1, 1))
     return torch.stack([doubled[i : i + 2 * n] for i in range(3)], 2).view(2 * n, 3 * n)

@@ -16,7 +16,7 @@ from mpcc.fast.doubled_conv import convolve_doubled
 from mpcc.model import layers, networks
 
 CPU_GENERATED_BYTES = 8 * 2**20
-"""Largest layer of the images generated together on a CPU: what its cache holds."""
+"""Largest layer of the images generated together on a CPU: about its cache."""
 
 
 class Spectral(layers.Spectral):
@@ -55,15 +55,13 @@ class Conv(Spectral, layers.Conv):
         return convolve_doubled(x, self.normalised, self.bias, upsampling)
 
     def then_pool(self, x: Tensor) -> Tensor:
-        """The mean comes first, at every place, and the convolution has only every second one left:
-        9 products for an output pixel instead of 36."""
+        """Average 2×2 at stride 1, then convolve at stride 2: 9 products per pixel, not 36."""
         return F.conv2d(F.avg_pool2d(x, 2, 1, 1), self.normalised, self.bias, stride=2)
 
 
 class ConvToFewChannels(Conv):
-    """A 3×3 convolution that leaves few channels, as one product of matrices for its nine taps,
-    whose results are then added, each in its place: on a CPU a fifth of the cost of a forward pass.
-    """
+    """A 3×3 convolution with few output channels, as one matrix product for its nine taps, whose
+    results are shifted and added: on a CPU a fifth of the cost of a forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.normalised
@@ -85,9 +83,8 @@ class ConvToFewChannels(Conv):
 
 
 class ConditionalBatchNorm(layers.ConditionalBatchNorm):
-    """Where no gradient is wanted, statistics and condition are one factor and one summand, so that
-    the images are read twice, not four times; one of both for each image, so that x may hold
-    several equal batches."""
+    """Without gradients, statistics and condition are folded into one scale and one shift per image
+    (x is read twice, not four times); x may hold `n_batches` batches of equal size."""
 
     n_batches = 1
 
@@ -123,7 +120,8 @@ class Generator(networks.Generator):
     """z (B, J) and y (B,) or None -> images (B, C, H, W) in [-1, 1]."""
 
     def batches(self, z: Tensor, y: Tensor | None, batch_size: int) -> Tensor:
-        """All of them together, or as many as a CPU's cache holds; no gradient."""
+        """All of them together, or as many as a CPU's cache holds; no gradient, and len(z) must be
+        divisible by batch_size."""
         at_once = len(z) // batch_size
         if z.device.type == "cpu":
             size = 4 * 2 ** len(self.blocks)

@@ -2,7 +2,7 @@
 
 A small model leaves most of a GPU idle. Here every trial has a thread, a CUDA stream, random
 streams and a recorded iteration of its own; they share nothing but the images on the device. What
-a process has only once must be the same for all (`Config.of_the_process`).
+is global to a process must be the same for all (`Config.process_settings`).
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from mpcc.training.algorithm import train_step
 from mpcc.training.device import prepare_process, resolve_device
 from mpcc.training.state import TrainState, build_state
 
-Said = TypeVar("Said")
+Report = TypeVar("Report")
 
 MAX_TRIALS = 16
 MIN_GAIN = 1.1
-"""Twice as many trials must make at least this many times the iterations a second."""
+"""Doubling the trials must raise iterations/s by this factor."""
 MEMORY_SHARE = 0.8
 """Of the device's free memory, what `auto` may fill."""
 
 
 def side_by_side(
-    runs: Mapping[str, Generator[Said]], device: str
-) -> Generator[tuple[str, Said | Exception]]:
+    runs: Mapping[str, Generator[Report]], device: str
+) -> Generator[tuple[str, Report | Exception]]:
     """Let every run go on in a thread and, on a GPU, a stream of its own; yield what they yield.
 
     A run that raises yields its exception last. Closing the iterator early closes every run, in its
     thread, and waits for that.
     """
-    said: queue.Queue[tuple[str, Said | Exception | None]] = queue.Queue()
+    reports: queue.Queue[tuple[str, Report | Exception | None]] = queue.Queue()
     stop = threading.Event()
 
-    def work(key: str, run: Generator[Said]) -> None:
+    def work(key: str, run: Generator[Report]) -> None:
         try:
             with own_stream(device), contextlib.closing(run):
                 for now in run:
-                    said.put((key, now))
+                    reports.put((key, now))
                     if stop.is_set():
                         break
         except Exception as error:  # the boundary of a trial: its fault is handed to the caller
-            said.put((key, error))
+            reports.put((key, error))
         finally:
-            said.put((key, None))
+            reports.put((key, None))
 
     threads = [threading.Thread(target=work, args=run, name=run[0]) for run in runs.items()]
     for thread in threads:
@@ -60,7 +60,7 @@ def side_by_side(
     try:
         running = len(threads)
         while running:
-            key, now = said.get()
+            key, now = reports.get()
             if now is None:
                 running -= 1
             else:

@@ -34,7 +34,8 @@ class _Group:
         self.sigma = self.u.new_empty(len(self.layers), 1, 1)
 
     def normalise(self, n_power_iterations: int) -> None:
-        """Improve v that often, then take u and σ = uᵀ W v from it: W v is σ u."""
+        """Run n power iterations on v, then set σ = |W v|, u = W v / σ, normalised = W / σ (n = 0:
+        v unchanged)."""
         for _ in range(max(1, n_power_iterations)):
             if n_power_iterations:
                 torch.bmm(self.raw.mT, self.u, out=self.v)
@@ -134,11 +135,11 @@ class FlatPart(Part):
         self.refresh()
 
     def refresh(self, n_power_iterations: int = 1) -> None:
-        """Normalise the weights anew, after a change."""
+        """Normalise the weights again, after a change."""
         for group in self.groups:
             group.normalise(n_power_iterations)
 
-    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+    def copy_to(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
         quicken(module)
         part = FlatPart(Pool([[module]]), 0, 0, 0.0)
         part.load_weights(raw[0], self.vectors(), n_power_iterations)
@@ -149,7 +150,7 @@ class FlatPart(Part):
         return torch.cat(vectors) if vectors else self.raw[0].new_empty(0)
 
     def load_weights(self, raw: Tensor, vectors: Tensor, n_power_iterations: int = 0) -> None:
-        """Take over raw weights and singular vectors of a part of the same layout."""
+        """Copy raw weights and singular vectors from a part of the same layout."""
         self.raw[0].copy_(raw)
         start = 0
         for group in self.groups:

@@ -19,7 +19,7 @@ BATCH_NORM_EPS = 1e-5
 
 
 def in_its_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A network's forward pass in bfloat16 where it is so set; what it returns is float32."""
+    """A network's forward pass, in bfloat16 if network.in_bfloat16; it returns float32."""
 
     @wraps(forward)
     def wrapped(network: Any, x: Tensor, *more: Any, **named: Any) -> Any:
@@ -49,7 +49,8 @@ class Spectral(nn.Module):
     def reset_parameters(self) -> None:
         """Weights N(0, 0.02), and estimates of the first singular vectors.
 
-        On "meta" nothing, which a model's file then fills: torch would load its compiler for it.
+        Does nothing on the meta device (weights then come from a file): initialising there makes
+        torch import its compiler.
         """
         if not self.weight.is_meta:
             self.weight.normal_(0, 0.02)
@@ -146,11 +147,11 @@ def for_each(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 class Embedding(nn.Embedding):
-    """A plain table with weights N(0, 0.02); on "meta" without, as `Spectral`."""
+    """A plain table with weights N(0, 0.02); not initialised on the meta device, as `Spectral`."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
-            super().reset_parameters()  # For the same random numbers as ever in what follows.
+            super().reset_parameters()  # Keeps the random stream, and so all later weights.
             nn.init.normal_(self.weight, 0, 0.02)
 
 
@@ -177,8 +178,8 @@ class ConditionalBatchNorm(nn.Module):
             self.weight = nn.Parameter(torch.ones(n_channels))
             self.bias = nn.Parameter(torch.zeros(n_channels))
         self.state = "batch"
-        """Statistics of `batch`, as in training; `collecting` averages them over several passes,
-        and with the `standing` ones an evaluation normalises."""
+        """`batch`: statistics of the batch; `collecting`: the same, and average them over passes;
+        `standing`: use the averages."""
         self.n_passes = 0
         self.standing_mean: Tensor | None
         self.standing_var: Tensor | None
@@ -194,7 +195,7 @@ class ConditionalBatchNorm(nn.Module):
         return torch.addcmul(shift[:, :, None, None], x, gain[:, :, None, None])
 
     def affine(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What normalised values are multiplied by and raised by, (C,) or (B, C)."""
+        """Scale and shift, (C,) or (B, C) each."""
         if condition is None:
             return self.weight, self.bias
         return 1 + self.gain(condition), self.shift(condition)
@@ -202,19 +203,19 @@ class ConditionalBatchNorm(nn.Module):
     def normalise(
         self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) less its mean by its standard deviation, for each channel."""
+        """(x − mean) / std per channel of x (B, C, H, W), then by weight and bias (C,) if given."""
         if self.state == "standing":
             kept = self.standing_mean, self.standing_var
             return F.batch_norm(x, *kept, weight, bias, False, 0.0, BATCH_NORM_EPS)
         if self.state == "collecting":
-            # Of half as many digits too: what is averaged and kept has those of float32 at least.
+            # In bfloat16, the statistics are averaged in float32.
             whole = x.to(torch.promote_types(x.dtype, torch.float32))
             var, mean = torch.var_mean(whole, (0, 2, 3), correction=0)
             self.collect(mean, var)
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, BATCH_NORM_EPS)
 
     def collect(self, mean: Tensor, var: Tensor) -> None:
-        """Average over one more pass; mean and variance (C,)."""
+        """Add the mean and variance (C,) of one more pass to the averages."""
         self.n_passes += 1
         if self.standing_mean is None or self.standing_var is None:
             self.standing_mean, self.standing_var = mean, var

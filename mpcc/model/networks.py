@@ -24,7 +24,8 @@ from mpcc.model.layers import (
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block that doubles height and width (figure 4a)."""
+    """Residual block that doubles height and width (figure 4a). x (B, C, H, W) -> (B, C, 2H, 2W);
+    condition: as `ConditionalBatchNorm` takes it."""
 
     def __init__(self, n_channels: int, upsampling: str, **condition: int | None) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class GeneratorBlock(nn.Module):
         h = self.conv1.on_doubled(h, self.upsampling)
         h = self.conv2(self.norm2(h, condition).relu_())
         # A 1×1 convolution and an up-sampling whose weights sum to 1 commute; this order is 4×
-        # cheaper than figure 4's and gives the same numbers.
+        # cheaper than figure 4's, and equal up to rounding.
         return h + double(self.shortcut(x), self.upsampling)
 
 
@@ -82,7 +83,10 @@ class Generator(nn.Module):
         return torch.tanh(self.last(self.norm(h).relu_()))
 
     def batches(self, z: Tensor, y: Tensor | None, batch_size: int) -> Tensor:
-        """The images of one or more batches of z and y, each normalised by its own statistics."""
+        """The images of one or more batches of z and y, each normalised by its own statistics.
+
+        The fast generator takes no gradient here, and only a len(z) divisible by batch_size.
+        """
         parts = z.split(batch_size)
         labels = [None] * len(parts) if y is None else y.split(batch_size)
         return torch.cat([self(*part) for part in zip(parts, labels, strict=True)])
@@ -106,9 +110,10 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block of discriminator and encoder (figure 4b).
+    """Residual block of discriminator and encoder, x (B, n_in, H, W) -> (B, n_out, H, W)
+    (figure 4b).
 
-    down: halve height and width; only then, or where channels change, has the shortcut a layer.
+    down: halve height and width. The shortcut has a 1×1 convolution if `down` or n_in != n_out.
     first: the block on the image itself, without the first ReLU.
     """
 

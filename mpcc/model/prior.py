@@ -22,6 +22,7 @@ class Prior(nn.Module):
       does, while memberships keep the formula above.
     published_entropy: take the entropy of Loss III from log_var alone, without the floor.
     weights: φ, K positive numbers scaled to sum to 1; None: 1/K.
+    Parameters: mean and log_var (K, J), directions (K, J, rank). ValueError for another family.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class Prior(nn.Module):
             return torch.randint(
                 self.n_clusters, (n,), generator=rng, device=self.weight_logits.device
             )
-        # The inverse of the distribution function; torch.multinomial would wait for the device.
-        below = self.log_weights.detach().exp().cumsum(0)
+        # The inverse of the distribution function; torch.multinomial waits for the GPU.
+        below = self.log_weights.exp().cumsum(0)
         u = torch.rand(n, generator=rng, device=below.device, dtype=below.dtype)
         return torch.searchsorted(below, u * below[-1], right=True).clamp_(max=len(below) - 1)
 
@@ -127,7 +128,7 @@ class Prior(nn.Module):
         return z
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """n fresh (z, y): (n, J) and (n,)."""
+        """n fresh (z, y): (n, J), and (n,) int64 or None without clusters."""
         y = self.sample_y(n, rng)
         return self.sample_z(y, n, rng), y
 
@@ -167,10 +168,10 @@ class Prior(nn.Module):
         return -0.5 * (self.latent_size * math.log(2 * math.pi) + log_det + squares)
 
     def _low_rank(self, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each covariance, D = diag(var) and W Wᵀ: D⁻¹ W, the root of I + Wᵀ D⁻¹ W, log det.
+        """For D + W Wᵀ, D = diag(var): D⁻¹W (K, J, R), Cholesky factor of I + WᵀD⁻¹W (K, R, R),
+        log det (K,).
 
-        Not `torch.distributions`: its decomposition hands its success to the host, and so cannot
-        be recorded on a GPU.
+        Not torch.distributions: its Cholesky check waits for the GPU, which a CUDA graph forbids.
         """
         along = self.directions / var[..., None]
         identity = torch.eye(self.directions.shape[2], dtype=var.dtype, device=var.device)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: newest, one before, and one just being put in place.
+"""Checkpoints on disk: current, previous, staged.
 
     mpcc checkpoint 2
     hash of all that follows
@@ -24,8 +24,8 @@ from mpcc.runs.files import (
     DAMAGED,
     RunDirError,
     dumps,
+    quarantine,
     read_bytes,
-    set_aside,
     with_hash,
     without_hash,
     write_bytes,
@@ -35,8 +35,8 @@ CHECKPOINT = "checkpoint.pt"
 PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
 STAGED_CHECKPOINT = "checkpoint.pt.new"
 CHECKPOINTS = (STAGED_CHECKPOINT, CHECKPOINT, PREVIOUS_CHECKPOINT)
-"""Newest first. The staged one stays only where a kill came between its writing and its renaming;
-so a trial that runs holds up to three files of this size, and one that has ended one."""
+"""Newest first. A staged one stays only after a kill between its writing and its renaming; so a
+running trial holds up to three files of this size, and one that has ended one."""
 
 _MAGIC = b"mpcc checkpoint 2\n"
 _MAGIC_1 = b"mpcc checkpoint 1\n"
@@ -72,10 +72,7 @@ def write_checkpoint(
 
 
 def read_checkpoints(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
-    """The intact checkpoints, newest first, and what is wrong with each file that is none, by name.
-
-    A line each.
-    """
+    """The intact checkpoints, newest first, and the problem of each unreadable file, by name."""
     found, problems = [], {}
     for name in CHECKPOINTS:
         try:
@@ -85,21 +82,19 @@ def read_checkpoints(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
     return found, problems
 
 
-def settle(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
-    """As `read_checkpoints`, and leave the intact ones alone, under their two names.
-
-    Without this the next write would put a damaged file in the place of an intact one.
-    """
+def quarantine_damaged(path: Path) -> tuple[list[Checkpoint], dict[str, str]]:
+    """As `read_checkpoints`; quarantines the damaged files and puts a staged one in place. Without
+    this the next write would replace an intact file by a damaged one."""
     found, problems = read_checkpoints(path)
     for name in problems:
-        _set_aside(Path(path) / name)
+        _quarantine_latest(Path(path) / name)
     if (Path(path) / STAGED_CHECKPOINT).exists():
         _put_in_place(Path(path))
     return found, problems
 
 
 def refuse_foreign_checkpoints(path: Path) -> None:
-    """Raise RunDirError for a checkpoint file that another program wrote; damage is no such."""
+    """Raise RunDirError for another program's checkpoint; damaged files of ours are not refused."""
     for name in CHECKPOINTS:
         file = Path(path) / name
         if file.is_dir():
@@ -114,7 +109,7 @@ def refuse_foreign_checkpoints(path: Path) -> None:
 
 
 def _read(file: Path) -> list[Checkpoint]:
-    """The checkpoint in a file, none where there is no file; RunDirError for what is none."""
+    """The checkpoint in a file, none without a file; RunDirError for what is no checkpoint."""
     data = read_bytes(file)
     if data is None:
         if file.is_symlink():
@@ -141,11 +136,11 @@ def _put_in_place(path: Path) -> None:
     os.replace(path / STAGED_CHECKPOINT, current)
 
 
-def _set_aside(file: Path) -> None:
-    """As other damaged files, but one at most: checkpoints are large."""
+def _quarantine_latest(file: Path) -> None:
+    """Quarantine; keep only the newest: checkpoints are large."""
     aside = file.with_name(f"{file.name}{DAMAGED}")
     if file.is_dir() and not file.is_symlink():
-        set_aside(file)
+        quarantine(file)
     else:
         if aside.is_dir():
             shutil.rmtree(aside)

@@ -27,10 +27,8 @@ def clusters_bytes(
     labels: Sequence[str] | None = None,
     files: Sequence[str] | None = None,
 ) -> bytes:
-    """The content of the file; one value for each image in each sequence.
-
-    probabilities: q(y|x) of the image's own cluster.
-    """
+    """The content of the file; one value for each image in each sequence. probabilities: q(y|x) of
+    the image's own cluster."""
     names: Sequence[object] = range(len(clusters)) if files is None else files
     columns: dict[str, Iterable[object]] = {"index" if files is None else "file": names}
     if labels is not None:
@@ -51,7 +49,7 @@ def csv_text(columns: dict[str, Iterable[object]]) -> str:
 def read_clusters(path: Path) -> list[dict[str, str]] | None:
     """The rows of a finished trial's file, as text by column; None where the trial has no such
     file. RunDirError where it is not what was recorded."""
-    file, result = Path(path) / CLUSTERS, run_dir.read_result_alone(path)
+    file, result = Path(path) / CLUSTERS, run_dir.read_result_record(path)
     data = read_bytes(file)
     if data is None or result is None:
         return None

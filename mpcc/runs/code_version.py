@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 VERSION_VARIABLE = "MPCC_CODE_VERSION"
-"""Set where this code was sent to a machine without its repository: the sender's word."""
+"""The code's version, set by the sender where the code runs without its repository."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -21,7 +21,7 @@ COUNTED = ("model/", "training/", "fast/", "evaluation/", "data/image_set.py")
 what the readers of `data` give is in the data set's fingerprint."""
 
 NOT_COUNTED = ("__init__.py", "pace.py", "pictures.py", "plots.py")
-"""Modules of those parts that only look on."""
+"""Modules of those parts that change no number."""
 
 
 @cache

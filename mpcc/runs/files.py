@@ -1,4 +1,4 @@
-"""Files that are whole or not at all, and JSON that says when it is no longer what was written."""
+"""Atomic writes, and JSON sealed with a hash."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MODEL = "model.mpcc"
 """The model in a trial's folder; its content is `mpcc.runs.model_file`'s, which needs numpy."""
 SEAL = "seal"
 DAMAGED = ".damaged"
-"""Ends the name of what was set aside, followed by a number from the second on."""
+"""End of a quarantined file's name, followed by a number from the second on."""
 SCRAP_SECONDS = 600.0
-"""How old a file under way from another machine must be to be taken for a dead writer's."""
+"""Age from which another machine's half-written file is taken for a dead writer's."""
 _HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())
 _SCRAP = re.compile(r"\..+?(?:\.pid-([0-9A-Za-z-]+)-|\.)(\d+)\.tmp")
 
@@ -34,18 +34,18 @@ class RunDirError(ValueError):
 
 
 class BusyError(OSError):
-    """Another process trains in a directory; one line."""
+    """Another process holds the lock of a directory; one line."""
 
     errno = errno.EBUSY
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, patience: float) -> Iterator[None]:
-    """Keep other processes from training in this directory, which is made where it is missing.
+    """Lock a directory, a run's or the cache's, against other processes; makes it if missing.
 
     The lock is the kernel's, on the directory itself: it ends with its process and leaves no file.
-    BusyError where another process still has it after `patience` seconds. On a file system without
-    locks nothing is kept from anyone.
+    BusyError if another process still has it after `patience` seconds. Without file locks there is
+    no protection.
     """
     end = time.monotonic() + patience
     while (folder := _locked(path)) is None:
@@ -86,7 +86,7 @@ def _locked(path: Path) -> int | None:
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
-    """The object in this file, None where there is no file."""
+    """The object in this file, None without a file; RunDirError for what is no JSON object."""
     data = read_bytes(path)
     if data is None:
         return None
@@ -100,7 +100,7 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
 
 
 def read_bytes(path: str | Path) -> bytes | None:
-    """The bytes of a file, None where there is none; RunDirError where something else is there."""
+    """The bytes of a file, None without a file; RunDirError for a folder, a pipe or a device."""
     try:
         # A pipe without a writer would keep us waiting, and a device may have no end.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
@@ -123,7 +123,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole."""
+    """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole.
+    OSError, with no scrap left behind; ENOSPC names the file."""
     path = Path(path)
     staged = path.with_name(f".{path.name}.pid-{_HOST}-{os.getpid()}.tmp")
     try:
@@ -190,7 +191,7 @@ def belongs(record: Mapping[str, Any], name: str, data: bytes) -> bool:
     return not isinstance(seal, dict) or seal.get(name) == hashlib.sha256(data).hexdigest()
 
 
-def set_aside(file: Path) -> Path:
+def quarantine(file: Path) -> Path:
     """Rename a file or folder to `NAME.damaged`, or `NAME.damaged2` and so on; the new path."""
     aside, number = file.with_name(f"{file.name}{DAMAGED}"), 1
     while os.path.lexists(aside):
@@ -215,7 +216,7 @@ def remove_scraps(folder: Path) -> None:
             if dead:
                 file.unlink(missing_ok=True)
         except OSError:
-            continue  # Its writer has just ended it, or the disk refuses: no fault of the trial.
+            continue  # Its writer has just ended it, or the disk refuses: not the trial's fault.
 
 
 def _lives(pid: int) -> bool:

@@ -1,5 +1,5 @@
-"""Puts a trial's run directory in order: what is damaged is set aside, and what a checkpoint
-carries is written again, so that nothing is trained twice that need not be.
+"""Repair a trial's run directory: damaged files are quarantined, and what a checkpoint carries is
+written again, so that nothing is trained twice that need not be.
 
 Without torch, and quick for trials that have ended: their checkpoints are read only where the
 records beside them are damaged.
@@ -15,24 +15,24 @@ from typing import Any
 from mpcc.config import Config
 from mpcc.runs import checkpoints, run_dir
 from mpcc.runs.checkpoints import Checkpoint
-from mpcc.runs.files import RunDirError, belongs, remove_scraps, set_aside
+from mpcc.runs.files import RunDirError, belongs, quarantine, remove_scraps
 from mpcc.runs.run_dir import CHECKPOINTS, CONFIG, CONTINUES, METRICS, PROVENANCE, RESULT
 
 
 def repair(path: Path, config: Config, fingerprint: str | None = None) -> list[str]:
-    """Put the directory of this trial in order; the names of the files that were damaged.
+    """Repair the directory of this trial; returns the names of the files that were damaged.
 
-    `fingerprint` is that of the images where it is known: what was made of others goes aside.
+    fingerprint: of the images, if known: what was made of others is quarantined.
     """
     path = Path(path)
     remove_scraps(path)
-    damaged = _set_aside_unreadable(path, config)
-    damaged += _set_aside_other_images(path, fingerprint)
-    result = None if RESULT in damaged else run_dir.read_result_alone(path)
+    damaged = _quarantine_unreadable(path, config)
+    damaged += _quarantine_other_images(path, fingerprint)
+    result = None if RESULT in damaged else run_dir.read_result_record(path)
     try:
         run_dir.refuse_foreign_checkpoints(path)
-    except RunDirError:  # Seen by the first bytes: no trial of ours may be refused for it.
-        damaged += checkpoints.settle(path)[1]
+    except RunDirError:  # Quarantine a foreign file here, so that train() accepts the trial.
+        damaged += checkpoints.quarantine_damaged(path)[1]
     if result is None or not _evaluations_fit(path, result):
         damaged += _restore(path, config, result, RESULT in damaged)
     if not (path / CONFIG).exists():
@@ -40,7 +40,7 @@ def repair(path: Path, config: Config, fingerprint: str | None = None) -> list[s
     return damaged
 
 
-def _set_aside_unreadable(path: Path, config: Config) -> list[str]:
+def _quarantine_unreadable(path: Path, config: Config) -> list[str]:
     def own_config(path: Path) -> None:
         if run_dir.read_config(path) not in (None, config):
             raise RunDirError(f"{path / CONFIG} is of another trial")
@@ -50,18 +50,18 @@ def _set_aside_unreadable(path: Path, config: Config) -> list[str]:
         (CONFIG, own_config),
         (PROVENANCE, run_dir.read_provenance),
         (CONTINUES, run_dir.earlier_iterations),
-        (RESULT, run_dir.read_result_alone),
+        (RESULT, run_dir.read_result_record),
     ):
         try:
             read(path)
         except RunDirError:
-            set_aside(path / name)
+            quarantine(path / name)
             damaged.append(name)
     return damaged
 
 
-def _set_aside_other_images(path: Path, fingerprint: str | None) -> list[str]:
-    """All that was made of other images than those with this fingerprint."""
+def _quarantine_other_images(path: Path, fingerprint: str | None) -> list[str]:
+    """Quarantine all that was made of other images than those with this fingerprint."""
     found = (run_dir.read_provenance(path).get("data") or {}).get("fingerprint")
     if fingerprint is None or found in (None, fingerprint):
         return []
@@ -70,7 +70,7 @@ def _set_aside_other_images(path: Path, fingerprint: str | None) -> list[str]:
         if name in CHECKPOINTS:
             (path / name).unlink()
         else:
-            set_aside(path / name)
+            quarantine(path / name)
     return [f"{name} (of other images)" for name in names]
 
 
@@ -93,8 +93,8 @@ def _reaches(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bo
 def _restore(
     path: Path, config: Config, result: dict[str, Any] | None, result_damaged: bool
 ) -> list[str]:
-    """Write result and evaluations again from the checkpoints; what was damaged besides."""
-    found, problems = checkpoints.settle(path)
+    """Write result and evaluations again from the checkpoints; returns what else was damaged."""
+    found, problems = checkpoints.quarantine_damaged(path)
     damaged = list(problems)
     if result_damaged:
         result = next((c.result for c in found if _is_result(c.result, config)), None)
@@ -107,10 +107,10 @@ def _restore(
         if rows is not None:
             run_dir.write_metrics(path, rows)
             return [METRICS, *damaged]
-        # They cannot be had again but by training: on from the last checkpoint that has its own.
+        # Lost evaluations need retraining from the last checkpoint with rows.
         (path / RESULT).unlink()
         if os.path.lexists(path / METRICS):
-            set_aside(path / METRICS)
+            quarantine(path / METRICS)
         damaged = [METRICS, *damaged]
     going_on = [c for c in found if c.iteration is None or c.iteration < config.iterations]
     damaged += _restore_rows(path, going_on)
@@ -118,9 +118,9 @@ def _restore(
 
 
 def _restore_rows(path: Path, going_on: Sequence[Checkpoint]) -> list[str]:
-    """Leave the evaluations that the newest checkpoint carries, where there is one.
+    """Leave the evaluations that the newest checkpoint carries, if there is one.
 
-    A checkpoint of earlier code carries none: what lies there serves it, or a checkpoint before it.
+    A checkpoint of version 1 carries none: the file's own rows serve it, or a checkpoint before it.
     """
     try:
         rows: list[dict[str, Any]] | None = run_dir.read_metrics(path)
@@ -128,7 +128,7 @@ def _restore_rows(path: Path, going_on: Sequence[Checkpoint]) -> list[str]:
         rows = None
     carried = next((list(c.rows) for c in going_on if c.rows is not None), None)
     if rows is None and carried is None:
-        set_aside(path / METRICS)
+        quarantine(path / METRICS)
         for name in CHECKPOINTS:  # Of earlier code: only a fresh start gives the rows again.
             (path / name).unlink(missing_ok=True)
         return [METRICS]

@@ -1,10 +1,10 @@
-"""What one trial leaves on disk, and how it is written: whole or not at all.
+"""The files of one trial, and how they are read and written: whole or not at all.
 
     config.json      every field of its Config
     provenance.json  code version, libraries, machine, device, data fingerprint
     metrics.jsonl    one line per evaluation
     checkpoint.pt    the state of training, see `mpcc.runs.checkpoints`; beside it the one before
-    continues.json   after how many iterations it once ended, where it was told to go on
+    continues.json   iteration counts at which earlier, shorter runs ended
     result.json      how it ended: done, diverged or failed; absent while it has not
     model.mpcc       the trained model, see `mpcc.runs.model_file`; of a trial that is done
     clusters.csv.gz  the cluster of every image, see `mpcc.runs.clusters`; of a trial that is done
@@ -32,7 +32,7 @@ from mpcc.runs.checkpoints import STAGED_CHECKPOINT as STAGED_CHECKPOINT
 from mpcc.runs.checkpoints import read_checkpoints as read_checkpoints
 from mpcc.runs.checkpoints import refuse_foreign_checkpoints as refuse_foreign_checkpoints
 from mpcc.runs.checkpoints import write_checkpoint as write_checkpoint
-from mpcc.runs.files import SEAL, belongs, dumps, is_sound, read_bytes, sealed, set_aside
+from mpcc.runs.files import SEAL, belongs, dumps, is_sound, quarantine, read_bytes, sealed
 from mpcc.runs.files import RunDirError as RunDirError
 from mpcc.runs.files import read_json as read_json
 from mpcc.runs.files import write_bytes as write_bytes
@@ -53,7 +53,8 @@ trial without a result is planned, running or stopped."""
 def open_run(path: Path, config: Config) -> Path:
     """The directory for this trial, made where it is missing.
 
-    Raises RunDirError when it holds a trial of another configuration, and names the difference.
+    RunDirError for a trial of another configuration, naming the difference, or for files of another
+    program.
     """
     path = Path(path)
     if check_run(path, config):
@@ -63,10 +64,8 @@ def open_run(path: Path, config: Config) -> Path:
 
 
 def check_run(path: Path, config: Config) -> bool:
-    """Whether a directory is free for this trial; False where it holds it already.
-
-    Writes nothing. Raises RunDirError where it holds another trial, or what is none of ours.
-    """
+    """Whether a directory is free for this trial; False if it holds it already. Writes nothing.
+    RunDirError if it holds another trial, or files of another program."""
     if path.exists() and not path.is_dir():
         raise RunDirError(f"{path} is a file; choose another --out")
     saved = read_config(path)
@@ -78,14 +77,14 @@ def check_run(path: Path, config: Config) -> bool:
         name = next(n for n in was if was[n] != now[n])
         raise RunDirError(
             f"{path} holds a run with {name}={value_text(was[name])}, now {value_text(now[name])}: "
-            "go on with its own settings or choose another --out"
+            "resume with its own settings or choose another --out"
         )
     refuse_foreign_checkpoints(path)
     return saved is None
 
 
 def read_config(path: Path) -> Config | None:
-    """The configuration of the trial in this directory, None where there is none."""
+    """The configuration of the trial in this directory, None if there is none; RunDirError."""
     values = read_json(Path(path) / CONFIG)
     if values is None:
         return None
@@ -96,17 +95,15 @@ def read_config(path: Path) -> Config | None:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not.
-
-    RunDirError where it, or the evaluations that it stands on, are not what was recorded.
-    """
+    """How the trial ended (`state`, `cause`, `metrics`, ...), None while it has not. RunDirError if
+    it, or the evaluations that it was recorded with, are damaged."""
     return read_sealed(path)[0]
 
 
 def read_trial(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """How the trial ended, and its evaluations."""
     result, data = read_sealed(path)
-    return result, evaluations(path, data)
+    return result, parse_metrics(path, data)
 
 
 def read_end(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -118,16 +115,14 @@ def read_end(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     result, data = read_sealed(path)
     if result is not None and SEAL in result and result["state"] == DONE:
         data = data[data.rfind(b"\n", 0, -1) + 1 :]
-    rows = evaluations(path, data)
+    rows = parse_metrics(path, data)
     return result, rows[-1] if rows else {}
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Any] | None, bytes]:
-    """The result and the content of metrics.jsonl, held against each other.
-
-    What `evaluations` takes apart; `read_trial` does both.
-    """
-    result = read_result_alone(path)
+    """The result, and the content of metrics.jsonl for `parse_metrics`; RunDirError if they do not
+    belong together."""
+    result = read_result_record(path)
     data = read_bytes(os.path.join(path, METRICS)) or b""
     if result is not None and not belongs(result, METRICS, data):
         raise RunDirError(
@@ -137,8 +132,8 @@ def read_sealed(path: Path) -> tuple[dict[str, Any] | None, bytes]:
     return result, data
 
 
-def read_result_alone(path: Path) -> dict[str, Any] | None:
-    """The content of result.json, whatever has become of the evaluations."""
+def read_result_record(path: Path) -> dict[str, Any] | None:
+    """The content of result.json, without a check of metrics.jsonl; RunDirError if damaged."""
     file = os.path.join(path, RESULT)
     result = read_json(file)
     if result is None:
@@ -149,7 +144,7 @@ def read_result_alone(path: Path) -> dict[str, Any] | None:
         raise RunDirError(f"{file} has no state that is known; delete it to run again")
     wrong = _misfit({"metrics": {}, "iteration": None} | result, _RESULT_FIELDS)
     if wrong:
-        raise RunDirError(f"{file} has a '{wrong}' that cannot be; delete it to run again")
+        raise RunDirError(f"{file} has an invalid '{wrong}'; delete it to run again")
     return result
 
 
@@ -174,7 +169,7 @@ def write_result(
 
 
 def earlier_iterations(path: Path) -> list[int]:
-    """After how many iterations this training has ended before it was told to go on."""
+    """Iteration counts at which this training ended before it was extended; RunDirError."""
     file = Path(path) / CONTINUES
     found = (read_json(file) or {}).get("iterations") or []
     if not isinstance(found, list) or not all(_is_count(n) and n for n in found):
@@ -191,7 +186,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     wrong = _misfit(found, {"data": _is_object, **dict.fromkeys(_PROVENANCE_TEXTS, _is_text)})
     wrong = wrong or _misfit(found.get("data") or {}, _DATA_FIELDS)
     if wrong:
-        raise RunDirError(f"{file} has a '{wrong}' that cannot be; delete it to run again")
+        raise RunDirError(f"{file} has an invalid '{wrong}'; delete it to run again")
     return found
 
 
@@ -201,11 +196,11 @@ def write_provenance(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The evaluations so far, by rising iteration; a torn last line is left out."""
-    return evaluations(path, read_bytes(Path(path) / METRICS) or b"")
+    """The evaluations so far, by rising iteration, without a torn last line; RunDirError."""
+    return parse_metrics(path, read_bytes(Path(path) / METRICS) or b"")
 
 
-def evaluations(path: Path, data: bytes) -> list[dict[str, Any]]:
+def parse_metrics(path: Path, data: bytes) -> list[dict[str, Any]]:
     """The rows in the content of metrics.jsonl, by rising iteration, without a torn last line."""
     lines = data.split(b"\n")
     lines = lines[: -1 if not lines[-1] else None]
@@ -236,7 +231,7 @@ def write_metrics(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     try:
         same = (read_bytes(file) or b"") == text
     except RunDirError:
-        set_aside(file)
+        quarantine(file)
         same = False
     if not same:
         write_bytes(file, text)

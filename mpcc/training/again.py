@@ -10,7 +10,8 @@ from mpcc.training.trainer import train
 
 
 def differing(path: Path, data_dir: Path | None = None) -> list[str]:
-    """The losses and metrics of a finished trial's first evaluation that come out otherwise here.
+    """Names of losses and metrics whose values differ when this code retrains a finished trial to
+    its first evaluation.
 
     path: its run directory, which stays as it is. What only one of the codes measures is not
     compared. Raises as `train` does.

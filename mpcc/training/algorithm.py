@@ -28,7 +28,7 @@ def train_step(state: TrainState) -> dict[str, Tensor]:
 
 
 def update_all(state: TrainState) -> dict[str, Tensor]:
-    """Every update of one iteration. Nothing here waits for the device, or asks it anything."""
+    """Every update of one iteration; must not synchronise with the GPU: a CUDA graph records it."""
     terms: dict[str, Tensor] = {}
     for batch in discriminator_batches(state):
         terms["loss/discriminator"] = update_discriminator(state, *batch)
@@ -40,9 +40,9 @@ def update_all(state: TrainState) -> dict[str, Tensor]:
 
 
 def update_discriminator(state: TrainState, x: Tensor, labels: Tensor | None) -> Tensor:
-    """Lines 8-12: D learns to tell the first half of x, real images, from the generated second.
+    """Lines 8-12: D learns to tell the real first half of x (2n, C, H, W) from the generated one.
 
-    Nothing else moves.
+    labels: (2n,), if the configuration is conditional. Nothing else moves. Returns the loss, 0-d.
     """
     part = state.parts["discriminator"]
     with only_trainable(part):
@@ -68,7 +68,7 @@ def update_generator_and_prior(state: TrainState) -> Tensor:
 
 
 def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
-    """Lines 19-27, an iteration's first time: E learns q(z|x), and the prior its own losses.
+    """Lines 19-27, first encoder update of an iteration: E learns q(z|x), the prior its own losses.
 
     G does not move, and eq. 7 does not move the prior unless the configuration says so.
     """
@@ -93,7 +93,7 @@ def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
 
 
 def update_encoder(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
-    """Lines 19-27 from the second time on: E alone learns q(z|x) on these images of z."""
+    """Lines 19-27, every further encoder update: only E learns q(z|x), z (n, J), x (n, C, H, W)."""
     part = state.parts["encoder"]
     with only_trainable(part):
         loss = encoder_loss(state, z, x_fake)
@@ -140,5 +140,6 @@ def encoder_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def generate(state: TrainState, z: Tensor, y: Tensor | None) -> Tensor:
-    """Images of one or more batches, each normalised by its own statistics; no gradient into G."""
+    """Images (N, C, H, W) of one or more batches z (N, J), y (N,) or None, each normalised by its
+    own statistics; no gradient into G."""
     return state.generator.batches(z, y, state.config.batch_size)

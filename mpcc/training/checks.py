@@ -10,13 +10,13 @@ from pathlib import Path
 
 from mpcc.config import N_CHANNELS, Config
 from mpcc.data import prepared
-from mpcc.data.files import DataError
+from mpcc.data.places import DataError
 
 FEW = 1000
 """Images that every named data set has; more clusters than these may be too many."""
 
 ASKED = ("dataset", "split", "image_size", "prior", "n_clusters", "conditional")
-"""The fields that `check_data` goes by."""
+"""The fields that `check_data` reads; for dataset=folder also image_ground and skip_damaged."""
 
 
 def check_images(config: Config, shape: Sequence[int], n_labels: int | None) -> None:
@@ -62,7 +62,7 @@ def check_data(config: Config, data_dir: Path | None) -> None:
     try:
         place = prepared.place_of(config, data_dir)
     except DataError:
-        return  # It is said where they are needed.
+        return  # Reported where the files are needed.
     about = prepared.read_about(place)
     doubtful = config.conditional or config.dataset == "folder" or config.n_clusters > FEW
     if about is None and doubtful:

@@ -14,17 +14,16 @@ from mpcc.options import checked_device
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here; ValueError where it is not to
-    be had."""
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here; ValueError if not available."""
     device = checked_device(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device} is not available here; use cpu")
-    found = torch.device(device)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    index = int(device.partition(":")[2] or 0)  # torch takes cuda:256 for cuda:0.
+    if device != "cpu" and index >= torch.cuda.device_count():
         raise ValueError(f"device {device} is not here: there are {torch.cuda.device_count()} GPUs")
-    return found
+    return torch.device(device)
 
 
 def check_precision(config: Config, device: torch.device) -> None:
@@ -34,7 +33,7 @@ def check_precision(config: Config, device: torch.device) -> None:
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
-    """Set what the process has only once, as this trial needs it (`Config.of_the_process`)."""
+    """Set what is global to the process as this trial needs it (`Config.process_settings`)."""
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
         return
@@ -47,7 +46,7 @@ def prepare_process(config: Config, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def cpu_threads(n: int) -> Iterator[None]:
-    """Within, torch computes on so many threads of the CPU; afterwards as before."""
+    """Within, torch computes on n threads of the CPU; afterwards as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -57,16 +56,19 @@ def cpu_threads(n: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_float32() -> Iterator[None]:
-    """Within, a GPU multiplies float32 as they are; a process that does so anyway is left alone."""
-    rounded = [products for products in _float32_products() if products.fp32_precision == "tf32"]
-    for products in rounded:
-        products.fp32_precision = "ieee"
+def float32_products(precision: str) -> Iterator[None]:
+    """Within, a GPU multiplies float32 values as `tf32`, or as they are (any other precision). No
+    effect where it does so already: other trials of the process may be computing."""
+    wanted = "tf32" if precision == "tf32" else "ieee"
+    before = [(each, each.fp32_precision) for each in _float32_products()]
+    changed = [(each, was) for each, was in before if (was == "tf32") != (wanted == "tf32")]
+    for products, _ in changed:
+        products.fp32_precision = wanted
     try:
         yield
     finally:
-        for products in rounded:
-            products.fp32_precision = "tf32"
+        for products, was in changed:
+            products.fp32_precision = was
 
 
 def _float32_products() -> tuple[Any, Any]:

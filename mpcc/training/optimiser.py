@@ -23,20 +23,20 @@ class Part(Protocol):
 
     leaves: list[Tensor]
     raw: list[Tensor]
-    """What the optimiser moves, the moving average follows."""
+    """Tensors that Adam updates and the moving average averages."""
     lr: float
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters by one Adam step; gradients in the order of `leaves`."""
 
-    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
-        """Set a module of this part's layout to these raw weights, normalised afresh."""
+    def copy_to(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+        """Load raw and this part's singular vectors into a module, then run n power iterations."""
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors that training goes on from."""
+        """All tensors that a checkpoint needs, by name."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, to the bit."""
+        """Restore what `state` returned, to the bit."""
 
 
 @contextmanager
@@ -56,8 +56,7 @@ def only_trainable(*parts: Part) -> Iterator[None]:
 def minimise(loss: Tensor, *parts: Part) -> None:
     """One optimiser step of each part on this loss."""
     leaves = [leaf for part in parts for leaf in part.leaves]
-    # Learnt cluster weights have no share in G's loss: their gradient there is zero.
-    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    gradients = torch.autograd.grad(loss, leaves)
     with torch.no_grad():
         start = 0
         for part in parts:
@@ -86,7 +85,7 @@ class ModulePart(Part):
         for layer in self.layers:
             layer.power_iterate()
 
-    def give(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
+    def copy_to(self, module: nn.Module, raw: Sequence[Tensor], n_power_iterations: int) -> None:
         module.load_state_dict(self.modules[0].state_dict())
         for parameter, value in zip(module.parameters(), raw, strict=True):
             parameter.copy_(value)

@@ -40,28 +40,27 @@ Shape = tuple[tuple[str, object], ...]
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of one iteration and of one evaluation of trials of one shape, side by side with
-    as many others as a sweep would run."""
+    """Seconds per iteration and per evaluation of a trial with these settings, measured with as
+    many trials in parallel as a sweep would run."""
 
     iteration: float
     evaluation: float
     device: str
     scores: float = 0.0
-    """Of generated images, once at the end; in records a part of the evaluations."""
+    """Seconds to score generated images (once, at the end); 0 when read from a record, where
+    `evaluation` includes it."""
     together: int = 1
     """Trials of one process that were measured at once."""
 
 
 def shape(config: Config) -> Shape:
-    """What decides how long an iteration of this configuration takes."""
+    """The settings that decide how long an iteration takes."""
     return tuple((n, v) for n, v in config.to_dict().items() if n not in TIMELESS)
 
 
 def of_record(path: Path, device: str) -> tuple[Shape, Pace] | None:
     """The pace of a finished trial; None where it says nothing about this machine and device.
-
-    device: its kind, `cpu` or `cuda`. Raises what `run_dir` raises for a damaged record.
-    """
+    device: its kind, `cpu` or `cuda`. Raises what `run_dir` raises for a damaged record."""
     result, config = run_dir.read_result(path), run_dir.read_config(path)
     provenance = run_dir.read_json(path / run_dir.PROVENANCE) or {}
     n_rows = len(run_dir.read_metrics(path))
@@ -110,10 +109,8 @@ def main() -> None:
 
 
 def seconds_of_scores(state: TrainState, evaluation: Evaluation) -> float:
-    """What scores of generated images will take, by some of them.
-
-    What is kept of the data set, such as its features, is made here, once for all trials.
-    """
+    """Seconds that scoring all generated images will take, from scoring some of them. The first
+    call fills the cache of the data set, so that the second is timed without it."""
     from mpcc.evaluation.evaluate import generation_scores
 
     n = state.config.n_generated

@@ -1,4 +1,4 @@
-"""What training goes on from: its state into a checkpoint, and out of the newest intact one."""
+"""Write and restore training checkpoints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import torch
 
 from mpcc.config import training_key
 from mpcc.runs import run_dir
-from mpcc.runs.checkpoints import Checkpoint, settle
+from mpcc.runs.checkpoints import Checkpoint, quarantine_damaged
+from mpcc.shell import message_of
 from mpcc.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
 def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | None = None) -> None:
-    """Everything that training goes on from, to the bit; at the end the result as well."""
+    """Write all that resuming needs, to the bit; at the end the result as well."""
     content = {
         "trial_key": state.config.trial_key,
         "iteration": state.iteration,
@@ -38,27 +39,25 @@ def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | Non
 
 
 def restore(state: TrainState, path: Path) -> None:
-    """Go on from the newest intact checkpoint; from the start, loudly, where none is intact.
-
-    Of a run that has ended, the model as it ended; RunDirError where there is none to be had.
-    """
-    found, damaged = settle(path)
+    """Restore the newest intact checkpoint; without one, warn and start at iteration 0. For an
+    ended run, restore its final model; RunDirError if that is impossible."""
+    found, damaged = quarantine_damaged(path)
     problems = list(damaged.values())
     result = run_dir.read_result(path)
     ended = result is not None and result["state"] in (run_dir.DONE, run_dir.DIVERGED)
     for checkpoint, content in fitting(found, state, path, problems):
         iteration = content["iteration"]
         if not 0 <= iteration < state.config.iterations + ended:
-            # One of the end has its result beside it, unless that was damaged or deleted: the last
-            # evaluation is then made again, from the checkpoint before.
+            # A final checkpoint without its result is skipped: training resumes from the one before
+            # and repeats the last evaluation.
             why = f"is of iteration {iteration}, and the result is missing"
             problems.append(f"a checkpoint in {path} {why}")
             continue
-        rows = evaluations(checkpoint, iteration, state, path)
+        rows = rows_until(checkpoint, iteration, state, path)
         if rows is None:
             problems.append(f"a checkpoint in {path} has lost its evaluations")
             continue
-        take_model(state, content)
+        load_model(state, content)
         state.rng.set_state(content["rng"].cpu())
         state.seconds = content["seconds"]
         state.rows = rows
@@ -75,9 +74,9 @@ def restore(state: TrainState, path: Path) -> None:
 def fitting(
     found: Sequence[Checkpoint], state: TrainState, path: Path, problems: list[str]
 ) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
-    """Each checkpoint of this trial, or of its shorter self, with its content.
+    """Each checkpoint of this trial, or of the same trial before it was extended, with its content.
 
-    Why another cannot be gone on from becomes one of the problems, a line each.
+    Appends to `problems` why each of the others does not fit, one line each.
     """
     shorter = [state.config.override(iterations=n) for n in run_dir.earlier_iterations(path)]
     keys = {config.trial_key for config in (state.config, *shorter)}
@@ -88,17 +87,17 @@ def fitting(
             foreign = content["trial_key"] not in keys
             problem = "belongs to another trial" if foreign else misfit(content, state)
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            problem = f"cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}"
+            problem = f"cannot be read: {message_of(error, 200)}"
         if problem:
             problems.append(f"a checkpoint in {path} {problem}")
         else:
             yield checkpoint, content
 
 
-def take_over(state: TrainState, trained: Path) -> dict[str, float]:
-    """Take over the model of a trial that is done, from its checkpoint, and no evaluation of it.
+def load_trained(state: TrainState, trained: Path) -> dict[str, float]:
+    """Load the model of a trial that is done from its checkpoint, without its evaluations.
 
-    Returns the losses of its last iteration. RunDirError where that model is not to be had.
+    Returns the losses of its last iteration. RunDirError if it is another model or unavailable.
     """
     config, saved = state.config, run_dir.read_config(trained)
     if saved is None or training_key(saved) != training_key(config):
@@ -112,8 +111,8 @@ def take_over(state: TrainState, trained: Path) -> dict[str, float]:
     return {name: float(value) for name, value in last.items() if name.startswith("loss/")}
 
 
-def take_model(state: TrainState, content: dict[str, Any]) -> None:
-    """Take over weights, their average and the iteration from the content of a checkpoint."""
+def load_model(state: TrainState, content: dict[str, Any]) -> None:
+    """Load weights, their average and the iteration from the content of a checkpoint."""
     for name, part in state.parts.items():
         part.load_state(content["parts"][name])
     for average, saved in zip(state.average, content["average"], strict=True):
@@ -121,10 +120,10 @@ def take_model(state: TrainState, content: dict[str, Any]) -> None:
     state.iteration = content["iteration"]
 
 
-def evaluations(
+def rows_until(
     checkpoint: Checkpoint, iteration: int, state: TrainState, path: Path
 ) -> list[dict[str, Any]] | None:
-    """The rows up to a checkpoint; None where it is of earlier code and the file lacks some."""
+    """The evaluations up to a checkpoint; None if it is of version 1 and the file lacks some."""
     if checkpoint.rows is not None:
         return list(checkpoint.rows)
     try:
@@ -139,7 +138,7 @@ def evaluations(
 def misfit(content: dict[str, Any], state: TrainState) -> str | None:
     """Why a checkpoint does not fit the state, such as one of another version's networks.
 
-    Looked at as a whole before anything is taken over: half a checkpoint would be a third model.
+    Checks everything before loading: a partial load would mix two models.
     """
     pairs = list(zip_longest(state.average, content["average"]))
     for name, part in state.parts.items():

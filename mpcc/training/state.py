@@ -27,10 +27,10 @@ class Updates(Protocol):
     """Another way than `algorithm.update_all` to make the updates of an iteration."""
 
     outcome: str
-    """What `check` came to, in words."""
+    """The result of `check`, in words."""
 
     def check(self, state: TrainState) -> None:
-        """Before an iteration: hold it against the plain way, which it takes where they differ."""
+        """Compare with `update_all`; use `update_all` from now on if the losses differ."""
 
     def __call__(self, state: TrainState) -> dict[str, Tensor]:
         """The losses of an iteration, as `update_all` gives them."""
@@ -96,7 +96,7 @@ def build_state(
     rng, data = torch.Generator(device).manual_seed(config.seed), on_device(image_set, device)
     state = TrainState(config, image_set, data, *networks, prior, parts, rng, average=[])
     if config.fast:
-        from mpcc.fast.build import speed_up  # which imports the algorithm, and that this module
+        from mpcc.fast.build import speed_up  # It imports algorithm, which imports this module.
 
         speed_up(state)
     state.average = [t.detach().clone() for t in state.parts["generator"].raw]
@@ -105,7 +105,7 @@ def build_state(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's global random stream from this seed on, for one thread; then back where it was."""
+    """Within, torch's global random stream starts at this seed, for one thread; then restored."""
     with _global_random, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it also seeds the GPU's, which another trial may be recording.
         torch.default_generator.manual_seed(seed)
@@ -142,6 +142,6 @@ def build_prior(config: Config) -> Prior:
 
 
 def as_input(state: TrainState, images: Tensor) -> Tensor:
-    """uint8 images as the networks take them."""
+    """uint8 images (N, C, H, W) as the networks take them: in [-1, 1], channels last."""
     x = to_float(images).to(state.prior.weight_logits.dtype)
     return x.contiguous(memory_format=torch.channels_last)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mpcc.config import Config
-from mpcc.data.image_set import DataError, ImageSet, held_out, load
+from mpcc.data.image_set import ImageSet, held_out, load
 from mpcc.data.own_images import image_files
+from mpcc.data.places import DataError
 from mpcc.evaluation import baseline
-from mpcc.evaluation.evaluate import NotFinite, evaluate, generation_scores, said
+from mpcc.evaluation.evaluate import NotFinite, error_text, evaluate, generation_scores
 from mpcc.evaluation.failures import failures
 from mpcc.evaluation.trial_pictures import write_pictures
 from mpcc.machine import processor_name
@@ -29,20 +30,21 @@ from mpcc.runs.code_version import code_fingerprints, code_version
 from mpcc.training.algorithm import train_step
 from mpcc.training.checks import check_images
 from mpcc.training.device import check_precision, prepare_process, resolve_device
-from mpcc.training.resume import restore, take_over, write_checkpoint
+from mpcc.training.resume import load_trained, restore, write_checkpoint
 from mpcc.training.state import TrainState, build_state
 from mpcc.use.trained import for_use
 
 PROGRESS_SECONDS = 1.0
 MAX_CHECKPOINT_SHARE = 0.02
-"""Of the time, for checkpoints by time; 0 seconds between them means after every iteration."""
+"""Largest share of time spent on checkpoints by time; checkpoint_seconds=0 checkpoints after every
+iteration."""
 FLUSH_EVERY_ON_GPU = 50
 """Iterations between looks at the losses on a GPU, where each look waits for the device."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What `train` says about a trial from time to time."""
+    """What `train` reports about a trial from time to time."""
 
     iteration: int
     iterations: int
@@ -70,11 +72,12 @@ def train(
 
     A checkpoint is written after so many seconds, or after so many iterations where they are given,
     whichever comes first. Yields about every second and at every evaluation. Closing the iterator
-    early writes a checkpoint. A trial that has ended yields its end at once. `fingerprint` is that
-    of the images where others than those must not be used. `trained` is the run directory of a
-    trial that is done and trains the same model: its model is evaluated, and nothing is trained.
-    Raises DataError and RunDirError (one line, the user's to mend); other errors are faults of the
-    machine or the code.
+    early writes a checkpoint. A trial that has ended yields its end at once.
+    fingerprint: required fingerprint of the images; DataError for another.
+    trained: run directory of a trial that is done and trains the same model: that model is
+      evaluated, and nothing is trained.
+    Raises DataError and RunDirError, and ValueError for a device or precision that is not available
+    (one line, for the user to fix); other errors are faults of the machine or the code.
     """
     path = Path(path)
     run_dir.check_run(path, config)
@@ -104,7 +107,7 @@ def train(
     if trained is None:
         restore(state, path)
     else:
-        losses = take_over(state, trained)
+        losses = load_trained(state, trained)
     run_dir.write_metrics(path, state.rows)
     if state.updates is not None and trained is None:
         state.updates.check(state)
@@ -117,7 +120,7 @@ def train(
 
 
 class _Run:
-    """A trial under way: its state, its directory, and when it last wrote and spoke."""
+    """A running trial: its state, its directory, the times of its last checkpoint and report."""
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class _Run:
         self.between_checkpoints = seconds
         self.saved_iteration = state.iteration
         self.baseline = kmeans_baseline(state)
-        self.saved = self.spoke = self.clock = time.monotonic()
+        self.saved = self.reported = self.clock = time.monotonic()
 
     def iterate(self) -> Generator[Progress]:
         """Train to the end; see `train`."""
@@ -159,8 +162,8 @@ class _Run:
                 waiting = []
                 if not last and self._checkpoint_due():
                     self._save()
-                if not last and time.monotonic() - self.spoke > PROGRESS_SECONDS:
-                    self.spoke = time.monotonic()
+                if not last and time.monotonic() - self.reported > PROGRESS_SECONDS:
+                    self.reported = time.monotonic()
                     yield self._progress()
                 self.clock = time.monotonic()
         except GeneratorExit:
@@ -170,12 +173,11 @@ class _Run:
 
     def evaluate(self, terms: Mapping[str, Tensor | float], last: bool) -> Progress:
         """Record the model's scores, or that it has diverged; the last time, its end as well.
-
-        terms: the losses of the last iteration.
-        """
+        terms: the losses of the last iteration."""
         try:
             row = self._scores(terms, last)
         except NotFinite as error:
+            self._count("evaluate")
             return self._diverged(f"{error} at iteration {self.state.iteration}")
         return self._progress(state="done" if last else "running", metrics=row)
 
@@ -202,7 +204,6 @@ class _Run:
 
     def _diverged(self, cause: str) -> Progress:
         """Record that training cannot go on."""
-        self._count("train")
         self._end(run_dir.DIVERGED, cause)
         self.saved_iteration = self.state.iteration
         return self._progress(state="diverged", cause=cause)
@@ -253,7 +254,7 @@ class _Run:
         write_checkpoint(self.path, self.state, result)
         self.saved_iteration, self.saved = self.state.iteration, time.monotonic()
         if self.checkpoint_seconds:
-            # Those of a large model, or to a slow disk, come less often: they cost a share of time.
+            # Slow checkpoints are written less often, to stay below MAX_CHECKPOINT_SHARE.
             least = (self.saved - begun) / MAX_CHECKPOINT_SHARE
             self.between_checkpoints = max(self.checkpoint_seconds, least)
 
@@ -287,24 +288,25 @@ def weights_hash(state: TrainState) -> str:
 def check_same_images(
     path: Path, config: Config, image_set: ImageSet, fingerprint: str | None = None
 ) -> None:
-    """Refuse other images than the trial was begun on, or than the rest of its sweep has."""
+    """RunDirError if the trial started on other images; DataError if the sweep uses others."""
     before = (run_dir.read_provenance(path).get("data") or {}).get("fingerprint")
     if before not in (None, image_set.fingerprint):
         raise run_dir.RunDirError(
             f"{path} was begun on {config.dataset} data {before}, now {image_set.fingerprint}: "
-            "bring the same data or choose another --out"
+            "use the same data files or choose another --out"
         )
     if fingerprint not in (None, image_set.fingerprint):
         raise DataError(
             f"the images of {config.dataset} have fingerprint {image_set.fingerprint}, the sweep's "
-            f"other trials {fingerprint}: bring the same data"
+            f"other trials {fingerprint}: use the same data files"
         )
 
 
 def write_provenance(path: Path, state: TrainState, trained: Path | None = None) -> None:
-    """Record what a reader needs to judge and repeat the trial, and where training goes on.
+    """Record what a reader needs to judge and repeat the trial, and where training resumes.
 
-    trained: of the trial whose model is only evaluated here; what trained it stays what it was.
+    trained: of the trial whose model is only evaluated here; the code version that trained the
+      model is kept.
     """
     before = run_dir.read_provenance(trained or path)
     config, image_set, device = state.config, state.image_set, state.device
@@ -344,12 +346,12 @@ def write_provenance(path: Path, state: TrainState, trained: Path | None = None)
 
 
 def kmeans_baseline(state: TrainState) -> dict[str, float | str]:
-    """Majority accuracy of k-means on the same pixels, or why there is none; empty for a model
-    without labels or clusters, beside which it would say nothing."""
+    """Majority accuracy of k-means on the same pixels, or why there is none; empty without labels
+    or clusters."""
     if state.labels is None or not state.prior.has_clusters:
         return {}
     name = "kmeans_acc_majority"
     try:
         return {name: baseline.kmeans_acc_majority(state.image_set, state.config.n_clusters)}
     except Exception as error:
-        return {name: said(error)}
+        return {name: error_text(error)}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpcc.data.folder import as_text
 from mpcc.options import OneLineParser, checked_device, path
+from mpcc.shell import message_of, own_name
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
@@ -30,7 +31,7 @@ a folder of single images.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = OneLineParser(
-        prog="python -m mpcc",
+        prog=own_name(),
         description="Use what was trained.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--cell", help="of a sweep: best (by I(x; y)), settings like esteps=4, or a cell's key"
         )
-        one.add_argument("--seed", type=int, default=0, help="of the cell's trials (default: 0)")
+        one.add_argument(
+            "--seed", type=int, default=0, help="seed of the trial within the cell (default: 0)"
+        )
         one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
         one.add_argument("--out", required=True, type=path, help="file or folder to write")
         if name == "sample":
@@ -63,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--inverted",
             choices=("yes", "no"),
-            help="whether dark means bright (default: refuse images that seem to)",
+            help="yes: invert the images; no: take them as they are (default: refuse if inverted)",
         )
     return p
 
@@ -71,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 bad input, or files that cannot be read or written."""
     options = parser().parse_args(argv)
-    # A server that is not there would be asked for minutes; what MLflow logs is no news here.
+    # MLflow would ask a missing server for minutes, and log to stderr.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     command: Callable[[Model, argparse.Namespace], str] = COMMANDS[options.command]
@@ -86,13 +89,13 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
-        print(f"python -m mpcc {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{own_name()} {options.command}: {message_of(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 def _check_out(out: Path, command: str) -> None:
-    """ValueError for what cannot be written, or must not: a file is written whole, in its place."""
+    """ValueError for an --out that cannot be written, or that writing would replace."""
     if out.exists() and not (out.is_file() or out.is_dir()):
         raise ValueError(f"--out {out} is a device or a pipe and would be replaced; name a file")
     if command == "cluster" and out.is_dir():

@@ -19,16 +19,16 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from mpcc.config import IMAGE_SIZES, Config, full_name, preset
-from mpcc.data.files import DataError
 from mpcc.data.image_set import ImageSet, fingerprint
+from mpcc.data.places import DataError
 from mpcc.evaluation import metrics
 from mpcc.runs import run_dir
 from mpcc.runs.files import MODEL
 from mpcc.use.images import Images, prepare
-from mpcc.use.model import Model
+from mpcc.use.model import FITTED, Model
 
 COLOUR, GREY = "folder", "digits"
-"""Data sets whose number of channels images of one's own have."""
+"""Data sets with the number of channels of your own images."""
 
 
 class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
@@ -36,17 +36,18 @@ class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Base
 
     n_clusters: K.
     iterations: generator updates; None: those of the preset.
-    preset: whose settings hold where nothing else is said; `digits` takes about a minute on a core.
+    preset: gives all other settings; `digits` takes about a minute on a core.
     settings: further fields of `mpcc.Config`, by full or short name, such as
       {"n_encoder_steps": 4, "eta_p": 0.01}.
     image_size: 8, 16, 32 or 64, to which images are resized; None: the smallest that loses nothing.
     value_range: of images that are floats; None: [0, 1].
     device: auto, cpu, cuda or cuda:N.
-    random_state: a number is the seed of a trial: the same number, settings and images give the
-      bits of that trial. None draws one from numpy's own random stream.
+    random_state: an integer is the trial's seed: same seed, settings and images give bit-identical
+      results. None draws one from numpy's own random stream.
 
-    X is images as `mpcc.Model` takes them. Attributes: `labels_`, the cluster of every image of X;
-    `model_`, a `mpcc.Model`; `config_`, all settings; `metrics_`, the last evaluation.
+    `fit` takes arrays and tensors, the other methods images as `mpcc.Model`. Attributes: `labels_`,
+    the cluster of every image of X; `model_`, a `mpcc.Model`; `config_`, all settings, whose
+    `dataset` only says how many channels; `metrics_`, the last evaluation.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Base
         return self._fitted().encode(X, value_range=self.value_range)
 
     def sample(self, n: int, cluster: int | None = None, seed: int = 0) -> NDArray[np.uint8]:
-        """n images (n, C, H, W) drawn from one cluster, or from p(y)."""
+        """n images (n, C, H, W) drawn from one cluster, or from p(y); equal for equal seeds."""
         return self._fitted().sample(n, cluster, seed)
 
     def score(self, X: Images, y: object = None) -> float:
@@ -123,10 +124,11 @@ class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Base
         changes["eval_every"] = changes["iterations"]
         for name, value in dict(self.settings or {}).items():
             if full_name(name) in own:
-                raise ValueError(f"settings may not hold {name}: MPCC has its own word on it")
+                why = "it is fixed, an argument of MPCC, or given twice"
+                raise ValueError(f"settings may not hold {name}: {why}")
             own.add(full_name(name))
             changes[full_name(name)] = value
-        # Of a grid by numpy's ranges, numbers are numpy's.
+        # A grid of numpy's ranges holds numpy's numbers.
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in changes.items()}
         config = base.override(**plain)
         if config.prior == "normal":
@@ -150,7 +152,7 @@ def _looked_at(X: Images) -> tuple[int, int]:
 
 
 def _trained(config: Config, image_set: ImageSet, device: str) -> tuple[Model, dict[str, Any]]:
-    """The model and the last evaluation of a trial in a folder of its own, which goes away."""
+    """The model and the last evaluation of a trial in a temporary folder."""
     from mpcc.training.device import cpu_threads, resolve_device
     from mpcc.training.trainer import train
     from mpcc.use.trained import model_of
@@ -167,5 +169,5 @@ def _trained(config: Config, image_set: ImageSet, device: str) -> tuple[Model, d
                 f"training diverged ({result['cause']}): try another random_state, or smaller "
                 "eta_p or eta by settings"
             )
-        model = model_of((path / MODEL).read_bytes(), "a fitted MPCC", resolve_device(device))
+        model = model_of((path / MODEL).read_bytes(), FITTED, resolve_device(device))
         return model, result["metrics"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from mpcc.data.pictures import UnsoundError, pixels_of, progress, read_all, summ
 from mpcc.data.places import DataError
 from mpcc.data.source import Pixels, middle_square, resize
 from mpcc.options import usable
+from mpcc.shell import message_of
 from mpcc.use.levels import Levels, refuse_inverted, refuse_nearly_black
 
 log = logging.getLogger(__name__)
@@ -48,13 +50,13 @@ def prepare(
     """The images as uint8 (N, n_channels, size, size), the middle square resized as for training.
 
     images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8, bool or floats; a
-      torch Dataset or a list of such images or of PIL's, alone or first in a tuple; files; a
+      Dataset or list whose items are images, PIL images or tuples starting with one; files; a
       folder, whose images are taken by name, those of subfolders too.
-    value_range: of floats, [0, 1] where it is not given; integers other than uint8 need it.
+    value_range: of floats, [0, 1] if not given; integers other than uint8 need it.
     ground: what a transparent image is laid on, as in training (`image_ground`).
     inverted: whether to exchange dark and bright; None refuses images that, by the `levels` of the
       training images, seem to need it, and images that are nearly black.
-    DataError, one line, for what cannot be meant.
+    DataError, one line, for invalid images.
     """
     if inverted not in (None, True, False):
         raise DataError(f"inverted must be True, False or None, got {inverted!r}")
@@ -94,7 +96,8 @@ def files_of(images: Images) -> list[Path] | None:
     if isinstance(images, (list, tuple)) and any(isinstance(i, (str, Path)) for i in images):
         if not all(isinstance(i, (str, Path)) for i in images):
             raise DataError("a list of files holds something else too; give paths alone")
-        return [Path(file).expanduser() for file in images]
+        # A folder may hold a file called `~x.png`.
+        return [Path(file) if os.path.lexists(file) else usable(file) for file in images]
     return None
 
 
@@ -127,10 +130,8 @@ def _parts(
 
 
 def _read(files: list[Path], n_channels: int, size: int, ground: str) -> tuple[Pixels, int]:
-    """Files as training reads them, (N, n_channels, size, size), and their brightest level.
-
-    What is converted is logged.
-    """
+    """Files as training reads them, (N, n_channels, size, size), and their brightest level. What is
+    converted is logged."""
     found = np.empty((len(files), n_channels, size, size), np.uint8)
     brightest = np.zeros(len(files), np.uint8)
 
@@ -175,8 +176,8 @@ def _array(images: Any) -> NDArray[Any]:
     try:
         return np.asarray(images)
     except (TypeError, ValueError, RuntimeError) as error:  # Sparse, or of several sizes.
-        reason = str(error).splitlines()[0]
-        raise DataError(f"a {type(images).__name__} gives no array ({reason})") from None
+        kind = type(images).__name__
+        raise DataError(f"a {kind} gives no array ({message_of(error, 200)})") from None
 
 
 def _in_colours(image: NDArray[np.uint8], n_channels: int, name: str) -> NDArray[np.uint8]:
@@ -232,11 +233,11 @@ def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) 
             )
         return
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise DataError("images hold NaN or infinite values; mend or leave them out")
+        raise DataError("images hold NaN or infinite values; repair or leave them out")
     if array.dtype.kind != "f" and value_range is None:
         raise DataError(
             f"images are {array.dtype}, {low} to {high}: give uint8 (.astype('uint8')) for 0 to "
-            "255, or say value_range"
+            "255, or give value_range"
         )
     first, last = value_range or (0.0, 1.0)
     margin = ROUNDING * (last - first)

@@ -10,7 +10,8 @@ from torch import Tensor
 from mpcc.data.places import DataError
 
 SPREADS = 4.0
-"""Standard deviations of an image's mean level beyond which images may count as inverted."""
+"""Images count as inverted only if their mean level is this many standard deviations (of an image's
+mean level) from the training images'."""
 NEARLY_BLACK = 16
 """Level of 255 that no pixel exceeds where values of 0 to 1 or 0 to 16 are taken for bytes."""
 
@@ -30,7 +31,7 @@ class Levels(NamedTuple):
 
 
 def refuse_nearly_black(brightest: int, levels: Levels | None) -> None:
-    """DataError where images are darker than any can be meant, unless those of training are."""
+    """DataError for images with no level above NEARLY_BLACK, unless those of training are so."""
     if 0 < brightest <= NEARLY_BLACK and (levels is None or levels.mean > NEARLY_BLACK):
         raise DataError(
             f"the images are nearly black: none has a value above {brightest} of 255; give floats "

@@ -14,6 +14,7 @@ from mpcc.config import SHORT, Config, parse_settings, training_cell_key, value_
 from mpcc.options import usable
 from mpcc.runs import run_dir
 from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes, read_json
+from mpcc.shell import message_of
 
 if TYPE_CHECKING:
     from mpcc.use.model import Model
@@ -88,12 +89,11 @@ def _from_mlflow(address: str) -> bytes:
             place = mlflow.artifacts.download_artifacts(model, dst_path=folder)
             return (Path(place) / "data" / MODEL).read_bytes()
         except Exception as error:  # whatever a database, a server or a store can raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if isinstance(error, FileNotFoundError):
-                reason = f"there is no data/{MODEL} in it"
+            missing = isinstance(error, FileNotFoundError)
+            why = f"there is no data/{MODEL} in it" if missing else message_of(error, 200)
             raise RunDirError(
-                f"{address}: MLflow gives no model ({reason}); of a sweep it has those of the best "
-                "cell, of all trials by --sync --log-models always"
+                f"{address}: MLflow gives no model ({why}); by default a sweep logs only its best "
+                "cell; use --sync --log-models always"
             ) from None
 
 
@@ -142,7 +142,7 @@ def best_cell(path: Path, cells: Collection[str] | None = None) -> str:
     data = set()
     dropped: set[str] = set()
     with suppress(RunDirError, KeyError, TypeError):  # Without a sound plan all count.
-        plan: Any = read_json(path / PLAN)
+        plan: Any = read_json(path / PLAN) or {}
         dropped = {*plan.get("dropped", ())}
         cells = {cell["key"] for cell in plan["cells"]} if cells is None else cells
     for folder, config in _trials(path).items():

@@ -18,12 +18,15 @@ from mpcc.data.image_set import to_float, to_uint8
 from mpcc.data.pictures import progress
 from mpcc.model.networks import Encoder, Generator
 from mpcc.model.prior import Prior
-from mpcc.training.device import cpu_threads, whole_float32
+from mpcc.training.device import cpu_threads, float32_products
 from mpcc.use.images import Images, one_image, prepare
 from mpcc.use.levels import Levels
 
 BATCH = 64
-"""Images that the networks take at once, always: a batch of another size rounds otherwise."""
+"""Fixed batch size of the networks: another size changes the last bits."""
+
+FITTED = "a fitted MPCC"
+"""`Model.about` of the estimator's models, whose `dataset` is only a number of channels."""
 
 Floats = NDArray[np.float32]
 Clusters = NDArray[np.int64]
@@ -36,10 +39,10 @@ class Model:
 
     The methods take images as `mpcc.use.images.prepare` does and prepare them as training did:
     uint8 or float arrays and tensors (N, H, W), (N, H, W, C) or (N, C, H, W), a torch Dataset, a
-    list of files, or a folder. Floats are within `value_range`, [0, 1] by default. `inverted` true
-    takes dark for bright; None refuses images that seem to be inverted. The same image gives the
-    same bits in whatever company, on one kind of processor. DataError, one line, for images that
-    cannot be meant; ValueError for clusters of a model that has none.
+    list of files, or a folder. `**how`: floats are within `value_range`, [0, 1] by default;
+    `inverted` True inverts the images, None refuses images that seem to be inverted. An image gives
+    the same bits whatever other images it comes with, on one kind of processor. DataError, one
+    line, for invalid images; ValueError for clusters of a model that has none.
     """
 
     config: Config
@@ -77,8 +80,9 @@ class Model:
         return unpickled, (bytes_of(self), self.about)
 
     def __repr__(self) -> str:
+        images = "" if self.about == FITTED else f"{self.config.dataset}, "
         return (
-            f"Model({self.about}: {self.config.dataset}, {self.n_clusters} clusters, "
+            f"Model({self.about}: {images}{self.n_clusters} clusters, "
             f"{'x'.join(map(str, self.image_shape))} images, {self.iteration:,} iterations)"
         )
 
@@ -183,11 +187,8 @@ class Model:
     def _likeliest(self, z: Tensor) -> Tensor | None:
         if not self.prior.has_clusters:
             return None
-        return (
-            self._in_batches(lambda z: (self.prior.log_memberships(z),), z)[0]
-            .argmax(1)
-            .to(z.device)
-        )
+        log_memberships = self._in_batches(lambda z: (self.prior.log_memberships(z),), z)[0]
+        return log_memberships.argmax(1).to(z.device)
 
     def _draw(self, z: Tensor, y: Tensor | None) -> Pixels:
         given = (z,) if y is None else (z, y)
@@ -200,7 +201,7 @@ class Model:
     def _in_batches(
         self, run: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        """What `run` gives for batches of BATCH rows, the last one padded, as one, on the CPU."""
+        """The outputs of `run` on batches of BATCH rows, the last one padded, joined on the CPU."""
         n, found = len(inputs[0]), []
         whole = torch.autocast(self.device.type, enabled=False)
         with torch.no_grad(), whole, as_trained(self.config, self.device):
@@ -215,11 +216,17 @@ class Model:
 
 @contextlib.contextmanager
 def as_trained(config: Config, device: torch.device) -> Iterator[None]:
-    """Within, torch computes as in the trial; afterwards as before. Threads change the last bit."""
+    """Within, torch computes as in the trial, to the last bit; afterwards as before."""
     if device.type == "cpu":
         with cpu_threads(config.cpu_threads):
             yield
     else:
-        whole = contextlib.nullcontext() if config.precision == "tf32" else whole_float32()
-        with whole, torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-            yield
+        # Not torch.backends.cudnn.flags: it also turns cuDNN off and TF32 on.
+        cudnn = torch.backends.cudnn
+        before = cudnn.deterministic, cudnn.benchmark
+        with float32_products(config.precision):
+            cudnn.deterministic, cudnn.benchmark = True, False
+            try:
+                yield
+            finally:
+                cudnn.deterministic, cudnn.benchmark = before

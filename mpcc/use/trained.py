@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,9 @@ from mpcc.runs import run_dir
 from mpcc.runs.clusters import CLUSTERS, clusters_bytes
 from mpcc.runs.files import MODEL, RunDirError
 from mpcc.runs.model_file import model_bytes, read_model
+from mpcc.shell import message_of
 from mpcc.training.device import resolve_device
-from mpcc.training.resume import fitting, take_model
+from mpcc.training.resume import fitting, load_model
 from mpcc.training.state import TrainState, build_prior, build_state, seeded
 from mpcc.use.images import CHUNK
 from mpcc.use.levels import Levels
@@ -31,22 +31,19 @@ from mpcc.use.model import Model
 NETWORKS = ("generator", "encoder", "prior")
 
 
-def trained_bytes(state: TrainState, generator: Generator) -> bytes:
-    """The file of a model as training has it; the generator that an evaluation has used."""
-    names, levels = state.image_set.label_names, Levels.of(state.image_set.images)
-    return bytes_of(_model(state, generator, names, levels))
-
-
 def for_use(
     state: TrainState, evaluation: Evaluation, files: Sequence[str] | None
 ) -> dict[str, bytes]:
-    """What the last evaluation leaves for users, by file: the model, and every image's cluster.
-
-    files: of each image, where the images are files.
-    """
-    found = {MODEL: trained_bytes(state, evaluation.generator)}
+    """The files that a finished trial leaves for users, by name: its model, and every image's
+    cluster. files: of each image, if the images are files."""
+    images = state.image_set
+    networks = evaluation.generator, state.encoder, state.prior
+    model = Model(
+        state.config, state.iteration, *networks, images.label_names, Levels.of(images.images)
+    )
+    found = {MODEL: bytes_of(model)}
     if evaluation.clusters is not None:
-        images, chunks = state.image_set, evaluation.z_means.split(CHUNK)
+        chunks = evaluation.z_means.split(CHUNK)
         with torch.no_grad():
             shares = [state.prior.log_memberships(z).exp().amax(1).cpu() for z in chunks]
         labels = None
@@ -58,14 +55,8 @@ def for_use(
     return found
 
 
-def _model(state: TrainState, generator: Generator, *of_images: Any) -> Model:
-    networks = generator, state.encoder, state.prior
-    return Model(state.config, state.iteration, *networks, *of_images)
-
-
 def bytes_of(model: Model) -> bytes:
-    """The file of a model: all tensors by name, a weight as the forward pass sees it where it is
-    kept normalised."""
+    """The file of a model: all tensors by name (fast layers: the normalised weight)."""
     found: dict[str, Tensor] = {}
     for prefix in NETWORKS:
         network = getattr(model, prefix)
@@ -108,8 +99,8 @@ def model_of(data: bytes, name: str, device: torch.device) -> Model:
             name,
         )
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise RunDirError(f"{name} holds no model of this version ({reason})") from None
+        why = message_of(error, 200)
+        raise RunDirError(f"{name} holds no model of this version ({why})") from None
 
 
 def unpickled(data: bytes, name: str) -> Model:
@@ -118,19 +109,18 @@ def unpickled(data: bytes, name: str) -> Model:
 
 
 def model_of_checkpoint(path: Path, config: Config, device: torch.device) -> Model:
-    """The model in the newest intact checkpoint of a trial, evaluated as the trainer would.
-
-    RunDirError where there is none.
-    """
+    """The model in the newest intact checkpoint of a trial, evaluated as the trainer would;
+    RunDirError if there is none."""
     blank = torch.zeros((1, config.n_channels, config.image_size, config.image_size))
     state = build_state(config, ImageSet(blank.to(device, torch.uint8), None, (), ""), device)
     found, damaged = run_dir.read_checkpoints(path)
     problems = list(damaged.values())
     for _, content in fitting(found, state, path, problems):
-        take_model(state, content)
+        load_model(state, content)
         with torch.no_grad():
             generator = averaged_generator(state, evaluation_rng(state))
-        return model_of(bytes_of(_model(state, generator)), str(path), device)
+        model = Model(config, state.iteration, generator, state.encoder, state.prior)
+        return model_of(bytes_of(model), str(path), device)
     raise RunDirError(
         "; ".join(problems) or f"{path} has no checkpoint yet: wait, or go on with the trial"
     )
@@ -146,8 +136,8 @@ def _fill(
     for name, array in arrays.items():
         tensor = torch.tensor(array, device=device)
         if fast and array.ndim == 4:
-            # Not by `torch.channels_last`, which leaves a layer of one channel as it is: other
-            # strides round otherwise.
+            # Not torch.channels_last: under it one-channel weights keep other strides, and then
+            # round differently.
             n, c, h, w = array.shape
             flat = tensor.permute(0, 2, 3, 1).flatten()
             tensor = flat.view(n, h, w, c).permute(0, 3, 1, 2)

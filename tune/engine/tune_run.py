@@ -92,7 +92,7 @@ def grouped(specs: Sequence[TrialSpec], size: int, n_gpus: int) -> list[list[Tri
     kinds: dict[Any, list[TrialSpec]] = {}
     for spec in specs:
         own_group = spec.key if size == 1 or spec.exclusive else None
-        kinds.setdefault((own_group, spec.config.of_the_process), []).append(spec)
+        kinds.setdefault((own_group, spec.config.process_settings), []).append(spec)
     groups = []
     for kind in kinds.values():
         n = max(math.ceil(len(kind) / size), min(n_gpus, len(kind)))

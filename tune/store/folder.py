@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mpcc.config import Config
 from mpcc.runs import run_dir
-from mpcc.runs.files import dumps, remove_scraps, set_aside
+from mpcc.runs.files import dumps, quarantine, remove_scraps
 from mpcc.runs.repair import repair
 from tune.plan.cells import Trial
 from tune.plan.plan import PLAN, TRIALS, Plan, PlanError, images_name
@@ -189,7 +189,7 @@ class Store:
         if self.remote is not None or not os.path.lexists(path):
             return None
         if not path.is_dir():
-            set_aside(path)
+            quarantine(path)
             return f"{path} was no folder; quarantined, runs again"
         damaged = repair(path, trial.config, fingerprint)
         end = "repaired" if (path / run_dir.RESULT).exists() else "runs again"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from mpcc.runs.files import set_aside
+from mpcc.runs.files import quarantine
 from tune.store.transfer import scratch_dir
 from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, one_line
 
@@ -87,7 +87,7 @@ def open_experiment(uri: str, out: Path, preset: str) -> tuple[MlflowClient, str
         if file is None or uri != default_uri(out) or not any(t in str(error) for t in DAMAGE):
             raise
         for part in (file, *file.parent.glob(f"{file.name}-*")):  # with SQLite's journal
-            set_aside(part)
+            quarantine(part)
         text = f"{file} was damaged: it was moved aside and a new database is being filled"
         raise DamagedDatabase(text) from None
     if experiment is not None and uri == default_uri(out):
