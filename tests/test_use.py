@@ -311,6 +311,8 @@ def test_the_best_planned_cell_has_most_information_whatever_labels_say(
 
     best = {"n_encoder_steps": 2}
     unplanned = sweep.trial({"n_encoder_steps": 3}, 0, {"cluster_information": 2.0})
+    sweep.plan([{"n_encoder_steps": 5}], seeds=(0, 1))
+    sweep.fill({"n_encoder_steps": 5}, [{"cluster_information": 3.0}], failures=["collapsed"])
     assert find_trial(sweep.path, "best", 0) == sweep.folder(best, 0)
     assert find_trial(sweep.path, "best", 1) == sweep.folder(best, 1)
     key = sweep.config(best, 0).cell_key

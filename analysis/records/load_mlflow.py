@@ -17,6 +17,7 @@ from mpcc.config import REMOVED, full_name, parse_value
 from mpcc.evaluation.metrics import TEST
 from mpcc.runs import run_dir
 from mpcc.runs.files import SEAL
+from mpcc.shell import message_of
 from tune.plan.plan import MLFLOW, PLAN, TRIALS
 
 _PICTURE = "samples.png"
@@ -34,8 +35,8 @@ def fetch(uri: str, folder: Path, name: str | None = None, *, curves: bool = Fal
     try:
         return _lay_out(client, _parent(client, uri, name), folder, curves)
     except (MlflowException, OSError) as error:
-        line = str(error).splitlines()[0][:200]
-        raise LoadError(f"MLflow at {uri} does not answer as it should: {line}") from None
+        reason = message_of(error, 200)
+        raise LoadError(f"MLflow at {uri} does not answer as it should: {reason}") from None
 
 
 def _client(uri: str) -> Any:
