@@ -99,8 +99,14 @@ def test_a_point_with_a_collapsed_seed_is_called_the_best_nowhere(tmp_path: Path
         finish(grid, trial)
     collapsed(tmp_path / "grid", first.group.cell_key)
     records = load([tmp_path])
-    said = against(records, groups(records), load([tmp_path / "grid"]), "grid")
-    assert said == ["grid has no sound cell with mse: nothing to compare with."]
+    (line,) = against(records, groups(records), load([tmp_path / "grid"]), "grid")
+    assert f"({second.group.label()}) against the best cell of grid" in line  # It has no other.
+    for point in search.points:
+        for seed in (0, 1):
+            collapsed(tmp_path, point.group.cell_key, seed)
+    all_lost = found(tmp_path)
+    assert found_in.leader(all_lost) is not None
+    assert not [row for row in found_in.best_table(all_lost).rows if row.cells[-1].best]
 
 
 def test_of_two_searches_it_is_said_that_one_is_left_out(tmp_path: Path) -> None:

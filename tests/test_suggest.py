@@ -336,7 +336,7 @@ def test_a_point_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     (store.trial_dir(first.key) / "result.json").unlink()
     finish(store, first, metrics=value_of(first.config) | {"n_clusters_collapsed": 1})
     (point,) = read_points(source.search, store.statuses(source.trials()))
-    assert point.collapsed and points.best(source.search, [point]) == []
+    assert point.collapsed and points.best(source.search, [point]) == [point]
 
 
 def test_a_diverged_point_counts_as_worse_and_a_failed_one_not_at_all(tmp_path: Path) -> None:

@@ -260,9 +260,7 @@ def _best_cell(store: Store, plan: Plan) -> Cell:
         return cells[best_cell(store.out, cells)]
     front, _ = _front(plan, store.statuses(plan.trials()))
     if not front:
-        raise PlanError(
-            "--ablate-from best: no point of the search is complete and without a collapsed seed"
-        )
+        raise PlanError("--ablate-from best: no point of the search is complete yet")
     return front[0]
 
 

@@ -101,9 +101,9 @@ def course(search: Found, objective: int, ax: Axes) -> Axes:
         ax.scatter(places, seeds, s=6, color=COLOURS[6], alpha=0.5, linewidths=0)
     ax.scatter(numbers, means, s=16, color=COLOURS[0], zorder=3, label="mean of a point")
     grow = np.maximum if sign(name) > 0 else np.minimum
-    sound = search.sound
-    so_far = grow.accumulate(np.array([p.values[objective] for p in sound]) * spec.scale)
-    label, steps = "best so far", [point.number for point in sound]
+    able = search.candidates
+    so_far = grow.accumulate(np.array([p.values[objective] for p in able]) * spec.scale)
+    label, steps = "best so far", [point.number for point in able]
     ax.step(steps, so_far, where="post", color=COLOURS[1], label=label)
     ax.set(xlabel="point", ylabel=spec.heading)
     ax.legend(fontsize=7)

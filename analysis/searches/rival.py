@@ -30,16 +30,17 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
     """Lines that say whether the search's best point beats the best cell of another sweep.
 
     Each is the best by the search's first objective on the seeds that chose it, of those without a
-    collapsed or diverged seed. They are tested only on their fresh seeds: on those that chose it
-    each is too good.
+    collapsed or diverged seed if there are any. They are tested only on their fresh seeds: on those
+    that chose it each is too good.
     """
     ours, metric = _best_point(records, groups)
     if ours is None:
         return []
     every = groups_of(other, pool_code=ours.code_pooled)
-    known = [g for g in every if g.summary(metric).n and not collapse([g])]
+    known = [g for g in every if g.summary(metric).n]
     if not known:
-        return [f"{name} has no sound cell with {metric}: nothing to compare with."]
+        return [f"{name} has no cell with {metric}: nothing to compare with."]
+    known = [g for g in known if not collapse([g])] or known
     rival = max(known, key=lambda g: sign(metric) * g.summary(metric).mean.estimate)
     head = (
         f"The search's best point ({ours.label()}) against the best cell of {name} "

@@ -96,9 +96,10 @@ class Found:
     points: tuple[Point, ...]
 
     @property
-    def sound(self) -> list[Point]:
-        """The points without a collapsed seed: only they can be the best."""
-        return [point for point in self.points if not collapse([point.group])]
+    def candidates(self) -> list[Point]:
+        """The points that can be the best: without a collapsed seed, or all if each has one."""
+        sound = [point for point in self.points if not collapse([point.group])]
+        return sound or list(self.points)
 
     @cached_property
     def importances(self) -> list[list[Importance]]:
@@ -143,19 +144,19 @@ def left_out(records: Records) -> list[str]:
 
 
 def best(search: Found) -> list[Point]:
-    """The best point, or the Pareto front of several objectives, by number; only sound points."""
+    """The best point, or the Pareto front of several objectives, by number."""
     signs = np.array([sign(name) for name in search.objectives])
-    gains = [signs * np.array(point.values) for point in search.sound]
+    gains = [signs * np.array(point.values) for point in search.candidates]
     front = [
         point
-        for point, own in zip(search.sound, gains, strict=True)
+        for point, own in zip(search.candidates, gains, strict=True)
         if not any((other >= own).all() and (other > own).any() for other in gains)
     ]
     return front if len(search.objectives) > 1 else front[:1]
 
 
 def leader(search: Found) -> Point | None:
-    """The best point by the first objective; None where no point is sound."""
+    """The best point by the first objective; None if no point is complete."""
     up = sign(search.objectives[0])
     return max(best(search), key=lambda point: up * point.values[0], default=None)
 
@@ -178,7 +179,7 @@ def best_table(search: Found) -> Table:
     table.headings = [Heading("point"), *(Heading(short(axis.name)) for axis in search.axes)]
     table.headings += [Heading(column(name).heading) for name in search.objectives]
     for point in ranked:
-        star = not several and point in front
+        star = not several and point in front and not collapse([point.group])
         cells = [Cell(str(point.number), row_notes(table, point.group), sort=point.number)]
         cells += [Cell(value_text(point.group.settings[axis.name])) for axis in search.axes]
         for name, seeds, value in zip(search.objectives, point.seeds, point.values, strict=True):
@@ -192,7 +193,7 @@ def best_table(search: Found) -> Table:
     if not several:
         curse = "The best of many looks better than it is (the winner's curse)"
         table.lines.append(f"{curse}: confirm it on fresh seeds.")
-    if len(search.sound) < len(search.points):
+    if any(collapse([point.group]) for point in search.points):
         table.lines.append("A point with a collapsed seed is not called the best.")
     if len(search.points) < LEAST_POINTS:
         table.absent = (

@@ -136,8 +136,8 @@ def best_cell(path: Path, cells: Collection[str] | None = None) -> str:
     """The key of the sweep's cell with the greatest mean of SCORE over its trials that are done.
 
     cells: the keys of those that may be chosen, by default all that the plan has. Trials that were
-    dropped from the plan do not count. A cell with a collapsed or diverged seed is never the best,
-    as in tables. RunDirError if no cell is left.
+    dropped from the plan do not count, nor do cells with a collapsed or diverged seed, unless all
+    have one. RunDirError if no trial counts.
     """
     values: dict[str, list[float]] = {}
     data = set()
@@ -155,17 +155,15 @@ def best_cell(path: Path, cells: Collection[str] | None = None) -> str:
             data.add((config.dataset, config.split, config.n_clusters))
         if result.get("state") == run_dir.DIVERGED or "collapsed" in result.get("failures", ()):
             unsound.add(config.cell_key)
-    if not values.keys() - unsound:
-        raise RunDirError(
-            f"no cell of {path} has {SCORE} of a trial that is done, and no collapsed or diverged "
-            "seed: name a cell by its key"
-        )
+    if not values:
+        raise RunDirError(f"no trial of {path} that is done has {SCORE}: name a cell by its key")
     if len(data) > 1:
         raise RunDirError(
             f"{path} has several data sets or numbers of clusters, whose I(x; y) does not compare: "
             "name a cell by its settings or key"
         )
-    means = {key: sum(found) / len(found) for key, found in values.items() if key not in unsound}
+    keys = values.keys() - unsound or values.keys()
+    means = {key: sum(values[key]) / len(values[key]) for key in keys}
     return max(sorted(means), key=means.__getitem__)
 
 

@@ -58,7 +58,7 @@ def confirm(
             f"no best cell by {by[0]}: fewer than two cells have finished with it "
             "and without a collapsed or diverged seed"
         )
-        search_why = "no point of the search is complete and without a collapsed seed"
+        search_why = "no point of the search is complete: nothing to confirm"
         raise PlanError(search_why if plan.search else why)
     keys |= {plan.base.cell_key} & set(plan.search_points)
     used = {seed for planned in plan.cells for seed in planned.seeds}

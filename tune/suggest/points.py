@@ -56,7 +56,7 @@ class Point:
     reason: str = ""
     """Why it is not done: the states of its seeds, or how one of them ended."""
     collapsed: bool = False
-    """Whether the model of a seed has collapsed; such a point is never the best, as in tables."""
+    """Whether the model of a seed has collapsed: any other point is better."""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -95,7 +95,8 @@ def _value(end: Status, name: str) -> float:
 
 def best(search: Search, points: Sequence[Point]) -> list[Point]:
     """The best point that is done; with several objectives the Pareto front."""
-    done = [point for point in points if point.state == State.DONE and not point.collapsed]
+    done = [point for point in points if point.state == State.DONE]
+    done = [point for point in done if not point.collapsed] or done
     study = open_study(search)
     study.add_trials([frozen(search, point) for point in done])
     front = [done[trial.number] for trial in study.best_trials]
