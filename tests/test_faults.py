@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import faults
-from benchmarks.fault_lab import ARGV, Lab, Outcome, Sessions
+from benchmarks.fault_lab import ARGV, SETTINGS, Lab, Outcome, Sessions
 from benchmarks.fault_tools import Progress
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ class EmptyLab(Lab):
 
 def test_nothing_is_lost_nothing_runs_twice_and_the_table_is_the_same(tmp_path: Path) -> None:
     """Of all rows the one that kills a part of Ray; an undisturbed sweep is held against it."""
-    lab = Lab(tmp_path)
+    lab = Lab(tmp_path, argv=(*SETTINGS, "--grid", "esteps=1", "--checkpoint-seconds", "0"))
     outcome = faults.attempt(lab, "raylet-killed", 1)
     lab.sessions.end()
     assert outcome.sound, outcome
