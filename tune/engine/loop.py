@@ -79,7 +79,9 @@ class Loop:
         n_trials = self.states.n_trials
         log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
         # Trials that wait for others of the same model count too: they may need more of a node.
-        later = [t for t in self.states.trials() if self.states[t.key].state not in ENDED]
+        first = {trial.key for trial in ready}
+        waiting = (t for t in self.states.trials() if self.states[t.key].state not in ENDED)
+        later = [trial for trial in waiting if trial.key not in first]
         self._engine = engine = Engine(self.settings, [*ready, *later], log, n_trials)
         self.signals.kill = engine.kill
         with engine:
