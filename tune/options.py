@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from tune.command import number, option
 from tune.display import log
 from tune.engine.spec import LOCAL, Settings
 from tune.plan.cells import Trial
-from tune.plan.plan import Plan, check_same_base, differences, new_plan
+from tune.plan.plan import Plan, PlanError, check_same_base, check_same_code, differences, new_plan
 from tune.plan.state import ENDED
 from tune.store import same_code
 from tune.store.folder import Store
@@ -198,6 +198,20 @@ def begun(
     if options.accept_changed_code:
         return replace(old, code_files=code_fingerprints())
     return old
+
+
+def check_code(options: Options, store: Store, plan: Plan, trains: Callable[[], bool]) -> None:
+    """PlanError if the code has changed since the folder was begun and this command trains.
+
+    trains: whether it does, by the records. They are read only if the code has changed.
+    """
+    if options.status or options.sync:
+        return
+    try:
+        check_same_code(store.out, plan)
+    except PlanError:
+        if options.retry or trains():
+            raise
 
 
 def with_equal_code(

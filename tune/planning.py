@@ -31,13 +31,11 @@ def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[P
     or evaluated.
     """
     plan, wanted = _planned(options, store, old)
-    if not (options.status or options.sync):
-        try:
-            check_same_code(store.out, plan)
-        except PlanError:  # Only then do the records matter, and reading them takes time.
-            asks = options.retry or options.evaluate
-            if asks or any(store.status(trial).state not in ENDED for trial in wanted):
-                raise
+
+    def trains() -> bool:
+        return options.evaluate or any(store.status(t).state not in ENDED for t in wanted)
+
+    common.check_code(options, store, plan, trains)
     return plan, wanted
 
 
@@ -273,10 +271,7 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
             raise ValueError(
                 f"--confirm takes --seeds N, 2 or more fresh ones, got {options.seeds}"
             )
-    from mpcc.evaluation.metrics import (
-        METRICS,  # numpy: only where a choice is made
-        metric_name,
-    )
+    from mpcc.evaluation.metrics import METRICS, metric_name  # numpy: only where a choice is made
 
     metric = metric_name(options.confirm or "")
     if metric and metric not in METRICS:

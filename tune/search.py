@@ -22,11 +22,7 @@ if __name__ == "__main__":
     signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
 
 from mpcc.config import preset  # noqa: E402
-from mpcc.evaluation.metrics import (  # noqa: E402
-    METRICS,  # noqa: E402
-    column,
-    metric_name,
-)
+from mpcc.evaluation.metrics import METRICS, column, metric_name  # noqa: E402
 from mpcc.options import path  # noqa: E402
 from mpcc.shell import guard_output, script, shown  # noqa: E402
 from tune import command, preflight, report, run  # noqa: E402
@@ -35,7 +31,7 @@ from tune.command import number, option  # noqa: E402
 from tune.display import log  # noqa: E402
 from tune.options import DEFAULT_PRESET, Options  # noqa: E402
 from tune.plan import grid, pruning  # noqa: E402
-from tune.plan.plan import STUDY, Plan, PlanError, check_same_code  # noqa: E402
+from tune.plan.plan import STUDY, Plan  # noqa: E402
 from tune.plan.state import ENDED  # noqa: E402
 from tune.store.folder import Store, open_store  # noqa: E402
 from tune.store.remote import is_address  # noqa: E402
@@ -179,13 +175,12 @@ def _planned(options: SearchOptions, store: Store, old: Plan | None) -> tuple[Pl
     given = any((options.preset, options.variant, options.changes, options.iterations))
     plan = common.begun(options, store, old, name, base, given=given)
     search = _search(options, store, plan)
-    if not (options.status or options.sync):
-        try:
-            check_same_code(store.out, plan)
-        except PlanError:
-            states = [point.state for point in read_points(search, store.statuses(search.trials()))]
-            if options.retry or len(states) < search.n_points or not ENDED.issuperset(states):
-                raise
+
+    def trains() -> bool:
+        more = len(search.points) < search.n_points
+        return more or any(store.status(t).state not in ENDED for t in search.trials())
+
+    common.check_code(options, store, plan, trains)
     return replace(plan, search=search.to_dict()), search
 
 
