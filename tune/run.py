@@ -24,7 +24,7 @@ from tune.store.lock import Claims, LockError, sweep_lock, trial_lock
 from tune.tracking.connection import check_reachable
 from tune.tracking.delivery import in_step, sync
 from tune.tracking.tracker import Tracker
-from tune.tracking.uri import one_line
+from tune.tracking.uri import first_line
 
 NOTHING_LEFT = 4
 """The exit code of `--next` if no trial is left for it."""
@@ -236,7 +236,7 @@ def deliver(settings: Settings, store: Store, plan: Plan) -> int:
         try:
             sent = sync(store, settings.uri, plan, settings.log_models)
         except Exception as error:  # whatever a database or a server can raise
-            log(f"MLflow at {settings.uri}: {one_line(error)}")
+            log(f"MLflow at {settings.uri}: {first_line(error)}")
             return 3
     print(f"{sent} trials delivered to {settings.uri}")
     return 0

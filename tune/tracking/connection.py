@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from mpcc.runs.files import quarantine
 from tune.store.transfer import scratch_dir
-from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, one_line
+from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, first_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -62,7 +62,7 @@ def check_reachable(uri: str, out: Path, preset: str, *, begun: bool) -> str | N
         client.set_experiment_tag(experiment, *KIND)  # Writes, which it may not be allowed to.
         return None
     except Exception as error:  # whatever a database or a server can raise
-        problem = one_line(error)
+        problem = first_line(error)
     if begun:
         return problem
     raise ValueError(

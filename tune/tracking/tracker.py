@@ -11,7 +11,7 @@ from tune.plan.state import Event, EventKind
 from tune.store.folder import Store
 from tune.tracking.delivery import Delivery
 from tune.tracking.model import LogModels
-from tune.tracking.uri import one_line
+from tune.tracking.uri import first_line
 
 PACE = 30.0
 """Seconds of pause per second of processor time of the last delivery."""
@@ -64,7 +64,7 @@ class Tracker:
                 self._delivery.deliver()
                 self.problem = None
             except Exception as error:  # whatever a database or a server can raise
-                self.problem = one_line(error)
+                self.problem = first_line(error)
             self._closing.wait(1.0 + PACE * (time.thread_time() - begun))
 
     def _apply(self, message: Event | Plan | None) -> None:

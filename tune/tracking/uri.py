@@ -89,7 +89,7 @@ def read_record(out: Path, uri: str) -> Mapping[str, object]:
     return record if record.get("tracking_uri") in (uri, recorded_uri(uri, out)) else {}
 
 
-def one_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not empty, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
