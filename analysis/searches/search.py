@@ -95,7 +95,7 @@ class Found:
     n_points: int
     points: tuple[Point, ...]
 
-    @property
+    @cached_property
     def candidates(self) -> list[Point]:
         """The points that can be the best: without a collapsed seed, or all if each has one."""
         sound = [point for point in self.points if not collapse([point.group])]
