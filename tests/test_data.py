@@ -290,8 +290,11 @@ def test_damaged_cache_is_made_anew(tmp_path):
     first = data.load(PRESETS["digits"])
     (place,) = (tmp_path / "cache" / "prepared").glob("digits-*/images.bin")
     place.write_bytes(b"short")
+    (scraps := place.parent.with_name(".mnist.4194305.tmp")).mkdir()  # Of a process that is dead.
+    (scraps / "images.bin").touch()
     assert data.load(PRESETS["digits"]).fingerprint == first.fingerprint
     assert place.stat().st_size == first.images.numel()
+    assert os.listdir(place.parent.parent) == [place.parent.name]
 
 
 def test_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from mpcc.runs import run_dir
 from tune.store import lock as lock_module
+from tune.store import remote as remote_module
 from tune.store.folder import Store
 from tune.store.lock import CLAIM, Claim, Claims, LockError, release_lock, sweep_lock, sweep_owner
 from tune.store.remote import Remote
@@ -177,7 +177,7 @@ def test_a_full_disk_ends_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with open_lock(tmp_path) as lock:
         with monkeypatch.context() as patch:
-            patch.setattr(run_dir, "write_bytes", full)
+            patch.setattr(remote_module, "write_bytes", full)
             lock.renew(["abc"])
             time.sleep(1)
             assert running_keys(tmp_path) == set()
@@ -352,6 +352,8 @@ def test_of_two_drivers_on_one_remote_the_second_is_refused_and_a_dead_one_repla
     assert found is not None and found.running == ("abc",) and sweep_owner(store.out) is None
     owner.kill()
     owner.wait()
+    # As if it had died while it wrote its claim.
+    (remote / f".driver.json.{owner.pid}.tmp").write_text('{"name"')
     begun = time.monotonic()
     with sweep_lock(store) as lock:
         assert time.monotonic() - begun < 1

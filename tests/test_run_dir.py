@@ -236,6 +236,8 @@ def test_half_written_files_of_dead_writers_are_removed_and_no_others(tmp_path: 
     ]
     for name in (*dead, *alive):
         (tmp_path / name).touch()
+    (tmp_path / f".folder.{gone.pid}.tmp").mkdir()
+    (tmp_path / f".folder.{gone.pid}.tmp" / "part").touch()
     old = time.time() - 2 * files.SCRAP_SECONDS
     os.utime(tmp_path / dead[-1], (old, old))
     files.remove_scraps(tmp_path)

@@ -126,14 +126,14 @@ def test_a_storage_that_stumbles_is_asked_again(
     pauses: list[float] = []
     monkeypatch.setattr(remote_module.time, "sleep", pauses.append)
     remote.retry_seconds = 60
-    write, faults = run_dir.write_bytes, [OSError(5, "timeout"), OSError(28, "full")]
+    write, faults = remote_module.write_bytes, [OSError(5, "timeout"), OSError(28, "full")]
 
     def stumbling(path: Path, data: bytes) -> None:
         if faults:
             raise faults.pop()
         write(path, data)
 
-    monkeypatch.setattr(run_dir, "write_bytes", stumbling)
+    monkeypatch.setattr(remote_module, "write_bytes", stumbling)
     remote.write("x", b"1")
     assert remote.read("x") == b"1" and len(pauses) == 2 and pauses[1] > pauses[0]
 
@@ -143,7 +143,7 @@ def test_a_refusal_is_not_repeated_and_a_loss_is_told_apart_from_nothing_there(
 ) -> None:
     remote.retry_seconds = 60
     refused = OSError("AWS Error ACCESS_DENIED during PutObject operation")
-    monkeypatch.setattr(run_dir, "write_bytes", lambda *_: (_ for _ in ()).throw(refused))
+    monkeypatch.setattr(remote_module, "write_bytes", lambda *_: (_ for _ in ()).throw(refused))
     begun = time.monotonic()
     with pytest.raises(RemoteError, match="ACCESS_DENIED"):
         remote.write("x", b"1")

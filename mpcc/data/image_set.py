@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from mpcc.data.cache import read_or_make
 from mpcc.data.own_images import image_files
 from mpcc.data.places import DataError
 from mpcc.data.source import in_training
+from mpcc.runs.files import remove_scraps, staged_path
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,10 @@ def _read_cached(place: Path) -> ImageSet | None:
 
 def _write_cached(place: Path, image_set: ImageSet) -> Path:
     """Write the prepared data, whole or not at all. A cache that cannot be written is no fault."""
-    staged = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    staged = staged_path(place)
     with contextlib.suppress(OSError):
         try:
+            remove_scraps(place.parent)
             staged.mkdir(parents=True)
             image_set.images.numpy().tofile(staged / "images.bin")
             if image_set.labels is not None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import stat
 import time
@@ -126,7 +127,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole.
     OSError, with no scrap left behind; ENOSPC names the file."""
     path = Path(path)
-    staged = path.with_name(f".{path.name}.pid-{_HOST}-{os.getpid()}.tmp")
+    staged = staged_path(path)
     try:
         with staged.open("wb") as file:
             file.write(data)
@@ -138,6 +139,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         if error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, f"no room on the disk for {path}") from None
         raise
+
+
+def staged_path(path: Path) -> Path:
+    """The hidden name beside a file or folder under which this process prepares it."""
+    return path.with_name(f".{path.name}.pid-{_HOST}-{os.getpid()}.tmp")
 
 
 def dumps(value: Mapping[str, Any], indent: int | None = None) -> str:
@@ -202,7 +208,7 @@ def quarantine(file: Path) -> Path:
 
 
 def remove_scraps(folder: Path) -> None:
-    """Remove the half-written files of writers that are dead."""
+    """Remove the half-written files and folders of writers that are dead."""
     for file in folder.glob(".*.tmp"):
         match = _SCRAP.fullmatch(file.name)
         if match is None:
@@ -213,7 +219,9 @@ def remove_scraps(folder: Path) -> None:
                 dead = not _lives(int(pid))
             else:
                 dead = time.time() - file.stat().st_mtime > SCRAP_SECONDS
-            if dead:
+            if dead and file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            elif dead:
                 file.unlink(missing_ok=True)
         except OSError:
             continue  # Its writer has just ended it, or the disk refuses: not the trial's fault.

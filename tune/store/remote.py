@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from mpcc.options import usable
-from mpcc.runs import run_dir
+from mpcc.runs.files import remove_scraps, write_bytes
 from mpcc.shell import message_of
 
 RETRY_SECONDS = 60.0
@@ -120,7 +120,8 @@ class Remote:
     def write(self, name: str, data: bytes, time_ns: int | None = None) -> None:
         """Make or replace a file, whole or not at all.
 
-        A folder keeps the time that is given; an object store has its own.
+        A folder keeps the time that is given; an object store has its own. Half-written files that
+        dead writers left beside it are removed.
         """
         if not self._is_folder:
             with self._files.open_output_stream(name, compression=None) as file:
@@ -128,7 +129,8 @@ class Remote:
             return
         path = Path(self.address, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        run_dir.write_bytes(path, data)
+        remove_scraps(path.parent)
+        write_bytes(path, data)
         if time_ns is not None:
             os.utime(path, ns=(time_ns, time_ns))
 
