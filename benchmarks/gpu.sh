@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in at most eight minutes: the tests marked gpu, the time of an
+# Everything that only a GPU can show, in at most nine minutes: the tests marked gpu, the time of an
 # iteration beside its aim, what limits it, and one short trial on MNIST.
 # Needs torch, torchvision, scikit-learn and pytest; neither Ray nor MLflow. MNIST is taken from
 # MPCC_DATA_DIR, else from runs/data; without it that trial is left out.
@@ -38,7 +38,7 @@ if [ -n "$dry" ]; then
 else
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || failed=1
 fi
-step 120 tests "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${tests[@]}"
+step 180 tests "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "${tests[@]}"
 step 240 iterations "$PYTHON" benchmarks/training_step.py --only GPU --rounds 3 \
     --profile mnist cifar10 $dry
 if [ -n "$dry" ]; then

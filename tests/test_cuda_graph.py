@@ -1,4 +1,4 @@
-"""What a GPU's recorded iterations rest on, shown on a CPU; on a GPU, the recording itself."""
+"""What a GPU's recorded iterations rest on, on a CPU; test_gpu.py has the recording itself."""
 
 import pytest
 import torch
@@ -6,13 +6,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mpcc.data.image_set import ImageSet
-from mpcc.fast import cuda_graph
 from mpcc.fast.cuda_graph import Recorded
 from mpcc.model.layers import bilinear_double
 from mpcc.runs import run_dir
 from mpcc.training import trainer
 from mpcc.training.algorithm import train_step, update_all
-from mpcc.training.device import prepare_process
 from mpcc.training.state import build_state
 from mpcc.training.trainer import train
 from tests.test_weights import VARIANTS, images
@@ -191,35 +189,6 @@ def test_bilinear_doubling_is_torchs_own():
     (ours,) = torch.autograd.grad((bilinear_double(x) * weight).sum(), x)
     (theirs,) = torch.autograd.grad((oracle * weight).sum(), x)
     torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_recorded_iterations_are_plain_ones_to_the_bit_on_a_gpu(precision, tiny, some_images):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: recorded iterations are not tested")
-    config = small(tiny, precision=precision, width=8)
-    prepare_process(config, torch.device("cuda"))
-    states = [build_state(config, some_images, "cuda") for _ in range(2)]
-    recorded = Recorded(cuda_graph.record)
-    n = 20
-    assert run(states[0], n) == run(states[1], n, recorded)
-    assert recorded.replay is not None, recorded.outcome
-    assert torch.equal(states[0].rng.get_state(), states[1].rng.get_state())
-    assert torch.equal(states[0].average[0], states[1].average[0])
-
-
-@pytest.mark.gpu
-def test_a_gpu_draws_the_images_that_the_cpu_draws(tiny, some_images):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: its images are not compared with the CPU's")
-    # Weights are the same on every device; random streams are not.
-    states = [build_state(small(tiny), some_images, device) for device in ("cpu", "cuda")]
-    z, y = states[0].prior.sample(6, states[0].rng)
-    with torch.no_grad():
-        a = states[0].generator(z, y)
-        b = states[1].generator(z.cuda(), y.cuda())
-    torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

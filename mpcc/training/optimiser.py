@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -74,7 +75,11 @@ class ModulePart(Part):
         for leaf in self.leaves:
             leaf.requires_grad_(False)
         self.lr = lr
-        self.adam = torch.optim.Adam(self.leaves, lr=lr, betas=(0.0, BETA2), eps=EPS)
+
+    @cached_property
+    def adam(self) -> torch.optim.Adam:
+        """Made when it is needed, which takes torch a second that a fast trial does without."""
+        return torch.optim.Adam(self.leaves, lr=self.lr, betas=(0.0, BETA2), eps=EPS)
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         for leaf, gradient in zip(self.leaves, gradients, strict=True):

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mpcc.runs.files import MODEL
+from mpcc.runs import run_dir
+from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes
 from mpcc.use import load
 
 if TYPE_CHECKING:
@@ -22,21 +23,28 @@ ended (`mpcc.use.load.best_cell`), all, or none."""
 NAME = "model"
 """The name of each trial's model: `runs:/ID/model`."""
 IMAGES = 2
-"""The number of generated images in the model's input example."""
+"""The number of images in the model's input example; they are black."""
 
 
 def log_model(client: MlflowClient, run: Run, folder: Path) -> None:
-    """Log the model of a trial's folder; it replaces any model of the run, half logged or not."""
+    """Log the model of a trial's folder; it replaces any model of the run, half logged or not.
+
+    RunDirError if the model's file is not the one that the trial has written.
+    """
     import numpy as np
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import save_model
     from mlflow.types import Schema, TensorSpec
 
-    model = load.load(folder, device="cpu")
-    images = model.sample(IMAGES)
-    grey = images.shape[1] == 1
-    images = images[:, 0] if grey else images.transpose(0, 2, 3, 1)
+    config, result = run_dir.read_config(folder), run_dir.read_result(folder)
+    data = read_bytes(folder / MODEL)
+    if config is None or result is None or data is None or not belongs(result, MODEL, data):
+        raise RunDirError(f"{folder / MODEL} is missing or damaged; MLflow does not get it")
+    size = (config.image_size, config.image_size)
+    grey = config.n_channels == 1
+    # Drawing images would take torch, a second to import, for an example that only shows the form.
+    images = np.zeros((IMAGES, *size) if grey else (IMAGES, *size, 3), np.uint8)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1) if grey else (-1, -1, -1, 3))]),
         Schema([TensorSpec(np.dtype("int64"), (-1,))]),
@@ -57,4 +65,4 @@ def log_model(client: MlflowClient, run: Run, folder: Path) -> None:
         )
         client.log_model_artifacts(logged.model_id, f"{place}/{NAME}")
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, model.iteration)])
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, int(result["iteration"]))])
