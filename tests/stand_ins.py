@@ -204,7 +204,7 @@ class StandInHead:
     def start(self, *_: object) -> None:
         pass
 
-    def connect(self, env_vars: object) -> None:
+    def connect(self) -> None:
         pass
 
     def problem(self) -> str | None:

@@ -26,12 +26,12 @@ DRIVER = """
 import json, os, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from tune.engine.head import EngineError, LocalHead
-ray_head = LocalHead()
+ray_head = LocalHead({"GREETING": "hello"})
 ray_head.start(2)
 failed = []
 def connect():
     try:
-        ray_head.connect({"GREETING": "hello"})
+        ray_head.connect()
     except EngineError as error:
         failed.append(str(error))
 thread = threading.Thread(target=connect)  # As the engine does.
@@ -64,7 +64,7 @@ for line in sys.stdin:
         head.SHARED_MEMORY = "/nowhere"  # As in a container without it.
         ray_head = LocalHead()
         ray_head.start(1)
-        ray_head.connect({})
+        ray_head.connect()
         ray_head.stop()
         say()
 """
@@ -230,7 +230,7 @@ def test_a_ray_that_is_ready_before_it_has_written_its_address_is_waited_for(
     monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
     ray_head = head.LocalHead()
     ray_head.start(1)
-    ray_head.connect({})
+    ray_head.connect()
     ray_head.stop()
     assert asked == ["127.0.0.1:1"]
 
@@ -247,7 +247,7 @@ def test_a_ray_that_does_not_start_is_told_in_one_line(
     ray_head = head.LocalHead()
     ray_head.start(1)
     with pytest.raises(head.EngineError, match="did not start on this machine .*Error: no") as it:
-        ray_head.connect({})
+        ray_head.connect()
     assert "\n" not in str(it.value)
     ray_head.stop()
     ray_head.stop()  # Once more does no harm.

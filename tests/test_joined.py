@@ -27,7 +27,7 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> ClusterConnection:
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.05)
     monkeypatch.setattr(cluster, "GONE_SECONDS", 0.3)
-    return ClusterConnection(HEAD)
+    return ClusterConnection(HEAD, {"A": "1"})
 
 
 @contextlib.contextmanager
@@ -130,7 +130,7 @@ def test_what_ray_says_becomes_one_line(
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(EngineError, match=said) as caught:
-        connection.connect({})
+        connection.connect()
     assert "\n" not in str(caught.value)
 
 
@@ -147,7 +147,7 @@ def test_nodes_are_sent_our_packages_and_the_driver_watches_its_head_and_its_nod
         monkeypatch.setattr(ray, "init", lambda address, **more: given.update(more))
         monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
         monkeypatch.setattr(ray, "nodes", lambda: [own | {"NodeID": "other"}, own])
-        connection.connect({"A": "1"})
+        connection.connect()
         assert problem_within(connection, 0.6) is None
     assert "its head has not answered" in str(problem_within(connection, 5))
     runtime = given["runtime_env"]

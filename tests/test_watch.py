@@ -87,7 +87,7 @@ def test_a_ray_that_cannot_start_is_one_line_and_no_trial_is_touched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Refusing(StandInHead):
-        def connect(self, env_vars: object) -> None:
+        def connect(self) -> None:
             raise error
 
     ray_with(monkeypatch, head=Refusing)
@@ -108,7 +108,7 @@ def test_a_signal_does_not_wait_for_ray_to_start(
     over = threading.Event()
 
     class Slow(StandInHead):
-        def connect(self, env_vars: object) -> None:
+        def connect(self) -> None:
             over.wait(60)
             raise EngineError("ended while it started")  # As the head does once it is killed.
 

@@ -71,7 +71,7 @@ def groups_of_three(out: Path) -> None:
 
     Made of the engine's parts: by itself it makes groups for GPUs alone.
     """
-    head = LocalHead()
+    head = LocalHead(worker_variables(Settings(out, ""), 1))
     head.start(2)
     from tune.engine.tune_run import EventCallback, StopRequest, TrialQueue, grouped, tuner_of
 
@@ -83,7 +83,7 @@ def groups_of_three(out: Path) -> None:
     trials.close()
     results = Path(tempfile.mkdtemp())
     try:
-        head.connect(worker_variables(Settings(out, ""), 1))
+        head.connect()
         tuner = tuner_of(
             trials, EventCallback(events.put), StopRequest(), (1.0, 0.0), None, results
         )

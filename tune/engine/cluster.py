@@ -55,18 +55,19 @@ _ready: set[str] = set()
 class ClusterConnection:
     """The cluster at `auto` or HOST:PORT; this machine must be one of its nodes."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, variables: Mapping[str, str]) -> None:
+        """variables: those of the environment of every worker."""
         environment.apply(local=False)
-        self._address = address
+        self._address, self._variables = address, variables
         self._answered: dict[str, float] = {}
         """Service (head, local Ray) -> time of its last answer (time.monotonic)."""
 
-    def connect(self, env_vars: Mapping[str, str]) -> None:
+    def connect(self) -> None:
         """Connect, after `check_cluster`, and send nodes our packages; EngineError if refused."""
         import ray
 
         runtime = {
-            "env_vars": dict(env_vars),
+            "env_vars": dict(self._variables),
             "py_modules": [str(ROOT / "mpcc"), str(ROOT / "tune")],
             "excludes": ["**/__pycache__"],
         }

@@ -54,8 +54,11 @@ class Engine:
         self._cpus = settings.cpus or float(self._threads)
         self._gpus, self._n_gpus, self._group_size = 0.0, 1, 1
         self._needs: NodeNeeds | None = None
+        variables = environment.worker_variables(settings, self._threads)
         self._connection: LocalHead | cluster.ClusterConnection = (
-            LocalHead() if settings.local else cluster.ClusterConnection(settings.address)
+            LocalHead(variables)
+            if settings.local
+            else cluster.ClusterConnection(settings.address, variables)
         )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._queue: TrialQueue
@@ -157,7 +160,7 @@ class Engine:
         """Connect to Ray, check the nodes, run Tune: the engine's thread."""
         folder = scratch_dir()
         try:
-            self._connection.connect(environment.worker_variables(self._settings, self._threads))
+            self._connection.connect()
             self._prepare()
             self._tune(callback, folder)
         except BaseException as error:  # The loop raises an EngineError and logs any other.

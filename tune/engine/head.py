@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tune.engine import environment, supervisor
 
@@ -49,7 +50,9 @@ class EngineError(ValueError):
 class LocalHead:
     """A Ray on this machine that no other machine and no other user can reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Mapping[str, str] = MappingProxyType({})) -> None:
+        """variables: those of the environment of every worker."""
+        self._variables = variables
         self._folder: Path | None = None
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._ended = False
@@ -75,7 +78,8 @@ class LocalHead:
                 self._supervisor = subprocess.Popen(
                     guard + command,
                     # A copy: with our own, another thread that sets a variable makes this fail.
-                    env=os.environ.copy(),
+                    # Workers inherit it: by a runtime environment they start a second later.
+                    env={**os.environ, **self._variables},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -85,8 +89,8 @@ class LocalHead:
             self.kill()
             raise _not_started(str(error)) from None
 
-    def connect(self, env_vars: Mapping[str, str]) -> None:
-        """Connect this process, whose workers get the variables; EngineError if Ray fails."""
+    def connect(self) -> None:
+        """Connect this process; EngineError if Ray fails."""
         end = time.monotonic() + START_SECONDS
         while not (address := self._address()):
             if self._ended or time.monotonic() > end:
@@ -96,7 +100,7 @@ class LocalHead:
                 raise _not_started(problem)
             time.sleep(0.02)
         try:
-            connect(address, {"env_vars": dict(env_vars)})
+            connect(address, {})
         except Exception as error:  # Ray raises nothing narrower.
             raise _not_started(str(error)) from None
 
