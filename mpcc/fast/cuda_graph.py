@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from mpcc.training.algorithm import update_all
-from mpcc.training.state import TrainState
+from mpcc.training.state import TrainState, starting
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,6 @@ Losses = dict[str, Tensor]
 Recorder = Callable[[TrainState], tuple[Callable[[], None], list[str], Tensor]]
 """Records an iteration's updates: gives what replays them, and the names and values of the losses,
 one tensor that every replay fills."""
-
-_recording = threading.Lock()
 
 
 class Recorded:
@@ -49,11 +46,13 @@ class Recorded:
         self.check(state)
         return update_all(state) if self.replay is None else self._replayed(self.replay)
 
-    @torch.no_grad()
     def check(self, state: TrainState) -> None:
         """Record an iteration and compare it with plain ones, once; the state stays as it is."""
-        if self.outcome:
-            return
+        if not self.outcome:
+            with starting, torch.no_grad():
+                self._check(state)
+
+    def _check(self, state: TrainState) -> None:
         parts = copy.deepcopy({name: part.state() for name, part in state.parts.items()})
         random = state.rng.get_state()
 
@@ -104,11 +103,14 @@ def record(state: TrainState) -> tuple[Callable[[], None], list[str], Tensor]:
     """Record the updates of an iteration without running them; RuntimeError where CUDA refuses."""
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(state.rng)
-    # Other trials of this process go on meanwhile, hence thread_local; but one records at a time.
+    # cuBLAS has one workspace per stream, which a recording keeps: trials that record on the same
+    # stream and replay side by side would overwrite each other's. The default cannot be recorded.
+    own = torch.cuda.current_stream(state.device)
+    stream = None if own == torch.cuda.default_stream(state.device) else own
+    # Other trials of this process go on meanwhile, hence thread_local.
     with (
-        _recording,
         torch.cuda.device(state.device),
-        torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
     ):
         losses = update_all(state)
         values = torch.stack(list(losses.values()))

@@ -19,6 +19,10 @@ from mpcc.model.prior import Prior
 from mpcc.training.optimiser import ModulePart, Part
 
 _global_random, _copying = threading.Lock(), threading.Lock()
+starting = threading.Lock()
+"""Held while a trial is built, and while it records its iteration. A thread's first product of
+matrices makes a handle of cuBLAS, which waits for the whole device: a recording of another trial of
+the process, made at that moment, would fail."""
 _copies: WeakValueDictionary[tuple[str, str], ImageSet] = WeakValueDictionary()
 """Fingerprint of a data set, device -> its copy there, for as long as a trial uses it."""
 
@@ -85,6 +89,13 @@ def build_state(
     dtype: torch.dtype = torch.float32,
 ) -> TrainState:
     """A trial before its first iteration. Weights depend on the seed alone, not on the device."""
+    with starting:
+        return _build(config, image_set, device, dtype)
+
+
+def _build(
+    config: Config, image_set: ImageSet, device: torch.device | str, dtype: torch.dtype
+) -> TrainState:
     with seeded(config.seed):
         prior = build_prior(config).to(device, dtype)
         networks = build_networks(config)
