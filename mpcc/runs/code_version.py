@@ -82,14 +82,14 @@ def code_hash(source: str) -> str:
     return hashlib.sha256(dump.encode()).hexdigest()[:12]
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree without bare strings: docstrings, and what is written under a field."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [s for s in body if not (_is_bare_string(s))]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree
+def _without_docstrings(node: ast.AST) -> ast.AST:
+    """The node without bare strings: docstrings, and what is written under a field."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for statement in getattr(node, name, ()):
+            _without_docstrings(statement)
+    if hasattr(node, "body"):
+        node.body = [s for s in node.body if not _is_bare_string(s)] or [ast.Pass()]
+    return node
 
 
 def _is_bare_string(statement: ast.stmt) -> bool:
