@@ -21,7 +21,7 @@ from mpcc.training.state import build_state
 from mpcc.training.trainer import train
 from tests.test_cuda_graph import run, small
 from tests.test_trainer import files
-from tests.test_weights import VARIANTS, images, state_of
+from tests.test_weights import VARIANTS, images, images_for, state_of
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -55,10 +55,7 @@ def test_recorded_iterations_are_plain_ones_to_the_bit(
     precision: str, changes: dict, tiny: Config
 ) -> None:
     config = small(tiny, precision=precision, **{"width": 8, **changes})
-    data = images()
-    if config.image_size == 16:
-        wide = data.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        data = ImageSet(wide, data.labels, data.label_names, data.fingerprint)
+    data = images_for(changes)
     prepare_process(config, GPU)
     states = [build_state(config, data, GPU) for _ in range(2)]
     recorded = Recorded(cuda_graph.record)

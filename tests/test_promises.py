@@ -387,9 +387,6 @@ def cpu_seconds(command: list[str], cwd: Path, code: int) -> float:
 
 def test_help_status_dry_run_and_errors_take_half_a_second(tmp_path: Path) -> None:
     sweep = table1_sweep(tmp_path / "digits")
-    # On a slow machine, where Python alone takes more than 7 ms to start: 75 times that.
-    start = [sys.executable, "-S", "-c", "pass"]
-    limit = max(0.5, 75 * min(cpu_seconds(start, tmp_path, 0) for _ in range(5)))
     for program, words, code in (
         ("ablation", ["--help"], 0),
         ("ablation", ["--out", str(sweep.path), "--status"], 0),
@@ -407,7 +404,7 @@ def test_help_status_dry_run_and_errors_take_half_a_second(tmp_path: Path) -> No
         ("mpcc", ["sample"], 2),
     ):
         command = [sys.executable, *PROGRAMS[program], *words]
-        assert any(cpu_seconds(command, tmp_path, code) < limit for _ in range(3)), command
+        assert any(cpu_seconds(command, tmp_path, code) < 0.5 for _ in range(3)), command
 
 
 # -- tables --------------------------------------------------------------------------------------

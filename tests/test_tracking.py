@@ -863,7 +863,7 @@ def test_no_model_is_logged_before_all_have_ended_and_a_damaged_one_hinders_no_r
     (last / "later").rename(last / "result.json")
     (first / MODEL).write_bytes(b"none")
     tracker = Tracker(Store(out), default_uri(out), plan)
-    assert str(close(tracker)).endswith("model.mpcc is missing or damaged; MLflow does not get it")
+    assert str(close(tracker)).endswith("model.mpcc is damaged; delete it to use the checkpoint")
     assert [status for _, status in runs(out).values()] == ["FINISHED"] * 5
 
 

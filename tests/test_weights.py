@@ -42,6 +42,15 @@ def images(n_channels: int = 1, n: int = 40) -> ImageSet:
     return ImageSet(pixels, torch.arange(n) % 3, ("a", "b", "c"), "0" * 12)
 
 
+def images_for(changes: dict) -> ImageSet:
+    """Those of `images` at the size that a variant wants."""
+    data = images()
+    if changes.get("image_size") == 16:
+        wide = data.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        data = ImageSet(wide, data.labels, data.label_names, data.fingerprint)
+    return data
+
+
 def state_of(data: ImageSet | None = None, **changes):
     # Built in float64 from the start: the first steps of Adam raise a rounding to a whole step.
     torch.set_default_dtype(torch.float64)
@@ -68,10 +77,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_fast_path_follows_the_plain_one_for_twenty_iterations(changes):
-    data = images()
-    if changes.get("image_size") == 16:
-        wide = data.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        data = ImageSet(wide, data.labels, data.label_names, data.fingerprint)
+    data = images_for(changes)
     states = [state_of(data, **changes, fast=fast) for fast in (True, False)]
     for i in range(20):
         fast, plain = (train_step(state) for state in states)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +58,19 @@ def load(
         raise RunDirError(
             f"the trial in {path} diverged ({result.get('cause')}): load another seed or cell"
         )
-    data = read_bytes(path / MODEL) if MODEL in result.get("seal", {}) else None
+    data = model_data(path, result)
     if data is None:  # Of earlier code, or not at its end.
         return model_of_checkpoint(path, config, where)
-    if not belongs(result, MODEL, data):
-        raise RunDirError(f"{path / MODEL} is damaged; delete it to use the checkpoint")
     return model_of(data, str(path), where)
+
+
+def model_data(path: Path, result: Mapping[str, Any]) -> bytes | None:
+    """The model file of a trial with this result; None if there is none. RunDirError if it is
+    damaged."""
+    data = read_bytes(path / MODEL) if MODEL in result.get("seal", {}) else None
+    if data is not None and not belongs(result, MODEL, data):
+        raise RunDirError(f"{path / MODEL} is damaged; delete it to use the checkpoint")
+    return data
 
 
 def _load_pyfunc(path: str) -> Model:

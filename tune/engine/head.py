@@ -78,7 +78,7 @@ class LocalHead:
                 self._supervisor = subprocess.Popen(
                     guard + command,
                     # A copy: with our own, another thread that sets a variable makes this fail.
-                    # Workers inherit it: by a runtime environment they start a second later.
+                    # Workers inherit it.
                     env={**os.environ, **self._variables},
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mpcc.runs import run_dir
-from mpcc.runs.files import MODEL, RunDirError, belongs, read_bytes
+from mpcc.runs.files import MODEL, RunDirError
 from mpcc.use import load
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ IMAGES = 2
 def log_model(client: MlflowClient, run: Run, folder: Path) -> None:
     """Log the model of a trial's folder; it replaces any model of the run, half logged or not.
 
-    RunDirError if the model's file is not the one that the trial has written.
+    RunDirError if the trial or its model file is missing or damaged.
     """
     import numpy as np
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -38,9 +38,8 @@ def log_model(client: MlflowClient, run: Run, folder: Path) -> None:
     from mlflow.types import Schema, TensorSpec
 
     config, result = run_dir.read_config(folder), run_dir.read_result(folder)
-    data = read_bytes(folder / MODEL)
-    if config is None or result is None or data is None or not belongs(result, MODEL, data):
-        raise RunDirError(f"{folder / MODEL} is missing or damaged; MLflow does not get it")
+    if config is None or result is None or load.model_data(folder, result) is None:
+        raise RunDirError(f"{folder / MODEL} is missing; MLflow does not get it")
     size = (config.image_size, config.image_size)
     grey = config.n_channels == 1
     # Drawing images would take torch, a second to import, for an example that only shows the form.
