@@ -99,10 +99,11 @@ def test_a_tuner_of_ones_own_stops_early_and_is_restored_after_a_kill(tmp_path: 
     while not finished(storage) and time.monotonic() < end:
         assert first.poll() is None, first.communicate()
         time.sleep(0.2)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
     before = finished(storage)
     assert before
+    time.sleep(1)  # Tune saves its own state at its next step.
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
     time.sleep(5)  # Ray's processes end with their driver.
 
     second = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)

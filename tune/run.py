@@ -126,9 +126,6 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> li
             loop = Loop(source, settings, states, store, lock, tracker, display, signals)
             if loop.run():
                 patience = DELIVERY_SECONDS
-        if not lock.lost:
-            with suppress(OSError):  # The plan then only lacks the fingerprint of the images.
-                store.write_plan(store.with_recorded_images(source.plan))
     finally:
         problem: str | None = "interrupted"
         with suppress(Interrupted):

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
@@ -31,8 +32,9 @@ DOWNLOAD_SECONDS = 60.0
 """How long the end of a sweep waits for records from the remote, or from a slow shared disk."""
 ELSEWHERE_SECONDS = 2.0
 """Seconds between two checks of a trial that another process trains."""
-EVENT_SECONDS = 0.2
-"""How long the loop waits for an event before it handles signals, the display and the lock."""
+EVENT_SECONDS, RECORD_SECONDS = 0.2, 0.02
+"""How long the loop waits for an event before it handles signals, the display and the lock; and
+before it looks again for the record of a trial that has just ended."""
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Loop:
         """
         ready = self._ready()
         if not ready:
+            self._finish()
             return True
         n_trials = self.states.n_trials
         log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
@@ -87,17 +90,22 @@ class Loop:
         with engine:
             self._submit(ready)
             whole = self._loop()
-            if not whole:
+            if whole:
+                self._finish()  # MLflow gets the rest while Ray ends.
+            else:
                 engine.kill()
         self.signals.kill = None
         self._apply_rest()
+        if not whole:
+            self._finish()
         if isinstance(engine.error, EngineError) and self.signals.number is None:
             raise engine.error
         return whole
 
     def _loop(self) -> bool:
         while self._in_flight or self._exclusive or self._elsewhere or not self.source.finished:
-            self._receive_all(EVENT_SECONDS)
+            just_ended = any(since < math.inf for since in self._awaited.values())
+            self._receive_all(RECORD_SECONDS if just_ended else EVENT_SECONDS)
             self._report()
             problem = self._problem()
             if problem is not None:
@@ -261,6 +269,13 @@ class Loop:
                 self._awaited[key] = math.inf
                 problem = self._downloads.problem
                 self._apply(Event(key, EventKind.STOPPED, State.STOPPED, cause=problem))
+
+    def _finish(self) -> None:
+        """Write the plan, and have the last delivery to MLflow begin."""
+        if not self.lock.lost:
+            with suppress(OSError):  # The plan then only lacks the fingerprint of the images.
+                self.store.write_plan(self.store.with_recorded_images(self.source.plan))
+        self.tracker.finish()
 
     def _apply_rest(self) -> None:
         """Apply the queued events and the records that still arrive; stop all other trials."""

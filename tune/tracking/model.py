@@ -5,6 +5,7 @@ A model's files there are `model.mpcc`, which mpcc loads, and MLflow's descripti
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -59,9 +60,26 @@ def log_model(client: MlflowClient, run: Run, folder: Path) -> None:
             data_path=str(folder / MODEL),
             signature=signature,
             input_example=images,
-            pip_requirements=["torch", "numpy", "pillow"],  # This package is on no index.
+            conda_env=_environment(),
             mlflow_model=Model(artifact_path=NAME, run_id=run_id, model_id=logged.model_id),
         )
         client.log_model_artifacts(logged.model_id, f"{place}/{NAME}")
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, int(result["iteration"]))])
+
+
+def _environment() -> dict[str, object]:
+    """What the model needs, as MLflow writes it into each of its files about packages.
+
+    A list of requirements would have MLflow scan all installed packages, a third of a second.
+    """
+    from mlflow import __version__
+
+    # This package is on no index.
+    packages = [f"mlflow=={__version__}", "torch", "numpy", "pillow"]
+    python = f"python={platform.python_version()}"
+    return {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [python, "pip", {"pip": packages}],
+    }

@@ -39,14 +39,18 @@ class Tracker:
         """Use the plan, which has more trials now."""
         self._messages.put(plan)
 
-    def close(self, deadline: float) -> str | None:
-        """Make one last delivery, and wait for it until `deadline` (time.monotonic).
-
-        No trial runs any more. Returns why the delivery fails, None if it is complete.
-        """
-        seconds = max(0.0, deadline - time.monotonic())
+    def finish(self) -> None:
+        """Begin the last delivery: no trial runs any more."""
         self._messages.put(None)
         self._closing.set()
+
+    def close(self, deadline: float) -> str | None:
+        """Finish, and wait for the last delivery until `deadline` (time.monotonic).
+
+        Returns why the delivery fails, None if it is complete.
+        """
+        seconds = max(0.0, deadline - time.monotonic())
+        self.finish()
         self._thread.join(seconds)
         if self._thread.is_alive():
             return self.problem or f"no answer within {seconds:.0f} s"
