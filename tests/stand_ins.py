@@ -152,6 +152,7 @@ class Looped:
             problem=None,
             log=self.events.append,
             extend=self.plans.append,
+            finish=lambda: None,
         )
 
     @property

@@ -26,9 +26,8 @@ FINISHED = [name for name, folder in FOLDERS.items() if folder["status"]["code"]
 UNFINISHED = [name for name in FOLDERS if name not in FINISHED]
 ENDED = ("done", "pruned")
 RENAMED = {name for old, m in METRICS.items() if m.replaced_by for name in (old, m.replaced_by)}
-OLD_ENDS = [folder.get(name, folder) for folder in FOLDERS.values() for name in ("end", "longer")]
-OF_OLD = {name for end in OLD_ENDS for trial in end["trials"].values() for name in trial["metrics"]}
-STILL_MEASURED = (set(METRICS) - RENAMED) & OF_OLD
+OF_OLD = {name for trial in FOLDERS["finished"]["trials"].values() for name in trial["metrics"]}
+STILL_MEASURED = OF_OLD & set(METRICS) - RENAMED
 """Metrics that the old code had and the new one has, in the same sense."""
 
 
