@@ -14,11 +14,11 @@ __all__ = ["load", "summarise"]
 
 
 def load(*folders: str | Path) -> pd.DataFrame:
-    """A row per trial of these sweeps: its keys, every setting, its state and its last metrics.
+    """One row per trial of these sweeps: its keys, every setting, its state and its last metrics.
 
-    A trial that has not run is a row too. Without folders: the latest sweep under runs/. What was
-    swept is in `attrs["axes"]`, what was wrong or merged while loading in `attrs["notes"]`.
-    Raises ValueError, in one line, for a folder that holds no records.
+    A trial that has not run has a row too. Without folders: the latest sweep under runs/. The
+    swept settings are in `attrs["axes"]`, problems and merged records in `attrs["notes"]`.
+    Raises ValueError, with a one-line message, for a folder that holds no records.
     """
     from analysis.records.folders import latest_sweep
     from analysis.records.load import load as read
@@ -31,7 +31,7 @@ def load(*folders: str | Path) -> pd.DataFrame:
 
 
 def __getattr__(name: str) -> Any:
-    """`summarise`, when it is first asked for: pandas takes a second to import."""
+    """Import `summarise` only when it is used, since pandas takes a second to import."""
     if name == "summarise":
         from analysis.tables.pivot import summarise
 

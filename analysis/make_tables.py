@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0:1] = [str(ROOT)]  # Not this folder: its modules are `analysis.*`.
+sys.path[0:1] = [str(ROOT)]  # In place of this folder: its modules are `analysis.*`.
 
 from analysis.options import formats_of, parser  # noqa: E402
-from mpcc.shell import guard_output, one_line, script, shown  # noqa: E402
+from mpcc.shell import guard_output, one_line, script, shown, without_password  # noqa: E402
 
 if TYPE_CHECKING:
     from analysis.records.frame import Records
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print and write the tables; 0, or 1 for --check on stale files, or 2 for a usage error."""
+    """Print and write the tables; returns 0, 1 if --check finds stale files, 2 on a usage error."""
     options = parser().parse_args(arguments)
     try:
         formats = formats_of(options.format)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(options: argparse.Namespace, formats: Sequence[str]) -> None:
-    """ValueError for the first options that do not go together."""
+    """Raise ValueError for the first combination of options that is not allowed."""
     usual, out, archive = vars(parser().parse_args([])), options.out, options.export
     given = {name for name, value in vars(options).items() if value != usual[name]}
     elsewhere = [f"--{n}" for n in ("out", "check", "explain", "beside") if n in given]
@@ -116,7 +116,7 @@ def _read(
 
 
 def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) -> int:
-    """Read, make every file, and check, pack or write them."""
+    """Load the records, make every file, then check, pack or write the files; the exit status."""
     records, out = _read(options, formats, scratch)
 
     from analysis.output.export import companion
@@ -149,7 +149,7 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
 
         other = dict.fromkeys(("metrics", "rows", "columns", "beside"))
         grid = argparse.Namespace(**vars(options) | other | {"table": "grid"})
-        has_grid = any(product.result for product in found)  # The page always has it.
+        has_grid = any(product.result for product in found)  # The report always shows the grid.
         shown_too = [] if has_grid else products(records, cells, grid, verdicts)
         contents["report.html"] = report(
             *(records, cells, [*found, *shown_too], options.test),
@@ -172,14 +172,14 @@ def _make(options: argparse.Namespace, formats: Sequence[str], scratch: Path) ->
     from analysis.records.frame import short
     from mpcc.config import value_text
 
-    first = cells[0]  # As --explain takes it.
+    first = cells[0]  # The example of a cell, as --explain takes it.
     settings = [f"{short(axis)}={value_text(first.settings[axis])}" for axis in records.swept]
     _print(found, out, contents, options, ",".join(settings) or first.cell_key)
     return 0
 
 
 def _against(options: argparse.Namespace, records: Records, cells: list[Group]) -> list[str]:
-    """How a search compares with the folder that --baseline names; nothing for a cell's name."""
+    """Lines comparing a search with the sweep that --baseline names; empty if it names a cell."""
     if not options.baseline or not Path(options.baseline).is_dir():
         return []
     from analysis.records.load import load
@@ -192,7 +192,7 @@ def _against(options: argparse.Namespace, records: Records, cells: list[Group]) 
 
 
 def _figures(records: Records, cells: list[Group], made: list[Product]) -> dict[str, bytes]:
-    """The effects of the axes, and what belongs to a search."""
+    """File name -> content of the figures: effects of the axes and, for a search, its figures."""
     from analysis.output.figures import figures
     from analysis.tables.shared import shown_metrics
 
@@ -207,7 +207,7 @@ def _figures(records: Records, cells: list[Group], made: list[Product]) -> dict[
 
 
 def write(out: Path, files: dict[str, str | bytes]) -> None:
-    """Every file, whole or not at all; one that says the same already is left alone."""
+    """Write each file atomically; a file that already has this content is left unchanged."""
     from mpcc.runs.run_dir import write_bytes
 
     out.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def _check(
     asked: dict[str, str | bytes],
     cells: list[Group],
 ) -> int:
-    """Say which files are stale, among those asked for and those beside them; 1 where some are."""
+    """Print which files are stale, of those asked for and others in `out`; returns 1 if any is."""
     from analysis.output.export import outdated
     from analysis.records.frame import CONFLICT, DAMAGED
     from analysis.tables.assemble import files
@@ -267,7 +267,7 @@ def _print(
     print(f"Written to {shown(out)}: {', '.join(sorted(files))}")
     runs = "".join(f" {shlex.quote(shown(folder))}" for folder in options.runs or ())
     again = script("analysis", "make_tables.py") + (f" --runs{runs}" if runs else "")
-    again += f" --mlflow {shlex.quote(options.mlflow)}" if options.mlflow else ""
+    again += f" --mlflow {shlex.quote(without_password(options.mlflow))}" if options.mlflow else ""
     if "report.html" in files:
         print(f"Next: open {shown(out / 'report.html')} in a browser")
     elif options.table in ("grid", "all"):

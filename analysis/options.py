@@ -1,4 +1,4 @@
-"""What `python analysis/make_tables.py` takes. Quick to import, so that --help answers at once."""
+"""Options of `python analysis/make_tables.py`. Quick to import, so that --help answers at once."""
 
 import argparse
 
@@ -10,7 +10,7 @@ DEFAULT_FORMATS = "md,csv,tex"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command-line parser of make_tables.py."""
     p = OneLineParser(
         prog="make_tables.py",
         description="Tables from the records of a sweep: printed, and written to <sweep>/tables.",
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def formats_of(text: str) -> list[str]:
-    """What --format names, in the order of FORMATS; ValueError for an unknown format."""
+    """The formats in `text`, in the order of FORMATS; ValueError if unknown or if there is none."""
     from mpcc.config import unknown
 
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -113,5 +113,5 @@ def formats_of(text: str) -> list[str]:
 
 
 def listed(text: str | None) -> tuple[str, ...]:
-    """The parts of a list with commas; none where there is no text."""
+    """The parts of a comma-separated list; empty if there is no text."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())

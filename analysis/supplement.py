@@ -1,8 +1,8 @@
-"""The records of sweeps, their tables and the command, as one archive for a paper's supplement.
+"""One archive for a paper's supplement: the records of sweeps, their tables and the command.
 
-What the tables rest on goes in: the plan and the records of every trial. Checkpoints, models, the
-clusters of single images, locks and the addresses of MLflow and of a remote stay behind. The same
-records give the same bytes.
+The archive holds the plan and the records of every trial. It leaves out checkpoints, models, the
+cluster of each image, locks, and the addresses of MLflow and of a remote. The same records give the
+same bytes.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from tune.store.plan_file import COPY, readable
 README = "README.md"
 PACKED = (PLAN, COPY, CONFIG, CONTINUES, METRICS, PROVENANCE, RESULT)
 ANONYMOUS = "machine, user, paths and addresses are replaced, and the seal is made anew"
-"""What a record says of itself in its field `anonymous`."""
+"""Text of the field `anonymous` in a record."""
 NAMING = ("machine", "notes", "cause", "unavailable")
 """Fields of a record whose texts may name machines, users, paths and addresses."""
 _FIRST_TIME = (1980, 1, 1, 0, 0, 0)
@@ -47,9 +47,9 @@ Hide = Callable[[str], str]
 
 
 def stage(folders: Sequence[Path], scratch: Path, anonymous: bool, pictures: bool) -> list[Path]:
-    """Copy what goes into the archive below `scratch`; the copies, one for each folder.
+    """Copy what goes into the archive below `scratch`; returns the copy of each folder.
 
-    Raises RunDirError where `anonymous` meets a damaged record: its seal would hide the damage.
+    Raises RunDirError if `anonymous` and a record is damaged: a new seal would hide the damage.
     """
     hide, place = _hiding(folders) if anonymous else None, scratch / "packed"
     copies: list[Path] = []
@@ -70,7 +70,7 @@ def stage(folders: Sequence[Path], scratch: Path, anonymous: bool, pictures: boo
 
 
 def pack(options: argparse.Namespace) -> str:
-    """Write the copies that `--runs` now names, and a page, into `--export`; what was written."""
+    """Write the copies (now in `options.runs`) and a README to `options.export`; returns a line."""
     place = options.runs[0].parent
     (place / README).write_text(_readme(options))
     files = sorted(path for path in place.rglob("*") if path.is_file())
@@ -86,7 +86,7 @@ def pack(options: argparse.Namespace) -> str:
 
 
 def _readme(options: argparse.Namespace) -> str:
-    """What is in the archive, and the commands that check it and train what is missing."""
+    """The README: what is in the archive, how to check it and how to train what is missing."""
     names = [path.name for path in options.runs]
     words, usual = ["--runs", *names], vars(parser().parse_args([]))
     for name, value in vars(options).items():
@@ -111,7 +111,7 @@ missing; checkpoints and models are left out here.
 
 
 def _hiding(folders: Iterable[Path]) -> Hide:
-    """What replaces, in a text, machines and users, paths and addresses."""
+    """A function that replaces machines, users, paths and addresses in a text."""
     home = os.path.expanduser("~")
     machines = {socket.gethostname(), socket.gethostname().partition(".")[0]}
     for source in (source for folder in folders for source in (folder, *run_dirs(folder))):
@@ -119,7 +119,7 @@ def _hiding(folders: Iterable[Path]) -> Hide:
     users = {os.environ.get("LOGNAME", ""), os.environ.get("USER", ""), os.path.basename(home)}
     words = dict.fromkeys(users, "USER")
     words |= {machine: f"machine-{i}" for i, machine in enumerate(sorted(machines - {""}), 1)}
-    # By name, since these may have spaces in them; the longest first.
+    # Known folders are matched literally, since they may contain spaces; the longest first.
     places = sorted({home, os.getcwd(), *(str(f.resolve()) for f in folders)}, key=len)
     named = "|".join(re.escape(place) for place in reversed(places) if len(place) > 1)
     rest = r"(?:/[^\s/:;,'\"()]+)"
@@ -144,7 +144,7 @@ def _records(source: Path, pictures: bool) -> dict[str, bytes]:
 
 
 def _anonymous(source: Path, files: Mapping[str, bytes], hide: Hide) -> dict[str, bytes]:
-    """Provenance and result without names; RunDirError where one is not what was recorded."""
+    """Provenance and result without names; RunDirError if one of them fails its seal."""
     read_sealed(source)
     made = {}
     for name in (name for name in (PROVENANCE, RESULT) if name in files):
@@ -158,7 +158,7 @@ def _anonymous(source: Path, files: Mapping[str, bytes], hide: Hide) -> dict[str
 
 
 def _hidden(value: Any, hide: Hide, named: bool = False) -> Any:
-    """A record with every text below one of NAMING replaced; `named` where it is below one."""
+    """A record with the texts in fields of NAMING replaced; `named`: `value` is in such a field."""
     if isinstance(value, dict):
         return {key: _hidden(own, hide, named or key in NAMING) for key, own in value.items()}
     if isinstance(value, list):

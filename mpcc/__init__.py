@@ -1,6 +1,6 @@
 """MPCC: clusters images without labels and draws new ones.
 
-    run = mpcc.load("runs/digits", cell="best")     # what a trial has trained
+    model = mpcc.load("runs/digits", cell="best")   # the trained model of a trial
     mpcc.MPCC(n_clusters=10).fit(X).predict(X)      # a scikit-learn estimator
 
 The names below are imported when first used, so that `import mpcc` is quick.

@@ -53,7 +53,7 @@ To use what was trained: python -m mpcc cluster, sample or reconstruct, each wit
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     p = OneLineParser(
         prog=own_name(),
         description="Train MPCC once: cluster images without labels and draw new ones.",
@@ -99,9 +99,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 diverged, 2 bad input, or files that cannot be read or written,
-    130 or 143 stopped by a signal."""
-    if argv is None:  # A program of its own, not a call from Python.
+    """Run the command; returns the exit status: 0 done, 1 diverged, 2 for bad input and for files
+    that cannot be read or written, 130 or 143 if stopped by a signal."""
+    if argv is None:  # Started as a program, not called from Python.
         guard_output()
         argv = sys.argv[1:]
     if argv and argv[0] in commands.COMMANDS:
@@ -158,7 +158,7 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
     """Check that the run can be trained, then train it; returns the exit status. Raises DataError,
     InceptionMissing, RunDirError, OSError."""
     refuse_other_run(config, out)
-    # OpenMP reads it when torch is first imported, as the checks of the images may do.
+    # OpenMP reads this variable when torch is first imported, which the checks below may do.
     os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
     if options.inception_weights is not None:
         find_weights(options.inception_weights)
@@ -183,14 +183,14 @@ def run(config: Config, out: Path, options: argparse.Namespace) -> int:
     with exclusive(out, patience=1.0):
         remove_scraps(out)
         status = train_here(config, out, options)
-        if status < 128:  # It has ended: nothing goes on from the checkpoint before.
+        if status < 128:  # The run has ended: nothing resumes from the previous checkpoint.
             (out / PREVIOUS_CHECKPOINT).unlink(missing_ok=True)
         return status
 
 
 @contextmanager
 def on_signals(act: Callable[[int], None]) -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM calls act(number); a second one kills the process."""
+    """In the block, the first SIGINT or SIGTERM calls act(number); a second kills the process."""
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -211,8 +211,8 @@ def on_signals(act: Callable[[int], None]) -> Iterator[None]:
 def train_here(config: Config, out: Path, options: argparse.Namespace) -> int:
     """Train until the end or a signal; print the result and return the exit status.
 
-    A signal before the first progress report (data are read, k-means runs, the first second of
-    training) ends the process at once, without a checkpoint.
+    A signal before the first progress report (while data are read or k-means runs, or in the first
+    second of training) ends the process at once, without a checkpoint.
     """
     from mpcc.training.trainer import train
 
@@ -262,7 +262,7 @@ def train_here(config: Config, out: Path, options: argparse.Namespace) -> int:
 
 
 def refuse_other_run(config: Config, out: Path) -> None:
-    """RunDirError, before torch is loaded, if `out` holds something else or damaged metrics."""
+    """RunDirError, before torch is imported, if `out` has another run, other files or bad rows."""
     is_new = check_run(out, config)
     if not is_new and read_result(out) is None:
         read_metrics(out)
@@ -278,7 +278,7 @@ def remaining(now: Progress, begun: Progress, start: float) -> str:
 
 
 def print_progress(iteration: int, iterations: int, row: dict | None, left: str) -> None:
-    """One line of progress on stderr."""
+    """Print one line of progress on stderr."""
     from mpcc.evaluation.metrics import column
 
     shown = ("acc_majority", "acc_hungarian", "mse", "loss/discriminator", "loss/encoder")
@@ -294,7 +294,7 @@ def caution(config: Config, options: argparse.Namespace) -> None:
 
 
 def refuse(error: Exception) -> int:
-    """One line for bad input."""
+    """Print the error as one line on stderr; returns exit status 2."""
     print(f"{own_name()}: {one_line(error)}", file=sys.stderr)
     return 2
 

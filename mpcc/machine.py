@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-"""Which control groups this process is in, and where they are."""
+"""The file that lists the control groups of this process, and the folder of all groups."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its container or batch job."""
+    """Number of cores that this process may use, by its CPU affinity and control-group limits."""
     cores = len(os.sched_getaffinity(0))
     for group in _control_groups("cpu"):
         limit = _numbers(group, "cpu.max")
@@ -26,7 +26,7 @@ def usable_cores() -> int:
 
 
 def gpus_here() -> int:
-    """NVIDIA GPUs of this machine, without asking CUDA."""
+    """Number of NVIDIA GPUs in this machine, counted without CUDA."""
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
@@ -74,7 +74,7 @@ def _control_groups(controller: str) -> Iterator[Path]:
 
 
 def _numbers(group: Path, *names: str) -> list[int]:
-    """What these files of a group hold; nothing where one is missing or says "max"."""
+    """The integers in these files of a control group; empty if one is missing or holds "max"."""
     try:
         return [int(word) for name in names for word in (group / name).read_text().split()]
     except (OSError, ValueError):
@@ -91,7 +91,7 @@ def _cached(group: Path) -> int:
 
 
 def processes_left() -> float:
-    """Processes and threads that this user may still start; infinite where nothing limits them."""
+    """Number of processes and threads that this user may still start; infinite without a limit."""
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if limit == resource.RLIM_INFINITY or os.geteuid() == 0:
         return math.inf

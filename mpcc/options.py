@@ -1,4 +1,4 @@
-"""What the command lines share: refusals in one line, and paths that can be used."""
+"""What the command lines share: errors in one line, and checks of device names and paths."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any, NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Errors are one line without argparse's usage text; accepts no abbreviated options."""
+    """A parser with one-line errors, without usage text; it accepts no abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """One line, exit 2."""
+        """Print the message as one line on stderr and exit with status 2."""
         self.exit(
             2, f"{self.prog.removesuffix('.py')}: {' '.join(explained(message, self).split())}\n"
         )
 
 
 def explained(message: str, parser: argparse.ArgumentParser) -> str:
-    """argparse's message, with the option that was probably meant where it does not know one."""
+    """argparse's message; for an unknown option also the nearest one, or a pointer to --help."""
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
         return message
@@ -37,14 +37,14 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
 
 
 def checked_device(name: object) -> str:
-    """A device's name, or that of a torch.device; ValueError, one line, for what names none."""
+    """The device's name, from text or a torch.device; ValueError, one line, for any other name."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(name)):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got '{name}'")
     return str(name)
 
 
 def path(text: str) -> Path:
-    """A path as typed, `~` for the home folder; ArgumentTypeError for text that cannot be one."""
+    """The path in a command-line option, `~` expanded; ArgumentTypeError if it cannot be a path."""
     try:
         return usable(text)
     except ValueError as error:
@@ -52,8 +52,8 @@ def path(text: str) -> Path:
 
 
 def usable(text: str | Path) -> Path:
-    """Check a path that does not come from argparse, `~` for the home folder; ValueError, one line.
-    A file may be called `~x.png` as long as there is no user x.png."""
+    """The path with `~` expanded; ValueError, one line, if it is no path or no such user exists.
+    `~x.png` can name an existing file if there is no user x.png."""
     text = str(text)
     shown = text if len(text) <= 80 else text[:77] + "..."
     if not text.strip():

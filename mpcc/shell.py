@@ -1,10 +1,11 @@
-"""Commands and paths as the user can paste them; output to closed pipes and full disks."""
+"""Commands and paths to paste into a shell; output that survives closed pipes and full disks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def program(name: str) -> str:
-    """A program of this environment: by its name where the shell finds that one, else its path.
+    """How to call a program of this environment: by name if the shell finds this one, else by path.
 
     Folders are compared, not files: a venv's `python` is a symlink to the system's.
     """
@@ -37,21 +38,30 @@ def own_name() -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as seen from the current directory where it lies below, else absolute."""
+    """The path relative to the current directory if it lies below that, else the absolute path."""
     whole, here = Path(os.path.abspath(path)), Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
 def one_line(error: Exception) -> str:
-    """An error in one line, with what to do where a folder cannot be written."""
+    """An error in one line, with advice if a file or folder is read-only or access is denied."""
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES) and error.filename:
+        if os.path.exists(error.filename) and not os.access(error.filename, os.R_OK):
+            return f"cannot read {error.filename}: {error.strerror}"
         return f"cannot use {error.filename}: {error.strerror}; choose another --out"
     return message_of(error)
 
 
 def message_of(error: BaseException, limit: int | None = None) -> str:
-    """An error's message in one line of at most `limit` characters; without one its type's name."""
+    """An error's message in one line, cut to `limit` characters; its type's name if it is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """The text with *** in place of the password, or the token, in every address in it."""
+    text = re.sub(r"(://[^/\s:@]*:)[^/\s]*@", r"\1***@", text)
+    text = re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", text)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def guard_output() -> None:
@@ -65,7 +75,7 @@ def guard_output() -> None:
         with contextlib.suppress(OSError):
             os.fstat(number)
             continue
-        os.open(os.devnull, os.O_RDWR)  # The lowest free number, else a file of ours gets it.
+        os.open(os.devnull, os.O_RDWR)  # Reserve the descriptor: our next file would get it.
     sys.stderr = _Guarded(sys.stderr or open(2, "w", closefd=False))  # type: ignore[assignment]
     sys.stdout = _Guarded(sys.stdout or open(1, "w", closefd=False))  # type: ignore[assignment]
 

@@ -152,7 +152,6 @@ class Looped:
             problem=None,
             log=self.events.append,
             extend=self.plans.append,
-            finish=lambda: None,
         )
 
     @property

@@ -228,6 +228,7 @@ def test_what_a_trial_cost_is_a_column_where_it_is_asked_for(
         (["--at", "soon"], "--at must be an iteration or best:METRIC"),
         (["--at", "0"], "--at must be an iteration or best:METRIC"),
         (["--at", "best:acc_majority"], "an iteration is chosen without labels, by one of"),
+        (["--at", "best:diversity_min"], "an iteration is chosen without labels, by one of"),
     ],
 )
 def test_a_layout_or_a_moment_that_cannot_be_is_refused_in_one_line(

@@ -254,6 +254,10 @@ REFUSED = {
     "an address without a port": (["--address", "head"], "--address: must be local, auto or HOST"),
     "a tracker that is none": (["--tracking-uri", "ftp://x"], "--tracking-uri must start with"),
     "a storage with a password": (["--storage", "s3://me:secret@bucket/x"], "credentials"),
+    "credentials in the data's address": (
+        ["--preset", "mnist", "--data-dir", "s3://KEY:SECRET@bucket/data"],
+        "--data-dir or MPCC_DATA_DIR must hold no credentials: give them by AWS_ACCESS_KEY_ID",
+    ),
     "a folder of data that is none": (["--data-dir", "none"], "none is no folder"),
     "weights that are not there": (["--inception-weights", "none.pth"], "none.pth do not exist"),
     "states that do not end": (["--retry", "planned"], "--retry: invalid choice: 'planned'"),

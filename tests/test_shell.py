@@ -50,11 +50,31 @@ def test_a_script_runs_as_it_is_printed_from_any_folder(
     assert done.returncode == 0 and "Tables from the records" in done.stdout
 
 
-def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do() -> None:
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("postgresql://ada:se@cret@host:5432/db", "postgresql://ada:***@host:5432/db"),
+        ("mysql+pymysql://host/db?user=ada&password=secret&x=1", "...db?user=ada&password=***&x=1"),
+        ("no answer of https://secret@host/x (401)", "no answer of https://***@host/x (401)"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("sqlite:////home/a:b@c/mlflow.db", "sqlite:////home/a:b@c/mlflow.db"),
+    ],
+)
+def test_a_password_in_an_address_is_not_shown(text: str, told: str) -> None:
+    assert shell.without_password(text).endswith(told.removeprefix("..."))
+    assert "secret" not in told
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for number in (errno.EROFS, errno.EACCES):
         error = OSError(number, os.strerror(number), "/clone/runs")
         expected = f"cannot use /clone/runs: {os.strerror(number)}; choose another --out"
         assert shell.one_line(error) == expected
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    unreadable = PermissionError(errno.EACCES, "Permission denied", __file__)
+    assert shell.one_line(unreadable) == f"cannot read {__file__}: Permission denied"
     assert shell.one_line(ValueError("a\n b")) == "a b"
     assert shell.one_line(ValueError()) == "ValueError"
 

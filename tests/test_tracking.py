@@ -42,6 +42,8 @@ from tune.tracking.uri import (
     checked_uri,
     damage_of,
     default_uri,
+    first_line,
+    recorded_uri,
     ui_hint,
 )
 
@@ -540,6 +542,16 @@ def test_a_driver_killed_while_the_database_is_made_leaves_none(tmp_path: Path) 
     assert not file.exists() and len(list(file.parent.glob(".mlflow.db.*"))) == 2
     sync(Store(tmp_path / "sweep"), f"sqlite:///{file}", plan)
     assert file.exists() and list(file.parent.glob(".mlflow.db.*")) == [other]
+
+
+def test_a_servers_password_is_neither_recorded_nor_printed(out: Path) -> None:
+    uri = "postgresql://ada:secret@server/db"
+    record = {"tracking_uri": recorded_uri(uri, out), "experiment": "7"}
+    assert checked_uri(uri) == uri and "secret" not in str(record)
+    run_dir.write_json(out / MLFLOW, record)
+    command, page = ui_hint(uri, out)
+    assert "'postgresql://ada:***@server/db'" in command and "/#/experiments/7/" in page
+    assert str(first_line(OSError(f"no answer of {uri}"))).endswith("ada:***@server/db")
 
 
 @pytest.mark.parametrize("uri", ["runs", "file:///x", "sqlite://", "sqlite:///", "http://", ""])

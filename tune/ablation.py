@@ -1,4 +1,4 @@
-"""`python tune/ablation.py`: plan an ablation, run it, go on with it, show how far it is."""
+"""`python tune/ablation.py`: plan an ablation, run or resume it, show its progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if str(ROOT) not in sys.path:
 from tune import signals  # noqa: E402
 
 if __name__ == "__main__":
-    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
+    signals.end_at_once()  # Until `command.answer` handles them: the imports take a moment.
 
 from mpcc.options import path  # noqa: E402
 from mpcc.shell import guard_output  # noqa: E402
@@ -61,7 +61,7 @@ SIGHUP, SIGINT, SIGTERM (with checkpoints: the same command resumes).
 
 
 PLAN_SECONDS = 30
-"""How long `--next` waits for the plan of a process that has just begun."""
+"""How long `--next` waits for a plan that another process is about to write."""
 _what = partial(option, "what to run")
 
 
@@ -197,8 +197,8 @@ def _plan(
     """The folder's plan as it is, the one that is asked for, the trials of this command, and those
     of them that can run.
 
-    Of processes with `--next` that start at once, the first writes the plan and the others read it
-    again. ValueError where the plan lacks what is asked for and a driver holds it.
+    If several `--next` processes start at once, the first writes the plan and the others read it
+    again. ValueError if the plan lacks what is asked for and a running driver holds it.
     """
     for attempt in range(PLAN_SECONDS):
         time.sleep(min(attempt, 1.0))

@@ -74,7 +74,7 @@ def parse(
 
 
 def number(kind: Callable[[str], T], low: float, high: float) -> Callable[[str], T]:
-    """Reads an `int` or a `float` within these bounds; argparse's own error for any other text."""
+    """A parser of an `int` or `float` within these bounds; argparse's error for any other text."""
     name = "a whole number" if kind is int else "a number"
 
     def read(text: str) -> T:
@@ -101,10 +101,10 @@ def answer(name: str, run: Callable[[Signals], int]) -> int:
 
 
 def end(status: int) -> NoReturn:
-    """End the program at once: threads of a Ray or an MLflow that is gone may wait for ever."""
+    """End the program at once: threads may wait forever for a Ray or an MLflow that has ended."""
     for stream in (sys.stdout, sys.stderr):
         with ignore_output_errors():
             stream.flush()
-    if hasattr(builtins, "__IPYTHON__"):  # %run in a notebook, whose kernel stays.
+    if hasattr(builtins, "__IPYTHON__"):  # %run in a notebook: its kernel must live on.
         sys.exit(status)
     os._exit(status)

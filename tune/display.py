@@ -104,7 +104,7 @@ def score_text(status: Status, config: Config) -> str:
     """`  Acc 58.2 %, collapsed`, as the tables have it; empty if it is not measured."""
     if status.accuracy is None:
         return ""
-    from mpcc.evaluation.failures import failures  # numpy: only where there is a score
+    from mpcc.evaluation.failures import failures  # numpy: only if there is a score
     from mpcc.evaluation.metrics import column
 
     found = failures(status.metrics, config.max_saturation)

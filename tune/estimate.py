@@ -91,7 +91,7 @@ def from_records(sweeps: Path, device: str) -> dict[Shape, Pace]:
     paces: dict[Shape, Pace] = {}
     files = sweeps.glob(f"*/{TRIALS}/*/{run_dir.RESULT}")
     for file in sorted(files, key=lambda f: f.stat().st_mtime)[-MAX_RECORDS:]:
-        with contextlib.suppress(ValueError, OSError):  # A damaged record says nothing.
+        with contextlib.suppress(ValueError, OSError):  # A damaged record is skipped.
             record = of_record(file.parent, device)
             if record is not None:
                 paces[record[0]] = record[1]

@@ -24,7 +24,7 @@ from tune.plan.plan import Plan, PlanError, check_same_base, check_same_code, di
 from tune.plan.state import ENDED
 from tune.store import same_code
 from tune.store.folder import Store
-from tune.store.remote import is_address
+from tune.store.remote import is_address, refuse_credentials
 
 if TYPE_CHECKING:
     from tune.tracking.model import LogModels
@@ -185,7 +185,7 @@ def changes(options: Options) -> dict[str, object]:
 def begun(
     options: Options, store: Store, old: Plan | None, preset: str, base: Config, *, given: bool
 ) -> Plan:
-    """The folder's plan, or a new one with these base settings; `old` is the folder's.
+    """The folder's plan (`old`), or a new one with these base settings.
 
     given: whether the user typed base settings; if so, PlanError if they differ from the folder's.
     """
@@ -203,7 +203,7 @@ def begun(
 def check_code(options: Options, store: Store, plan: Plan, trains: Callable[[], bool]) -> None:
     """PlanError if the code has changed since the folder was begun and this command trains.
 
-    trains: whether it does, by the records. They are read only if the code has changed.
+    trains: tells from the records whether it trains; called only if the code has changed.
     """
     if options.status or options.sync:
         return
@@ -239,11 +239,13 @@ def print_kept_settings(store: Store, plan: Plan, preset: str, base: Config) -> 
 
 
 def settings(options: Options, store: Store) -> Settings:
-    """The place and the way in which trials run, from the options and the environment."""
+    """Where and how trials run, from the options and the environment."""
     from tune.tracking.uri import checked_uri, default_uri
 
     data_dir = options.data_dir or os.environ.get("MPCC_DATA_DIR") or None
-    if data_dir is not None and not is_address(data_dir):
+    if is_address(data_dir):
+        refuse_credentials("--data-dir or MPCC_DATA_DIR", str(data_dir))
+    elif data_dir is not None:
         try:
             data_dir = usable(data_dir).resolve()
         except ValueError as error:

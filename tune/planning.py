@@ -25,10 +25,10 @@ DEFAULT_SEEDS = (0, 1, 2)
 
 
 def planned(options: AblationOptions, store: Store, old: Plan | None) -> tuple[Plan, list[Trial]]:
-    """The plan with what is asked for, and the trials of this command; `old` is the folder's.
+    """The plan that the options ask for, and the trials of this command; `old`: the folder's plan.
 
-    PlanError where the code has changed since the folder was begun and one of them must be trained
-    or evaluated.
+    PlanError if the code has changed since the folder was begun and one of the trials must be
+    trained or evaluated.
     """
     plan, wanted = _planned(options, store, old)
 
@@ -250,7 +250,7 @@ def _front(
 def _best_cell(store: Store, plan: Plan) -> Cell:
     """The best point of the folder's search, or the best cell of its grid."""
     if plan.search is None:
-        from mpcc.use.load import best_cell  # torch: only where a choice is made
+        from mpcc.use.load import best_cell  # torch: only when a choice is made
 
         cells = {known.cell.key: known.cell for known in plan.cells if not known.cell.variant}
         if not cells:
@@ -271,7 +271,7 @@ def _confirmed(options: AblationOptions, store: Store, plan: Plan) -> tuple[Plan
             raise ValueError(
                 f"--confirm takes --seeds N, 2 or more fresh ones, got {options.seeds}"
             )
-    from mpcc.evaluation.metrics import METRICS, metric_name  # numpy: only where a choice is made
+    from mpcc.evaluation.metrics import METRICS, metric_name  # numpy: only when a choice is made
 
     metric = metric_name(options.confirm or "")
     if metric and metric not in METRICS:

@@ -44,7 +44,7 @@ RAY_THREADS, TRIAL_THREADS = 300, 50
 def check(
     todo: Sequence[Trial], settings: Settings, store: Store, *, download: bool = False
 ) -> None:
-    """ValueError, or the data's own error, if these trials cannot run.
+    """ValueError or OSError if these trials cannot run.
 
     download: get the data sets that are missing.
     """
@@ -60,7 +60,7 @@ def check(
 
 
 def check_data(todo: Sequence[Trial], settings: Settings, download: bool = False) -> None:
-    """ValueError, or the data's own error, if the trials' data sets are missing.
+    """ValueError or OSError if the trials' data sets are missing.
 
     On a cluster the folder lies on its nodes, which the engine checks later.
     """
@@ -123,8 +123,8 @@ def cautions(todo: Sequence[Trial], options: Options) -> list[str]:
 def check_folder(todo: Sequence[Trial], store: Store, n_at_once: int | None = None) -> None:
     """ValueError if the folder's disk is too small for these trials.
 
-    RunDirError if a trial's folder holds a checkpoint that is not ours. With a remote the
-    checkpoints are there, not on the folder's disk.
+    RunDirError if a trial's folder holds a checkpoint that is not ours. With a remote, the
+    checkpoints lie on it and need no room on the folder's disk.
     """
     for trial in todo:
         path = store.trial_dir(trial.key)

@@ -25,7 +25,7 @@ from tune.tracking.uri import damage_of, ui_hint
 
 
 def print_status(store: Store, trials: Sequence[Trial], uri: str) -> int:
-    """Print the state of every seed, cell by cell; return the exit code of a run that ends so.
+    """Print the state of every seed, cell by cell; return the exit code of a run in this state.
 
     uri: MLflow's; only a local file is checked.
     """
@@ -78,7 +78,7 @@ def _print_cells(trials: Sequence[Trial], statuses: Mapping[str, Status]) -> Non
 
 def current(store: Store, trials: Sequence[Trial]) -> tuple[Owner | None, dict[str, Status]]:
     """The driver of the folder, if one runs, and the status of each trial."""
-    begun = (store.out / PLAN).exists()  # Else its remote may not be there yet.
+    begun = (store.out / PLAN).exists()  # Before that, its remote may not exist.
     owner = sweep_owner(store.out, store.remote if begun else None)
     running = claimed(store) if begun else set()
     return owner, store.statuses(trials, running.union(owner.running if owner else ()))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mpcc.shell import message_of
+from mpcc.shell import message_of, without_password
 from tune import options as common
 from tune import preflight, report
 from tune.display import Display, log
@@ -47,7 +47,7 @@ class Work:
 
 
 def run(options: Options, signals: Signals, work: Work) -> int:
-    """Run the trials that have not ended, or deliver all to MLflow (--sync); the exit code.
+    """Run the trials that have not ended, or deliver all to MLflow (--sync); returns the exit code.
 
     0: every trial is done. 3: some are not. 129, 130, 143: ended by SIGHUP, SIGINT, SIGTERM.
     """
@@ -126,6 +126,9 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> li
             loop = Loop(source, settings, states, store, lock, tracker, display, signals)
             if loop.run():
                 patience = DELIVERY_SECONDS
+        if not lock.lost:
+            with suppress(OSError):  # The plan then only lacks the fingerprint of the images.
+                store.write_plan(store.with_recorded_images(source.plan))
     finally:
         problem: str | None = "interrupted"
         with suppress(Interrupted):
@@ -141,7 +144,7 @@ def _train(settings: Settings, signals: Signals, work: Work, lock: Claims) -> li
 def _write(
     store: Store, old: Plan | None, plan: Plan, trials: Sequence[Trial], adopted: Path | None
 ) -> None:
-    """Write the plan and what other folders and earlier plans know of its trials."""
+    """Write the plan, and the records of its trials that other folders and earlier plans have."""
     take_over_ends(store, old, plan)
     store.write_plan(plan)
     store.upload_missing(trials)
@@ -155,7 +158,7 @@ def write_for_next(
 ) -> bool:
     """Write a plan for `--next`, unless another process has written one since `old` was read.
 
-    Such processes start at once: one of them writes, the others read again.
+    If several start at once, one of them writes the plan and the others read it again.
     """
     if plan == old and adopted is None and not store.not_uploaded(trials):
         return True
@@ -172,8 +175,8 @@ def write_for_next(
 def run_next(options: Options, signals: Signals, work: Work) -> int:
     """Train one unfinished trial that no other process trains, in this process (`--next`).
 
-    The exit code: 0 it is done, 3 it is not, 4 every trial has ended or is trained elsewhere,
-    128 + n stopped by signal n, with a checkpoint.
+    Returns the exit code: 0 if it is done, 3 if not, 4 if every trial has ended or is trained
+    elsewhere, 128 + n if signal n stopped it, with a checkpoint.
     """
     from mpcc.runs.files import BusyError
 
@@ -205,7 +208,7 @@ def _train_here(
     states = States([trial], work.store.statuses([trial]), 1)
     spec = spec_of(trial, settings, work.source.plan)
     others = work.store.models.others(trial)
-    # exclusive: no other trial of this process shares the GPU, so that out of memory is a failure.
+    # exclusive: this process trains no other trial, so running out of memory is a failure.
     worker = TrialWorker(replace(spec, same_model=others, exclusive=True))
     log(f"training {trial.text}")
     try:
@@ -228,12 +231,13 @@ def _train_here(
 
 
 def deliver(settings: Settings, store: Store, plan: Plan) -> int:
-    """Send MLflow what it lacks of the sweep (`--sync`); the exit code."""
+    """Send MLflow what it lacks of the sweep (`--sync`); returns the exit code."""
+    uri = without_password(settings.uri)
     with sweep_lock(store, log):
         try:
             sent = sync(store, settings.uri, plan, settings.log_models)
         except Exception as error:  # whatever a database or a server can raise
-            log(f"MLflow at {settings.uri}: {first_line(error)}")
+            log(f"MLflow at {uri}: {first_line(error)}")
             return 3
-    print(f"{sent} trials delivered to {settings.uri}")
+    print(f"{sent} trials delivered to {uri}")
     return 0

@@ -1,4 +1,4 @@
-"""`python tune/search.py`: look for good settings with Optuna, on the same trials as a grid."""
+"""`python tune/search.py`: search for good settings with Optuna; its trials run as a grid's do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if str(ROOT) not in sys.path:
 from tune import signals  # noqa: E402
 
 if __name__ == "__main__":
-    signals.end_at_once()  # Until `command.answer` does better: loading the rest takes a moment.
+    signals.end_at_once()  # Until `command.answer` handles them: the imports take a moment.
 
 from mpcc.config import preset  # noqa: E402
 from mpcc.evaluation.metrics import METRICS, column, metric_name  # noqa: E402
@@ -169,7 +169,7 @@ def _run(options: SearchOptions, received: signals.Signals) -> int:
 
 
 def _planned(options: SearchOptions, store: Store, old: Plan | None) -> tuple[Plan, Search]:
-    """The plan with what is asked for; no point is drawn yet."""
+    """The plan that the options ask for, and its search; no new point is drawn yet."""
     name = options.preset or (old.preset if old else DEFAULT_PRESET)
     base = preset(name).override(**common.changes(options))
     given = any((options.preset, options.variant, options.changes, options.iterations))
@@ -185,7 +185,7 @@ def _planned(options: SearchOptions, store: Store, old: Plan | None) -> tuple[Pl
 
 
 def _search(options: SearchOptions, store: Store, plan: Plan) -> Search:
-    """The search that the command line asks for, or goes on with."""
+    """The search that the command line asks for or resumes."""
     was = search_of(plan) if plan.search else None
     given: dict[str, Any] = {f.name: vars(options).get(f.name) for f in fields(Search)}
     if options.space is not None:
@@ -224,7 +224,7 @@ def _search(options: SearchOptions, store: Store, plan: Plan) -> Search:
 
 
 def print_points(search: Search, points: Sequence[Point]) -> None:
-    """Print every point with its objectives or why it has none, whether labels chose, the best."""
+    """Print each point's objectives or why it has none, whether labels are used, and the best."""
     front = best(search, points)
     for point in points:
         mark = "*" if point in front else " "
@@ -256,7 +256,7 @@ def objective_text(search: Search, point: Point) -> str:
 
 
 def _print_status(store: Store, search: Search, uri: str) -> int:
-    """Print every point, and how many have ended; return the exit code of a run that ends so."""
+    """Print every point, and how many have ended; return the exit code of a run in this state."""
     owner, statuses = report.current(store, search.trials())
     points = read_points(search, statuses)
     print_points(search, points)
@@ -267,7 +267,7 @@ def _print_status(store: Store, search: Search, uri: str) -> int:
 
 
 def _print_dry_run(options: SearchOptions, store: Store, source: SearchSource) -> int:
-    """The space, the points that are known, how large it gets and how long it takes."""
+    """Print the space and the known points, and the size and the time of what is left to run."""
     search, plan = source.search, source.plan
     settings = common.settings(options, store)
     preflight.check_fit(source.trials(), settings)
@@ -281,7 +281,7 @@ def _print_dry_run(options: SearchOptions, store: Store, source: SearchSource) -
     print(f"{search.n_points} points of {len(search.seeds)} seeds, {n} trials")
     statuses = store.statuses(source.trials())
     todo = [trial for trial in source.trials() if statuses[trial.key].state not in ENDED]
-    # Points to come differ in what they vary: a rough guess. No trial has this seed yet.
+    # A rough guess: the settings of further points are unknown. No trial has this seed yet.
     like = replace(source.trials()[0], seed=max(search.seeds) + 1)
     reached = {trial.key: statuses[trial.key].iteration for trial in todo}
     todo += [like] * rest * len(search.seeds)

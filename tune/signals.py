@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: the first asks the driver to stop in order, the second ends it at once.
+"""SIGINT, SIGTERM, SIGHUP: the first asks the driver to stop cleanly, the second ends it at once.
 
 Standard library only: `tune/ablation.py` imports it before it loads anything else.
 """
@@ -18,7 +18,7 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT_SECONDS = 19.0
 """Time from the first signal to the end, even if something does not answer: 20 s are promised."""
 STOP_SECONDS = 12.0
-"""The part of it in which trials write their checkpoints and send them to a remote."""
+"""The part of that time in which trials write checkpoints and send them to a remote."""
 QUICK_SECONDS = 4.0
 """Limit for a single step after a signal."""
 
@@ -68,7 +68,7 @@ class Signals:
 
     @contextlib.contextmanager
     def remember(self) -> Iterator[None]:
-        """While trials may run the first signal raises nothing."""
+        """Only note the first signal while in this context, since trials may be running."""
         self._remembers = True
         try:
             yield
@@ -112,12 +112,12 @@ class Signals:
 
 
 def end_at_once() -> None:
-    """End without a traceback, while there is nothing to put in order yet."""
+    """Let a signal end the process without a traceback, as long as there is nothing to clean up."""
     for number in _handled():
         signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 def _handled() -> list[int]:
-    """The signals to handle: not SIGHUP under nohup, but SIGINT also where a shell ignores it."""
+    """The signals to handle: SIGHUP unless it is ignored (nohup), the others in any case."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in NUMBERS if number != signal.SIGHUP or not ignored]

@@ -17,7 +17,7 @@ from mpcc.runs.run_dir import DONE
 
 
 def explain(records: Records, groups: Sequence[Group], name: str) -> str:
-    """The report; ValueError, in one line, where `name` is no cell or several."""
+    """The report; ValueError, with a one-line message, unless `name` means exactly one cell."""
     key = find_group(groups, name).cell_key
     parts = [group for group in groups if group.cell_key == key]
     parts += [group for group in groups_of(records, confirm=True) if group.cell_key == key]

@@ -1,7 +1,7 @@
-"""Groups of trials to CSV and to the companion file that says where every number comes from.
+"""Groups of trials as CSV, and the companion file that says where every number comes from.
 
-A companion file names every trial with the digest of its records. By it `--check` knows whether
-tables, a report and figures that were made with other options are still what the records give.
+A companion file lists every trial with the digest of its records. With it `--check` finds out
+whether tables, a report and figures made with other options still agree with the records.
 """
 
 import csv
@@ -24,7 +24,7 @@ from mpcc.config import value_text
 
 COMPANION = "-provenance.json"
 WHOLE = ("grid", "layout", "search", "report", "figures")
-"""What rests on every trial there is: a trial more makes it stale, elsewhere one of its cells."""
+"""Files made from all trials: any new trial makes them stale. Others depend on their own cells."""
 _TRIAL_META = ("cell_key", "trial_key", "sweep", "variant", "confirm")
 _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run_dir", "mlflow_run")
 
@@ -32,7 +32,7 @@ _TRIAL_END = ("code", "device", "fingerprint", "n_images", "seconds_train", "run
 def trials_csv(records: Records, groups: Sequence[Group]) -> str:
     """One row per trial: keys, swept settings by their full names, seed, state, every metric.
 
-    `not_finite` names the metrics that were recorded as infinite or undefined: they are empty.
+    `not_finite` names the metrics recorded as infinite or undefined; their columns are empty.
     """
     axes = records.swept
     measured = [name for name in records.trials if name.startswith("baseline/")]
@@ -48,7 +48,7 @@ def trials_csv(records: Records, groups: Sequence[Group]) -> str:
 def cells_csv(records: Records, groups: Sequence[Group]) -> str:
     """One row per cell and metric, in recorded units, with the raw value of every seed.
 
-    `seeds` is `fresh` for a cell's seeds that confirm a choice: they are a row of their own.
+    `seeds` is `fresh` for a cell's seeds that confirm a choice, which have a separate row.
     """
     axes = records.swept
     states = [f"n_{state}" for state in STATES]
@@ -102,8 +102,8 @@ def effects_csv(measured: Mapping[str, tuple[list[Effect], str]]) -> str:
 
 
 def companion(records: Records, groups: Sequence[Group], name: str, test: str) -> dict[str, str]:
-    """The file that says what a result rests on, by its name: settings, code, images, the test and
-    the digest of every trial's records."""
+    """Name -> content of a result's companion file: settings, code, the test and the digest of
+    every trial's records."""
     sweeps = [
         {"name": s.name, "axes": list(s.axes), "grids": list(s.grids), "base": dict(s.base)}
         for s in records.sweeps
@@ -124,7 +124,7 @@ def companion(records: Records, groups: Sequence[Group], name: str, test: str) -
 
 
 def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
-    """Key of every trial -> how it ended and the digest of its records, which change with them."""
+    """Trial key -> cell, seed, state, digest of the records, code version and MLflow run."""
     return {
         trial["trial_key"]: {
             "cell": group.cell_key,
@@ -141,7 +141,7 @@ def trial_records(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
 
 
 def outdated(out: Path, made: Iterable[str], groups: Iterable[Group]) -> list[str]:
-    """Companion files, beyond those made again, that name other records than there are now."""
+    """Companion files in `out`, except those in `made`, that do not match the current records."""
     now = trial_records(groups)
     skipped = set(made)
     files = [file for file in sorted(out.glob(f"*{COMPANION}")) if file.name not in skipped]
@@ -162,7 +162,7 @@ def _disagrees(file: Path, now: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What is undefined as an empty field, numbers at full precision."""
+    """A value for CSV: floats at full precision; None, NaN and infinity as an empty field."""
     if isinstance(value, float):
         return repr(float(value)) if math.isfinite(value) else ""
     if value is None:

@@ -1,7 +1,7 @@
 """Figures for a paper: the effect of each axis, and the heat map of a grid of two axes.
 
-A figure takes axes and gives them back; what is written is PDF and PNG without time stamps, in one
-style, in colours that every kind of colour vision tells apart. What a figure leaves out it says.
+A drawing function takes matplotlib axes and returns them. Files are PDF and PNG without time
+stamps, in one style and colour-blind-safe colours. Each figure states what it leaves out.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ WIDTH = 3.3
 """Inches: one column of a two-column page."""
 
 MAX_TEXTS = 120
-"""Places of a heat map that are large enough for a number each."""
+"""A heat map with more places shows no text: the places would be too small."""
 
 MAX_LINES = 7
-"""Levels of a second axis that are drawn as lines of their own: there are so many colours."""
+"""At most this many settings of the other axes are drawn as lines: one per colour."""
 
 
 def figures(
@@ -52,7 +52,7 @@ def figures(
     kinds: Sequence[str] = ("pdf", "png"),
     dpi: int = 300,
 ) -> dict[str, bytes]:
-    """File name -> content: `effect-<axis>` for each axis, `heatmap` for a full grid of two."""
+    """File name -> content: `effect-<axis>` for each varied axis, `heatmap` if two are varied."""
     grid = [g for g in groups if not g.variant]
     used = [g for g in grid if g.summary(metric).n and not g.part]
     varied = [a for a in axes if len({g.settings[a] for g in used}) > 1]
@@ -76,7 +76,7 @@ def figures(
 
 
 def left_out(groups: Sequence[Group], metric: str) -> list[str]:
-    """What the effect of an axis cannot show, a phrase each."""
+    """What the figure of an axis's effect leaves out, one phrase each."""
     grid = [g for g in groups if not g.variant]
     drawn = [g for g in grid if g.summary(metric).n and not g.part]
     counts = {
@@ -98,7 +98,7 @@ def effect(
 ) -> Axes:
     """Mean and 95 % interval along one axis, a line per setting of the others, dots for seeds.
 
-    Above it stands what it leaves out: `left`, and the lines beyond MAX_LINES.
+    The title says what the figure leaves out: `left`, and the lines beyond MAX_LINES.
     """
     spec = column(metric)
     places = {a: sorted_levels(groups, a) for a in (*others, axis)}
@@ -122,7 +122,7 @@ def effect(
                 ends = [mean.low * spec.scale, mean.high * spec.scale]
                 ax.plot([place, place], ends, color=ink, linewidth=0.8)
     known = {group.reference(metric) for group in groups}
-    reference = known.pop() if len(known) == 1 else None  # Of several data sets none is drawn.
+    reference = known.pop() if len(known) == 1 else None  # Several values: none is drawn.
     if reference is not None:
         ax.axhline(reference * spec.scale, color=COLOURS[-1], ls="--", lw=0.8, label="k-means")
     ax.set_xticks(range(len(levels)), [value_text(v) for v in levels])
@@ -138,9 +138,9 @@ def effect(
 
 
 def heatmap(groups: Sequence[Group], axes: tuple[str, str], metric: str, ax: Axes) -> Axes:
-    """Means over a grid of two axes, written into their places; one without cells is blank.
+    """Means over a grid of two axes, as colours and, up to MAX_TEXTS places, as text.
 
-    A place says what it lacks: (n/planned), how its trials ended, or that they are not comparable.
+    The text also says what a place lacks: (n/planned), how trials ended, incomparable, not planned.
     """
     spec = column(metric)
     rows, columns = sorted_levels(groups, axes[0]), sorted_levels(groups, axes[1])
@@ -181,7 +181,7 @@ def _label(spec: Column) -> str:
 
 
 def saved(figure: Figure, name: str, kinds: Sequence[str], dpi: int) -> dict[str, bytes]:
-    """The figure in each of these formats; no date or program name enters, so bytes repeat."""
+    """File name -> the figure in each format, without a date, so that bytes are reproducible."""
     made = {}
     unsaid = {"pdf": "CreationDate", "png": "Software"}
     for kind in kinds:

@@ -21,7 +21,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 
 
 def asset(name: str) -> str:
-    """The text of a file beside this one, which the page carries with it."""
+    """The text of a file beside this module, to be embedded in the page."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
@@ -94,7 +94,7 @@ TERMS = {
 
 
 def terms(laid_out: Table, said: set[str]) -> str:
-    """The meaning of this table's statistics that are not among those `said` already."""
+    """The meaning of this table's statistics, except those in `said`, to which it adds them."""
     new = [h.text for h in laid_out.headings if h.text in TERMS and h.text not in said]
     said.update(new)
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(TERMS[name])}</dd>" for name in new)
@@ -106,7 +106,7 @@ class Markup(str):
 
 
 def markup(text: str) -> str:
-    """The text as markup."""
+    """The text, escaped unless it is markup already."""
     return text if isinstance(text, Markup) else escape(text)
 
 
@@ -116,7 +116,7 @@ def link(address: str, text: str) -> Markup:
 
 
 def picture(png: bytes, text: str, *, wide: bool = False) -> str:
-    """A figure with its caption; a click on it fills the window, another one brings it back."""
+    """A figure with its caption; a click enlarges it to the window, a second click restores it."""
     data = base64.b64encode(png).decode()
     kind = ' class="wide"' if wide else ""
     return (
@@ -129,7 +129,7 @@ def picture(png: bytes, text: str, *, wide: bool = False) -> str:
 def strips(named: Sequence[tuple[str, Group, str]], spec: Column) -> str:
     """A row per cell: every seed as a ring, the mean as a bar, the 95 % interval as a band.
 
-    Dashed stands what k-means reaches on the images of that cell.
+    A dashed mark shows the value of k-means on the images of that cell.
     """
     values = [v for _, g, _ in named for _, v in g.summary(spec.metric).values]
     if not values:
@@ -174,7 +174,7 @@ def strips(named: Sequence[tuple[str, Group, str]], spec: Column) -> str:
 
 
 Curve = Mapping[int, Sequence[tuple[int, float]]]
-"""Seed -> (iteration, value) by rising iteration."""
+"""Seed -> (iteration, value) pairs in order of iteration."""
 
 
 def curves(panels: Sequence[tuple[str, Curve]], spec: Column) -> str:
@@ -243,8 +243,8 @@ def _panel(label: str, curve: Curve, spec: Column, ends: tuple[int, float, float
 
 
 def _means(curve: Curve) -> list[tuple[int, stats.Estimate]]:
-    """The mean at each iteration at which every seed was evaluated; none where those
-    make no line."""
+    """(iteration, mean) for each iteration at which every seed has a finite value; empty below two
+    seeds or two such iterations."""
     values = [{i: v for i, v in points if math.isfinite(v)} for points in curve.values()]
     shared = set.intersection(*map(set, values)) if len(values) > 1 else set()
     means = [(i, stats.mean(np.array([known[i] for known in values]))) for i in sorted(shared)]

@@ -1,8 +1,8 @@
 r"""A laid-out table as LaTeX: the paper's symbols, only booktabs, at most three lines of notes.
 
-The file compiles by `\input` and as it stands. It floats in one column; for a page of two,
-`\def\mpccfloat{table*}` before the `\input` makes it as wide as both. A table of more columns than
-fit in the smallest type is scaled where graphicx is loaded.
+The file compiles by `\input` and on its own. The table floats in one column; on a two-column page,
+`\def\mpccfloat{table*}` before the `\input` makes it span both. A table that is too wide even in
+the smallest type is scaled if graphicx is loaded.
 """
 
 import re
@@ -59,7 +59,7 @@ _MATH = re.compile(
     r"(?:[ =](?P<value>\d+(?:\.\d+)?(?:e-?\d{1,2})?))?"
     r"|(?P<power>\d(?:\.\d{1,6})?e-?\d{1,2}))(?![\w.])"
 )
-"""What of a text is set in math: a setting with its value, a number with an exponent."""
+"""The parts of a text to set in math: a setting with its value, a number with an exponent."""
 
 _NUMBER = re.compile(r"([−-]?)([\d,]+)(\.\d+)?(?: ± ([\d,]+)(\.\d+)?)?( \([^)]*\))?")
 """A value of a table: sign, mean, spread, and how many seeds have one."""
@@ -69,10 +69,10 @@ _DONE = re.compile(r": (\d+) of \1 trials done$")
 
 MAX_LINES = 3
 LINE = 120
-"""Lines of notes under a table, and the characters that one holds."""
+"""At most MAX_LINES lines of notes under a table, of LINE characters each."""
 
 MAX_FLOAT_ROWS = 45
-"""Longer tables do not fit a page and break over several."""
+"""Rows per page; a longer table is split over several pages."""
 
 _HEAD = r"""% \input this file (with booktabs) or compile it as it is.
 \makeatletter
@@ -94,11 +94,11 @@ _HEAD = r"""% \input this file (with booktabs) or compile it as it is.
   \ifdim\wd1>\linewidth\tabcolsep1pt\tiny\setbox1\hbox{#1}\fi
   \ifdim\wd1>\linewidth\ifx\resizebox\undefined\else
     \setbox1\hbox{\resizebox{\linewidth}{!}{\copy1}}\fi\fi\box1}}"""
-"""`\\@nodocument` is `\\relax` within a document only: so the file knows where it is read."""
+"""`\\@nodocument` is `\\relax` within a document only: this tells whether the file is `\\input`."""
 
 
 def latex(table: Table, how: str = "") -> str:
-    r"""A booktabs table that compiles both by `\input` and as it stands.
+    r"""A booktabs table that compiles both by `\input` and on its own.
 
     how: the name of the file that says how its numbers were made, which the notes cite.
     """
@@ -115,7 +115,7 @@ def latex(table: Table, how: str = "") -> str:
 
 
 def tex(value: str) -> str:
-    """Any text for LaTeX with its default fonts; a character it has no way to set becomes `?`.
+    """Any text escaped for LaTeX's default fonts; a character that they lack becomes `?`.
 
     Settings become the paper's symbols, and 8e-4 becomes 8×10⁻⁴.
     """
@@ -147,7 +147,7 @@ def _power(number: str) -> str:
 
 
 def _notes(table: Table, how: str) -> list[str]:
-    """At most MAX_LINES lines under the table; the file on how it was made has the rest."""
+    """At most MAX_LINES lines of notes under the table; the file named by `how` has the rest."""
     cite = f"How these numbers were made: {how}." if how else ""
     lines = [line for line in table.lines if not _FLAG.search(line)]
     chosen, marked = [table.chosen] if table.chosen else [], list[str]()
@@ -189,7 +189,7 @@ def _body(table: Table) -> list[str]:
 
 
 def _column(cells: Sequence[Cell]) -> list[str]:
-    """The cells of a column, means and spreads one below the other at the decimal point."""
+    """The cells of a column, with means and spreads aligned at the decimal point."""
     found = [_NUMBER.fullmatch(cell.text) for cell in cells]
     spread = [f for f in found if f and f[4]]
     widths = [
@@ -234,7 +234,7 @@ def _zeros(width: int) -> str:
 
 
 def _room(decimals: str | None, width: int) -> str:
-    """The room that these decimals leave in a column whose longest ones have this width."""
+    """Padding after these decimals in a column whose longest decimals have this width."""
     return _phantom(_zeros(width)[len(decimals or "") :])
 
 
@@ -256,7 +256,7 @@ def _marks(notes: tuple[int, ...]) -> str:
 
 
 def _caption(table: Table) -> str:
-    """Data, n and ±. LaTeX numbers its tables itself, so the paper's number is named as such."""
+    """Title, n and ±. LaTeX numbers tables itself, so `Table 1` becomes `The paper's Table 1`."""
     title = _DONE.sub("", table.title)
     title = f"The paper’s {title}" if title.startswith("Table ") else title
     parts = [f"{tex(title)}.", tex(table.measured).replace("n = ", "$n$~=~")]

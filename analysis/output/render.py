@@ -1,4 +1,4 @@
-"""A laid-out table as text for a terminal or as Markdown. No numbers are made here."""
+"""A laid-out table as text for a terminal or as Markdown. No numbers are computed here."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ def marks(notes: tuple[int, ...]) -> str:
 
 
 def text(table: Table, *, colour: bool = False, full: bool = False) -> str:
-    """For a terminal: aligned columns, `*` best, `~` tied with it, notes below.
+    """The table for a terminal: aligned columns, `*` best, `~` tied with it, notes below.
 
-    full: with how the numbers were made.
+    full: also say how the numbers were made.
     """
     body = [
         [c.text + ("*" if c.best else "~" if c.tied else "") + marks(c.notes) for c in row.cells]
@@ -50,7 +50,7 @@ def text(table: Table, *, colour: bool = False, full: bool = False) -> str:
 
 
 def markdown(table: Table, how: str = "", *, full: bool = False) -> str:
-    """GitHub's Markdown: bold best, `~` tied, published figures in italics.
+    """The table in GitHub's Markdown: best in bold, `~` tied, published figures in italics.
 
     how: the name of the file that says how the numbers were made; `full` says it here instead.
     """
@@ -91,7 +91,7 @@ def _md_cell(cell: Cell, row: Row) -> str:
 
 
 def how(tables: Sequence[Table], name: str) -> str:
-    """How the numbers of these tables were made, in Markdown, each thing once."""
+    """How the numbers of these tables were made, in Markdown, without repeated lines."""
     lines, seen = [f"# How the numbers of {name} were made"], set[str]()
     for table in tables:
         numbered = [f"{i}. {note}" for i, note in enumerate(table.notes, 1)]

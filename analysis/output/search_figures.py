@@ -1,7 +1,7 @@
-"""Pictures of a search: history, importances, slices, a contour, parallel lines, the front.
+"""Pictures of a search: history, importances, slices, contour, parallel coordinates, Pareto front.
 
-Like the other figures: a function takes an axis and gives it back, in one style and in colours that
-every kind of colour vision tells apart.
+As in `figures`, a drawing function takes matplotlib axes and returns them, in one style and
+colour-blind-safe colours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEAST_FOR_CONTOUR = 12
 
 
 def pictures(search: Found) -> dict[str, tuple[bytes, str]]:
-    """Name -> (PNG, what it shows); none where no point is complete."""
+    """Name -> (PNG, what it shows); empty if no point is complete."""
     with own_style():
         return {
             name: (saved(figure, name, ("png",), 160)[f"{name}.png"], text)
@@ -39,7 +39,7 @@ def pictures(search: Found) -> dict[str, tuple[bytes, str]]:
 
 
 def files(search: Found) -> dict[str, bytes]:
-    """`search-<name>.pdf` and `.png` of every picture; the same points, the same bytes."""
+    """`search-<name>.pdf` and `.png` of every picture; the same points give the same bytes."""
     made: dict[str, bytes] = {}
     with own_style():
         for name, (figure, _) in _figures(search).items():
@@ -123,7 +123,7 @@ def importance(measured: Sequence[Importance], ax: Axes) -> Axes:
 
 
 def slice_of(search: Found, objective: int, axis: Axis, ax: Axes) -> Axes:
-    """The objective along one axis, seeds as whiskers from the least to the greatest."""
+    """The objective along one axis, with whiskers from the lowest to the highest seed."""
     spec = column(search.objectives[objective])
     x = _places(search, axis)
     shades = np.linspace(0, 0.85, max(2, search.n_points))
@@ -170,7 +170,7 @@ def contour(search: Found, objective: int, axes: tuple[Axis, Axis], ax: Axes) ->
 
 
 def parallel(search: Found, ax: Axes) -> Axes:
-    """A line per point over all axes, coloured by the first objective; the best is drawn last."""
+    """Parallel coordinates: a line per point, coloured by the first objective, the best last."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -213,7 +213,7 @@ def front(search: Found, i: int, j: int, ax: Axes) -> Axes:
 
 
 def _pair(search: Found, measured: Sequence[Importance]) -> tuple[Axis, Axis] | None:
-    """The two most important axes that are ranges; the first two where nothing was measured."""
+    """The two most important ranges among the axes, or the first two without importances."""
     means = {i.axis: i.mean for i in measured}
     ranges = [axis for axis in search.axes if axis.is_range]
     ranges.sort(key=lambda axis: -means.get(axis.name, 0.0))
@@ -226,7 +226,7 @@ def _places(search: Found, axis: Axis) -> np.ndarray:
 
 
 def _heights(search: Found, axis: Axis) -> np.ndarray:
-    """Where each point crosses an axis of the parallel lines, 0 to 1."""
+    """Where each point crosses an axis of the parallel coordinates, 0 to 1."""
     places, ends = _places(search, axis), np.array([axis.place(end) for end in axis.ends])
     if axis.is_log:
         places, ends = np.log(places), np.log(ends)

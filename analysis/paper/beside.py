@@ -1,7 +1,7 @@
 """Other methods' published numbers beside ours: cited, never tested, ranked or subtracted.
 
-A file of them is CSV with the columns of COLUMNS: `mean` and `std` as the source prints them and as
-the tables do (an accuracy in %), `std` and `n` empty where the source has none.
+They come from a CSV file with the columns COLUMNS: `mean` and `std` with the digits of the source
+and in the unit of the tables (accuracy in %); `std` and `n` are empty if the source has none.
 """
 
 import argparse
@@ -28,9 +28,9 @@ source, protocol and number of runs."""
 
 
 def read(file: Path) -> Figures:
-    """The figures of a file; ValueError, in one line, names the invalid line."""
+    """The figures of a CSV file; ValueError, with a one-line message, names the invalid line."""
     try:
-        text = file.read_text(encoding="utf-8-sig")  # As Excel writes it, too.
+        text = file.read_text(encoding="utf-8-sig")  # With or without Excel's byte order mark.
     except UnicodeDecodeError:
         raise ValueError(f"{file} is no text in UTF-8; --beside takes a CSV file") from None
     rows = csv.DictReader(io.StringIO(text))
@@ -66,9 +66,9 @@ def _figure(row: dict[str, str]) -> tuple[Cell, str]:
 def add_published(
     product: str, table: Table, groups: Sequence[Group], options: argparse.Namespace
 ) -> None:
-    """Rows of `--beside` below ours, for the methods that have a figure in the table's columns.
+    """Add rows of `--beside` below ours, for methods that have a figure in the table's columns.
 
-    product: the table's kind; one of a grid or one's own, whose cells are on one data set each.
+    product: the kind of table; ValueError unless `grid` or `layout`, or if data sets are mixed.
     """
     figures, datasets = read(options.beside), {group.settings["dataset"] for group in groups}
     if product not in ("grid", "layout"):

@@ -1,7 +1,7 @@
 """The published figures, and whether a cell of ours was measured as they were.
 
-Only where data, split, counts, weights and iterations agree do the two numbers measure one thing.
-Everywhere else the published figure is shown in grey, with what differs, and never subtracted.
+The two numbers measure the same thing only if data, split, counts, weights and iterations agree.
+Otherwise the published figure is shown in grey, with what differs, and is never subtracted.
 """
 
 import csv
@@ -33,10 +33,10 @@ _NO_MATTER = (
     "max_saturation",
     "min_diversity",
 )
-"""Settings in which a cell may differ from the paper's and still measure the same."""
+"""Settings in which a cell may differ from the paper's and still measure the same thing."""
 
 _FIRST = ("dataset", "split", "image_size", "iterations")
-"""What a footnote names first; the rest is counted when there is much of it."""
+"""Settings that a footnote gives first; of more than two others it gives only the names."""
 
 
 IMAGES = {
@@ -47,7 +47,7 @@ IMAGES = {
     ("fmnist", "all"): 70_000,
     ("omniglot", "all"): 40_000,
 }
-"""Images of the official files: a cell on fewer was not measured as the paper's."""
+"""Images in the official files: a cell on another number was not measured as the paper's."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Published:
 
     mean: float
     std: float
-    """NaN where none was printed."""
+    """NaN if none was printed."""
     text: str
 
 
@@ -68,7 +68,7 @@ def published_rows(name: str) -> tuple[dict[str, str], ...]:
 
 
 def published(row: Mapping[str, str], metric: str) -> Published | None:
-    """One figure of a published row; None where the table has none."""
+    """One figure of a published row; None if the table has none."""
     prefix = _PREFIX.get(metric)
     mean = row.get(f"{prefix}_mean", "") if prefix else ""
     if not mean:
@@ -80,7 +80,7 @@ def published(row: Mapping[str, str], metric: str) -> Published | None:
 
 
 def _printed(number: str, prefix: str | None) -> str:
-    """With the digits of the paper, which prints its errors ×10⁻³."""
+    """The number with the digits of the paper, which prints mean squared errors ×10⁻³."""
     return f"{Decimal(number).scaleb(3):f}" if prefix == "mse" else number
 
 
@@ -96,7 +96,7 @@ def paper_settings(dataset: str, **changes: Any) -> Config:
 
 
 def differences(ours: Mapping[str, Any], theirs: Config, metric: str) -> list[str]:
-    """Names of the settings in which a cell of ours was not measured as theirs, first the gravest.
+    """Names of the settings in which our cell differs from the paper's, those of _FIRST first.
 
     The number of generated images counts only for metrics that are computed from them.
     """
@@ -108,8 +108,8 @@ def differences(ours: Mapping[str, Any], theirs: Config, metric: str) -> list[st
 def gap(group: Group, theirs: Config, metrics: Iterable[str]) -> str:
     """What differs between how a cell of ours and the published one were measured, for a footnote.
 
-    Empty where nothing does: same settings, as many images, those of the official files, and every
-    finished trial at the paper's last iteration.
+    Empty if nothing differs: same settings, the number of images in the official files, no notes on
+    the data, and every finished trial at the paper's last iteration.
     """
     ours, values = group.settings, theirs.to_dict()
     names = dict.fromkeys(name for m in metrics for name in differences(ours, theirs, m))
@@ -135,9 +135,9 @@ def _distinct(group: Group, name: str) -> list[str]:
 def against(
     group: Group, row: Mapping[str, str], theirs: Config, metrics: Iterable[str]
 ) -> tuple[str, str]:
-    """The gap between a cell of ours and a published row; where there is none, ours minus theirs.
+    """The `gap` between a cell of ours and a published row, and, if empty, ours minus theirs.
 
-    Each is empty where there is nothing to say.
+    Each is a text, empty if there is nothing to say.
     """
     figures = {metric: published(row, metric) for metric in metrics}
     what = gap(group, theirs, [metric for metric, figure in figures.items() if figure])

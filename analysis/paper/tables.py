@@ -1,4 +1,4 @@
-"""The paper's tables 1 to 4: ours beside the published rows, and which cell is meant."""
+"""The paper's tables 1 to 4: the cells of ours that belong in each, beside the published rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,10 +29,10 @@ from analysis.tables.shared import (
 from mpcc.config import PRESETS, Config, value_text
 
 DATASETS = ("mnist", "omniglot", "fmnist", "cifar10", "cifar20")
-"""Columns, in the paper's order."""
+"""Columns of Table 4, in the paper's order."""
 
 N_PUBLISHED = 5
-"""Runs behind the paper's rows; the best three of them make its last one."""
+"""Runs behind the paper's rows of Table 4; the last row has only the best three of them."""
 
 ACCURACY = ("acc_majority", "acc_hungarian")
 
@@ -43,8 +43,8 @@ ASIDE = "Published figures, for orientation only, since the protocol differs: {}
 def table1_groups(groups: Sequence[Group]) -> list[tuple[Group, dict[str, str]]]:
     """The groups that are Table 1's five rows, each with its published row; empty if they are not.
 
-    Rows of another scale are known by their shape: three values of E_steps at the lowest η_p, then
-    two higher η_p at the highest E_steps, all else equal.
+    Rows are recognised by their shape, not their values: three values of E_steps at the lowest η_p,
+    then two higher η_p at the highest E_steps, all else equal.
     """
     cells: dict[tuple[int, float], list[Group]] = {}
     for group in groups:
@@ -89,17 +89,17 @@ def table1(records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], test
 
 
 def plan_names(table: str) -> tuple[str, ...]:
-    """How a plan may spell that a cell is there for one of the paper's tables."""
+    """The names that a plan may give to the grid of one of the paper's tables."""
     return (f"table {table}", f"table={table}", f"--table {table}")
 
 
 def choose(
     records: Records, groups: Sequence[Group], settings: Mapping[str, Any], table: str
 ) -> tuple[list[Group], str]:
-    """The parts of the one cell with these settings, and a line where the choice was in doubt.
+    """The parts of the one cell with these settings, and a note if several cells have them.
 
-    Cells that were planned for the table come first. Among several, the cell with its sweep's base
-    settings is meant: no result takes part in the choice.
+    Cells that were planned for the table are preferred, and among these the cell with its sweep's
+    base settings: no result influences the choice.
     """
     fitting = [g for g in groups if all(g.settings[n] == v for n, v in settings.items())]
     planned = records.planned_by(*plan_names(table))
@@ -123,9 +123,9 @@ def published_row(
     theirs: Config,
     aside: str = "Published, another protocol ({}); not subtracted.",
 ) -> Row:
-    """A published row, in grey but where ours was measured like it: then with the difference.
+    """A published row: in grey, unless ours was measured the same way; then with the difference.
 
-    aside: what is said where the protocols differ, with a place for how they do.
+    aside: the note if the protocols differ; its `{}` is replaced by how they differ.
     """
     what, within = against(group, row, theirs, metrics) if group else ("", "")
     notes = table.noted((what, aside.format(what)), (within, within))
@@ -156,7 +156,7 @@ def _ours(
 
 
 def finish(table: Table, records: Records, used: Sequence[Group], metrics: Sequence[str]) -> Table:
-    """The table with how far its trials are in the title and the lines that every table has."""
+    """The table with its trials' progress in the title and with the lines that every table has."""
     table.title += f": {progress(used)}" if used else ": nothing of it was run yet"
     return explain_numbers(table, records, used, metrics) if used else table
 
@@ -213,7 +213,7 @@ def table3(
 
 
 def table4(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group]]:
-    """The table and the cells in it."""
+    """Table 4, accuracy on each data set, and the cells in it."""
     names = list(DATASETS)
     names += sorted({g.settings["dataset"] for g in groups} - set(names))
     mixture = {"prior": "gaussian_mixture", "conditional": False}
@@ -229,7 +229,7 @@ def table4(records: Records, groups: Sequence[Group]) -> tuple[Table, list[Group
         if name in DATASETS and len(parts) == 1:
             told[name] = against(parts[0], five[name], PRESETS[name], ACCURACY[:1])
     gaps = [what for n, (what, _) in told.items() if chosen[n][0][0].summary(ACCURACY[0]).n]
-    as_published = bool(gaps) and not any(gaps)  # On every data set on which there are ours.
+    as_published = bool(gaps) and not any(gaps)  # On every data set with a result of ours.
     for model, rows in by_model.items():
         grey = not (model.startswith("MPCC") and as_published)
         cells = []
@@ -261,7 +261,7 @@ def _accuracy(table: Table, parts: Sequence[Group], why: str, metric: str) -> Ce
 
 
 def _best_three(table: Table, parts: Sequence[Group]) -> Cell:
-    """The three best of five runs; where fewer than five finished, a note says of how many."""
+    """Mean ± SD of the best three of five runs; if fewer than five have a value, with a note."""
     if len(parts) != 1 or parts[0].n_planned != N_PUBLISHED:
         return Cell("")
     summary, spec = parts[0].summary("acc_majority"), column("acc_majority")

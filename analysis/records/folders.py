@@ -1,4 +1,4 @@
-"""Where sweeps are. Quick to import, so that a wrong folder is reported before pandas is loaded."""
+"""Find sweep folders. Quick to import: a wrong folder is reported before pandas is loaded."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,11 +8,11 @@ from tune.plan.plan import PLAN, TRIALS
 
 
 class LoadError(ValueError):
-    """There is nothing to make a table of; the message says what was looked for and where."""
+    """Records are missing or cannot be read; the one-line message says which and where."""
 
 
 def latest_sweep(root: Path) -> Path:
-    """The sweep folder below `root`/runs in which something happened last."""
+    """The sweep folder below `root`/runs that changed last; LoadError if there is none."""
 
     def last_change(folder: Path) -> float:
         places = [folder / PLAN, folder / "trials"]
@@ -22,7 +22,7 @@ def latest_sweep(root: Path) -> Path:
 
 
 def sweeps_below(root: Path) -> list[Path]:
-    """Every sweep folder below `root`/runs, by name."""
+    """Every sweep folder below `root`/runs, sorted by name; LoadError if there is none."""
     folders = [path.parent for path in sorted((Path(root) / "runs").glob(f"*/{PLAN}"))]
     if not folders:
         raise LoadError(
@@ -42,6 +42,6 @@ def check_folders(folders: Iterable[Path]) -> None:
 
 
 def run_dirs(folder: Path) -> Iterator[Path]:
-    """The run directories of a folder: itself, those in it, and those of its trials, by name."""
+    """The run directories of a folder: itself, those in it, those of its trials; each by name."""
     for place in (CONFIG, f"*/{CONFIG}", f"{TRIALS}/*/{CONFIG}"):
         yield from sorted(file.parent for file in folder.glob(place))

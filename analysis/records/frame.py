@@ -1,4 +1,4 @@
-"""The frame of trials: its columns, its checks, and what happens to a trial that is there twice."""
+"""The DataFrame of trials: its columns, its checks, and the merging of duplicate records."""
 
 import json
 import math
@@ -28,31 +28,31 @@ META = (
     *("data_notes", "run_dir", "mlflow_run", "digest", "undefined", "unavailable"),
     *("failures", "confirm"),
 )
-"""Columns of the frame that are neither settings nor metrics.
+"""Columns of the DataFrame that are neither settings nor metrics.
 
-`source`: place of the trial's sweep in `Records.sweeps`;
-`changes`: what a named variant changes of the full model, in words;
-`code_id`: the hash of the modules that can change a number where a trial recorded it, else `code`;
+`source`: index of the trial's sweep in `Records.sweeps`;
+`changes`: what a named variant changes in the full model, in words;
+`code_id`: the hash of the modules that can change a number, if a trial recorded it, else `code`;
 `device_kind`: `cpu` or `cuda`;
-`n_parameters`: of generator and encoder; `processor`: of the CPU or GPU that trained it;
-`run_dir`: relative to the sweep; `undefined`: metrics that were recorded as not a number;
-`data_notes`: what a reader must know of the images;
+`n_parameters`: generator plus encoder; `processor`: name of the CPU or GPU that trained the model;
+`run_dir`: relative to the sweep; `undefined`: names of metrics that were recorded as not a number;
+`data_notes`: what a reader must know about the images;
 `unavailable`: JSON, metric -> why it was not computed; `failures`: how a finished model failed
-(Appendix D); `confirm`: a fresh seed, to confirm a choice that the other seeds led to."""
+(Appendix D); `confirm`: whether the seed is fresh, to confirm a choice made on other seeds."""
 
 BASELINE = "baseline/"
 """Prefix of a trial's reference figures (k-means on the same images)."""
 
 AGREEMENT = "seed_agreement"
-"""A metric of a trial that is computed with the other seeds of its cell."""
+"""Metric: mean adjusted Rand index of a trial's clusters with those of its cell's other seeds."""
 
 UNRECORDED = "a metric that the plan does not name"
-"""Of a confirmation that was planned before plans named it."""
+"""Stands for the metric that chose the cells to confirm, if an older plan does not name it."""
 CURVE = "curve"
 """Temporary key for a row's evaluations; never a column."""
 
 MAX_BETWEEN = 4
-"""So many settings in which sweeps differ are columns; of more, those that distinguish cells."""
+"""Up to this many settings that differ between sweeps are all columns; beyond it see `_between`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Sweep:
 
     @property
     def grids(self) -> tuple[str, ...]:
-        """Where the plan's cells come from, as it spells it."""
+        """The grids that the plan's cells come from, as the plan spells them."""
         cells = self.plan.cells if self.plan else ()
         return tuple(dict.fromkeys(grid for cell in cells for grid in cell.grids))
 
@@ -94,9 +94,9 @@ class Records:
     evaluations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per evaluation (`trial_key`, `iteration`, metrics, `undefined`), if asked for."""
     moment: str = "the last iteration (@last)"
-    """Which evaluation of each trial the metrics are of."""
+    """Which evaluation of each trial the metrics come from, in words."""
     between: tuple[str, ...] = ()
-    """Settings that no sweep varies but in which the sweeps differ: columns too."""
+    """Settings that no sweep varies but in which the sweeps differ: tables have them as axes."""
 
     @property
     def plans(self) -> list[Plan]:
@@ -109,17 +109,17 @@ class Records:
         return [cell for plan in self.plans for cell in plan.cells]
 
     def planned_by(self, *grids: str) -> set[str]:
-        """Keys of the cells that a plan has because of one of these grids, as it spells them."""
+        """Keys of the cells that come from one of these grids, named as the plan spells them."""
         return {c.cell.key for c in self.cells if not set(grids).isdisjoint(c.grids)}
 
     @property
     def searches(self) -> tuple[Mapping[str, Any], ...]:
-        """What was searched for (`tune.suggest.search.Search`), as the plans have it."""
+        """The definition of each plan's search (`tune.suggest.search.Search`), as recorded."""
         return tuple(plan.search for plan in self.plans if plan.search)
 
     @property
     def selection(self) -> str:
-        """Who chose the settings, for the line under every table."""
+        """Whether labels chose the settings, and by which metrics: a clause for every table."""
         goals = list(dict.fromkeys(name for s in self.searches for name in s["objectives"]))
         fresh = self.confirmed_by
         head = "nothing was chosen by labels"
@@ -140,13 +140,13 @@ class Records:
         return list(dict.fromkeys([*names, *([UNRECORDED] if unsaid else [])]))
 
     def chosen_on(self, cell_key: str) -> tuple[int, ...]:
-        """The seeds whose results made this cell the full model of an ablation; mostly none."""
+        """The seeds whose results chose this cell as an ablation's full model; usually empty."""
         own = [cell.chosen_on for cell in self.cells if cell.cell.key == cell_key]
         return tuple(dict.fromkeys(seed for seeds in own for seed in seeds))
 
     @property
     def pruning(self) -> list[str]:
-        """What pruning has done to what is here, for a line under every table."""
+        """How pruning biases these records: a paragraph per pruner, for every table."""
         return [
             f"The search was pruned ({prune}), which {BIAS[prune]}. A point is pruned if any one "
             "of its seeds is: more seeds prune more points. It has no mean and no rank, and the "
@@ -165,7 +165,7 @@ class Records:
         return [axis for axis in self.axes if axis != "seed"]
 
     def run_dir(self, trial: Mapping[str, Any]) -> Path | None:
-        """Where a trial's records are; None for one that left none."""
+        """The run directory of a trial; None if it left no records."""
         return self.sweeps[trial["source"]].path / trial["run_dir"] if trial["run_dir"] else None
 
 
@@ -175,9 +175,9 @@ def records(
     notes: Sequence[str] = (),
     curves: Sequence[dict[str, Any]] = (),
 ) -> Records:
-    """Rows as a frame, sorted by settings and seed, never by when they ran.
+    """The rows as Records, sorted by settings and seed, never by when they ran.
 
-    Settings and META keep None and whole numbers as they are: as floats, `None` would read `nan`.
+    Settings and META keep None and integers as they are: in a float column None would become NaN.
     Raises ValueError for an unknown state.
     """
     extra = sorted({name for row in rows for name in row} - NAMED)
@@ -202,11 +202,11 @@ def records(
 
 
 NAMED = {*META, *DEFAULTS}
-"""Columns of the frame that are no metric and no reference figure."""
+"""Columns of the DataFrame that are neither a metric nor a reference figure."""
 
 
 _KINDS = {"seed": "int64", "planned": "bool", "confirm": "bool"}
-"""The dtypes of settings and META where None cannot be; the others are objects."""
+"""Dtypes of the settings and META columns that never hold None; the others have dtype object."""
 
 
 def _swept(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
@@ -216,10 +216,10 @@ def _swept(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
 def _between(
     rows: Sequence[Mapping[str, Any]], sweeps: Sequence[Sweep]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Settings that tell the sweeps' cells apart beyond what is swept, and a line on the rest.
+    """Settings that are not swept but distinguish the sweeps' cells, and a note on the rest.
 
-    If sweeps differ in many settings (other presets), columns for all would hide the table: only
-    settings that separate further cells become columns; a note lists the others.
+    If sweeps differ in many settings (other presets), columns for all would hide the table: then
+    only settings that separate further cells become columns, and a note lists the others.
     """
     bases = [{**DEFAULTS, **sweep.base} for sweep in sweeps]
     names = dict.fromkeys(n for n in (*_FIRST, *DEFAULTS) if n not in {"seed", *_swept(sweeps)})
@@ -240,12 +240,12 @@ _FIRST = ("dataset", "split", "iterations")
 
 
 def _told_apart(rows: Sequence[Mapping[str, Any]], *names: str) -> int:
-    """How many different rows there are by only these columns."""
+    """The number of distinct rows if only these columns are compared."""
     return len({tuple(repr(row[name]) for name in names) for row in rows})
 
 
 def number(value: Any) -> float:
-    """A recorded number; records hold those that are not finite as strings."""
+    """A recorded value as a float, NaN if it is no number; records store `inf` as a string."""
     if isinstance(value, bool) or value is None:
         return math.nan
     try:
@@ -255,11 +255,11 @@ def number(value: Any) -> float:
 
 
 def merge_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row per trial, and a line for each trial that had several records.
+    """One row per trial, and a note for each trial that had several records.
 
-    A finished record replaces an unfinished one. Ends that agree count once; ends that disagree, in
-    their state or in a number, make the trial `conflicting`: to choose one would be to choose a
-    result.
+    An ended record replaces an unfinished one. Ended records that agree count once; if they differ
+    in state or in a number, the trial becomes `conflicting`: to choose one of them would be to
+    choose a result.
     """
     by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -289,15 +289,15 @@ def _outcome(row: Mapping[str, Any]) -> str:
 
 
 def _sortable(column: pd.Series) -> pd.Series:
-    """Numbers by size, everything else by its text; `nothing` first."""
+    """Sort keys: numbers by size, everything else by its text; None first."""
     kinds = {type(v) for v in column} - {type(None)}
     if kinds and kinds <= {int, float}:
         return pd.Series([-math.inf if v is None else float(v) for v in column], column.index)
-    if column.name == "variant":  # Cells of a grid, the full model, then what leaves a part out.
+    if column.name == "variant":  # Cells of a grid, the full model, then other variants.
         return column.map(lambda v: {None: "", FULL_MODEL: "1"}.get(v, f"2 {v}"))
     return column.map(lambda v: "" if v is None else str(v))
 
 
 def short(name: str) -> str:
-    """The heading of a setting: its short name where it has one."""
+    """The heading of a setting: its short name if it has one, else its full name."""
     return SHORT.get(name, name)

@@ -1,7 +1,7 @@
-"""Sweep folders on disk as one tidy frame: a row per trial, planned or run.
+"""Load sweep folders from disk into one tidy DataFrame: a row per trial, planned or run.
 
-A trial that was planned and left no record is a row too, with state `planned`, so that a table can
-say what is missing. Nothing here trains, opens torch or talks to a server.
+A trial that was planned and left no record has a row too, with state `planned`, so that a table can
+say what is missing. Nothing here trains, imports torch or talks to a server.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from tune.store.plan_file import COPY
 
 
 def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
-    """The records of these folders: sweeps, or single run directories, or folders of those."""
+    """The records of sweeps, run directories or folders of those; `curves` adds all evaluations."""
     check_folders(folders)
     sweeps, rows, notes = [], [], []
     for source, folder in enumerate(folders):
@@ -53,11 +53,11 @@ def load(folders: Sequence[Path], *, curves: bool = False) -> Records:
 
 
 def _add_agreement(rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> None:
-    """Give each finished trial without labels its mean adjusted Rand index with the other seeds:
-    a measure of stability for data without labels.
+    """Add to each finished trial on unlabelled data its mean adjusted Rand index with the cell's
+    other seeds, a measure of stability (at most 1).
 
-    folders: of the sweeps, by the rows' `source`. A trial without a sound file of its clusters, or
-    without another seed on the same images, gets none.
+    folders: the sweeps' folders, indexed by the rows' `source`. A trial without a readable file of
+    its clusters, or without another seed on the same images, gets no value.
     """
     cells: dict[tuple[Any, ...], dict[str, tuple[dict[str, Any], list[int]]]] = {}
     for row in rows:
@@ -103,7 +103,7 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     notes += [f"trial {key} is not in the plan of {name}" for key in unknown]
     equal: Mapping[str, Mapping[str, Any]] = plan.equal_code or {}
     runs = _mlflow_runs(folder)
-    for row in rows + extra:  # Sweeps of earlier code have the run beside each trial.
+    for row in rows + extra:  # Earlier versions recorded the MLflow run in each run directory.
         row["code_id"] = latest_code(row["code_id"], equal)
         row["mlflow_run"] = row["mlflow_run"] or runs.get(row["trial_key"])
     notes += [
@@ -113,7 +113,7 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
     ]
     if dropped:
         notes.append(f"trials taken out of the plan by --drop and left out: {len(dropped)}")
-    # What a grid or a search varies; what a named variant changes is no axis.
+    # Axes are what a grid or a search varies, not what a named variant changes.
     cells = [planned.cell for planned in plan.cells]
     varied = [cell for cell in cells if cell.variant in (None, FULL_MODEL)]
     axes = tuple(dict.fromkeys(axis for cell in varied for axis in cell.changes))
@@ -121,7 +121,7 @@ def _load_folder(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
 
 
 def _mlflow_runs(folder: Path) -> dict[str, str]:
-    """Trial key -> run, as the delivery to MLflow wrote it down; none where that cannot be read."""
+    """Trial key -> MLflow run id, as the upload to MLflow recorded it; empty if unreadable."""
     runs: Any = {}
     with suppress(RunDirError, OSError):
         runs = (read_json(folder / MLFLOW) or {}).get("runs")
@@ -130,7 +130,7 @@ def _mlflow_runs(folder: Path) -> dict[str, str]:
 
 
 def _read_plan(folder: Path) -> tuple[Plan, dict[str, Any]] | None:
-    """The plan of a sweep and its base settings as recorded; LoadError if it cannot be read."""
+    """The plan of a sweep and its recorded base settings; None if missing, LoadError if damaged."""
     file = folder / PLAN
     try:
         record = read_json(file)
@@ -150,7 +150,7 @@ def _planned_rows(plan: Plan) -> list[dict[str, Any]]:
     for planned in plan.cells:
         cell, fresh = planned.cell, {*planned.confirm_seeds} - {*planned.seeds}
         empty = blank(cell.config, plan.preset, variant=cell.variant, planned=True)
-        if cell.variant is not None:  # What it changes of the full model.
+        if cell.variant is not None:  # What the variant changes in the full model.
             new = {name: v for name, v in cell.changes.items() if full.get(name) != v}
             empty["changes"] = ", ".join(f"{short(n)}={value_text(v)}" for n, v in new.items())
         for seed in sorted({*planned.seeds, *fresh}):
@@ -160,7 +160,7 @@ def _planned_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _earlier(plan: Plan) -> set[str]:
-    """Keys of the trials that have gone on to more iterations since (--continue-training)."""
+    """Keys that trials had before --continue-training extended them to more iterations."""
     return {
         trial_key(Cell.of(plan.base, {**p.cell.changes, "iterations": n}).key, seed)
         for n in plan.earlier_iterations
@@ -172,8 +172,8 @@ def _earlier(plan: Plan) -> set[str]:
 def _without_other_evaluations(
     extra: list[dict[str, Any]], planned: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Drop unplanned rows that are another evaluation of a planned model; also a note on which
-    evaluation is shown."""
+    """Drop unplanned rows that are another evaluation of a planned model; returns the other rows
+    and a note on which evaluation is shown."""
     shown = {_trained(row): row for row in planned} if extra else {}
     pairs = [(row, shown.get(_trained(row), row)) for row in extra]
     other = [(row, plan, n) for row, plan in pairs for n in EVALUATION if row[n] != plan[n]]
@@ -189,14 +189,14 @@ def _without_other_evaluations(
 
 
 def _trained(row: Mapping[str, Any]) -> str:
-    """What the model of a row is (`mpcc.config.training_key`)."""
+    """Key of the training behind a row, whatever its evaluation (`mpcc.config.training_key`)."""
     return training_key(from_record({name: row[name] for name in DEFAULTS}))
 
 
 def _load_loose(folder: Path, curves: bool) -> tuple[Sweep, list, list]:
-    """Run directories without a plan: the trials found count as planned.
+    """Load run directories without a plan: tables count the trials found as all that were planned.
 
-    They go by their data set: the folder's name may differ on another machine.
+    The sweep is named after its data sets, since the folder's name may differ between machines.
     """
     rows = [read_loose(path, folder, "", (), curves) for path in run_dirs(folder)]
     name = " and ".join(sorted({row["dataset"] for row in rows}))

@@ -1,7 +1,7 @@
-"""The records of a sweep only from MLflow, for when the run directories are gone.
+"""Load the records of a sweep from MLflow alone, for when the run directories are gone.
 
-What MLflow holds is laid out as run directories in a folder, and everything else reads those: there
-is one way from records to tables. A trial that MLflow has twice is laid out twice, in two folders.
+The records are written to a folder as run directories, which everything else reads: so there is one
+path from records to tables. A trial that MLflow has twice is written twice, to two folders.
 """
 
 import json
@@ -17,17 +17,17 @@ from mpcc.config import REMOVED, full_name, parse_value
 from mpcc.evaluation.metrics import TEST
 from mpcc.runs import run_dir
 from mpcc.runs.files import SEAL
-from mpcc.shell import message_of
+from mpcc.shell import message_of, without_password
 from tune.plan.plan import MLFLOW, PLAN, TRIALS
 
 _PICTURE = "samples.png"
 
 
 def fetch(uri: str, folder: Path, name: str | None = None, *, curves: bool = False) -> list[Path]:
-    """Lay out the latest sweep (or the one of that preset, sweep id or run name) below `folder`.
+    """Download the latest sweep (with this preset, sweep id or run name, if given) below `folder`.
 
-    Returns the folders to load. `curves` also fetches every evaluation and the sample sheets.
-    Raises LoadError, in one line, where the server does not answer or has no such sweep.
+    Returns the folders to load. `curves` also downloads every evaluation and the sample sheets.
+    Raises LoadError, with a one-line message, if the server does not answer or has no such sweep.
     """
     from mlflow.exceptions import MlflowException
 
@@ -36,14 +36,16 @@ def fetch(uri: str, folder: Path, name: str | None = None, *, curves: bool = Fal
         return _lay_out(client, _parent(client, uri, name), folder, curves)
     except (MlflowException, OSError) as error:
         reason = message_of(error, 200)
-        raise LoadError(f"MLflow at {uri} does not answer as it should: {reason}") from None
+        server = without_password(uri)
+        raise LoadError(f"MLflow at {server} does not answer as it should: {reason}") from None
 
 
 def _client(uri: str) -> Any:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise LoadError(f"{uri} is no database; MLflow's is <sweep>/mlflow.db by default")
     if not uri.startswith(("sqlite:///", "http://", "https://", "postgresql", "mysql")):
-        raise LoadError(f"--mlflow must be sqlite:///FILE or the URL of a server, got '{uri}'")
+        got = without_password(uri)
+        raise LoadError(f"--mlflow must be sqlite:///FILE or the URL of a server, got '{got}'")
     for key, value in {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -57,11 +59,11 @@ def _client(uri: str) -> Any:
 
     for logger in ("mlflow", "alembic", "mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)  # What the process has set for itself stays.
+    return MlflowClient(tracking_uri=uri)  # The process's own tracking URI stays as it is.
 
 
 def _search(client: Any, text: str) -> Iterator[Any]:
-    """The runs of all experiments that this filter lets through, the first to start first."""
+    """The runs of all experiments that match this filter string, in order of their start time."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     order, token = ["attributes.start_time ASC"], None
     while True:
@@ -102,7 +104,7 @@ def _lay_out(client: Any, parent: Any, folder: Path, curves: bool) -> list[Path]
 
 
 def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
-    """One run directory: stored files, and what is missing rebuilt from parameters and metrics."""
+    """Write a run directory: stored files; missing ones are rebuilt from parameters and metrics."""
     path.mkdir(parents=True, exist_ok=True)
     run_id, tags = run.info.run_id, run.data.tags
     names = [run_dir.CONFIG, run_dir.PROVENANCE, run_dir.RESULT, *([_PICTURE] if curves else [])]
@@ -129,7 +131,7 @@ def _trial(client: Any, run: Any, path: Path, curves: bool) -> None:
 
 
 MLFLOW_TEST = (TEST.replace("@", "/"), TEST)
-"""The end of a metric's name of images that were not trained on, in MLflow and in records."""
+"""Suffix of a metric measured on images that were not trained on: in MLflow, and in records."""
 
 
 def _rows(client: Any, run: Any) -> list[dict[str, Any]]:
@@ -145,7 +147,7 @@ def _rows(client: Any, run: Any) -> list[dict[str, Any]]:
 
 
 def _value(name: str, text: str) -> Any:
-    """A parameter's text as a value: JSON but for plain text, or as the command line takes it."""
+    """A parameter's text as a value: parsed as JSON, else as the command line parses it."""
     try:
         return json.loads(text)
     except ValueError:
@@ -153,12 +155,12 @@ def _value(name: str, text: str) -> Any:
 
 
 def _artifact(client: Any, run_id: str, name: str, place: Path) -> bool:
-    """Whether MLflow has this file of a run, which it then puts into `place`."""
+    """Download this file of a run into `place`; False if MLflow cannot deliver it."""
     from mlflow.exceptions import MlflowException
 
     try:
         client.download_artifacts(run_id, name, str(place))
         return True
     except (MlflowException, OSError):
-        (place / name).unlink(missing_ok=True)  # What had come before it broke off.
+        (place / name).unlink(missing_ok=True)  # A partial download.
         return False

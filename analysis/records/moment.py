@@ -1,4 +1,4 @@
-"""Records as they stood at another moment than the last evaluation."""
+"""Records with the metrics of an evaluation other than the last (--at)."""
 
 import math
 from dataclasses import replace
@@ -15,11 +15,11 @@ BEST = "best:"
 
 
 def at(found: Records, moment: str) -> Records:
-    """The records with the metrics of iteration `moment`, or of `best:METRIC` for each trial.
+    """The records with the metrics of iteration `moment`, or of each trial's best (`best:METRIC`).
 
-    found: loaded with `curves`. A trial that was evaluated there counts as done, finished or not;
-    one that was not has no value. `best:` takes a metric that needs no labels. Raises
-    ValueError, in one line, where no trial was evaluated there.
+    found: loaded with `curves`. A trial that was evaluated at that iteration counts as done, even
+    if it did not finish; other trials have no value. METRIC must not need labels (see `checked`).
+    Raises ValueError, with a one-line message, if no trial was evaluated there.
     """
     chosen = _chosen(found.evaluations, moment)
     rows = []
@@ -49,10 +49,11 @@ def checked(text: str) -> str:
     metric = text.removeprefix(BEST)
     if metric != text:
         metric = metric_name(metric)
-        if metric not in METRICS or metric in NEED_LABELS:
+        allowed = [n for n, m in METRICS.items() if m.has_better_end and n not in NEED_LABELS]
+        if metric not in allowed:
+            names = ", ".join(allowed)
             raise ValueError(
-                f"--at {text}: an iteration is chosen without labels, by one of "
-                f"{', '.join(n for n in METRICS if n not in NEED_LABELS and '/' not in n)}"
+                f"--at {text}: an iteration is chosen without labels, by one of {names}"
             )
         return BEST + metric
     if not text.isdecimal() or not 0 < int(text) <= RANGES["iterations"][1]:

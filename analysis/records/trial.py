@@ -1,8 +1,8 @@
-"""One run directory as a row of the frame: what it says of itself, how it ended, its metrics.
+"""Read one run directory as a row of the DataFrame: settings, final state, metrics, provenance.
 
-A record belongs to the trial that it names, by the key of its configuration and the key in its
-sealed result. Where those, or the folder that a plan gave to a trial, contradict each other the
-record is left out: its row is `damaged` and says why.
+A record names its trial twice: by the key of its configuration and by the key in its sealed result.
+If these keys contradict each other or the folder that the plan gave to the trial, the record is
+left out: its row has state `damaged` and says why.
 """
 
 import errno
@@ -46,9 +46,9 @@ def blank(config: Config, sweep: str, *, variant: str | None, planned: bool) -> 
 def read_loose(
     path: Path, folder: Path, sweep: str, running: Collection[str], curves: bool
 ) -> dict[str, Any]:
-    """The row of a run directory that no plan gave to a trial: its configuration says which it is.
+    """The row of a run directory that is in no plan: its configuration says which trial it is.
 
-    Raises LoadError, in one line, where the configuration does not fit this version.
+    Raises LoadError, with a one-line message, if the configuration does not fit this version.
     """
     try:
         config = from_record(read_json(path / CONFIG) or {})
@@ -61,7 +61,7 @@ def read_loose(
 def read_record(
     path: Path, folder: Path, key: str, running: Collection[str], curves: bool
 ) -> dict[str, Any]:
-    """State, metrics and provenance of one run directory, if its record is that of this trial."""
+    """State, metrics and provenance of a run; state `damaged` if unreadable or not trial `key`."""
     place = path.as_posix().removeprefix(folder.as_posix()).lstrip("/") or "."
     row: dict[str, Any] = {"run_dir": place, "digest": digest(path)}
     try:
@@ -117,10 +117,10 @@ def check_identity(
     provenance: Mapping[str, Any],
     rows: list[dict[str, Any]],
 ) -> None:
-    """Raise RunDirError where a record is not that of trial `key`, or its seal was taken off.
+    """Raise RunDirError if a record is not that of trial `key`, or if its seal was removed.
 
-    result, provenance: as read, empty where there is none. rows: the evaluations, of a result
-    without a seal. Records of the versions before seals have none in either file.
+    result, provenance: as read, empty if missing. rows: the evaluations, needed only to check a
+    result without a seal. Records of versions before seals have a seal in neither file.
     """
     config = read_config(path)
     if config is not None and config.trial_key != key:
@@ -143,14 +143,14 @@ _NO_METRICS = ("iteration", "seconds")
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics as numbers; `undefined` names those that were recorded as not a number."""
+    """The metrics as floats; `undefined` lists the names of those recorded as not a number."""
     found = {k: number(v) for k, v in metrics.items()}
     odd = sorted(k for k, v in found.items() if math.isnan(v) and metrics[k] is not None)
     return found | {"undefined": " ".join(odd)}
 
 
 def digest(path: Path) -> str:
-    """Twelve hexadecimal digits of the records' content, so that a changed record shows."""
+    """The first 12 hexadecimal digits of a SHA-256 over the record files, to detect a change."""
     content = hashlib.sha256()
     for name in (CONFIG, METRICS, RESULT, PROVENANCE):
         try:

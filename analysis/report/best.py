@@ -12,7 +12,7 @@ from analysis.tables.ranking import Class, best_of, rank
 from analysis.tables.shared import shown_metrics
 
 MAX_CLASSES = 3
-"""Kinds of cells whose best the paragraph names; the tables have all."""
+"""The paragraph names the best of at most this many kinds of cells; the tables have all."""
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -49,9 +49,9 @@ def best_cell(records: Records, groups: Sequence[Group], metric: str, test: str)
 
 
 def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: str) -> list[str]:
-    """Whether the best cell, on fresh seeds where there are some, differs from k-means.
+    """Whether the best cell is better than k-means, judged on fresh seeds if there are any.
 
-    It is where what k-means reaches on the same images lies outside the cell's 95 % interval.
+    They differ if the k-means value on the same images lies outside the cell's 95 % interval.
     """
     spec, known = column(metric), references(groups, metric)
     if not known:
@@ -66,7 +66,8 @@ def beside_kmeans(records: Records, groups: Sequence[Group], metric: str, test: 
     judged = fresh if fresh and fresh.summary(metric).n else best
     mean = judged.summary(metric).mean
     if not math.isfinite(mean.low):
-        return [f"{text}; one seed cannot say more."]
+        alike = "seeds that do not differ" if judged.summary(metric).n > 1 else "one seed"
+        return [f"{text}; {alike} cannot say more."]
     seeds = "fresh seeds" if judged is fresh else "the seeds that chose it"
     interval = f"interval of the best configuration, {spec.shown(mean.low)} to "
     interval += f"{spec.shown(mean.high)} on {seeds}"
@@ -100,7 +101,7 @@ def _value(group: Group, spec: Column) -> str:
 
 
 def _other_metrics(groups: Sequence[Group], best: Group, test: str) -> list[str]:
-    """Which cells have the best mean by the other metrics of the table, where it is another."""
+    """A sentence on the cells that are best by other metrics of the table, if not this `best`."""
     others = []
     for metric in shown_metrics(groups):
         other = best_of(groups, metric, test)
@@ -110,13 +111,13 @@ def _other_metrics(groups: Sequence[Group], best: Group, test: str) -> list[str]
 
 
 def _unranked(n: int, which: str) -> list[str]:
-    """A sentence on so many cells that are not ranked; none for no cell."""
+    """A sentence on `n` cells that are not ranked; empty if n is 0."""
     verb = "is" if n == 1 else "are"
     return [f"{many(n, 'cell').capitalize()} {which} {verb} not ranked."] if n else []
 
 
 def _winner(one: Class, groups: Sequence[Group], spec: Column, test: str, whole: bool) -> str:
-    """The best of one kind of cells, and what the test says of the others it compared.
+    """The best of one kind of cells, and the results of the tests against it, in words.
 
     whole: whether every cell of the kind was ranked.
     """

@@ -1,4 +1,4 @@
-"""The confusion of labels and clusters of one trial, as a picture for the report."""
+"""The confusion matrix of labels and clusters of one trial, as an SVG picture for the report."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from mpcc.runs.clusters import read_clusters
 
 COLOUR = "#0072b2"
 MOST = 40
-"""Labels, or clusters, above which names and numbers would be too small to be read."""
+"""With more labels or clusters, names and numbers would be too small to read."""
 SIZE = 20
-"""Of a square, in the units of the picture."""
+"""Side of a square, in the units of the SVG."""
 
 
 def figure(folder: Path | None, text: str) -> str:
-    """A picture of the trial in this folder with `text` below; empty where no image has a label.
+    """The confusion matrix of the trial in this folder, above `text`; empty if there are no labels.
 
-    A row for each label, a column for each cluster, ordered by the label that most of its
-    images have; numbers are percent of the label's images. If the file cannot be read, the reason
-    is shown instead.
+    A row for each label, a column for each cluster; clusters are ordered by the label that most of
+    their images have. Numbers are percent of the label's images. If the file cannot be read, the
+    reason is shown instead.
     """
     try:
         rows = read_clusters(folder) if folder else None

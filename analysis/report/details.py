@@ -1,4 +1,4 @@
-"""What the report folds away: failures, every trial with its links, code, images and keys."""
+"""Details at the end of the report: failures, every trial with its links, code, images, keys."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mpcc.runs.run_dir import DONE, METRICS, RESULT, read_json
 from tune.plan.plan import MLFLOW
 
 LOCAL_MLFLOW = "http://localhost:5000"
-"""Where the command that a sweep prints at its end serves its own MLflow database."""
+"""Address at which the command printed at a sweep's end serves the sweep's MLflow database."""
 
 
 def cell_name(group: Group) -> str:
@@ -88,7 +88,7 @@ def _links(folder: Path | None, names: Sequence[str], place: Path | None) -> str
 
 
 def _mlflow_page(sweep: Path) -> str:
-    """The address of the experiment that holds a sweep's runs; empty where none is recorded."""
+    """The address of the experiment that holds a sweep's runs; empty if none is recorded."""
     record = read_json(sweep / MLFLOW) or {}
     uri, experiment = str(record.get("tracking_uri", "")), record.get("experiment")
     server = uri.rstrip("/") if uri.startswith("http") else LOCAL_MLFLOW

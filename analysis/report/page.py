@@ -26,7 +26,7 @@ ABOUT = (
 )
 SCREEN_DPI = 200
 MAX_PANELS, MAX_SHEETS = 60, 12
-"""Cells whose curves, and whose pictures, are shown; the page says when there are more."""
+"""At most this many cells have their curves, and their pictures, shown; the page says how many."""
 
 PICTURES = {
     "samples.png": "drawn by the model, none of them real, two columns for each cluster, headed by "
@@ -47,10 +47,10 @@ def report(
     verdicts: Sequence[str] = (),
     place: Path | None = None,
 ) -> str:
-    """The page; `verdicts`: how a search compares with another sweep.
+    """The HTML of the page. verdicts: lines that compare a search with another sweep.
 
-    place: the folder that the page will lie in, from which it links to the trials' folders; None
-    where these are not kept. Same records, same bytes: it holds no time stamp and no path of a
+    place: the folder of the page, from which it links to the trials' folders; None if those are not
+    kept. The same records give the same bytes: the page holds no time stamp and no path of a
     machine.
     """
     title = " and ".join(dict.fromkeys(str(group.settings["dataset"]) for group in groups))
@@ -60,7 +60,7 @@ def report(
         f"<dt>{escape(question)}</dt><dd>{escape(answer)}</dd>"
         for question, answer in answers(records, groups, result, test).items()
     )
-    tables: dict[str, Table] = {}  # Once each: a confirmation may be of Table 1 and of the grid.
+    tables: dict[str, Table] = {}  # By title: Table 1 and the grid may share a confirmation.
     for table in (table for product in products for table in product.tables):
         tables.setdefault(table.title, table)
     sections = {
@@ -92,7 +92,7 @@ def report(
 
 
 def _effects(records: Records, groups: Sequence[Group]) -> str:
-    """The first metric along each axis; matplotlib is opened only where there is an axis."""
+    """Figures of the first metric along each axis; matplotlib is imported only if there is one."""
     axes, metric = records.swept, shown_metrics(groups)[0]
     if records.searches or not axes or not any(group.summary(metric).n for group in groups):
         return ""
@@ -112,7 +112,7 @@ def _effects(records: Records, groups: Sequence[Group]) -> str:
 
 
 def _tables(tables: Sequence[Table]) -> str:
-    """The tables, each line under the first that has it, and how their numbers were made."""
+    """The tables, repeated lines only under the first, and how their numbers were made."""
     shown = on_one_page(tables)
     lines = "".join(f'<p class="lines">{escape(line)}</p>' for t in shown for line in t.made)
     how = folded("How these numbers were made", lines)
@@ -126,7 +126,7 @@ def _tables(tables: Sequence[Table]) -> str:
 def _search(
     records: Records, groups: Sequence[Group], products: Sequence[Product], verdicts: Sequence[str]
 ) -> str:
-    """The pictures of a search; Optuna and matplotlib are opened only where there is one."""
+    """The pictures of a search; Optuna and matplotlib are imported only if there is one."""
     if not records.searches:
         return ""
     from analysis.output.search_figures import pictures
@@ -217,8 +217,10 @@ def _sheets(records: Records, groups: Sequence[Group]) -> str:
         n_cells += len(parts) > n_parts
     if not parts:
         return ""
+    total = f" of {len(valued)}" if n_cells == MAX_SHEETS < len(valued) else ""
+    cells = f"{n_cells}{total} cells"
     return (
-        f'<p class="soft">Best and worst seed by {escape(spec.label)} of {n_cells} cells, the best '
+        f'<p class="soft">Best and worst seed by {escape(spec.label)} of {cells}, the best '
         "cell first: examples, from which no conclusion follows. A cluster’s number means nothing "
         "by itself and differs from seed to seed; the squares show which labels a cluster holds. A "
         f"click enlarges a picture.</p>{''.join(parts)}"

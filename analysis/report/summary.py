@@ -83,8 +83,8 @@ def _axis(axis: str, groups: Sequence[Group]) -> str:
 
 
 def _meaning(field: str) -> str:
-    """` (encoder updates per generator update)`: what the settings' own page says of a field."""
-    own = rf'\n    {field}: (?:(?!\n    \w).)*?\n    """(.*?)"""'  # Not that of a later field.
+    """` (encoder updates per generator update)`: the first sentence of the field's docstring."""
+    own = rf'\n    {field}: (?:(?!\n    \w).)*?\n    """(.*?)"""'  # Not a later field's docstring.
     found = re.search(own, inspect.getsource(Config), re.DOTALL)
     if found is None:
         return ""
@@ -93,7 +93,7 @@ def _meaning(field: str) -> str:
 
 
 def _part(changes: str) -> str:
-    """`lambda_p=0 (the weight of Loss III, eq. (5))`; of several settings only the values."""
+    """`lambda_p=0 (the weight of Loss III, eq. (5))`; for several settings only the values."""
     name, several = changes.partition("=")[0], ", " in changes
     return changes if several else changes + _meaning(full_name(name))
 
@@ -157,7 +157,7 @@ def _equals(p: float) -> str:
 def _effects(
     groups: Sequence[Group], found: Sequence[factorial.Effect], remark: str, metric: str
 ) -> list[str]:
-    """How the variation of all values divides between axes and seeds, as shares of its squares."""
+    """How the total sum of squares divides between axes and seeds, in percent, as a sentence."""
     named = [e for e in found if e.name != "seed"]
     if not named:
         return []

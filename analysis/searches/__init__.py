@@ -1,1 +1,1 @@
-"""Tables of a search: its best points, what each axis matters, whether it beats another sweep."""
+"""Tables of a search: its best points, importance of axes, comparison with another sweep."""

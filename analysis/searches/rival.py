@@ -29,9 +29,9 @@ def against_base(records: Records, groups: Sequence[Group]) -> list[str]:
 def against(records: Records, groups: Sequence[Group], other: Records, name: str) -> list[str]:
     """Lines that say whether the search's best point beats the best cell of another sweep.
 
-    Each is the best by the search's first objective on the seeds that chose it, of those without a
-    collapsed or diverged seed if there are any. They are tested only on their fresh seeds: on those
-    that chose it each is too good.
+    Both are the best by the search's first objective on the seeds that chose them, among cells
+    without a collapsed or diverged seed if there are any. They are tested only on fresh seeds,
+    since each looks too good on the seeds that chose it.
     """
     ours, metric = _best_point(records, groups)
     if ours is None:
@@ -57,7 +57,7 @@ def against(records: Records, groups: Sequence[Group], other: Records, name: str
 
 
 def _best_point(records: Records, groups: Sequence[Group]) -> tuple[Group | None, str]:
-    """The best point by the first objective, where one is complete, and that objective."""
+    """The best point by the first objective, and that objective; None, "" if none is complete."""
     search = found(records, groups)
     first = leader(search) if search else None
     return (first.group, search.objectives[0]) if search and first else (None, "")
@@ -79,14 +79,15 @@ def _verdicts(a: Group, b: Group, metric: str, *, tested: bool = True) -> str:
 def _verdict(
     a: Group, b: Group, metric: str, difference: stats.Estimate, p: float, tested: bool
 ) -> str:
-    """`p`: of Welch's test, by Holm over the metrics that are compared."""
+    """Two cells in one metric, in words. `p`: Welch's test, Holm over the compared metrics."""
     spec, x, y = column(metric), a.summary(metric), b.summary(metric)
     text = f"{spec.reading(x.mean.estimate)} to {spec.amount(y.mean.estimate)}"
     shift = spec.difference(difference.estimate)
     if not tested:
         return f"{text} (difference {shift})"
     if not math.isfinite(p):
-        return f"{text}, too few seeds for a test"
+        why = "too few seeds" if min(x.n, y.n) < 2 else "the seeds differ too little"
+        return f"{text}, {why} for a test"
     better = (difference.estimate > 0) == (spec.better == "higher")
     words = "beats it" if better else "is beaten"
     words = words if p < stats.ALPHA else "not significant"

@@ -1,7 +1,7 @@
-"""A search in tables: its best points, what each axis matters, whether it beat another sweep.
+"""Tables of a search: its best points and the importance of each axis.
 
-Only complete points count here: one with a diverged, failed or pruned seed has no mean. The study
-that Optuna wants is made from the records, so study.db may be lost.
+Only complete points are used: a point with a diverged, failed or pruned seed has no mean. The
+Optuna study that fANOVA needs is rebuilt from the records, so study.db is not needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 N_RESAMPLES = 24
 LEAST_POINTS = 8
-"""Below so many complete points no importance is given."""
+"""With fewer complete points, no importance is computed."""
 N_BEST = 10
 
 
@@ -41,9 +41,9 @@ class Point:
     number: int
     group: Group
     seeds: tuple[np.ndarray, ...]
-    """Of each objective, the value of every seed."""
+    """For each objective, the value of every seed: shape (n_seeds,), in recorded units."""
     values: tuple[float, ...]
-    """Of each objective, the mean over the seeds."""
+    """For each objective, the mean over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Axis:
 
     @property
     def is_range(self) -> bool:
-        """Whether every value from low to high could be drawn."""
+        """Whether it is a range from low to high, not a list of values."""
         return isinstance(self.entry, Mapping)
 
     @property
@@ -77,11 +77,11 @@ class Axis:
 
     @property
     def options(self) -> list[str]:
-        """The values of a list, as people read them."""
+        """The values of a list, as text."""
         return [_text(value) for value in self.entry]
 
     def place(self, value: Any) -> float:
-        """Where a value lies on the axis: itself, or its place in the list."""
+        """The coordinate of a value on the axis: the value itself, or its index in the list."""
         return float(value if self.is_range else self.options.index(_text(value)))
 
 
@@ -103,23 +103,23 @@ class Found:
 
     @cached_property
     def importances(self) -> list[list[Importance]]:
-        """Of each objective, the importance of every axis; none where the points are too few."""
+        """For each objective, the importance of every axis; empty if there are too few points."""
         return [_importances(self, i) for i in range(len(self.objectives))]
 
 
 @dataclass(frozen=True)
 class Importance:
-    """An axis's share of an objective's variation over the space, by fANOVA."""
+    """An axis's share (0 to 1) of an objective's variation over the search space, by fANOVA."""
 
     axis: str
     mean: float
     low: float
     high: float
-    """The middle 90 % of resamples of the points."""
+    """`low` to `high`: the middle 90 % of bootstrap resamples of the points."""
 
 
 def found(records: Records, groups: Sequence[Group]) -> Found | None:
-    """The first search among these records; None where there is none."""
+    """The first search among these records; None if there is none."""
     plan = next(iter(records.searches), None)
     if plan is None:
         return None
@@ -162,7 +162,7 @@ def leader(search: Found) -> Point | None:
 
 
 def tables(search: Found) -> list[Table]:
-    """The best points, and the importance of the axes where there are points enough."""
+    """The best points, and the importance of the axes if there are enough points."""
     made = [best_table(search)]
     return [*made, importance_table(search)] if any(search.importances) else made
 
@@ -230,7 +230,7 @@ def importance_table(search: Found) -> Table:
 
 
 def _importances(search: Found, objective: int) -> list[Importance]:
-    """The importance of each axis over resamples of the points, each with a forest of its own."""
+    """The importance of each axis over bootstrap resamples of the points, a forest for each."""
     if len(search.points) < LEAST_POINTS:
         return []
     import optuna

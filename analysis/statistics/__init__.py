@@ -1,1 +1,1 @@
-"""Arrays in; estimates, intervals, tests and power out. Knows nothing of trials."""
+"""Estimates, intervals, tests and power from arrays; independent of trials and tables."""

@@ -1,8 +1,8 @@
-"""What a design can show: power, seeds needed, analysis of variance.
+"""What an experimental design can show: power, seeds needed, analysis of variance.
 
-statsmodels does the analysis of variance where a design has gaps. By hand are that of complete
-designs, which take statsmodels minutes at hundreds of cells, and power on SciPy's noncentral t,
-which tables need for thousands of cells at once. The tests check both against statsmodels and R.
+statsmodels does the analysis of variance of incomplete designs. Implemented here are that of
+complete designs, which takes statsmodels minutes at hundreds of cells, and power from SciPy's
+noncentral t, for thousands of cells at once. The tests check both against statsmodels and R.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from analysis.statistics.stats import ALPHA, std
 
 POWER = 0.80
 MAX_SEEDS = 1000
-"""Beyond so many seeds per cell the table prints `> 1,000`."""
+"""If more seeds per cell are needed, the table prints `> 1,000`."""
 
 
 def seed_correlation(table: ArrayLike) -> float:
@@ -49,8 +49,8 @@ def power(
 ) -> NDArray[np.float64]:
     """Power of a two-sided test between two cells of n seeds each, for normal values.
 
-    `effect` is in standard deviations of a cell, for `paired` in those of the differences. The
-    pooled SD is that of so many `cells`: with two it is Student's test.
+    `effect` is in SDs of a cell, for `paired` in SDs of the differences; it broadcasts with `n`.
+    The pooled SD is over this many `cells`: with two, the test is Student's.
     """
     from scipy.special import stdtrit
 
@@ -66,11 +66,11 @@ def power(
 def _welch_power(
     d: NDArray[np.float64], n: NDArray[np.float64], alpha: float
 ) -> NDArray[np.float64]:
-    """Power of Welch's test where the spreads in truth agree.
+    """Power of Welch's test if the true spreads are equal.
 
-    With equal n its t is Student's and independent of how the two variances share their sum. That
-    share follows a Beta distribution and decides Welch's degrees, so the critical value is averaged
-    over it (Gauss-Legendre over the quantiles of one half: the other is its mirror image).
+    With equal n its t is Student's t and independent of each sample variance's share in their sum.
+    The share follows a Beta distribution and sets Welch's df and critical value, so the power is
+    averaged over it (Gauss-Legendre over the lower half of its quantiles; the upper mirrors it).
     """
     from scipy.special import betaincinv, stdtrit
 
@@ -85,19 +85,19 @@ def _welch_power(
 def _beyond(
     df: NDArray[np.float64], shift: NDArray[np.float64], critical: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """How often a noncentral t lies beyond ± critical."""
+    """The probability that a noncentral t lies beyond ± critical."""
     from scipy.special import nctdtr
 
     df, shift, critical = np.broadcast_arrays(df, shift, critical)
     upper, lower = nctdtr(df, shift, critical), np.zeros(shift.shape)
-    near = shift <= 5  # Far out the other tail is nothing, and nctdtr underflows to NaN.
+    near = shift <= 5  # Beyond 5 the lower tail is negligible, and nctdtr gives NaN.
     lower[near] = np.nan_to_num(nctdtr(df[near], shift[near], -critical[near]))
     return 1 - (np.where(np.isnan(upper) & ~near, 0.0, upper) - lower)
 
 
 @cache
 def detectable(n: int, alpha: float = ALPHA, test: str = "pooled", cells: int = 2) -> float:
-    """The smallest difference that n seeds detect with power POWER; in the units of `power`."""
+    """The smallest difference that n seeds detect with power POWER, in the units of `effect`."""
     if n < 2:
         return math.inf
     low, high = 0.0, 1.0
@@ -113,7 +113,7 @@ def detectable(n: int, alpha: float = ALPHA, test: str = "pooled", cells: int = 
 def seeds_needed(
     effects: ArrayLike, alpha: float = ALPHA, test: str = "pooled", cells: int = 2
 ) -> list[int | None]:
-    """Seeds per cell to find differences of these sizes, all at once; None beyond MAX_SEEDS."""
+    """For each effect, the seeds per cell that detect it with power POWER; None above MAX_SEEDS."""
     from scipy.special import ndtri
 
     d = np.abs(np.asarray(effects, float))
@@ -155,9 +155,9 @@ def anova(
 ) -> list[Effect]:
     """Main effects and two-way interactions (type II), with the seed as a block.
 
-    statsmodels fits the model. Where every combination has every seed once, the sums of squares
-    come from the means instead: the same figures, at once, on grids of hundreds of cells.
-    Raises ValueError, in words, where the design does not allow an answer.
+    values: (N,); factors: name -> N levels; block: N seeds. statsmodels fits the model. If every
+    combination has every seed once, the sums of squares come from the means instead: the same
+    values, faster. Raises ValueError, with the reason, if the design allows no answer.
     """
     y = np.asarray(values, float)
     if not std(y) > 0:
@@ -185,7 +185,7 @@ NO_RESIDUAL = 1e-12
 
 
 def _width(axes: Mapping[str, Sequence[Hashable]], interactions: bool) -> int:
-    """Columns of the model's matrix."""
+    """Number of columns of the design matrix."""
     df = [len(set(levels)) - 1 for name, levels in axes.items() if name != BLOCK]
     pairs = sum(a * b for a, b in itertools.combinations(df, 2)) if interactions else 0
     return 1 + sum(df) + pairs + len(set(axes.get(BLOCK, [0]))) - 1
@@ -194,7 +194,7 @@ def _width(axes: Mapping[str, Sequence[Hashable]], interactions: bool) -> int:
 def _cube(
     y: NDArray[np.float64], axes: Mapping[str, Sequence[Hashable]]
 ) -> NDArray[np.float64] | None:
-    """The values by the levels of every axis; None where a place is empty or taken twice."""
+    """The values, one dimension per axis; None if a combination is missing or occurs twice."""
     known = [{v: i for i, v in enumerate(dict.fromkeys(levels))} for levels in axes.values()]
     shape = [len(levels) for levels in known]
     if math.prod(shape) != y.size:

@@ -1,7 +1,7 @@
-"""Arrays in; estimate, interval and n out. The seed is the sampling unit throughout.
+"""Estimates, intervals and tests from arrays. The seed is the sampling unit throughout.
 
-SciPy does what it has. Implemented here, because SciPy lacks it or because importing scipy.stats
-takes a second: Hedges' exact g, the pooled comparison, Welch's test (on SciPy's Student t) and
+SciPy is used where possible. Implemented here, because SciPy lacks it or because scipy.stats takes
+a second to import: Hedges' exact g, the pooled comparison, Welch's test (on SciPy's Student t) and
 Holm (statsmodels has it). The tests check every one of them against an independent source.
 """
 
@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 ALPHA = 0.05
 CONFIDENCE = 0.95
 ROUNDING = 1e-12
-"""A spread below this share of the values themselves is the rounding of equal values."""
+"""A spread below this share of the largest value counts as rounding error of equal values."""
 MAX_ARRANGEMENTS = 9999
-"""A permutation test goes through all arrangements up to so many, and else draws so many."""
+"""A permutation test enumerates up to this many arrangements; of more it samples this many."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `low` and `high` are NaN where n or the spread allows none."""
+    """A value with its interval; `low` and `high` are NaN if n or the spread allows none."""
 
     estimate: float
     low: float
@@ -32,14 +32,14 @@ class Estimate:
 
 
 def _quantile(df: ArrayLike) -> float:
-    """How many standard errors Student's interval reaches to each side."""
+    """Half the width of Student's t interval, in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, (1 + CONFIDENCE) / 2))
 
 
 def mean(values: ArrayLike) -> Estimate:
-    """Mean with Student's t interval."""
+    """Mean with its 95 % Student's t interval."""
     x = np.asarray(values, float)
     n, spread = x.size, std(x)
     centre = _mean(x) if n else math.nan
@@ -50,10 +50,10 @@ def mean(values: ArrayLike) -> Estimate:
 
 
 def std(values: ArrayLike, size: float | None = None) -> float:
-    """Standard deviation with ddof 1; NaN below two values, 0 where it is nothing but rounding.
+    """Standard deviation with ddof 1; NaN below two values, 0 if it is only rounding error.
 
-    0.1 three times has a standard deviation of 1.7e-17 in floating point. `size` is the size of the
-    numbers that the values were computed from, where those are larger than the values.
+    Three times 0.1 has a standard deviation of 1.7e-17 in floating point. `size` is the largest
+    magnitude of the numbers that the values were computed from, if larger than the values.
     """
     x = np.asarray(values, float)
     if x.size < 2:
@@ -64,7 +64,7 @@ def std(values: ArrayLike, size: float | None = None) -> float:
 
 
 def _mean(x: NDArray[np.float64]) -> float:
-    """The mean, rounded once; of three values a dozen times as fast as NumPy's."""
+    """The mean, rounded once; for three values a dozen times as fast as NumPy's."""
     try:
         return math.fsum(x.tolist()) / x.size
     except OverflowError:  # the sum is beyond the largest number
@@ -79,13 +79,13 @@ class Comparison:
     """n is the smaller of the two counts, or the number of pairs."""
     df: float
     p: float
-    """Two-sided. NaN where n is too small to test at all."""
+    """Two-sided. NaN if n is too small for a test or there is no spread."""
     g: float
     """Hedges' g: the difference divided by the pooled SD, corrected for small n."""
     test: str
     effect: float = math.nan
-    """The difference divided by the SD that power goes by: that of the differences for a paired
-    test; else g."""
+    """The effect size for `factorial.power`: for a paired test in SDs of the differences, corrected
+    for small n; else g."""
 
 
 def _nothing(x: NDArray[np.float64], y: NDArray[np.float64], test: str) -> Comparison:
@@ -98,7 +98,7 @@ def _nothing(x: NDArray[np.float64], y: NDArray[np.float64], test: str) -> Compa
 def _student(
     x: NDArray[np.float64], y: NDArray[np.float64], error: float, df: float, g: float, test: str
 ) -> Comparison:
-    """The difference of the means, in Student's t with this standard error and these degrees."""
+    """Student's t test of the difference of the means, given its standard error and `df`."""
     from scipy.special import stdtr
 
     difference = float(x.mean() - y.mean())
@@ -120,9 +120,9 @@ def welch(a: ArrayLike, b: ArrayLike) -> Comparison:
 
 
 def pooled(a: ArrayLike, b: ArrayLike, spread: float, df: float) -> Comparison:
-    """t test with a standard deviation pooled over a whole grid, which has `df` degrees.
+    """t test with a standard deviation pooled over a whole grid, with `df` degrees of freedom.
 
-    Stronger than Welch at three seeds, and only right where the cells' spreads agree.
+    More powerful than Welch's test at three seeds, but valid only if the cells' spreads are equal.
     """
     x, y = np.asarray(a, float), np.asarray(b, float)
     if not min(x.size, y.size) or not spread > 0:
@@ -169,7 +169,7 @@ def permutation(a: ArrayLike, b: ArrayLike) -> Comparison:
 def hedges_g(a: ArrayLike, b: ArrayLike) -> float:
     """Mean difference divided by the pooled SD, times Hedges' exact correction J(df).
 
-    J(df) = Γ(df/2) / (√(df/2) Γ((df−1)/2)): Hedges 1981, eq. 6e. NaN where the spread is zero.
+    J(df) = Γ(df/2) / (√(df/2) Γ((df−1)/2)): Hedges 1981, eq. 6e. NaN if df < 2 or no spread.
     """
     x, y = np.asarray(a, float), np.asarray(b, float)
     df = x.size + y.size - 2
@@ -180,11 +180,11 @@ def hedges_g(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def paired_g(a: ArrayLike, b: ArrayLike) -> float:
-    """Hedges' g of values that belong together: the pooled SD of related samples has fewer degrees.
+    """Hedges' g of paired values: the pooled SD of correlated samples has fewer degrees of freedom.
 
     J(df) with df = 2 (n − 1) / (1 + r²): Cousineau 2020 (TQMP 16, 418-421), with r as covariance
-    over mean variance. With 2n − 2, three pairs of correlation .9 would give 18 % too much; with r
-    from so few pairs it is up to 9 % too little at n = 3, and 2 % at n = 5.
+    over mean variance. With df = 2n − 2, g of three pairs of correlation 0.9 would be 18 % too
+    large; since r is estimated, g is up to 9 % too small at n = 3, and 2 % at n = 5.
     """
     x, y = np.asarray(a, float), np.asarray(b, float)
     scale = pooled_std([x, y])
@@ -196,14 +196,14 @@ def paired_g(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def hedges_correction(df: float) -> float:
-    """J(df), the factor that makes Cohen's d unbiased under normality; NaN up to one degree."""
+    """J(df), the factor that makes Cohen's d unbiased under normality; NaN if df <= 1."""
     if df <= 1:
         return math.nan
     return math.exp(math.lgamma(df / 2) - math.lgamma((df - 1) / 2)) / math.sqrt(df / 2)
 
 
 def pooled_std(groups: Sequence[ArrayLike]) -> float:
-    """Root of the residual variance around the groups' own means; NaN without residual degrees."""
+    """Root of the residual variance around each group's mean; NaN without degrees of freedom."""
     arrays = [np.asarray(g, float) for g in groups]
     df = sum(x.size - 1 for x in arrays if x.size)
     if df < 1:
@@ -212,7 +212,7 @@ def pooled_std(groups: Sequence[ArrayLike]) -> float:
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Holm's adjusted p values, in the order given. NaN stays NaN and counts in no family."""
+    """Holm's adjusted p values, in the order given. NaN stays NaN and is not in the family."""
     p = np.asarray(p_values, float)
     adjusted = np.full(p.shape, math.nan)
     tested = np.flatnonzero(~np.isnan(p))
@@ -223,7 +223,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def smallest_p(test: str, n_a: int, n_b: int) -> float:
-    """The smallest p value that this test can give with so many seeds; 1 where it gives none."""
+    """The smallest p value that this test can give with so many seeds; 1 if it gives none."""
     if min(n_a, n_b) < 1 or (test != "pooled" and min(n_a, n_b) < 2):
         return 1.0
     if test != "permutation":
@@ -241,11 +241,11 @@ class Spread:
     cells: int
     """Cells that have a spread."""
     p: float
-    """Brown-Forsythe."""
+    """p of the Brown-Forsythe test for equal spreads."""
     ratio: float
     """Largest SD over the smallest."""
     refusal: str
-    """Why a pooled SD is refused; empty where it is not."""
+    """Why a pooled SD is refused; empty if it is not."""
 
 
 def spread(groups: Sequence[ArrayLike], forbidden: str = "") -> Spread:
@@ -253,7 +253,7 @@ def spread(groups: Sequence[ArrayLike], forbidden: str = "") -> Spread:
 
     Refused if p < 0.05, the ratio reaches 3, a cell has no spread at all, fewer than two cells have
     two values, or no cell has three (with two, the test is void).
-    forbidden: why it is refused whatever the values are, in words.
+    forbidden: a reason to refuse it whatever the values are; empty if there is none.
     """
     arrays = [np.asarray(g, float) for g in groups]
     several = [x for x in arrays if x.size > 1]
@@ -277,7 +277,7 @@ def spread(groups: Sequence[ArrayLike], forbidden: str = "") -> Spread:
 def _brown_forsythe(arrays: Sequence[NDArray[np.float64]]) -> float:
     """p of the test for equal spreads: analysis of variance of the distances from each median.
 
-    By hand: `scipy.stats` takes a second to import. Checked against its `levene`.
+    Implemented here since `scipy.stats` takes a second to import; tested against its `levene`.
     """
     from scipy.special import fdtrc
 
@@ -293,7 +293,7 @@ def _brown_forsythe(arrays: Sequence[NDArray[np.float64]]) -> float:
 
 
 def p_text(p: float) -> str:
-    """A p value to three digits, the least as a bound."""
+    """A p value to three decimals; `< 0.001` if smaller, `–` if NaN."""
     if math.isnan(p):
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

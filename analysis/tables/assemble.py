@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Product:
-    """One named result: its tables and the groups they rest on."""
+    """One named result: its tables and the groups they are made from."""
 
     name: str
     tables: list[Table]
@@ -52,9 +52,9 @@ def products(
     options: argparse.Namespace,
     verdicts: Sequence[str] = (),
 ) -> list[Product]:
-    """The tables asked for; ValueError, in one line, where the cells do not fit the one named.
+    """The tables that were asked for; ValueError, with a one-line message, if the cells do not fit.
 
-    options: of `analysis.options.parser`. verdicts: how a search compares with another sweep.
+    options: from `analysis.options.parser`. verdicts: lines comparing a search with another sweep.
     """
     if not groups:
         raise ValueError("the sweep has no trials; plan some with tune/ablation.py --grid")
@@ -103,7 +103,7 @@ def products(
 def _table1(
     records: Records, pairs: Sequence[tuple[Group, dict[str, str]]], options: argparse.Namespace
 ) -> Product:
-    """Table 1, and what confirms a choice among its rows, unless the grid's tables say that."""
+    """Table 1 and its confirmation on fresh seeds, unless the grid's tables are made as well."""
     groups = [group for group, _ in pairs]
     tables, fresh = [table1(records, pairs, options.test)], _fresh(records, groups)
     if fresh and options.table != "all":
@@ -153,7 +153,7 @@ def _search(records: Records, groups: Sequence[Group], verdicts: Sequence[str]) 
 def search_of(
     records: Records, groups: Sequence[Group], products: Sequence[Product]
 ) -> Found | None:
-    """The search that a table is of, or that no table was asked for."""
+    """The search that one of `products` shows, else the first one in the records, if any."""
     from analysis.searches import search
 
     known = next((product.search for product in products if product.search), None)
@@ -163,7 +163,7 @@ def search_of(
 def files(
     records: Records, product: Product, options: argparse.Namespace, formats: Sequence[str]
 ) -> dict[str, str]:
-    """File name -> content. The companion file goes with every format."""
+    """File name -> content. Every format comes with the companion file (provenance)."""
     groups, result = [*product.groups, *product.fresh], product.result
     made: dict[str, str] = {}
     beside, full = f"{product.name}-how.md", options.style == "full"

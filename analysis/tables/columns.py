@@ -1,4 +1,4 @@
-"""Which metrics the tables have; how each is shown says `mpcc.evaluation.metrics`."""
+"""Which metrics the tables have; `mpcc.evaluation.metrics` says how each is formatted."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 __all__ = ["Column", "column", "metric_name"]
 
 TABLE1 = ("acc_majority", "inception_score", "fid", "mse_published", "mse")
-"""Of Table 2 too."""
+"""Metrics of Table 1 and of Table 2."""
 TABLE3 = ("inception_score", "fid")
 GRID = ("acc_majority", "acc_hungarian", "inception_score", "fid", "mse")
 UNLABELLED = (
     *("cluster_information_share", "silhouette", "n_clusters_used", "seed_agreement"),
     *("inception_score", "fid", "mse"),
 )
-"""In place of GRID where no trial has a metric that needs labels."""
+"""Replaces GRID if trials have clusters but no metric that needs labels."""
 
 
 def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
-    """These metrics, each beside or, where no cell has it, behind what earlier versions measured
-    in its place: the two never share a column. Where a cell has them, `fid_cnn` stands behind FID,
-    and what was measured on images that were not trained on behind its metric."""
+    """The metrics to show: each of `metrics`, then what earlier versions measured in its place (or
+    only that, if no cell has the new metric). If any cell has them, the same metric on images that
+    were not trained on comes next, and `fid_cnn` after FID."""
 
     def measured(name: str) -> bool:
         return any(group.summary(name).n for group in groups)
@@ -45,12 +45,12 @@ def recorded(metrics: Sequence[str], groups: Sequence[Group]) -> list[str]:
 
 
 def sign(metric: str) -> int:
-    """1 where a higher value is better, else -1."""
+    """1 if a higher value is better, else -1."""
     return 1 if METRICS[metric].higher_is_better else -1
 
 
 def protocol_name(metric: str, settings: Mapping[str, Any]) -> str:
-    """A metric's name with what the number rests on: `fid@50k-train`; others have it in the name.
+    """The metric's name, with count and split if it uses generated images: `fid@50k-train`.
 
     The count is that of generated images, the split that of the images they are compared with.
     """

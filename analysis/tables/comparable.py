@@ -15,10 +15,10 @@ SPEED = ("cpu_threads", "fast")
 
 
 def spread_of(groups: Sequence[Group], metric: str, like: Group | None = None) -> stats.Spread:
-    """The spread of a metric over the cells that have values.
+    """The pooled spread of a metric over the cells that have values.
 
-    like: only over the cells comparable with this one, and those without any result. A cell that
-    diverged altogether has no value to pool, and forbids pooling all the same.
+    like: use only cells comparable with this one and cells without a finished trial. A cell of
+    which every seed diverged has no value to pool, but it still forbids pooling.
     """
     pooled = [g for g in groups if like is None or not g.done or not apart(g, like, metric)]
     values = [g.summary(metric).array for g in pooled if g.summary(metric).n]
@@ -26,7 +26,7 @@ def spread_of(groups: Sequence[Group], metric: str, like: Group | None = None) -
 
 
 def collapse(groups: Sequence[Group]) -> str:
-    """Why a pooled SD is not valid for these cells; empty if nothing speaks against it."""
+    """Why a pooled SD is not valid for these cells; empty if none diverged or collapsed."""
     for group in groups:
         if group.counts.get(DIVERGED):
             return "a cell diverged"
@@ -36,13 +36,13 @@ def collapse(groups: Sequence[Group]) -> str:
 
 
 def identical(a: Group, b: Group) -> bool:
-    """Whether these are the same trials under two names: all that was measured is equal."""
+    """Whether two cells are the same trials under two names: equal results on all common seeds."""
     common = a.outcome.keys() & b.outcome.keys()
     return bool(common) and all(a.outcome[seed] == b.outcome[seed] for seed in common)
 
 
 def _measured_by(metric: str) -> list[str]:
-    """The settings that say what a metric is measured on and with."""
+    """The settings that determine the images and the method by which a metric is measured."""
     names = ("dataset", "split", "image_size", *column(metric).depends_on)
     return [name for name in names if name != "batch_size"]
 
@@ -66,8 +66,8 @@ def _measured_apart(a: Group, b: Group, metric: str) -> str:
 def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) -> str:
     """Why two cells are not comparable; empty if they are.
 
-    They are if the metric is measured the same way, by the same code, on the same kind of device,
-    after the same number of iterations. With `axes`, they may differ only in swept settings.
+    Cells are comparable if the metric is measured the same way, by the same code, on the same kind
+    of device, at the same iteration. With `axes`, cells of a grid may differ only on these axes.
     """
     why = _measured_apart(a, b, metric)
     if why or not (a.done and b.done):
@@ -91,7 +91,7 @@ def apart(a: Group, b: Group, metric: str, axes: Sequence[str] | None = None) ->
 
 
 def kind(group: Group, metric: str) -> dict[str, str]:
-    """What must be the same for two cells to be ranked by this metric, as text."""
+    """What must be equal for two cells to be ranked by this metric: name -> value, as text."""
     found = {short(n): value_text(group.settings[n]) for n in _measured_by(metric)}
     trial = group.done[0]
     found |= {"images": f"{trial['n_images']} ({trial['fingerprint']})"}

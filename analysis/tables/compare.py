@@ -1,4 +1,4 @@
-"""Cells against one named baseline: difference, interval, g, p, Holm, and what n could show."""
+"""Cells compared with one named baseline: difference, interval, g, p, Holm's p and power."""
 
 import math
 import statistics
@@ -36,14 +36,14 @@ class Line:
     result: stats.Comparison
     holm: float
     refused: str
-    """Why there is no test; empty where there is one."""
+    """Why there is no test; empty if there is one."""
     seeds_needed: int | None
-    """Per cell, to find a difference as large as the one seen at Holm's first step with 80 % power;
-    None beyond MAX_SEEDS, and where nothing was tested or the test's power is not known."""
+    """Seeds per cell to detect a difference as large as the observed one, with 80 % power at Holm's
+    first step; None above MAX_SEEDS, or if there was no test or its power is not known."""
 
     @property
     def verdict(self) -> str:
-        """In words; never `no effect`."""
+        """The result in words; never `no effect`."""
         found = "differs" if self.holm < stats.ALPHA else "not significant"
         return self.refused or found
 
@@ -51,8 +51,8 @@ class Line:
 def find_group(groups: Sequence[Group], name: str) -> Group:
     """The one cell that `name` means: settings like `esteps=4,eta_p=6e-4`, a variant, or a key.
 
-    Settings may be written as tables print them: `esteps 4, eta_p 6e-4`. Of a cell in parts it is
-    the first, which is largest. Raises ValueError, in one line, where there is none or several.
+    Settings may be written as tables print them: `esteps 4, eta_p 6e-4`. If a cell has parts, this
+    is the first and largest. Raises ValueError, with a one-line message, unless one cell matches.
     """
     found = [g for g in groups if name in (g.variant, g.cell_key, g.key)]
     if len({g.cell_key for g in found}) != 1:
@@ -69,10 +69,10 @@ def find_group(groups: Sequence[Group], name: str) -> Group:
 def compare_all(
     groups: Sequence[Group], reference: Group, metric: str, test: str, pool: stats.Spread | None
 ) -> list[stats.Comparison]:
-    """Every group against the reference, as asked; NaN where there is nothing to test.
+    """Every group compared with the reference by `test`; NaN if there is nothing to test.
 
-    pool: the spread of a pooled test; other tests ignore it. If it is refused: Welch's interval,
-    and p is NaN.
+    pool: the spread for the pooled test; None for other tests. If pooling is refused, the interval
+    is Welch's and p is NaN.
     """
     base = reference.summary(metric).array
     arrays = [g.summary(metric).array for g in groups]
@@ -94,14 +94,14 @@ def pairs(a: Group, b: Group, metric: str) -> tuple[list[float], list[float]]:
 
 
 def smallest_p(a: Group, b: Group, metric: str, test: str) -> float:
-    """The smallest p that this test can give for these two cells; 1 where it gives none."""
+    """The smallest p that this test can give for these two cells; 1 if it gives none."""
     values = (a.summary(metric).values, b.summary(metric).values)
     x, y = pairs(a, b, metric) if test == "paired" else values
     return stats.smallest_p(test, len(x), len(y))
 
 
 def lines(groups: Sequence[Group], baseline: Group, metric: str, test: str) -> list[Line]:
-    """Every other cell that has values against the baseline; Holm over all that are tested."""
+    """Compare each other cell that has values with the baseline; Holm over the tested ones."""
     others = [g for g in groups if g is not baseline and g.summary(metric).n]
     if not baseline.summary(metric).n or not others:
         return []
@@ -152,19 +152,19 @@ def _shown(result: stats.Comparison, why: str) -> stats.Comparison:
 
 @dataclass(frozen=True)
 class Resolution:
-    """The smallest differences that one metric's comparisons find with 80 % power."""
+    """The smallest differences that one metric's comparisons detect with 80 % power."""
 
     n: int
-    """Seeds of most comparisons."""
+    """Seeds per cell in most comparisons."""
     fewer: str
-    """Words for comparisons that have fewer seeds; empty where all have as many."""
+    """A phrase on comparisons with fewer seeds; empty if there are none."""
     comparisons: int
     alone: float
-    """In one comparison at 5 %, in standard deviations of a cell (of a difference, if paired)."""
+    """In one comparison at 5 %, in SDs of a cell (if paired: of the differences)."""
     first: float
-    """At Holm's first step over all comparisons."""
+    """The same at Holm's first step over all comparisons."""
     unit: float
-    """The standard deviation that these are in."""
+    """The SD that `alone` and `first` are multiples of, in the recorded unit of the metric."""
     without: str
     """Why one SD does not describe all cells; empty if it does."""
 
@@ -172,9 +172,9 @@ class Resolution:
 def resolution(
     groups: Sequence[Group], lines: Sequence[Line], metric: str, test: str
 ) -> Resolution | None:
-    """What the tested comparisons of a metric could find; None where none was, or none can tell.
+    """What a metric's tested comparisons can detect; None if none was tested or power is unknown.
 
-    The power of a permutation test depends on more than n and the spread: none is stated.
+    The power of a permutation test depends on more than n and the spread, so it is not stated.
     """
     tested = [line for line in lines if not line.refused]
     counts = [line.result.difference.n for line in tested]
@@ -197,7 +197,7 @@ def resolution(
 
 
 def seed_correlation(groups: Sequence[Group], metric: str) -> float:
-    """How much seeds share over the cells, from the seeds that all cells with values have."""
+    """Intraclass correlation of seeds over cells, on the seeds that all cells with values have."""
     tables = [dict(g.summary(metric).values) for g in groups if g.summary(metric).n]
     common = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
     return factorial.seed_correlation(np.array([[t[s] for s in common] for t in tables], float))
@@ -206,9 +206,9 @@ def seed_correlation(groups: Sequence[Group], metric: str) -> float:
 def effects(
     groups: Sequence[Group], axes: Sequence[str], metric: str
 ) -> tuple[list[factorial.Effect], str]:
-    """Main effects and interactions of a grid with two or more axes, and a line on the design.
+    """Main effects and interactions of a grid with two or more axes, and a note on the design.
 
-    No effects, and why, where incomparable values would be averaged over an axis.
+    If incomparable values would be averaged over an axis: no effects, and the reason as the note.
     """
     cells = [g for g in groups if g.variant in (None, FULL_MODEL)]
     used = [g for g in cells if g.summary(metric).n]

@@ -43,7 +43,7 @@ def baseline_of(records: Records, groups: Sequence[Group], name: str | None) -> 
 
 
 def labels_of(groups: Sequence[Group]) -> list[str]:
-    """What tells these cells apart in the first columns of a grid's table (`label_cells`)."""
+    """The fields that label the rows in the first columns of a grid's table (`label_cells`)."""
     variants = ["variant", "changes"] if any(group.variant for group in groups) else []
     return [*variants, *groups[0].axes] or ["cell"]
 
@@ -60,13 +60,13 @@ class GridResult:
 def grid_tables(
     records: Records, groups: Sequence[Group], test: str, baseline: Group
 ) -> GridResult:
-    """Values, differences and effects, those that the grid has."""
+    """The tables of values, differences, effects and confirmation, those that the grid has."""
     goals = [name for search in records.searches for name in search["objectives"]]
     metrics = list(dict.fromkeys([*shown_metrics(groups), *goals]))
     judged, selection = judged_on(records, baseline)
     compared = [judged if group is baseline else group for group in groups]
     found = {m: lines(compared, judged, m, test) for m in metrics}
-    # Each point of a search has levels of its own: fANOVA is in its table instead.
+    # Points of a search share no levels to average over: the search's tables have fANOVA instead.
     axes = [] if records.searches else records.swept
     measured = {m: effects(groups, axes, m) for m in metrics}
     labels = labels_of(groups)
@@ -77,7 +77,7 @@ def grid_tables(
     tables = [explain_numbers(values, records, groups, asked, test)]
     if any(found.values()):
         tables.append(differences_table(compared, judged, found, test))
-        tables[-1].lines[:0] = selection  # First: LaTeX leaves out what comes last.
+        tables[-1].lines[:0] = selection  # In front: LaTeX drops the last lines.
     effect_table = effects_table(measured)
     if effect_table.rows:
         tables.append(effect_table)
@@ -90,10 +90,10 @@ def grid_tables(
 
 
 def judged_on(records: Records, baseline: Group) -> tuple[Group, list[str]]:
-    """The baseline with the seeds that may judge it, and a line on those that chose it.
+    """The baseline with the seeds that may judge it, and lines on the seeds that chose it.
 
-    A best cell is too good on the seeds that chose it, and every part left out of it then seems to
-    matter. Where it has fresh seeds only they count.
+    On the seeds that chose it, a best cell looks too good, so that every part left out of it seems
+    to matter. If two or more of its fresh seeds have finished, only fresh seeds are used.
     """
     chose = records.chosen_on(baseline.cell_key)
     if not chose:
@@ -172,7 +172,7 @@ def _difference_cells(line: Line) -> list[Cell]:
 
 
 def design_line(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
-    """What this design can find in one metric, whether pooling is fair, what seeds share."""
+    """One metric's smallest detectable differences, whether pooling is valid, seed correlation."""
     pool, shared = spread_of(groups, metric), seed_correlation(groups, metric)
     fair = f"no sign that spreads differ (Brown-Forsythe p {p_text(pool.p)}, ratio "
     fair += f"{pool.ratio:.1f}); for the next sweep --test pooled may be considered"
@@ -187,7 +187,7 @@ def design_line(groups: Sequence[Group], compared: Sequence[Line], metric: str, 
 
 
 def _least(groups: Sequence[Group], compared: Sequence[Line], metric: str, test: str) -> str:
-    """The smallest differences that are found, as a phrase; empty where none is stated."""
+    """The smallest detectable differences, as a phrase; empty if none is stated."""
     found, spec = resolution(groups, compared, metric, test), column(metric)
     if found is None:
         return ""
@@ -210,7 +210,7 @@ def _least(groups: Sequence[Group], compared: Sequence[Line], metric: str, test:
 
 
 def effects_table(measured: Effects) -> Table:
-    """Main effects and interactions of a grid of two or more axes; without rows for fewer."""
+    """Main effects and interactions of a grid of two or more axes; no rows if there are fewer."""
     table = Table("grid-effects", "Effects of the axes")
     table.headings = [Heading("metric", numeric=False), Heading("effect", numeric=False)]
     table.headings += map(Heading, ("df", "F", "p", "η²"))

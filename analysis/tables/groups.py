@@ -37,7 +37,7 @@ MIX = {
     "code_id": "code",
     "device_kind": "device",
 }
-"""What must agree among the trials of an average, and how it is called."""
+"""Columns that must agree among averaged trials -> how notes name them."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Group:
 
     cell_key: str
     part: str
-    """Empty, or what sets this part of the cell apart."""
+    """What distinguishes this part of the cell from its other parts; empty if it has none."""
     settings: dict[str, Any]
     """Every field of Config but the seed."""
     variant: str | None
@@ -92,9 +92,9 @@ class Group:
     """Rows of the frame, by seed."""
     n_planned: int
     axes: tuple[str, ...]
-    """What was swept, but for the seed: the settings by which `label` tells cells apart."""
+    """The swept settings without the seed; `label` names a cell by them."""
     code_pooled: bool = False
-    """Code versions were averaged and may be compared: that was asked for."""
+    """Whether trials of different code versions may be averaged and compared (--pool-code)."""
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -108,17 +108,17 @@ class Group:
 
     @property
     def confirm(self) -> bool:
-        """Whether these are fresh seeds, which confirm a choice that others led to."""
+        """Whether these are fresh seeds, which confirm a choice made on other seeds."""
         return bool(self.trials[0]["confirm"])
 
     @property
     def changes(self) -> str:
-        """What a named variant changes of the full model, in words; empty for a cell of a grid."""
+        """What a named variant changes in the full model, in words; empty for a cell of a grid."""
         return str(self.trials[0]["changes"] or "")
 
     @property
     def key(self) -> str:
-        """The cell's key, with a number where the cell has several parts."""
+        """The cell's key, with `part` in brackets if the cell has several parts."""
         return self.cell_key + (f" ({self.part})" if self.part else "")
 
     @cached_property
@@ -150,18 +150,18 @@ class Group:
         }
 
     def reference(self, metric: str) -> float | None:
-        """What k-means reaches on the images of these trials, where it is known."""
+        """The value that k-means reaches on the images of these trials; None if unknown."""
         return next(iter(references([self], metric).values()), None)
 
     def label(self, axes: Iterable[str] | None = None) -> str:
-        """The cell in words: its variant, or its settings on these axes, else on its own."""
+        """The cell in words: its variant and its settings on `axes` (default: its own axes)."""
         named = self.axes if axes is None else axes
         parts = [f"{short(a)} {value_text(self.settings[a])}" for a in named]
         name = ", ".join(([self.variant] if self.variant else []) + parts) or "the base settings"
         return f"{name} [{self.part}]" if self.part else name
 
     def failures(self) -> str:
-        """How finished models of this cell failed nevertheless, in words; empty where none did."""
+        """Failures of finished models of this cell (Appendix D) with their seeds; or empty."""
         names = sorted({name for trial in self.done for name in trial["failures"]})
         parts = []
         for name in names:
@@ -170,7 +170,7 @@ class Group:
         return "; ".join(parts)
 
     def missing(self) -> list[str]:
-        """A phrase for every trial that has no value, by seed: how it ended and why."""
+        """A phrase for every trial that is not done, by seed: its state and the cause."""
         phrases = []
         for trial in self.trials:
             if trial["state"] == DONE:
@@ -187,8 +187,8 @@ def groups(
 ) -> list[Group]:
     """The groups of these records, or of a part of their frame, in the order of their settings.
 
-    Runs that confirm a choice on fresh seeds are groups apart, given by `confirm`. `pool_code` lets
-    trials of different code versions be averaged; a note then says so.
+    confirm: only trials that confirm a choice on fresh seeds; without it, only the others.
+    pool_code: average trials of different code versions; a note under the table then says so.
     """
     trials = records.trials if isinstance(records, Records) else records
     mix = [name for name in MIX if not (pool_code and name == "code_id")]
@@ -211,7 +211,7 @@ def groups(
 
 
 def confirmed(records: Records, chosen: Group) -> Group | None:
-    """The chosen cell on seeds that took no part in choosing it, where it has been confirmed."""
+    """The chosen cell on seeds that took no part in choosing it; None if not yet confirmed."""
     again = groups(records, pool_code=chosen.code_pooled, confirm=True)
     return next((g for g in again if g.cell_key == chosen.cell_key and g.done), None)
 
@@ -219,7 +219,7 @@ def confirmed(records: Records, chosen: Group) -> Group | None:
 def _comparable(
     trials: list[dict[str, Any]], mix: Sequence[str]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Parts of a cell whose finished trials agree in `mix`; the others go with the largest part."""
+    """Parts of a cell whose finished trials agree in `mix`; other trials join the largest part."""
     parts: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for trial in trials:
         if trial["state"] == DONE:
@@ -238,10 +238,10 @@ def _comparable(
 
 
 def references(found: Iterable[Group], metric: str) -> dict[str, float]:
-    """What k-means reached: ` on DATASET (content HASH) with K N` -> its figure.
+    """What k-means reached: ` on DATASET (content HASH) with K N` -> its value of `metric`.
 
-    Only what tells the figures apart is named, so the key of a single one is empty. k-means has one
-    seed; records of other versions of its library may differ a little, and the first one counts.
+    A key names only what distinguishes the values: that of a single value is empty. k-means has one
+    seed; values from other versions of its library may differ a little, and the first one is used.
     """
     name = f"{BASELINE}kmeans_{metric}"
     values: dict[tuple[str, str, int], float] = {}

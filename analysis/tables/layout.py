@@ -14,7 +14,7 @@ class Cell:
     tied: bool = False
     """Tested against the best; no significant difference."""
     sort: float | None = None
-    """What a sortable table sorts by."""
+    """The value that a sortable table sorts by."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ OURS, PAPER, REFERENCE = "ours", "paper", "reference"
 
 @dataclass(frozen=True)
 class Row:
-    """One line. `paper` rows are published figures and set in grey, unless the protocol agrees."""
+    """One row. `paper` rows are published figures, set in grey unless the protocol agrees."""
 
     cells: tuple[Cell, ...]
     kind: str = OURS
@@ -49,20 +49,20 @@ class Table:
     measured: str = ""
     """What ± and n are; part of the caption in LaTeX."""
     lines: list[str] = field(default_factory=list)
-    """What every reader needs, a sentence or two each: what the marks mean, what is amiss."""
+    """What every reader needs, a sentence or two each: what the marks mean, what is wrong."""
     chosen: str = ""
-    """Whether labels chose what it shows; no format leaves that out."""
+    """Whether labels chose what the table shows; every format prints this."""
     absent: str = ""
-    """Which columns are left out since nobody measured them, and how to get them."""
+    """Which columns are left out because no trial measured them, and how to get them."""
     made: list[str] = field(default_factory=list)
-    """How these numbers were made: protocols, tests, images, code; beside the table, not in it."""
+    """How the numbers were made (protocols, tests, images, code); normally in a separate file."""
     notes_above: int = 0
-    """Notes of the tables above it on a page, by whose numbers its cells may go too."""
+    """How many notes the tables above it on a page have; cells may refer to those notes too."""
     counts: bool = False
-    """Whether cells say their number of seeds, because it differs between them."""
+    """Whether each cell states its number of seeds, because the numbers differ."""
 
     def told(self, *, full: bool = False) -> list[str]:
-        """The lines under the table, in their order; `full` with how its numbers were made."""
+        """The lines under the table, in order; `full` adds how its numbers were made."""
         made = self.made if full else ()
         return [x for x in (self.measured, *self.lines, self.chosen, self.absent, *made) if x]
 
@@ -73,7 +73,7 @@ class Table:
         return self.notes.index(text) + 1
 
     def noted(self, *told: tuple[object, str]) -> tuple[int, ...]:
-        """The numbers of those notes whose condition holds, each written as a sentence."""
+        """The numbers of the notes whose condition holds; `told`: (condition, text) pairs."""
         return tuple(self.note(sentence(text)) for holds, text in told if holds)
 
 
@@ -88,7 +88,7 @@ def own_sentence(clause: str) -> str:
 
 
 def on_one_page(tables: Sequence[Table]) -> list[Table]:
-    """The tables for one page: notes numbered through, and nothing said that stands above."""
+    """The tables for one page: notes numbered consecutively, no note or line repeated."""
     notes: list[str] = []
     said: set[str] = set()
     return [_below_others(table, notes, said) for table in tables]

@@ -1,4 +1,4 @@
-"""Cells laid out by any fields: for pandas as a summary frame, for the command line as a table."""
+"""Cells laid out by any fields: as a pandas DataFrame, and as a table for the command line."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from mpcc.config import DEFAULTS, full_name, unknown, value_text
 from mpcc.evaluation.metrics import COSTS, METRICS
 
 STATISTICS = ("mean", "std", "n", "planned", "low", "high")
-"""Of a summary frame: `std` with ddof 1, `low` and `high` of the 95 % interval of the mean."""
+"""Statistics of a cell: `std` with ddof 1, `low` and `high` of the 95 % interval of the mean."""
 
 Values = tuple[Any, ...]
 Arranged = Mapping[Values, Mapping[Values, Group]]
@@ -48,9 +48,9 @@ def summarise(
     rows, columns: fields by any of their names; by default what was swept is in the rows.
     fresh: only the seeds that confirm a choice; without it, only the others.
     pool_code: average trials of different code versions.
-    Its columns are (metric, values of `columns`, statistic); trials of a cell that are not
-    comparable have rows of their own, by `part`. Raises ValueError, in one line, for an unknown
-    name and for fields that do not tell the cells apart.
+    The columns are (metric, values of `columns`, statistic); trials of a cell that are not
+    comparable have separate rows, by `part`. Raises ValueError, with a one-line message, for an
+    unknown name and for fields that do not distinguish the cells.
     """
     cells = groups(trials, pool_code=pool_code, confirm=fresh)
     down, across = fields_of(cells, rows, columns, trials.attrs.get("axes"))
@@ -67,7 +67,7 @@ def summarise(
 
 
 def _figures(cell: Group | None, metric: str) -> tuple[float, ...]:
-    """STATISTICS of a cell; of none, no seeds."""
+    """STATISTICS of a cell; NaN and zero seeds if there is no cell."""
     if cell is None:
         return (math.nan, math.nan, 0, 0, math.nan, math.nan)
     summary = cell.summary(metric)
@@ -84,14 +84,14 @@ def _index(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pd.Index:
 
 
 def field_name(name: str) -> str:
-    """A field of Config by any of its names, `variant` or `part`; ValueError names the nearest."""
+    """Full name of a field of Config, or `variant` or `part`; ValueError suggests the nearest."""
     return name if name in ("variant", "part") else full_name(name)
 
 
 def known_metrics(names: Sequence[str], trials: pd.DataFrame) -> list[str]:
-    """These metrics by name or printed label, `all` of them where that is asked for.
+    """Names of the metrics given by name or printed label; ["all"]: every metric of the trials.
 
-    Raises ValueError for one that neither METRICS nor any trial has.
+    Raises ValueError for a metric that neither METRICS nor any trial has.
     """
     if [*names] == ["all"]:
         return [name for name in METRICS if name in trials.columns] or [GRID[0]]
@@ -112,8 +112,8 @@ def fields_of(
 ) -> tuple[list[str], list[str]]:
     """The fields of the rows and of the columns, by their full names.
 
-    rows: by default what was swept but for what stands in the columns; where that is not known,
-    what differs. `part` is added if trials of a cell are not comparable.
+    rows: by default the swept fields without those of the columns; if `swept` is None, the settings
+    that differ. `part` is added if trials of a cell are not comparable.
     """
     across = [field_name(name) for name in columns]
     if rows is None:
@@ -132,7 +132,7 @@ def fields_of(
 
 
 def arrange(cells: Sequence[Group], rows: Sequence[str], columns: Sequence[str]) -> Arranged:
-    """The cell at each place; ValueError, in one line, where two cells would share one."""
+    """The cell at each place; ValueError, with a one-line message, if two would share a place."""
     placed: dict[Values, dict[Values, Group]] = {}
     for cell in cells:
         row = placed.setdefault(_values(cell, rows), {})
@@ -161,9 +161,9 @@ def layout_table(
     rows: Sequence[str] | None = None,
     columns: Sequence[str] = (),
 ) -> Table:
-    """`summarise` as a table: without `columns` a column per metric, else one per value of them.
+    """`summarise` as a table: a column per metric or, given `columns`, per value of these fields.
 
-    Raises ValueError, in one line, as `summarise` does.
+    Raises ValueError, with a one-line message, as `summarise` does.
     """
     down, across = fields_of(cells, rows, columns, records.axes)
     asked = known_metrics(metrics, records.trials) if metrics else shown_metrics(cells)
@@ -186,7 +186,7 @@ def table_of(
 ) -> Table:
     """A table of these cells, labelled by the fields of its rows and of its columns.
 
-    what: the beginning of its title. each: a row for each cell, with notes on it.
+    what: the beginning of its title. each: one row per cell, even if cells have the same label.
     """
     down, across = fields
     labels = down or ["cell"]
@@ -226,7 +226,7 @@ def label_headings(names: Sequence[str]) -> list[Heading]:
 def label_cells(group: Group, names: Sequence[str], notes: tuple[int, ...] = ()) -> list[Cell]:
     """The first cells of a row: settings, `variant`, its `changes`, `part`, or only `cell`.
 
-    notes: at the very first.
+    notes: the numbers of notes on the first of these cells.
     """
     own = {"variant": group.variant or "–", "changes": group.changes, "part": group.part or "–"}
     own["cell"] = "base settings"
@@ -235,12 +235,12 @@ def label_cells(group: Group, names: Sequence[str], notes: tuple[int, ...] = ())
 
 
 def setting_cell(value: Any) -> Cell:
-    """A setting, which a sortable table sorts by its size if it is a number."""
+    """The cell of a setting; a sortable table sorts numbers by size."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return Cell(value_text(value), sort=value if number else None)
 
 
 def _placed_text(name: str, value: Any) -> str:
-    """A column's setting; of text, which speaks for itself, without its name."""
+    """A column's setting with its name; text, which needs no explanation, without the name."""
     text = value_text(value) or "–"
     return text if isinstance(value, str) else f"{short(name)} {text}"

@@ -1,12 +1,12 @@
 """Which cell is best and which do not differ significantly from it, among comparable cells.
 
-The best is chosen by looking, so that a test against it is not a test against a cell named before.
-The marks hold all the same: Holm over the k − 1 comparisons with the best, and Bonferroni over the
-k cells that might have come out best. A cell is called worse in one direction only, so that p is
-multiplied by k/2. k counts the best and the cells that are tested against it, not those that are
-identical with it, have too few seeds or no spread. The chance that any cell which in truth is as
-good as the best goes unmarked is about 5 % at most (Welch's test is approximate): for each of the k
-possible references Holm keeps it below 5 % / k.
+The best is chosen after looking, so a test against it is not a test against a cell fixed before.
+The adjustment accounts for that: Holm over the k − 1 comparisons with the best, and Bonferroni over
+the k cells that might have come out best. Cells are tested in one direction only (worse), so p is
+multiplied by k/2. k counts the best and the cells tested against it, not cells that are identical
+with it, have too few seeds or no spread. The probability that any cell that is truly as good as the
+best goes unmarked is at most about 5 % (Welch's test is approximate): for each of the k possible
+references Holm keeps it below 5 % / k.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Class:
     """Two or more comparable cells, ranked by one metric; cells by their index."""
 
     label: str
-    """What sets them apart from other cells of the table; empty where nothing does."""
+    """What distinguishes them from other cells of the table; empty if nothing does."""
     best: int
     same: frozenset[int]
     """Identical with the best in every seed: the same trials under another name."""
@@ -42,7 +42,7 @@ class Class:
     """Not compared with the best: no spread, or too few seeds for any p to count."""
     worse: frozenset[int]
     refused: str
-    """Why the test was refused for all of them; empty where it was not."""
+    """Why the test was refused for all of them; empty if it was not."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ranking:
 
 
 def best_of(groups: Sequence[Group], metric: str, test: str) -> Group | None:
-    """The best cell of the first class; None where no cells are ranked."""
+    """The best cell of the first class; None if no cells are ranked."""
     classes = rank(groups, metric, test).classes
     return groups[classes[0].best] if classes else None
 
@@ -75,8 +75,8 @@ def best_of(groups: Sequence[Group], metric: str, test: str) -> Group | None:
 def rank(groups: Sequence[Group], metric: str, test: str) -> Ranking:
     """The best cell of each class and those that do not differ significantly from it.
 
-    None is the best by a metric that has no better end. A cell with a collapsed or diverged seed
-    takes no part: the mean over its other seeds would be too good.
+    A metric of which neither high nor low values are better has no ranking. A cell with a collapsed
+    or diverged seed takes no part: the mean over its other seeds would be too good.
     """
     if column(metric).better == "neither":
         return Ranking((), 0)
@@ -118,6 +118,6 @@ def _rank(groups: Sequence[Group], members: list[int], label: str, metric: str, 
 
 
 def tie_adjusted(p: np.ndarray) -> np.ndarray:
-    """p values of comparisons with the best of k cells, adjusted as the head of this file says."""
+    """p values of comparisons with the best of k cells, adjusted as the module docstring says."""
     k = np.count_nonzero(~np.isnan(p)) + 1
     return np.minimum(1.0, stats.holm(p) * k / 2)

@@ -23,11 +23,11 @@ CHOOSE_K = (
     "themselves."
 )
 MAX_NAMED = 4
-"""Cells that a line names; it counts the others."""
+"""A line names at most this many cells and counts the others."""
 
 
 def value_cell(table: Table, group: Group, metric: str) -> Cell:
-    """mean ± std, with (n/planned) wherever a planned trial has no value, and the reason."""
+    """mean ± std; if a planned trial has no value, with (n/planned) and a note on the reason."""
     summary, spec = group.summary(metric), column(metric)
     if summary.absent and group.done:
         why = f"{spec.label} n/a: {absent_reason(group, spec)}"
@@ -49,7 +49,7 @@ def value_cell(table: Table, group: Group, metric: str) -> Cell:
 
 
 def value_cells(table: Table, groups: Sequence[Group], metric: str, test: str) -> list[Cell]:
-    """A column of values: the best mean is marked, and those that do not differ from it."""
+    """A column of values: the best mean and those not significantly different are marked."""
     cells = [value_cell(table, group, metric) for group in groups]
     ranking = rank(groups, metric, test)
     return [
@@ -59,7 +59,7 @@ def value_cells(table: Table, groups: Sequence[Group], metric: str, test: str) -
 
 
 def state_word(group: Group, summary: Summary) -> str:
-    """What stands in a cell without any value."""
+    """The text of a cell without any value: the state of its trials, or `not finite`."""
     if summary.not_finite:
         return "not finite"
     states = [state for state in group.counts if state != "done"]
@@ -67,7 +67,7 @@ def state_word(group: Group, summary: Summary) -> str:
 
 
 def _gaps(group: Group, summary: Summary, spec: Column) -> list[tuple[object, str]]:
-    """What a reader of this mean must know of the trials that are not in it."""
+    """(condition, note) pairs on the trials that are not in this mean."""
     missing, odd = group.missing(), ", ".join(map(str, summary.not_finite))
     rest = "; the mean is over the others" if summary.n else ", so that there is no mean"
     known = {seed for seed, _ in summary.values} | set(summary.not_finite)
@@ -96,9 +96,9 @@ def _gaps(group: Group, summary: Summary, spec: Column) -> list[tuple[object, st
 
 
 def row_notes(table: Table, group: Group) -> tuple[int, ...]:
-    """Notes at a row's first cell: which part of a cell it is, how far it came, how it failed.
+    """Numbers of a row's notes: which part of a cell it is, iterations reached, how models failed.
 
-    A finished model may be saturated or collapsed all the same (Appendix D).
+    A finished model may still be saturated or collapsed (Appendix D).
     """
     planned, failures = group.settings["iterations"], group.failures()
     reached = sorted({trial["iteration"] for trial in group.done} - {planned})
@@ -142,13 +142,13 @@ def absent_reason(group: Group, spec: Column) -> str:
 
 
 def measured_of(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
-    """The metrics that any finished trial has; all of them where none has any."""
+    """The metrics that any finished trial has; all of `metrics` if no trial has any."""
     known = [m for m in metrics if any(not g.summary(m).absent for g in groups)]
     return known or list(metrics)
 
 
 def shown_metrics(groups: Sequence[Group]) -> list[str]:
-    """The metrics of the grid's tables that any finished trial has; the first where none has."""
+    """The metrics of the grid's tables that any finished trial has; the first of GRID if none."""
     labelled = any(group.summary(name).n for group in groups for name in NEED_LABELS)
     clusters = any(group.summary("cluster_information").n for group in groups)
     asked = recorded(UNLABELLED if clusters and not labelled else GRID, groups)
@@ -158,7 +158,7 @@ def shown_metrics(groups: Sequence[Group]) -> list[str]:
 def kmeans_rows(
     table: Table, groups: Sequence[Group], n_axes: int, metrics: Sequence[str]
 ) -> list[Row]:
-    """The reference, k-means on the same pixels: a row for each data set and each K."""
+    """Rows of the reference, k-means on the same pixels: one for each data set and each K."""
     found = {metric: references(groups, metric) for metric in metrics}
     rows = []
     for name in dict.fromkeys(name for figures in found.values() for name in figures):
@@ -182,10 +182,10 @@ def explain_numbers(
     metrics: Sequence[str],
     test: str | None = None,
 ) -> Table:
-    """The table with what ± and n are, its marks and how its numbers were made.
+    """Add to the table what ± and n mean, what its marks mean and how its numbers were made.
 
-    metrics: all that the table is for; those without a column are named as not measured.
-    test: by which the best of each column was compared, where it is marked.
+    metrics: all metrics of the table; those that no finished trial has are listed as not measured.
+    test: the test behind the marks in each column; None if nothing is marked.
     """
     shown = measured_of(groups, metrics)
     valued = [m for m in shown if any(g.summary(m).n for g in groups)]
@@ -216,7 +216,7 @@ def explain_numbers(
     table.absent = table.absent or _absent_line(groups, [m for m in metrics if m not in shown])
     table.lines = [line for holds, line in told if holds]
     table.made += [moment, *([f"~ by {by}, adjusted: {PROCEDURE}."] if tied else [])]
-    for metric in valued:  # Of generated images also how many, and against which split.
+    for metric in valued:  # For generated images also their number and the reference split.
         text, found_by = column(metric).protocol, [g for g in groups if g.summary(metric).n]
         names = {protocol_name(metric, g.settings) for g in found_by} - {metric}
         text += f" ({' and '.join(sorted(names))})" if names else ""
@@ -226,7 +226,7 @@ def explain_numbers(
 
 
 def _absent_line(groups: Sequence[Group], left_out: Iterable[str]) -> str:
-    """Which metrics have no column since nobody measured them, and how to get them."""
+    """Which metrics have no column because no trial measured them, and how to get them."""
     done = [group for group in groups if group.done]
     reasons: dict[str, list[str]] = {}
     for spec in map(column, left_out if done else ()):
@@ -263,9 +263,9 @@ def _provenance_line(groups: Sequence[Group]) -> str:
 
 
 def cost_line(groups: Sequence[Group]) -> str:
-    """What the trials took and where, and how large their models are, in one sentence.
+    """The trials' GPU-hours and core-hours by processor, and model sizes, in one sentence.
 
-    A trial's core-hours are those of its threads; trials that share a GPU count in full each.
+    Core-hours are a trial's hours times its threads; trials that share a GPU each count in full.
     """
     trials = [trial for group in groups for trial in group.trials]
     timed = [trial for trial in trials if np.isfinite(_seconds(trial))]
@@ -289,13 +289,13 @@ def cost_line(groups: Sequence[Group]) -> str:
 
 
 def _seconds(trial: dict[str, Any]) -> float:
-    """Of training and evaluation; nan where the first is not recorded."""
+    """Seconds of training and evaluation; NaN if those of training are not recorded."""
     evaluated = number(trial["seconds_evaluate"])
     return number(trial["seconds_train"]) + (evaluated if np.isfinite(evaluated) else 0.0)
 
 
 def _codes(groups: Sequence[Group]) -> str:
-    """The code versions of the finished trials; where there are several, the cells of each."""
+    """The code versions of the finished trials; if there are several, with the cells of each."""
     cells: dict[str, list[Group]] = {}
     for group in groups:
         for code in {str(trial["code"] or "unknown") for trial in group.done}:
@@ -313,13 +313,13 @@ def _codes(groups: Sequence[Group]) -> str:
 
 
 def distinct(values: Iterable[Any]) -> list[str]:
-    """The different values in words, but for None."""
+    """The distinct values as text, in order, without None."""
     found = {v for v in values if v is not None}
     return [f"{v:,}" if isinstance(v, int) else str(v) for v in sorted(found, key=str)]
 
 
 def progress(groups: Sequence[Group]) -> str:
-    """`15 of 15 trials done`, or what the others are."""
+    """`15 of 15 trials done`, with the states of any others in brackets."""
     counts = tally(groups)
     rest = ", ".join(f"{n} {state}" for state, n in counts.items() if state != DONE)
     done = f"{counts.get(DONE, 0)} of {sum(counts.values())} trials done"

@@ -1,4 +1,4 @@
-"""What a trial is: its settings, their checks, names for common ones, and how they are written.
+"""The settings of a trial: their checks, presets and variants, and how they are written as text.
 
 Standard library only, so that a command answers before torch is imported.
 """

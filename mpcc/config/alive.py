@@ -1,7 +1,7 @@
-"""Which settings have an effect in a configuration: one rule per setting that can be without.
+"""Which settings have an effect in a configuration: one rule per setting that may have none.
 
-A setting that is dead changes no number of a trial: two configurations that differ in dead settings
-alone train the same model.
+A setting without effect is called dead: it changes no result of a trial, so two configurations that
+differ only in dead settings train the same model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _decay_matters(config: Config) -> bool:
 
 
 def _start_matters(config: Config) -> bool:
-    # Dead only if both it and its default are at or beyond the last iteration.
+    # Dead if ema_decay=0, or if ema_start and its default are both at or after the last iteration.
     return config.ema_decay > 0 and min(config.ema_start, DEFAULTS["ema_start"]) < config.iterations
 
 
@@ -47,7 +47,7 @@ ALIVE: dict[str, Callable[[Config], bool]] = {
 }
 """Field -> whether it has an effect in this configuration; fields without a rule always have one.
 
-`image_ground` has no rule: a model of any data set lays the images that it is given on it.
+`image_ground` has no rule: every model uses it as the background of transparent images.
 """
 
 
@@ -57,9 +57,9 @@ def dead(config: Config) -> tuple[str, ...]:
 
 
 def without_dead(config: Config) -> Config:
-    """The configuration with each dead field at its default and the given cluster weights scaled
-    to a largest of 1: equal for two that train alike."""
-    # Together: given weights of another number of clusters would be refused on the way.
+    """The configuration with each dead field at its default and the largest given cluster weight
+    scaled to 1: equal for configurations that train the same model."""
+    # One override for all fields: n_clusters alone may not fit the given weights.
     usual = {name: DEFAULTS[name] for name in dead(config)}
     if config.given_cluster_weights is not None:
         usual = {"given_cluster_weights": scaled(config.given_cluster_weights)} | usual
@@ -67,7 +67,7 @@ def without_dead(config: Config) -> Config:
 
 
 def scaled(weights: Sequence[float]) -> tuple[float, ...]:
-    """Cluster weights with a largest of 1, to twelve digits: only their ratios do anything."""
+    """Cluster weights scaled to a maximum of 1, to 12 digits: only their ratios have an effect."""
     largest = max(weights)
     return tuple(float(f"{weight / largest:.12g}") for weight in weights)
 
@@ -105,14 +105,14 @@ EVALUATION = (
     "max_saturation",
     "min_diversity",
 )
-"""The fields that say how a trained model is evaluated: they change nothing of the training."""
+"""The fields that say how a trained model is evaluated; they do not affect training."""
 
 
 def training_cell_key(config: Config) -> str:
-    """Twelve hexadecimal digits that name what is trained, whatever the seed.
+    """Twelve hexadecimal digits that identify what is trained, except for the seed.
 
-    Equal for configurations that differ only in fields of an evaluation, in dead ones or in the
-    scale of given cluster weights.
+    Equal for configurations that differ only in evaluation fields (`EVALUATION`), in dead fields or
+    in the scale of given cluster weights.
     """
     return without_dead(config.override(**{n: DEFAULTS[n] for n in EVALUATION})).cell_key
 

@@ -1,4 +1,4 @@
-"""Whether a value has the type of its field, and the words for values and types in a refusal."""
+"""Type checks of field values, and the text for values, types and ranges in error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 
 def unknown(what: str, given: str, available: Iterable[str]) -> str:
-    """One line for a name that does not exist: what was given, the nearest, all there are."""
+    """Error text for an unknown name, in one line: the name, the nearest one, all available."""
     available = sorted(available, key=str.lower)
     alike = [name for name in available if name.lower() == given.lower()]
     near = alike or difflib.get_close_matches(given, available, n=1, cutoff=0.5)
@@ -21,8 +21,8 @@ def unknown(what: str, given: str, available: Iterable[str]) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a field's annotation; a float must be finite, a bool is no
-    int."""
+    """Whether a value has the type of a field's annotation; a float must be finite, and a bool does
+    not count as an int."""
     origin, options = _taken_apart(hint)
     if origin is types.UnionType:
         return any(fits(value, option) for option in options)
@@ -64,7 +64,7 @@ def short(value: Any) -> str:
 
 
 def range_text(low: float, high: float, value: float) -> str:
-    """The allowed range; for a high of 10⁶ or more only the bound that `value` breaks."""
+    """The allowed range in words; if `high` is 10⁶ or more, only the bound that `value` breaks."""
     if high < 10**6:
         return f"between {low:g} and {high:g}"
     return f"at least {low:g}" if value < low else f"at most {high}"
@@ -77,8 +77,8 @@ TF32_NEEDS_GPU = (
 
 
 def check_weights(weights: tuple[float, ...], n_clusters: int) -> None:
-    """ValueError for given cluster weights that are too few, or that float32 cannot hold: there
-    a weight, the sum of all or a share of it would be 0 or infinite."""
+    """ValueError unless there are n_clusters positive weights that float32 can hold: otherwise a
+    weight, their sum or a weight's share of the sum would become 0 or infinite."""
     low, high = 1e-30, 1e30
     if len(weights) != n_clusters or not low <= min(weights) <= max(weights) <= high:
         raise ValueError(

@@ -1,6 +1,6 @@
 """The settings of one trial: a frozen object, checked once.
 
-Whatever can change a number of a trial is a field here; where it runs (device, folders) is not.
+Every setting that can change a trial's results is a field; where it runs (device, folders) is not.
 Values from the command line, Ray and files all enter through `from_dict`.
 """
 
@@ -147,7 +147,7 @@ class Config:
             )
         if self.given_cluster_weights is not None:
             check_weights(self.given_cluster_weights, self.n_clusters)
-            # Whole numbers too: equal configurations have one key.
+            # Integers become floats, so that equal configurations have equal keys.
             as_floats = tuple(map(float, self.given_cluster_weights))
             object.__setattr__(self, "given_cluster_weights", as_floats)
         n_generated = self.n_generated or 0
@@ -170,7 +170,7 @@ class Config:
 
     @property
     def process_settings(self) -> tuple[int, bool, str]:
-        """Settings global to a process (threads, TF32): trials share one only if these are equal.
+        """Process-wide settings (threads, TF32): trials share a process only if these are equal.
 
         A TF32 trial that scores generated images runs alone, because scoring switches TF32 off.
         """
@@ -189,12 +189,12 @@ class Config:
 
     @property
     def n_generator_blocks(self) -> int:
-        """One block per doubling from 4×4."""
+        """Number of G's blocks: one per doubling from 4×4 pixels to image_size."""
         return (self.image_size // 4).bit_length() - 1
 
     @property
     def n_latent_places(self) -> int:
-        """Where z enters G: the first layer and, beyond mode `plain`, every block."""
+        """How many layers of G get z: the first and, unless latent_mode is `plain`, every block."""
         return 1 if self.latent_mode == "plain" else 1 + self.n_generator_blocks
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,15 +202,15 @@ class Config:
         return {name: getattr(self, name) for name in DEFAULTS}
 
     def override(self, **changes: Any) -> Config:
-        """A copy with some fields changed, checked like any other."""
+        """A copy with some fields changed; checked, and raises ValueError, as `from_dict`."""
         return from_dict(self.to_dict() | changes)
 
     @property
     def cell_key(self) -> str:
-        """Twelve hexadecimal digits that name this configuration whatever its seed.
+        """Twelve hexadecimal digits that identify this configuration, except for its seed.
 
-        Only fields that differ from their defaults enter, so that a field added later leaves the
-        keys of earlier trials as they are; for a default that has changed, its first value counts
+        Only fields that differ from their defaults enter the hash, so that a field added later does
+        not change the keys of earlier trials; if a default has changed, its first value counts
         (`FIRST_DEFAULTS`).
         """
         usual = DEFAULTS | FIRST_DEFAULTS
@@ -218,7 +218,7 @@ class Config:
 
     @property
     def trial_key(self) -> str:
-        """Twelve hexadecimal digits that name this configuration with its seed."""
+        """Twelve hexadecimal digits that identify this configuration with its seed."""
         return trial_key(self.cell_key, self.seed)
 
 
@@ -279,8 +279,8 @@ SPELLINGS = {
 HINTS = typing.get_type_hints(Config)
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Config)}
 FIRST_DEFAULTS: dict[str, Any] = {}
-"""Field whose default has changed -> its first default, by which keys are made and records without
-the field are read: configurations that train differently never share a key."""
+"""Field whose default has changed -> its first default, which is used for keys and for records that
+lack the field: so configurations that train differently never share a key."""
 
 REMOVED = {"cluster_weights": "uniform"}
 """Removed field -> the only value with which old records can still be read."""
@@ -307,7 +307,7 @@ def from_record(values: Mapping[str, Any]) -> Config:
 
 
 def full_name(name: str) -> str:
-    """The field that a full or short name means; ValueError names the nearest to an unknown."""
+    """The field with this full or short name; ValueError names the nearest if it is unknown."""
     short_name = SPELLINGS.get(name, name)
     full = ALIASES.get(short_name, short_name)
     if full not in DEFAULTS:
@@ -324,7 +324,7 @@ def _check_types(config: Config) -> None:
     for name, hint in HINTS.items():
         value = getattr(config, name)
         if isinstance(value, int) and not isinstance(value, bool) and hint is float:
-            if abs(value) > 1e300:  # float() of a longer one raises
+            if abs(value) > 1e300:  # float() of an even larger int raises
                 raise ValueError(f"{name} must be {kind_text(hint)}, got {short(value)}")
             object.__setattr__(config, name, float(value))
             continue

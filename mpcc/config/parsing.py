@@ -40,7 +40,7 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """`field=value` as (full name, typed value)."""
+    """`field=value` as (full name, typed value); ValueError for other text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"expected field=value, got '{text}'")

@@ -1,4 +1,4 @@
-"""Named configurations, the paper's rows first, and named changes of one."""
+"""Presets, which are named configurations, and variants, which are named changes of a preset."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PRESETS: dict[str, Config] = {
     ),
     "cifar10": Config(dataset="cifar10", **_CIFAR),
     "cifar20": Config(dataset="cifar20", n_clusters=20, **_CIFAR),
-    # Ours: small enough for one core, on images that need no download. Every block but the first
-    # works on 4×4 pixels. Its values were chosen by measurement: results/README.md.
+    # Ours: small enough for one core, on images that need no download. D's and E's blocks after the
+    # first work on 4×4 pixels. How the values of `digits` were chosen: results/README.md.
     "digits": Config(
         **_DIGITS,
         width=4,
@@ -72,8 +72,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-average": {"ema_decay": 0.0},
     "plain-latent": {"latent_mode": "plain"},
 }
-"""Named changes of a preset: every departure of the published code at once, the text to the letter,
-and what an ablation leaves out one at a time."""
+"""Named changes of a preset: all deviations of the published code from the paper's text, the text
+followed exactly, and single changes for an ablation."""
 
 
 def preset(name: str) -> Config:

@@ -1,1 +1,1 @@
-"""Data sets: which files they are, how they are read, and what is kept of them on this machine."""
+"""Data sets: which files they consist of, how they are read, and what is cached of them."""

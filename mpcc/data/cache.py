@@ -1,6 +1,6 @@
-"""What is computed from a data set once per machine, kept in the user's cache folder.
+"""A cache, in the user's cache folder, of what is computed from a data set once per machine.
 
-Nothing here is needed: without a writable cache all works, and a damaged entry is made anew.
+The cache is optional: everything works without a writable one, and a damaged entry is remade.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
-    """The named arrays from the cache, or as `make` gives them, by one process at a time."""
+    """The named arrays from the cache, else computed by `make`, in one process at a time."""
     path = cache_dir() / f"{name}.npz"
 
     def make_and_write() -> Arrays:
@@ -36,8 +36,8 @@ def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> 
 
 
 def read_or_make(place: Path, read: Callable[[Path], T | None], make: Callable[[], T]) -> T:
-    """What `read` finds at this place of the cache; where it finds nothing, what `make` gives. One
-    process at a time makes an entry; the others wait, and read it then."""
+    """The entry that `read` finds at this place in the cache, or else the one that `make` creates.
+    One process at a time creates an entry; the others wait and then read it."""
     found = read(place)
     if found is None:
         with locked(place):

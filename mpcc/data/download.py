@@ -1,4 +1,4 @@
-"""Getting the official files of a data set, by torchvision's downloader, checked by their MD5."""
+"""Download the official files of a data set with torchvision's downloader, checked by MD5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpcc.shell import message_of
 
 def download(dataset: str, data_dir: Path | str | None) -> Path:
     """Get the official files that are missing, checked by MD5, and return the data folder.
-    DataError for a folder that cannot be written, or a download that fails."""
+    DataError if the folder cannot be written or the download fails."""
     from torchvision.datasets.utils import download_and_extract_archive, download_url
 
     root = resolve_data_dir(data_dir) or cache_dir() / "data"

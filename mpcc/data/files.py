@@ -32,9 +32,9 @@ class FileSet:
     checksums: Mapping[str, str]
     """Official MD5 sum of each file by its name, training files before test files."""
     url: str
-    """Where each file, or the archive of all of them, can be had."""
+    """Address of the archive or, without one, of the folder of the files."""
     archive: tuple[str, str] | None = None
-    """Name and MD5 sum of the archive that holds `folder`, where the files come in one."""
+    """Name and MD5 sum of the archive that holds `folder`, if the files come in one."""
 
 
 FILES = {
@@ -113,14 +113,14 @@ def check_available(dataset: str, data_dir: Path | str | None = None) -> None:
 
 
 def checksum(dataset: str, path: Path) -> str | None:
-    """The MD5 sum that this file must have; None where none is known (unpacked Fashion-MNIST)."""
+    """The MD5 sum that this file must have; None if none is known (unpacked Fashion-MNIST)."""
     return FILES[dataset].checksums.get(path.name) or UNPACKED_MNIST.get(
         path.name if dataset == "mnist" else ""
     )
 
 
 def source_files(dataset: str, data_dir: Path | str | None) -> list[Path]:
-    """All files that this data set is read from, the notes of modification included."""
+    """All files that this data set is read from, MODIFIED.txt included."""
     if dataset == "digits":
         return []
     if dataset == "folder":
@@ -134,7 +134,7 @@ def source_files(dataset: str, data_dir: Path | str | None) -> list[Path]:
 
 
 def missing_or_found(dataset: str, data_dir: Path | str | None) -> list[Path]:
-    """The files to read, in the order of `FileSet.checksums`, packed or unpacked as they lie there.
+    """The files to read, in the order of `FileSet.checksums`, each as .gz or unpacked.
 
     Raises DataError with one line that names each missing file and where to put it.
     """
@@ -160,7 +160,7 @@ def missing_or_found(dataset: str, data_dir: Path | str | None) -> list[Path]:
 def find_omniglot(data_dir: Path | str | None) -> Path:
     """The folder `images_background`, or the archive that holds it, with 100 characters or more.
 
-    Of several archives the one with exactly 100 characters is taken, else the first by name.
+    Of several, one with exactly 100 characters is taken, else the first found. Raises DataError.
     """
     root = required_dir("omniglot", data_dir)
     counts: dict[Path, int] = {}
@@ -188,7 +188,7 @@ def find_omniglot(data_dir: Path | str | None) -> Path:
 
 def omniglot_names(archive: Path) -> list[str]:
     """Sorted names of the drawings in an archive, `.../images_background/alphabet/character/x.png`.
-    DataError for what is no sound zip archive."""
+    DataError if the archive is not a valid zip file."""
     try:
         with zipfile.ZipFile(archive) as opened:
             names = opened.namelist()
@@ -198,7 +198,7 @@ def omniglot_names(archive: Path) -> list[str]:
 
 
 def read_checked(path: Path, checksum: str | None, *, unpack: bool = True) -> bytes:
-    """The content of a file, a .gz unpacked, after its MD5 is found right.
+    """The content of a file after a check of its MD5; a .gz is decompressed if `unpack`.
 
     Without a checksum, or beside MODIFIED.txt, the MD5 is not checked. DataError for a file that
     cannot be read or unpacked, or has another MD5.
@@ -224,7 +224,7 @@ def read_checked(path: Path, checksum: str | None, *, unpack: bool = True) -> by
 
 
 def modification(folder: Path) -> str | None:
-    """The first line of the folder's MODIFIED.txt; None where the files claim to be official."""
+    """The first line of the folder's MODIFIED.txt; None if there is no such file."""
     try:
         text = (folder / MODIFIED).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -17,24 +17,24 @@ from mpcc.data.places import DataError, required_dir
 UNREAD_SUFFIXES = tuple(
     ".heic .heif .jxl .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .raw".split(),
 )
-"""Images that Pillow cannot open, or opens as the thumbnail within."""
+"""Suffixes of images that Pillow cannot open, or of which it reads only the thumbnail."""
 IMAGE_SUFFIXES = (
     *".apng .avif .bmp .dib .dds .gif .icns .ico .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf".split(),
     *".jpg .jpx .mpo .pbm .pcx .pfm .pgm .png .pnm .ppm .psd .qoi .ras .sgi .tga .tif".split(),
     *".tiff .webp .xbm .xpm".split(),
     *UNREAD_SUFFIXES,
 )
-"""In lower case. Other suffixes are ignored."""
+"""Suffixes of images, in lower case. Files with other suffixes are left out and counted."""
 SYSTEM_NAMES = {
     *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"),
     *("system volume information", "thumbs.db", "desktop.ini"),
 }
-"""What macOS, Windows, Linux and NAS devices leave, in lower case; taken as hidden."""
+"""Names that macOS, Windows, Linux and NAS devices create, in lower case; treated as hidden."""
 SPLIT_NAMES = {
     *("train", "training"),
     *("test", "testing", "val", "valid", "validation", "dev", "eval"),
 }
-"""Folders of these names alone, in lower case, divide the images: labels lie one folder deeper."""
+"""If all top folders have these names (in any case), they are splits: labels lie one deeper."""
 TRAINING_NAMES = ("train", "training")
 N_NAMED = 10
 """Files or folders named at most in a line."""
@@ -46,23 +46,23 @@ class Found:
 
     root: Path
     images: list[tuple[Path, str]]
-    """Each with its label, '' where the folder has none."""
+    """Each with its label, '' if the folder has none."""
     in_training: list[bool] | None
-    """Which of them lie in a training folder; None where there is none."""
+    """Which of them lie in a training folder; None if there is none."""
     notes: tuple[str, ...]
-    """What is left out and what names of folders were taken for."""
+    """What was left out, and which folders were taken for splits or labels."""
 
 
 @dataclass
 class _Walk:
-    """What a walk through the folder meets."""
+    """What a walk through a folder finds."""
 
     files: list[tuple[str, ...]] = field(default_factory=list)
     """Relative names of images, part by part."""
     folders: list[tuple[str, ...]] = field(default_factory=list)
     hidden: int = 0
     others: Counter[str] = field(default_factory=Counter)
-    """Suffix -> number of files that are no images."""
+    """Suffix -> number of files that are not images."""
     circles: list[str] = field(default_factory=list)
 
 
@@ -70,7 +70,7 @@ def find(data_dir: Path | str | None) -> Found:
     """The images of a folder: those directly in it have no labels; those in subfolders are labelled
     by subfolder.
 
-    DataError, one line, where there are none or where the subfolders cannot be labels.
+    DataError, one line, if there are none or if the subfolders cannot be labels.
     """
     root = required_dir("folder", data_dir)
     walk = _walked(root, "; name another folder with --data-dir")
@@ -113,7 +113,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def _walked(root: Path, advice: str = "") -> _Walk:
-    """What lies in a folder, images by name; DataError, with this advice, where there are none."""
+    """What lies in a folder, images by name; DataError, with this advice, if there are none."""
     walk = _Walk()
     _enter(root, (), (os.path.realpath(root),), walk)
     if not walk.files:
@@ -154,12 +154,12 @@ def _enter(folder: Path, parts: tuple[str, ...], above: tuple[str, ...], walk: _
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # DirEntry's own answer for a link in a circle is an OSError.
+    # DirEntry.is_dir raises OSError for a symlink loop.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _label_depth(root: Path, files: list[tuple[str, ...]]) -> int:
-    """0: no labels; 1: the first subfolder is the label; 2: the one below a split's folder is."""
+    """Depth of the label's folder: 0 no labels, 1 a top folder, 2 a folder in that of a split."""
     if all(len(parts) == 1 for parts in files):
         return 0
     _refuse_mixed(root, files, 1)
@@ -186,7 +186,7 @@ def _label_depth(root: Path, files: list[tuple[str, ...]]) -> int:
 
 
 def _refuse_mixed(root: Path, files: list[tuple[str, ...]], depth: int) -> None:
-    """DataError where some images have a subfolder as their label and others lie beside these."""
+    """DataError if some images lie in label subfolders and others beside these subfolders."""
     beside = [parts for parts in files if len(parts) == depth]
     if beside:
         deeper = next(parts for parts in files if len(parts) > depth)

@@ -7,7 +7,7 @@
     folder    your own images, subfolders as labels
 
 `split="train"` leaves out the official test images, or every fifth image (for Omniglot, drawing)
-where there is no official split.
+if there is no official split.
 
 A data set is read, resized and checked once per machine: the result lies in the cache folder and
 is mapped into memory, so that all trials on a machine share one copy.
@@ -40,12 +40,12 @@ from mpcc.runs.files import remove_scraps, staged_path
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in the order of their source, with labels where there are any."""
+    """Images in the order of their source, with labels if there are any."""
 
     images: Tensor
     """uint8 (N, C, H, W). May be mapped from a file: writing to it changes this process's copy."""
     labels: Tensor | None
-    """int64 (N,), from 0; None where the data has none."""
+    """int64 (N,), from 0; None if the data has none."""
     label_names: tuple[str, ...]
     fingerprint: str
     """Twelve hexadecimal digits of the SHA-256 of shape, pixels and labels."""
@@ -57,7 +57,7 @@ class ImageSet:
 
     @property
     def about(self) -> dict[str, Any]:
-        """All but the pixels and the labels of single images, as JSON holds it."""
+        """All but the pixels and the label of each image, ready for JSON."""
         return {
             "shape": list(self.images.shape),
             "n_labels": None if self.labels is None else len(self.labels),
@@ -139,13 +139,13 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
 
 
 def _read_cached(place: Path) -> ImageSet | None:
-    """The prepared data in this folder, mapped into memory; None where it is not there whole."""
+    """The prepared data in this folder, mapped into memory; None if it is incomplete."""
     about = data_cache.read_about(place)
     if about is None:
         return None
     try:
         n_values, n_labels = math.prod(about["shape"]), about["n_labels"]
-        # from_file maps the file privately: pages are shared until, against our use, one is written
+        # from_file maps the file privately: pages are shared until one is written; we write none
         images = torch.from_file(str(place / "images.bin"), False, n_values, dtype=torch.uint8)
         labels = None
         if n_labels is not None:
@@ -162,7 +162,7 @@ def _read_cached(place: Path) -> ImageSet | None:
 
 
 def _write_cached(place: Path, image_set: ImageSet) -> Path:
-    """Write the prepared data, whole or not at all. A cache that cannot be written is no fault."""
+    """Write the prepared data atomically, if the cache can be written; returns `place`."""
     staged = staged_path(place)
     with contextlib.suppress(OSError):
         try:

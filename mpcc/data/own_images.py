@@ -1,4 +1,4 @@
-"""A folder of your own images as a data set, with notes on all that was converted."""
+"""A folder of your own images as a data set, with notes on every conversion."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SKIP = "--set skip_damaged=true"
 
 
 def read_folder(config: Config, data_dir: Path | None) -> Source:
-    """All images of a folder in colour, cut to their middle square; subfolders are labels.
-    DataError for damaged files, unless config.skip_damaged and some are sound."""
+    """The images of a folder's split in RGB, cropped to the middle square; subfolders are labels.
+    DataError for damaged files, unless config.skip_damaged is set and some files are readable."""
     found = folder.find(data_dir)
     kept, size = _of_split(found, config.split), config.image_size
     images = np.empty((len(kept), 3, size, size), np.uint8)
@@ -50,10 +50,10 @@ def read_folder(config: Config, data_dir: Path | None) -> Source:
 
 
 def image_files(config: Config, data_dir: Path | None, n_images: int) -> list[str] | None:
-    """The file of each image that `read_folder` gave, relative to the folder; None for named sets.
+    """File of each image that `read_folder` returned, relative to the folder; None for named sets.
 
-    n_images: how many it gave; if there are more files, the damaged ones that it left out are
-      looked for. DataError as `find`.
+    n_images: how many it returned; if there are more files, all are read again to find the damaged
+      ones that it left out. DataError as `find`.
     """
     if config.dataset != "folder":
         return None
@@ -65,7 +65,7 @@ def image_files(config: Config, data_dir: Path | None, n_images: int) -> list[st
 
 
 def _of_split(found: folder.Found, split: str) -> list[tuple[Path, str]]:
-    """The images of a split: those in a training folder, or all but every fifth."""
+    """The images of a split; `train`: those in training folders, else all but every fifth."""
     if split != "train":
         return found.images
     kept = found.in_training or in_training(len(found.images))

@@ -1,6 +1,6 @@
-"""Your own images, in any format and mode that Pillow reads, as bytes in colour.
+"""Your own images, in any format and mode that Pillow reads, as uint8 RGB arrays.
 
-Whatever is converted on the way is a remark of the image; `read_all` counts the remarks.
+Each conversion adds a remark to the image's `Facts`; `summary` counts the remarks.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ GROUNDS = {"white": 255, "grey": 128, "black": 0}
 BATCH = 32
 """Images that a thread reads before it takes the next ones."""
 PROGRESS_SECONDS = 5.0
-"""Between two lines of progress."""
+"""Time between two lines of progress."""
 SIGNED = 2
 """TIFF SampleFormat 2: signed integers."""
 SIDEWAYS = range(2, 9)
 """Orientations that are not upright."""
 SIXTEEN = re.compile(r";16[BLN]")
-"""In Pillow's name of the raw pixels: a channel of 16 bits, in this order of bytes."""
+"""Matches Pillow's raw modes that have 16-bit channels, in any byte order."""
 SCALED = re.compile(r"L;[24]|;16[BLN]")
 """Raw modes that Pillow rescales to 8 bits without rescaling the transparent grey level."""
 
 
 class UnsoundError(ValueError):
-    """The reason why an image cannot be read, or not without guessing, in a few words."""
+    """An image cannot be read, or only by guessing; the message is the reason in a few words."""
 
 
 Unsound = tuple[Path, UnsoundError]
@@ -54,25 +54,25 @@ Unsound = tuple[Path, UnsoundError]
 
 @dataclass(frozen=True)
 class Facts:
-    """What an image was before it became bytes in colour."""
+    """Properties of an image before its conversion to uint8 RGB; width and height are upright."""
 
     width: int
     height: int
     mode: str
     remarks: tuple[str, ...]
-    """What was converted, each a clause that a count of images can precede."""
+    """The conversions, each worded to follow a number of images: `12 turned upright`."""
     brightest: int | None = None
-    """The largest value of a grey image of more than 8 bits, on the scale of 16."""
+    """The largest value of a grey image of more than 8 bits, 0 to 65,535; None for others."""
 
 
 def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
-    """An image as (3, H, W), upright, laid on a ground of GROUNDS where it is transparent. Of
-    several frames the first. Raises UnsoundError."""
+    """An image as uint8 (3, H, W), upright, with the background `ground` (a key of GROUNDS) under
+    transparent pixels; only the first of several frames. Raises UnsoundError."""
     if path.suffix.lower() in UNREAD_SUFFIXES:
         raise UnsoundError(f"{path.suffix} is not read; save it as PNG or JPEG")
     try:
         with Image.open(path) as opened:
-            opened.verify()  # PNG's checksums, which its decoder does not look at.
+            opened.verify()  # Checks PNG's checksums, which its decoder ignores.
         with Image.open(path) as opened:
             return _converted(opened, ground)
     except UnsoundError:
@@ -82,7 +82,7 @@ def read_picture(path: Path, ground: str = "white") -> tuple[Pixels, Facts]:
         raise UnsoundError("no image in it that Pillow reads" if n_bytes else "0 bytes") from None
     except OSError as error:
         raise UnsoundError(error.strerror or message_of(error)) from None
-    except Exception as error:  # Decoders of images raise all sorts.
+    except Exception as error:  # Image decoders raise many types of errors.
         raise UnsoundError(message_of(error)) from None
 
 
@@ -90,15 +90,15 @@ def pixels_of(image: Image.Image, ground: str = "white") -> Pixels:
     """An opened image as `read_picture` gives it. Raises UnsoundError."""
     try:
         return _converted(image, ground)[0]
-    except Exception as error:  # Decoders of images raise all sorts.
+    except Exception as error:  # Image decoders raise many types of errors.
         raise UnsoundError(message_of(error)) from None
 
 
 def read_all(
     paths: Sequence[Path], ground: str, use: Callable[[int, Pixels], None]
 ) -> tuple[list[Facts | None], list[Unsound]]:
-    """Read images on all cores; `use` gets the index and the pixels (3, H, W) of each sound one.
-    Returns what each image was, None for an unreadable one, and the unreadable ones."""
+    """Read images on all cores; each thread calls use(index, pixels (3, H, W)) for readable ones.
+    Returns the Facts of each image, None if unreadable, and the unreadable files with reasons."""
     facts: list[Facts | None] = [None] * len(paths)
     wrong: dict[int, UnsoundError] = {}
 
@@ -113,7 +113,7 @@ def read_all(
     pool = ThreadPoolExecutor(usable_cores())
     batches = [range(i, min(i + BATCH, len(paths))) for i in range(0, len(paths), BATCH)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of what it reads nevertheless.
+        warnings.simplefilter("ignore")  # Pillow warns about images that it reads anyway.
         try:
             reading = [pool.submit(read, batch) for batch in batches]
             for batch in progress(reading, len(paths)):
@@ -127,20 +127,20 @@ Item = TypeVar("Item")
 
 
 def progress(work: Sequence[Item], n: int) -> Iterator[Item]:
-    """Each item of the work on n images; where it takes long, lines on stderr say how far it is."""
+    """Yield the items of work on n images; if it takes long, print its progress on stderr."""
     begun = printed = time.monotonic()
     for done, item in enumerate(work):
         now = time.monotonic()
         if done and now - printed > PROGRESS_SECONDS:
             printed, left = now, (now - begun) / done * (len(work) - done)
             text = f"{done * n // len(work):,} of {n:,} images, {left:.0f} s left"
-            with suppress(OSError, ValueError):  # Nobody may be there to read it.
+            with suppress(OSError, ValueError):  # stderr may be closed.
                 print(text, file=sys.stderr, flush=True)
         yield item
 
 
 def summary(facts: Sequence[Facts]) -> list[str]:
-    """Sizes and modes, and then what was converted, with the number of images each."""
+    """A line with sizes and modes, then one per conversion with its number of images."""
     modes = Counter(one.mode for one in facts)
     widths, heights = [one.width for one in facts], [one.height for one in facts]
     remarks = Counter(remark for one in facts for remark in one.remarks)
@@ -166,17 +166,17 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
     if "transparency" in opened.info and SCALED.search(raw):
         raise UnsoundError("transparent grey level is not 8-bit; save with an alpha channel")
     if opened.format != "TIFF":
-        # Before EXIF: Pillow's PNG EXIF reader would swallow the error of damaged pixels.
+        # Load before EXIF is read: Pillow's PNG EXIF reader would hide the error of damaged pixels.
         opened.load()
     as_stored = _orientation(opened)
-    opened.load()  # Now TIFF's, whose reader turns the image itself.
+    opened.load()  # TIFF only now: its reader turns the image itself.
     remarks = [*_profile(opened.info.get("icc_profile")), *_channels(opened)]
     values, brightest = opened, None
     if opened.mode == "F" or opened.mode.startswith("I"):
         grey = _sixteen_bits(opened)
         brightest = int(grey.max())
         remarks.append("of 16 bits, grey, divided by 257")
-        # 65,535 = 255 · 257: whites stay white, and every level goes to the nearest.
+        # 65,535 = 255 · 257: white stays white, and every level is rounded to the nearest.
         values = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     elif opened.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
         remarks.append(f"converted from {opened.mode} to RGB without a colour profile")
@@ -202,7 +202,7 @@ def _converted(opened: Image.Image, ground: str) -> tuple[Pixels, Facts]:
 
 
 def _sixteen_bits(opened: Image.Image) -> NDArray[np.int64]:
-    """Grey values (H, W), 0 black to 65,535 white; UnsoundError where the range is not known."""
+    """Grey values (H, W), 0 black to 65,535 white; UnsoundError if the range is unknown."""
     if opened.mode == "F" or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
         kind = "floating point" if opened.mode == "F" else "32-bit or signed"
         raise UnsoundError(f"{kind} values have no range of their own; save it with 8 or 16 bits")
@@ -215,7 +215,7 @@ def _sixteen_bits(opened: Image.Image) -> NDArray[np.int64]:
 
 
 def _channels(opened: Image.Image) -> Iterator[str]:
-    """The remark on TIFF's channels that are neither colour nor alpha; UnsoundError for signed."""
+    """A remark on TIFF channels beside colours and alpha; UnsoundError for signed values."""
     tags = getattr(opened, "tag_v2", {})
     if opened.mode in ("L", "RGB") and SIGNED in tags.get(Tag.SampleFormat, ()):
         raise UnsoundError("signed values have no range of their own; save it with 8 or 16 bits")
@@ -224,7 +224,7 @@ def _channels(opened: Image.Image) -> Iterator[str]:
 
 
 def _grounded(image: Image.Image, ground: int) -> tuple[NDArray[np.uint8], bool]:
-    """Colours (H, W, 3) on the ground, and whether anything is transparent."""
+    """RGB (H, W, 3) on the background level `ground`, and whether any pixel is transparent."""
     rgba = np.asarray(image.convert("RGBA"))
     if rgba[..., 3].min() == 255:
         return np.asarray(image.convert("RGB")), False
@@ -234,10 +234,10 @@ def _grounded(image: Image.Image, ground: int) -> tuple[NDArray[np.uint8], bool]
 
 
 def _orientation(opened: Image.Image) -> int | None:
-    """The orientation that EXIF, XMP or TIFF gives; None where that cannot be read."""
+    """The orientation that EXIF, XMP or TIFF gives; None if it cannot be read."""
     try:
         return int(opened.getexif().get(Tag.Orientation, 1))
-    except Exception:  # The image is sound; what is written beside it need not be.
+    except Exception:  # The pixels are readable even if the metadata is not.
         return None
 
 

@@ -26,7 +26,7 @@ class DataError(ValueError):
 def cache_dir() -> Path:
     """The folder of prepared data and reference statistics: MPCC_CACHE_DIR or the user's cache.
 
-    Without a writable home it is a folder of this user's own among the temporary files. DataError
+    Without a writable home it is a private folder of this user among the temporary files. DataError
     for an MPCC_CACHE_DIR that cannot be a path.
     """
     given = os.environ.get(CACHE_DIR_VARIABLE)
@@ -39,7 +39,7 @@ def cache_dir() -> Path:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         if _writable(caches / "mpcc"):
             return caches / "mpcc"
-    except RuntimeError:  # Python's word for a user without a home.
+    except RuntimeError:  # From Path.home() for a user without a home.
         pass
     return _temporary(f"mpcc-{os.getuid()}")
 
@@ -57,8 +57,8 @@ def _temporary(name: str) -> Path:
 
 
 def _writable(place: Path) -> bool:
-    """Whether files can be made in a folder, which is made first: os.access alone is wrong on some
-    file systems."""
+    """Whether files can be created in a folder, which is created first: os.access alone is wrong on
+    some file systems."""
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -67,8 +67,8 @@ def _writable(place: Path) -> bool:
 
 
 def resolve_data_dir(data_dir: Path | str | None) -> Path | None:
-    """The folder of data files: as given, by MPCC_DATA_DIR, or where --download puts them. None if
-    there is none; DataError for what cannot be a path."""
+    """The folder of data files: as given, from MPCC_DATA_DIR, or where --download puts them. None
+    if there is none; DataError if it cannot be a path."""
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if given:
         try:

@@ -17,15 +17,15 @@ from mpcc.data import folder
 from mpcc.data.places import cache_dir
 
 _VERSION = 2
-"""Raise it when a reader gives other pixels from the same files."""
+"""Increase it when a reader gives other pixels from the same files."""
 _FOLDER_VERSION = 4
 """The same for your own images and the notes on them."""
 
 
 def place_of(config: Config, data_dir: Path | None) -> Path:
-    """The folder of these prepared images; DataError where the files they come from are missing.
-    Named for what they depend on: the settings, and each file's size and time."""
-    resolved: dict[Path, str] = {}  # Each folder once: a hundred thousand images lie in few.
+    """Cache folder of the prepared images; DataError if the files that they come from are missing.
+    Its name has a hash of the settings and of each file's path, size and modification time."""
+    resolved: dict[Path, str] = {}  # Each folder only once: 100,000 images share few folders.
     files: list[tuple[str, int, int]] = []
     what: list[Any] = [_VERSION, config.dataset, config.split, config.image_size, files]
     if config.dataset == "folder":
@@ -39,7 +39,7 @@ def place_of(config: Config, data_dir: Path | None) -> Path:
         if path.parent not in resolved:
             resolved[path.parent] = os.path.realpath(path.parent)
         size, time = -1, -1
-        with contextlib.suppress(OSError):  # A link that leads nowhere; its reader says so.
+        with contextlib.suppress(OSError):  # A broken link, which the reader reports.
             about = path.stat()
             size, time = about.st_size, about.st_mtime_ns
         files.append((f"{resolved[path.parent]}/{path.name}", size, time))
@@ -64,8 +64,8 @@ def read_about(place: Path) -> dict[str, Any] | None:
 
 
 def about(config: Config, data_dir: Path | None) -> dict[str, Any]:
-    """Metadata of the configuration's images, which are read, by torch, only if none are prepared.
-    DataError as `image_set.load`."""
+    """Metadata of the configuration's images; imports torch and reads the images only if they are
+    not in the cache. DataError as `image_set.load`."""
     found = read_about(place_of(config, data_dir))
     if found is None:
         from mpcc.data.image_set import load

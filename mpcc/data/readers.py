@@ -65,7 +65,7 @@ def _read_digits(config: Config, data_dir: Path | None) -> Source:
 
 
 def _read_official(config: Config, data_dir: Path | None) -> Source:
-    """The parts of a data set with an official split; the last one is its test images."""
+    """A data set with an official split; its last part, the test images, is omitted for `train`."""
     dataset, names = config.dataset, LABEL_NAMES[config.dataset]
     paths = data_files.missing_or_found(dataset, data_dir)
     n_files, take = (1, _cifar_part) if dataset.startswith("cifar") else (2, _idx_part)
@@ -125,7 +125,7 @@ def _cifar_part(dataset: str, file: File) -> tuple[Pixels, NDArray[Any]]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickles that hold arrays, lists and text, and runs nothing else that one may name."""
+    """An unpickler of arrays, lists and text, which refuses every other class or function."""
 
     _ALLOWED = {
         "numpy": ("ndarray", "dtype"),
@@ -144,7 +144,7 @@ class _ArraysOnly(pickle.Unpickler):
 def _unpickle(path: Path, data: bytes) -> dict[str, Any]:
     try:
         batch = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # By its documentation a damaged pickle may raise any.
+    except Exception as error:  # By pickle's documentation, damaged data may raise any error.
         raise DataError(f"{path} is not a batch of images ({error}); get it again") from None
     if not isinstance(batch, dict):
         raise DataError(f"{path} is not a batch of images; get it again")
@@ -166,7 +166,7 @@ def _read_omniglot(config: Config, data_dir: Path | None) -> Source:
     for k, (name, drawings) in enumerate(_characters(place)):
         rng = np.random.default_rng([AUGMENTATION_SEED, k])
         copies = np.stack([_distort(drawing, rng) for drawing in drawings for _ in range(N_COPIES)])
-        if config.split == "train":  # Of the same copies, so that they are a part of all.
+        if config.split == "train":  # Distorted as for `all`: they are a subset of it.
             copies = copies[np.repeat(in_training(len(drawings)), N_COPIES)]
         images.append(resize(copies[:, None], config.image_size))
         labels.append(np.full(len(copies), k))
@@ -191,7 +191,7 @@ def _characters(place: Path) -> Iterator[tuple[str, list[Image.Image]]]:
             try:
                 data = archive.read(file) if archive else (place / file).read_bytes()
                 grey = Image.open(io.BytesIO(data)).convert("L")
-            except Exception as error:  # Decoders of images and archives raise all sorts.
+            except Exception as error:  # Decoders raise many types of errors.
                 raise DataError(f"{place}: {file} is damaged ({error}); get it again") from None
             if drawings and grey.size != drawings[0].size:
                 raise DataError(f"{place}: {file} has another size than its fellows; get it again")
@@ -214,7 +214,7 @@ def _distort(drawing: Image.Image, rng: np.random.Generator) -> Pixels:
     )
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     forward = turn @ np.array([[1, shear_x], [shear_y, 1]]) @ np.diag([scale_x, scale_y])
-    back = np.linalg.inv(forward)  # Pillow asks where an output pixel comes from
+    back = np.linalg.inv(forward)  # Pillow needs the map from output to input
     width, height = drawing.size
     centre = np.array([width / 2, height / 2])
     offset = centre - back @ (centre + np.array([shift_x, shift_y]) * width / 105)

@@ -1,4 +1,4 @@
-"""k-means on the same pixels: what a table prints under ours, computed once per data set."""
+"""The k-means baseline on the same pixels, which tables print; computed once per data set."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A small classifier of a labelled data set, whose features replace Inception's.
 
-Inception knows photographs; for grey images, and for any at 8×8, the features of a network trained
-on the data set itself tell more. Its distance is called `fid_cnn` and compares only with itself.
+Inception was trained on photographs; for grey images, and for any at 8×8, features of a network
+trained on the data set itself say more. Their distance, `fid_cnn`, is not comparable with FID.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpcc.training.state import seeded
 
 N_FEATURES = 128
 _VERSION = 1
-"""Raise it with every change to the network or its training: old features are not comparable."""
+"""Increase with every change to the network or its training: features are not comparable then."""
 _STEPS, _BATCH, _LEARNING_RATE = 500, 128, 1e-3
 
 
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         self.classes = nn.Linear(N_FEATURES, n_labels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images -> features (B, 128) and log-probabilities of the labels."""
+        """uint8 images (B, C, H, W) -> features (B, 128) and log-probabilities of labels (B, L)."""
         features = self.features(to_float(images))
         return features, self.classes(features).log_softmax(1)
 
@@ -68,7 +68,7 @@ def load_classifier(image_set: ImageSet, seed: int = 0) -> FeatureNetwork:
 
 
 def _train(classifier: Classifier, images: Tensor, labels: Tensor, seed: int) -> None:
-    """On one thread, so that the same data gives the same network whatever the machine's load."""
+    """Train on one thread, so that the same data always gives the same network."""
     rng = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=_LEARNING_RATE)
     with cpu_threads(1), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Scores and pictures of a model as it stands."""
+"""Scores of the current model, and the arrays that pictures are made of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpcc.model.networks import Generator
 from mpcc.training.state import TrainState, as_input, on_device, seeded
 
 CHUNK_BATCHES = 10
-"""Batches that one pass of an evaluation takes at once."""
+"""Largest number of batches that an evaluation passes through a network at once."""
 CHUNK_BYTES = 2**25
 """Memory for one layer of the images taken at once, or for their distances to all components."""
 SAMPLES_PER_CLUSTER = 20
@@ -54,7 +54,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(state: TrainState) -> Evaluation:
-    """Scores of the model as it stands. Neither reads nor moves the training's random stream.
+    """Scores of the current model. Neither reads nor advances the training's random stream.
     Raises NotFinite for a model that has diverged."""
     config, image_set = state.config, state.image_set
     check_weights(state)
@@ -119,8 +119,8 @@ def reasons(state: TrainState) -> dict[str, str]:
 
 
 def check_weights(state: TrainState) -> None:
-    """Raise NotFinite for weights of the networks or the prior, or averages, that are not finite:
-    the losses can still be finite one step longer."""
+    """Raise NotFinite if a weight of a network, the prior or the averaged generator is not finite:
+    the losses may stay finite for one more step."""
     for name, part in state.parts.items():
         _check_finite(f"a weight of the {name}", *part.raw)
     _check_finite("a weight of the averaged generator", *state.average)
@@ -139,9 +139,9 @@ def evaluation_rng(state: TrainState, offset: int = 0) -> torch.Generator:
 
 
 def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
-    """G with its averaged weights, and batch statistics averaged over passes of its own."""
+    """G with averaged weights, and batch statistics averaged over n_standing_passes batches."""
     config = state.config
-    with seeded(config.seed):  # only so that the global random stream stays where it is
+    with seeded(config.seed):  # only to restore the global random stream
         generator = Generator(config).to(state.device, state.average[0].dtype)
     state.parts["generator"].copy_to(generator, state.average, N_POWER_ITERATIONS_OF_AVERAGE)
     norms = generator.norms()
@@ -157,8 +157,8 @@ def averaged_generator(state: TrainState, rng: torch.Generator) -> Generator:
 def held_out_scores(
     state: TrainState, generator: Generator, clusters: Tensor | None
 ) -> dict[str, float]:
-    """Scores of the images that were not trained on, if there are any here, as `NAME@test`.
-    clusters: of the trained images, which say what label a cluster stands for."""
+    """Scores of the images that were not trained on, if state.held_out has any, as `NAME@test`.
+    clusters: of the training images, which determine the label of each cluster."""
     if state.held_out is None:
         return {}
     data = on_device(state.held_out, state.device)
@@ -219,7 +219,7 @@ def reconstruct(
 
 
 def images_at_once(state: TrainState) -> int:
-    """How many images an evaluation hands to the networks together."""
+    """Number of images that an evaluation passes through the networks at once."""
     config = state.config
     of_one = 4 * config.width * config.image_size**2 * state.average[0].element_size()
     return max(1, min(config.batch_size * CHUNK_BATCHES, CHUNK_BYTES // of_one))
@@ -237,7 +237,7 @@ def draw(state: TrainState, generator: Generator, z: Tensor, y: Tensor | None) -
 def drawn(
     state: TrainState, generator: Generator, z: Tensor, y: Tensor | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Images in [-1, 1] of z (B, J) and y (B,) or None, some at a time, and which they are."""
+    """Yield (slice of rows, their images in [-1, 1]) for chunks of z (B, J) and y (B,) or None."""
     size = images_at_once(state)
     for start in range(0, len(z), size):
         chunk = slice(start, start + size)
@@ -266,8 +266,8 @@ def generation_scores(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """IS, FID and KID of `n_generated` images, and the reason why any of them is missing.
 
-    Images with labels that are grey, or too small for Inception, also get `fid_cnn`, by a small
-    classifier of the same data. A score that raises is missing, too: it fails no trial.
+    Labelled images that are grey, or too small for Inception, also get `fid_cnn`, from a small
+    classifier of the data. An error other than NotFinite makes a score missing: no trial fails.
     """
     row: dict[str, float] = {}
     unavailable: dict[str, str] = {}
@@ -289,11 +289,11 @@ def generation_scores(
 
 
 class Unavailable(ValueError):
-    """The reason why a score is missing."""
+    """Raised with the reason why a score is missing."""
 
 
 def error_text(error: Exception) -> str:
-    """An error in one line, with its kind."""
+    """An error in one line, with its type."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 

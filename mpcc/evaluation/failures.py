@@ -1,4 +1,4 @@
-"""How a model fails short of diverging, Appendix D: saturated, or with a collapsed cluster."""
+"""Failures of a model that did not diverge (Appendix D): saturation and collapsed clusters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpcc.evaluation.metrics import END_TOLERANCE
 
 _BLOCK, _PIXELS = 4096, 64
-"""Images, and pixels of all images, that are looked at together."""
+"""Numbers of images, and of pixel positions of all images, that are processed at once."""
 
 
 def end_share(images: ArrayLike, tolerance: int = END_TOLERANCE) -> float:
@@ -20,7 +20,7 @@ def end_share(images: ArrayLike, tolerance: int = END_TOLERANCE) -> float:
     if images.dtype != np.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
     n = 0
-    for start in range(0, len(images), _BLOCK):  # The answers of all at once would be three copies.
+    for start in range(0, len(images), _BLOCK):  # All at once would need three copies.
         block = images[start : start + _BLOCK]
         n += int(((block <= tolerance) | (block >= 255 - tolerance)).sum())
     return n / images.size
@@ -30,9 +30,9 @@ def saturation_excess(samples: ArrayLike, images: ArrayLike) -> float:
     """(share in samples − share in data) / (1 − share in data) of values at the ends of the range;
     both uint8.
 
-    0 for samples like the data, whose black background is no fault; 1 where a generator's tanh is
-    driven to its ends throughout (Appendix D); below 0 for samples greyer than the data. nan if
-    all values of the data are at the ends.
+    0 for samples like the data, whose black background is no failure; 1 if the generator's tanh is
+    saturated everywhere (Appendix D); below 0 for samples with fewer values at the ends than the
+    data. nan if all values of the data are at the ends.
     """
     of_data = end_share(images)
     return (end_share(samples) - of_data) / (1 - of_data) if of_data < 1 else float("nan")
@@ -56,7 +56,7 @@ def diversity(
     if np.isnan(theirs).all():
         theirs[:] = _spreads(images, np.zeros(len(np.asarray(images)), np.int64), 1)
     reference = np.where(np.isnan(theirs), np.nanmean(theirs), theirs)
-    reference = np.maximum(reference, 0.5)  # half a level: images all alike are no reference
+    reference = np.maximum(reference, 0.5)  # half a grey level: identical images would give 0
     return ours / reference
 
 
@@ -89,14 +89,14 @@ def failures(metrics: Mapping[str, Any], max_saturation: float) -> tuple[str, ..
 
 
 def _spreads(images: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
-    """Root of a pixel's mean variance by cluster; nan where there are fewer than two images."""
+    """Root of the pixels' mean variance by cluster, (K,); nan for fewer than two images."""
     images, clusters = np.asarray(images), np.asarray(clusters)
     spreads = np.full(n_clusters, np.nan)
     for k in range(n_clusters):
         chosen = images[clusters == k]
         if len(chosen) > 1:
             pixels = chosen.reshape(len(chosen), -1)
-            # Pixel by pixel, some at a time: a whole data set in float32 would not fit.
+            # A few pixel positions at a time: a whole data set in float32 would not fit.
             some = range(0, pixels.shape[1], _PIXELS)
             var = [pixels[:, i : i + _PIXELS].astype(np.float32).var(0) for i in some]
             spreads[k] = np.sqrt(np.concatenate(var).mean())

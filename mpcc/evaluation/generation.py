@@ -1,8 +1,8 @@
 """Inception score, Fréchet and kernel distance of generated images, from any network's features.
 
-The numbers are pure functions of features; `scores` goes from images to numbers. What is computed
-of a data set once (its mean and covariance, some of its features) is kept in the cache folder by
-network and by the data's fingerprint.
+The scores are pure functions of features; `scores` computes them from images. The mean, covariance
+and some features of a data set are computed once and kept in the cache folder, by network and the
+data's fingerprint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network that describes images."""
+    """A frozen network that maps images to features and class probabilities."""
 
     name: str
     """Names architecture and weights: features of equal names are comparable."""
@@ -90,8 +90,8 @@ def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> tuple[Tensor,
 
 
 def reference(network: FeatureNetwork, image_set: ImageSet) -> tuple[Statistics, Tensor]:
-    """Of the data set's features the statistics and N_REFERENCE_FEATURES at most, float32 (N, D),
-    drawn with a fixed seed; from the cache or computed and kept there."""
+    """Statistics of all features of the data set, and at most N_REFERENCE_FEATURES of the features,
+    float32 (N, D), drawn with a fixed seed; from the cache, or computed and cached."""
 
     def make() -> dict[str, NDArray[Any]]:
         features, _ = extract(network, image_set.images.split(1024))
@@ -126,7 +126,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mean_a - mean_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½), at least 0.
 
     With Σ = RᵀR the trace of the last term is the nuclear norm of R_a R_bᵀ: no matrix square root,
-    and exact where there are fewer samples than dimensions.
+    and exact if there are fewer samples than dimensions.
     """
     b_mean, b_root = b.mean.to(a.mean.device), b.root.to(a.root.device)
     shift = (a.mean - b_mean).square().sum()
@@ -145,8 +145,8 @@ def kernel_distance(
 ) -> float:
     """Unbiased squared MMD of features (N, D) and (M, D) with the kernel (x·y/D + 1)³.
 
-    The mean over subsets drawn without replacement; about 0, and as often below, for equal
-    distributions. Too few samples for subsets are used all at once; ValueError for fewer than 2.
+    The mean over subsets drawn without replacement; for equal distributions it is 0 on average, so
+    it can be negative. Sets of at most subset_size are used whole; ValueError for fewer than 2.
     """
     y = y.to(x.device)
     size = min(subset_size, len(x), len(y))

@@ -1,7 +1,7 @@
 """The Inception network of 2015, as pytorch-fid ports it: where its weights are, and its features.
 
-Without exactly these weights there is no IS, FID or KID: another network's numbers would look alike
-and mean something else.
+IS, FID and KID are computed only with exactly these weights: another network's values would look
+similar but not be comparable.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ N_CLASSES = 1008
 
 
 class InceptionMissing(ValueError):
-    """The network's weights are not there or not the right ones; one line, with what to do."""
+    """The network's weights are missing or wrong; the message is one line with what to do."""
 
 
 def find_weights(given: Path | str | None = None) -> Path:
-    """The checked file of weights: as given, by MPCC_INCEPTION_WEIGHTS, or in torch's hub cache.
+    """Path of the weights (hash checked): given, from MPCC_INCEPTION_WEIGHTS or torch's hub cache.
 
     Raises InceptionMissing; its message is printed as the reason for a missing score. Imports no
     torch.
@@ -81,7 +81,7 @@ def network_from_state(
     if state is not None:
         network.load_state_dict(state)
     classifier = network.fc.weight.detach().to(device)
-    network.fc = torch.nn.Identity()  # what is left ends in the 2,048 pooled features
+    network.fc = torch.nn.Identity()  # the network now returns the 2,048 pooled features
     network.eval().requires_grad_(False).to(device)
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:

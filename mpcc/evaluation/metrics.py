@@ -1,7 +1,7 @@
-"""Numbers that say how good a model is, from plain arrays, and what each of them means.
+"""Metrics of a model, computed from plain arrays, and the description of each metric.
 
-METRICS and HOW are the one place that knows each number's label, ideal, unit and protocol. scipy
-is imported where it is used.
+METRICS and HOW are the only place that holds each metric's label, ideal, unit and protocol. scipy
+is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ END_TOLERANCE = 2
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number is, and how people read it: the same wherever it is printed.
+    """The description of a metric, and how its values are printed everywhere.
 
     Files and MLflow hold the recorded value: an accuracy of 58.2 % is 0.582 there.
     """
@@ -38,21 +38,21 @@ class Metric:
     depends_on: tuple[str, ...] = ()
     """Settings of the evaluation, beyond data and training, that this number depends on."""
     replaced_by: str | None = None
-    """The metric that is measured instead; this one stands in records of earlier versions alone."""
+    """The metric that is measured instead; only records of earlier versions hold this one."""
 
     @property
     def has_better_end(self) -> bool:
-        """Whether more of it, or less of it, is better."""
+        """Whether higher or lower values are better; False for a target value or None."""
         return self.ideal in ("high", "low")
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether its better end is the high one."""
+        """Whether higher values are better."""
         return self.ideal == "high"
 
     @property
     def better(self) -> str:
-        """`higher`, `lower`, or `neither`: then no value is best."""
+        """`higher`, `lower`, or `neither`: then a target value is best, or none."""
         return f"{self.ideal}er" if self.has_better_end else "neither"
 
     @property
@@ -62,7 +62,7 @@ class Metric:
 
     @property
     def protocol(self) -> str:
-        """What the number is, for a footnote; empty for one that is not known."""
+        """Label and definition, for a footnote; empty for a metric that is not in HOW."""
         how = HOW.get(self.metric, "").rstrip(".")
         if how and not how.startswith("Fréchet"):  # A name keeps its capital.
             how = how[0].lower() + how[1:]
@@ -86,7 +86,7 @@ class Metric:
         return self.amount(value).replace(" %", " points").replace("-", "−")
 
     def signed(self, value: float, *, unit: bool = False) -> str:
-        """A difference with its sign, as tables print it; as sentences do, with its `unit`."""
+        """A difference with its sign, as tables print it; with `unit`, as sentences print it."""
         size = self.difference(abs(value)) if unit else self.shown(abs(value))
         return ("−" if value < 0 else "+") + size
 
@@ -138,7 +138,7 @@ COSTS = {
     "seconds_evaluate": Metric("seconds_evaluate", "Evaluation", None, "s", decimals=1),
     "n_parameters": Metric("n_parameters", "Parameters", None, decimals=0),
 }
-"""What a trial cost, by the names of its record: columns that are no measurement of a model."""
+"""What a trial cost, by the names in its record: columns that do not measure a model."""
 
 HOW = {
     "acc_majority": "Every cluster takes its most frequent label (eq. 11, also called purity).",
@@ -186,7 +186,7 @@ HOW = {
 """How each number is obtained, in one sentence."""
 
 TEST = "@test"
-"""End of the name of a metric of images that were not trained on."""
+"""Suffix of a metric that is measured on images that were not trained on."""
 _HELD_OUT = {
     "acc_majority": "Every cluster takes its most frequent label among the training images",
     "acc_hungarian": "Clusters and labels are matched one to one on the training images",
@@ -202,7 +202,7 @@ for _name, _how in _HELD_OUT.items():
 
 _OF_LABELS = ("acc_majority", "acc_hungarian", "nmi", "ari")
 NEED_LABELS = (*_OF_LABELS, *(f"{name}{TEST}" for name in _OF_LABELS), "fid_cnn")
-"""Metrics that look at labels: what is chosen by them is chosen by labels."""
+"""Metrics that use labels: a model selected by one of them is selected by labels."""
 
 NEED_CLUSTERS = (
     *(*_OF_LABELS, *(f"{name}{TEST}" for name in _OF_LABELS)),
@@ -215,19 +215,19 @@ NEED_CLUSTERS = (
 
 
 def metric_name(text: str) -> str:
-    """The metric that a name or a printed label means; the text itself where neither is known."""
+    """The metric with this name or printed label; the text itself if it is neither."""
     known = {metric.label: name for name, metric in (METRICS | COSTS).items()}
     return known.get(text.partition(", ")[0], text)
 
 
 def column(metric: str) -> Metric:
-    """How to show this metric; an unknown one is shown plainly and has no better direction."""
+    """The description of this metric; an unknown one gets a plain one without better direction."""
     return (METRICS | COSTS).get(metric) or Metric(metric, metric, None, decimals=4)
 
 
 def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDArray[np.int64]:
-    """Counts (n_clusters, n_labels) of images by cluster and label, both (N,). ValueError for
-    vectors of other shapes, negative labels or clusters beyond 0..n_clusters-1."""
+    """Counts (n_clusters, n_labels) of images by cluster and label, both (N,). ValueError for empty
+    or unequal vectors, negative labels or clusters beyond 0..n_clusters-1."""
     labels, clusters = np.asarray(labels, np.int64), np.asarray(clusters, np.int64)
     if labels.shape != clusters.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(
@@ -242,8 +242,8 @@ def contingency(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> NDAr
 
 
 def nmi(labels: ArrayLike, clusters: ArrayLike, n_clusters: int) -> float:
-    """Mutual information of clusters and labels over the mean of their entropies, 0..1 (1 where
-    both are a single group, as scikit-learn has it)."""
+    """Mutual information of clusters and labels over the mean of their entropies, 0..1 (1 if both
+    have a single value, as in scikit-learn)."""
     joint = contingency(labels, clusters, n_clusters).astype(np.float64)
     joint /= joint.sum()
     h_joint, h_clusters, h_labels = (_entropy(p) for p in (joint, joint.sum(1), joint.sum(0)))
@@ -275,9 +275,9 @@ def clustering(
     """All scores of an assignment of images to clusters 0..n_clusters-1 against their labels: the
     accuracies and `nmi` 0..1, `ari` -0.5..1.
 
-    trained: labels and clusters of the images that say what label a cluster stands for; None: these
-      same images. A cluster that none of them, or no match, has given a label is wrong for every
-      image.
+    trained: labels and clusters of the images that determine the label of each cluster; None: the
+      same images. A cluster that gets no label, as it has none of these images or no match, counts
+      as wrong for every image.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -302,11 +302,11 @@ def n_clusters_used(clusters: ArrayLike) -> int:
 
 def cluster_information(log_memberships: Iterable[ArrayLike]) -> float:
     """Mutual information of images and clusters in nats, 0..log K, from log q(y|x) in blocks
-    (B, K) or rows (K,); nan where one is.
+    (B, K) or rows (K,); nan if any value is nan.
 
-    The entropy of the mean membership less the mean entropy, as in regularised information
-    maximisation (Gomes, Krause and Perona 2010): high where each image belongs to one cluster for
-    sure and no cluster is left empty.
+    The entropy of the mean membership minus the mean entropy, as in regularised information
+    maximisation (Gomes, Krause and Perona 2010): high if each image clearly belongs to one cluster
+    and the clusters are evenly used.
     """
     n, of_images, mean = 0, 0.0, np.zeros(1)
     for block in log_memberships:
@@ -321,7 +321,7 @@ def cluster_information(log_memberships: Iterable[ArrayLike]) -> float:
 def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> float:
     """Mean silhouette of (N, J) points by cluster, over at most n_chosen of them, evenly spread.
 
-    -1..1 as scikit-learn has it; nan where fewer than two clusters are among the chosen.
+    -1..1, as in scikit-learn; nan if the chosen points are in fewer than two clusters.
     """
     from threadpoolctl import threadpool_limits
 
@@ -331,7 +331,7 @@ def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> 
     if len(names) < 2:
         return float("nan")
     squares, members = np.square(x).sum(1), np.eye(len(names))[of]
-    with threadpool_limits(limits=1, user_api="blas"):  # How many there are changes the last bit.
+    with threadpool_limits(limits=1, user_api="blas"):  # Their number changes the last bit.
         distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0.0))
         np.fill_diagonal(distances, 0.0)
         sums, sizes, rows = distances @ members, members.sum(0), np.arange(len(x))
@@ -345,12 +345,12 @@ def silhouette(points: ArrayLike, clusters: ArrayLike, n_chosen: int = 1000) -> 
 
 
 def reconstruction(moments: ArrayLike, batch_size: int) -> dict[str, float]:
-    """`mse` and `mse_published` from each image's mean difference to its reconstruction and mean
-    square of it, (N, 2), values in [-1, 1].
+    """`mse` and `mse_published` from moments (N, 2): for each image the mean and the mean square of
+    its difference to the reconstruction; pixel values are in [-1, 1].
 
-    The published code squares the mean difference of a batch, in which opposite signs cancel: it is
-    far below `mse`, less so if the images of a batch are alike. Its loader shuffles and drops a
-    last batch that is not full; here one order serves all models.
+    `mse_published` squares a batch's mean difference, in which opposite signs cancel: it is far
+    below `mse`, but less so if the images of a batch are similar. The published loader shuffles and
+    drops an incomplete last batch; here one fixed order is used for all models.
     """
     mean, square = np.asarray(moments, dtype=np.float64).T
     order = np.random.default_rng(0).permutation(len(mean))
@@ -362,6 +362,6 @@ def reconstruction(moments: ArrayLike, batch_size: int) -> dict[str, float]:
 
 
 def _entropy(p: NDArray[np.float64]) -> float:
-    """In nats."""
+    """Entropy of probabilities p in nats; p = 0 contributes 0."""
     p = p[p != 0]
     return float(-(p * np.log(p)).sum())

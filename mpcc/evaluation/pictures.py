@@ -19,7 +19,7 @@ from mpcc.runs.run_dir import write_bytes
 MIN_TILE = 32
 """Images are drawn at this many screen pixels or more."""
 BAND_TILES = 24
-"""Tiles side by side at most, before clusters go on in a further band."""
+"""Largest number of tiles side by side; further clusters go into the next band."""
 GAP = 8
 """Screen pixels between clusters."""
 HEADING = 18
@@ -39,9 +39,9 @@ def sample_sheet(
 ) -> None:
     """Write samples by cluster, each under its number, like the paper's figures 2, 7 and 9.
 
-    clusters: of each image, (N,). Every cluster has `columns` columns, filled row by row; clusters
-    without samples stay blank.
-    More clusters than fit side by side go on below, ten to a band where that many fit.
+    clusters: cluster of each image, (N,). Every cluster has `columns` columns, filled row by row;
+    clusters without samples stay blank.
+    Clusters that do not fit side by side go into bands below, ten to a band if ten fit.
     """
     tiles = _tiles(images)
     clusters = np.asarray(clusters)
@@ -102,7 +102,7 @@ def _bands(
 ) -> Image.Image:
     """Groups side by side, each `columns` tiles wide under its heading, in bands down the page.
 
-    rows: tiles go down a column of so many before the next one; None: row by row.
+    rows: tiles per column, filled column by column; None: tiles are filled row by row.
     """
     height, width = groups[0].shape[1:3]
     font = ImageFont.load_default(12)

@@ -44,9 +44,9 @@ N_POINTS = 5000
 
 @contextlib.contextmanager
 def own_style(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """matplotlib's own defaults and these changes, whatever the user's files and variables say.
+    """matplotlib's defaults with these changes, whatever the user's files and variables say.
 
-    To be entered for drawing and for saving alike, so that a figure is the same bytes for all.
+    Draw and save a figure inside the block, so that it has the same bytes for every user.
     """
     matplotlib = _matplotlib()
     defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
@@ -58,13 +58,13 @@ def own_style(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
 def _matplotlib() -> Any:
     """matplotlib, imported with the agg backend and a writable config folder, whatever MPLBACKEND
     and HOME are."""
-    ours = {"MPLBACKEND": "agg"}  # A notebook names one that its kernel alone has.
+    ours = {"MPLBACKEND": "agg"}  # A notebook names a backend that only its kernel has.
     if "MPLCONFIGDIR" not in os.environ:
         ours["MPLCONFIGDIR"] = str(cache_dir() / "matplotlib")
     theirs = {name: os.environ.get(name) for name in ours}
     os.environ |= ours
     try:
-        import matplotlib.font_manager  # It looks for its list of fonts at once.
+        import matplotlib.font_manager  # It reads its list of fonts on import.
     finally:
         for name, value in theirs.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -170,7 +170,7 @@ def principal_axes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean (J,), the two directions of greatest variance (J, 2), and their shares of it (2,).
 
-    Each direction points to where its largest coefficient is positive, so that pictures of equal
+    The sign of each direction makes its largest coefficient positive, so that pictures of equal
     encodings are equal. One-dimensional encodings get a second direction of zeros.
     """
     centre = z.mean(0)
@@ -191,7 +191,7 @@ def _projected(covariances: ArrayLike, axes: NDArray[Any]) -> NDArray[np.float64
 
 
 def _colours(n: int) -> list[Any]:
-    """n colours that differ: the usual ten or twenty, beyond them round the circle of hues."""
+    """n different colours: tab10 or tab20 or, for more than 20, spread around the hue circle."""
     import matplotlib
 
     if n <= 20:

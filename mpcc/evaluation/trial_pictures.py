@@ -1,4 +1,4 @@
-"""The pictures of a trial's end: samples by cluster, reconstructions, latent space and curves."""
+"""The pictures at a trial's end: samples by cluster, reconstructions, latent space and curves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _drawing = threading.Lock()
 def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> dict[str, str]:
     """Write samples by cluster, reconstructions by label, the latent space and the curves as PNG.
 
-    Returns file name -> why it could not be drawn: a picture fails no trial.
+    Returns file name -> why it could not be drawn; a failed picture does not fail the trial.
     """
     problems = {}
     drawn = (
@@ -39,7 +39,7 @@ def write_pictures(path: Path, state: TrainState, evaluation: Evaluation) -> dic
 
 def _write_samples(file: Path, state: TrainState, evaluation: Evaluation) -> None:
     n_clusters = state.config.n_clusters if state.prior.has_clusters else 1
-    # Fewer of each where there are many: a sheet stays a page.
+    # Fewer samples of each of many clusters keep the sheet to a page.
     n_each = max(4, min(SAMPLES_PER_CLUSTER, MIN_SAMPLES // n_clusters))
     by_cluster = (n_clusters, -1, *evaluation.samples.shape[1:])
     samples = evaluation.samples.view(by_cluster)[:, :n_each].flatten(0, 1).cpu()

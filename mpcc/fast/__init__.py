@@ -1,1 +1,1 @@
-"""What is there for speed alone; each part has a plain twin, and a test that both agree."""
+"""Code for speed alone; each part has a plain counterpart, and a test that both agree."""

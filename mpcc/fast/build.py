@@ -12,7 +12,7 @@ from mpcc.fast.weights import FlatPart, Pool
 from mpcc.training.state import TrainState
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""glibc's numbers for what mallopt sets."""
+"""glibc's constants for parameters of mallopt."""
 
 
 def speed_up(state: TrainState) -> None:
@@ -42,10 +42,10 @@ def speed_up(state: TrainState) -> None:
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next iteration, instead of giving it back.
+    """Let the C library keep freed memory for the next iteration instead of returning it.
 
-    At 32×32 pixels the layers of an iteration are megabytes each; fetching their pages anew every
-    time took up to a twentieth of it. Does nothing if the C library is not glibc.
+    At 32×32 pixels the layers of an iteration are megabytes each; getting their pages anew took up
+    to a twentieth of an iteration's time. Does nothing if the C library is not glibc.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -23,12 +23,12 @@ N_CHECKED = 3
 """Plain iterations run before recording (they also warm up cuDNN); the same number is replayed from
 the same state and the losses compared."""
 TOLERANCE = 1e-4
-"""Of a loss's size: how far a recorded one may be from the plain one."""
+"""Largest allowed difference of a recorded loss from the plain one, relative to the latter."""
 
 Losses = dict[str, Tensor]
 Recorder = Callable[[TrainState], tuple[Callable[[], None], list[str], Tensor]]
-"""Records an iteration's updates: gives what replays them, and the names and values of the losses,
-one tensor that every replay fills."""
+"""Records an iteration's updates; returns a function that replays them, the names of the losses and
+their values: one tensor that every replay overwrites."""
 
 
 class Recorded:
@@ -57,7 +57,7 @@ class Recorded:
         random = state.rng.get_state()
 
         def go_back() -> None:
-            """Write all that updates change back in place, where a recording reads it."""
+            """Restore all that updates change, in place: a recording reads the same memory."""
             for name, part in state.parts.items():
                 part.load_state(parts[name])
             state.rng.set_state(random)
@@ -71,7 +71,7 @@ class Recorded:
         except RuntimeError as error:
             # A failed recording may leave the generator in capture mode: replace it.
             state.rng = torch.Generator(state.device)
-            first = str(error).partition("\n")[0] or type(error).__name__  # Advice follows it.
+            first = str(error).partition("\n")[0] or type(error).__name__  # The rest is advice.
             difference = f"recording one failed: {first}"
         go_back()
         if difference is None:
@@ -90,7 +90,7 @@ class Recorded:
 
 
 def _difference(plain: Sequence[Losses], recorded: Sequence[Losses]) -> str | None:
-    """The first loss of a recorded iteration that is not the plain one's, in words."""
+    """The first recorded loss that differs from the plain one, in words; None if all agree."""
     for ours, theirs in zip(plain, recorded, strict=True):
         for name, loss in ours.items():
             other = theirs[name]
@@ -100,11 +100,11 @@ def _difference(plain: Sequence[Losses], recorded: Sequence[Losses]) -> str | No
 
 
 def record(state: TrainState) -> tuple[Callable[[], None], list[str], Tensor]:
-    """Record the updates of an iteration without running them; RuntimeError where CUDA refuses."""
+    """Record the updates of an iteration without running them; RuntimeError if CUDA refuses."""
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(state.rng)
     # cuBLAS has one workspace per stream, which a recording keeps: trials that record on the same
-    # stream and replay side by side would overwrite each other's. The default cannot be recorded.
+    # stream and replay in parallel would overwrite each other's. The default stream cannot record.
     own = torch.cuda.current_stream(state.device)
     stream = None if own == torch.cuda.default_stream(state.device) else own
     # Other trials of this process go on meanwhile, hence thread_local.

@@ -1,7 +1,7 @@
-"""Layers and the generator with the arithmetic of `mpcc.model`, in an order that costs less.
+"""Layers and a generator that compute the same as those of `mpcc.model`, at a lower cost.
 
-A network is built plainly; `quicken` turns it and its layers into their twins here, which have the
-same parameters.
+A network is built from plain layers; `quicken` turns it and its layers into their counterparts in
+this module, which have the same parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mpcc.fast.doubled_conv import convolve_doubled
 from mpcc.model import layers, networks
 
 CPU_GENERATED_BYTES = 8 * 2**20
-"""Largest layer of the images generated together on a CPU: about its cache."""
+"""Largest bytes of a layer for images generated together on a CPU: about the CPU's cache."""
 
 
 class Spectral(layers.Spectral):
@@ -120,8 +120,8 @@ class Generator(networks.Generator):
     """z (B, J) and y (B,) or None -> images (B, C, H, W) in [-1, 1]."""
 
     def batches(self, z: Tensor, y: Tensor | None, batch_size: int) -> Tensor:
-        """All of them together, or as many as a CPU's cache holds; no gradient, and len(z) must be
-        divisible by batch_size."""
+        """Images of all batches together, or on a CPU of as many as its cache holds. Supports no
+        gradients; len(z) must be divisible by batch_size."""
         at_once = len(z) // batch_size
         if z.device.type == "cpu":
             size = 4 * 2 ** len(self.blocks)
@@ -152,8 +152,8 @@ _TWINS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def quicken(network: nn.Module) -> None:
-    """Turn a network and its layers into their twins; its weights are then to be kept normalised
-    (`mpcc.fast.weights.Pool`)."""
+    """Turn a network and its layers into their fast counterparts, in place; afterwards the caller
+    must keep the weights normalised (`mpcc.fast.weights.Pool`)."""
     for module in network.modules():
         module.__class__ = _TWINS.get(type(module), type(module))
     if isinstance(network, Generator):

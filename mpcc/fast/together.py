@@ -28,13 +28,13 @@ MAX_TRIALS = 16
 MIN_GAIN = 1.1
 """Doubling the trials must raise iterations/s by this factor."""
 MEMORY_SHARE = 0.8
-"""Of the device's free memory, what `auto` may fill."""
+"""Share of the device's free memory that `auto` may use."""
 
 
 def side_by_side(
     runs: Mapping[str, Generator[Report]], device: str
 ) -> Generator[tuple[str, Report | Exception]]:
-    """Let every run go on in a thread and, on a GPU, a stream of its own; yield what they yield.
+    """Run each generator in its own thread and, on a GPU, CUDA stream; yield (key, what it yields).
 
     A run that raises yields its exception last. Closing the iterator early closes every run, in its
     thread, and waits for that.
@@ -49,7 +49,7 @@ def side_by_side(
                     reports.put((key, now))
                     if stop.is_set():
                         break
-        except Exception as error:  # the boundary of a trial: its fault is handed to the caller
+        except Exception as error:  # the boundary of a trial: its error goes to the caller
             reports.put((key, error))
         finally:
             reports.put((key, None))
@@ -73,7 +73,7 @@ def side_by_side(
 
 @contextlib.contextmanager
 def own_stream(device: torch.device | str) -> Iterator[None]:
-    """On a GPU, a CUDA stream of this thread's own."""
+    """Inside the block, a GPU uses a new CUDA stream for this thread; no effect on a CPU."""
     where = resolve_device(device)
     if where.type != "cuda":
         yield
@@ -83,9 +83,9 @@ def own_stream(device: torch.device | str) -> Iterator[None]:
 
 
 def n_trials_for(config: Config, image_set: ImageSet, device: torch.device) -> int:
-    """How many trials like this one make the most of the device: `auto`.
+    """The number of trials like this one, run together, that uses the device best: `auto`.
 
-    As many as fit its free memory, doubled as long as more of them make more iterations a second.
+    It is doubled from 1 as long as they fit the free memory and make more iterations per second.
     """
     state = trial_of(config, image_set, device)
     most = MAX_TRIALS
@@ -107,7 +107,7 @@ def n_that_fit(free_bytes: float, trial_bytes: float, most: int = MAX_TRIALS) ->
 
 
 def n_worth_it(rate: Callable[[int], float], most: int) -> int:
-    """The number of trials, doubled as long as their joint rate grows by MIN_GAIN."""
+    """The number of trials: 1, doubled as long as their joint rate grows by MIN_GAIN."""
     n, best = 1, rate(1)
     while 2 * n <= most:
         found = rate(2 * n)
@@ -124,7 +124,7 @@ def trial_of(config: Config, image_set: ImageSet, device: torch.device) -> Train
 
 
 def iterate(state: TrainState, n: int) -> None:
-    """Make n iterations and wait for them."""
+    """Run n iterations and wait for the device."""
     for _ in range(n):
         train_step(state)
     if state.device.type == "cuda":
@@ -134,7 +134,7 @@ def iterate(state: TrainState, n: int) -> None:
 def iterations_per_second(
     config: Config, image_set: ImageSet, device: torch.device, n: int, n_iterations: int = 20
 ) -> float:
-    """Iterations a second of n such trials together, all of them counted; 0 where one fails."""
+    """Iterations per second of n such trials together, summed over them; 0 if one fails."""
     start, done = threading.Barrier(n + 1), threading.Barrier(n + 1)
 
     def work() -> None:

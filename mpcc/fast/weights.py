@@ -1,6 +1,6 @@
 """Raw weights, normalised weights and Adam's state of many layers in one buffer each.
 
-Layers of one shape are normalised together, after an update and never between. The plain twin of a
+Layers of one shape are normalised together, once after each update. The plain counterpart of a
 `FlatPart` is `mpcc.training.optimiser.ModulePart`.
 """
 
@@ -19,7 +19,7 @@ from mpcc.training.optimiser import BETA2, EPS, Part
 
 @dataclass
 class _Group:
-    """Spectral weights of one shape, side by side in the buffer; n of rows × columns."""
+    """n spectral weights of one shape (rows × columns), contiguous in the buffer."""
 
     layers: list[Spectral]
     raw: Tensor
@@ -28,7 +28,7 @@ class _Group:
     v: Tensor
     span: slice
     sigma: Tensor = field(init=False)
-    """Written in place, never replaced: a recorded iteration reads it where it first lay."""
+    """(n, 1, 1). Written in place, never replaced: a CUDA graph reads the same memory."""
 
     def __post_init__(self) -> None:
         self.sigma = self.u.new_empty(len(self.layers), 1, 1)
@@ -47,7 +47,7 @@ class _Group:
         torch.div(self.raw, self.sigma, out=self.normalised)
 
     def raw_gradient(self, gradient: Tensor) -> None:
-        """Turn the gradient by W/σ into that by W, in place: (g - <g, W/σ> u vᵀ) / σ."""
+        """Turn the gradient w.r.t. W/σ into that w.r.t. W, in place: (g - <g, W/σ> u vᵀ) / σ."""
         g = gradient[self.span].view_as(self.raw)
         along = torch.linalg.vecdot(g.flatten(1), self.normalised.flatten(1))[:, None, None]
         torch.baddbmm(g, self.u * along, self.v.mT, alpha=-1, out=g)
@@ -55,9 +55,9 @@ class _Group:
 
 
 class Pool:
-    """The parameters of several modules in one buffer, in segments that parts are made of.
+    """The parameters of several modules in one buffer, in segments of which parts are made.
 
-    Weights of convolutions lie channels-last, so that they are used as they lie.
+    Convolution weights are stored channels-last, the layout in which they are used.
     """
 
     def __init__(self, segments: Sequence[Sequence[nn.Module]]) -> None:
@@ -117,7 +117,7 @@ class FlatPart(Part):
         self.gradient = torch.empty_like(pool.raw)
         self.span = span
         self.square_average = torch.zeros_like(pool.raw[span])
-        # Counted on the device: a recorded iteration asks the host for nothing.
+        # Counted on the device: a CUDA graph would repeat a number from the host.
         self.n_steps = torch.zeros((), dtype=torch.float64, device=pool.raw.device)
         self.lr = lr
 
@@ -191,7 +191,7 @@ def _spectral_shape(pair: tuple[nn.Parameter, Spectral | None]) -> torch.Size | 
 
 
 def _view(flat: Tensor, shape: torch.Size) -> Tensor:
-    """A piece of a buffer as a tensor of this shape, channels last where it has pixels."""
+    """A piece of a buffer as a tensor of this shape, channels last if it is 4-D."""
     if len(shape) == 4:
         n, c, h, w = shape
         return flat.view(n, h, w, c).permute(0, 3, 1, 2)

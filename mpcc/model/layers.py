@@ -19,7 +19,7 @@ BATCH_NORM_EPS = 1e-5
 
 
 def in_its_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A network's forward pass, in bfloat16 if network.in_bfloat16; it returns float32."""
+    """Decorate forward(): if network.in_bfloat16, it runs in bfloat16 and returns float32."""
 
     @wraps(forward)
     def wrapped(network: Any, x: Tensor, *more: Any, **named: Any) -> Any:
@@ -33,7 +33,7 @@ def in_its_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Spectral(nn.Module):
-    """A weight and its division by its largest singular value; subclasses apply it."""
+    """A weight that is divided by its largest singular value; subclasses apply it to inputs."""
 
     def __init__(self, shape: tuple[int, ...], *, bias: bool) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Spectral(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Weights N(0, 0.02), and estimates of the first singular vectors.
+        """Draw weights with mean 0 and std 0.02; estimate the first singular vectors.
 
         Does nothing on the meta device (weights then come from a file): initialising there makes
         torch import its compiler.
@@ -90,11 +90,11 @@ class Conv(Spectral):
         return F.conv2d(x, self.used_weight(), self.bias, padding=self.weight.shape[2] // 2)
 
     def on_doubled(self, x: Tensor, upsampling: str) -> Tensor:
-        """This 3×3 convolution of x up-sampled by 2."""
+        """Up-sample x (B, C, H, W) by 2, then apply this 3×3 convolution."""
         return self(double(x, upsampling))
 
     def then_pool(self, x: Tensor) -> Tensor:
-        """This convolution, then a mean over 2×2 pixels."""
+        """Apply this convolution, then average over 2×2 pixels."""
         return F.avg_pool2d(self(x), 2)
 
 
@@ -117,8 +117,8 @@ def double(x: Tensor, upsampling: str) -> Tensor:
 
 
 def bilinear_double(x: Tensor) -> Tensor:
-    """F.interpolate(x, scale_factor=2, mode="bilinear") as a product of matrices in each direction,
-    channels last: on a GPU the gradient of torch's own adds in no fixed order."""
+    """F.interpolate(x, scale_factor=2, mode="bilinear") as one matrix product per axis, channels
+    last: on a GPU the gradient of torch's own version is not deterministic."""
     n_images, n_channels, height, width = x.shape
     across, down = (doubling(n, "bilinear", x.dtype, x.device) for n in (width, height))
     x = x.permute(0, 2, 3, 1).reshape(n_images, height, width * n_channels)
@@ -131,8 +131,8 @@ def bilinear_double(x: Tensor) -> Tensor:
 def doubling(
     n: int, upsampling: str, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """(2n, n): n values in a row to twice as many. Nearest, each twice; bilinear, 3/4 of the near
-    one and 1/4 of its neighbour."""
+    """Matrix (2n, n) that up-samples n values by 2: `nearest` repeats each value; `bilinear` takes
+    3/4 of the nearest value and 1/4 of the second nearest."""
     near = torch.eye(n, dtype=dtype).repeat_interleave(2, 0)
     if upsampling == "nearest":
         return near.to(device)
@@ -142,24 +142,24 @@ def doubling(
 
 
 def for_each(matrix: Tensor, x: Tensor) -> Tensor:
-    """matrix (M, K) @ x (B, K, N), for each of B."""
+    """matrix (M, K) @ each of the B matrices in x (B, K, N); the result is (B, M, N)."""
     return torch.bmm(matrix.expand(len(x), -1, -1), x)
 
 
 class Embedding(nn.Embedding):
-    """A plain table with weights N(0, 0.02); not initialised on the meta device, as `Spectral`."""
+    """A table with weights of mean 0 and std 0.02; like `Spectral`, not set on the meta device."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
-            super().reset_parameters()  # Keeps the random stream, and so all later weights.
+            super().reset_parameters()  # Its draws keep later weights as they were.
             nn.init.normal_(self.weight, 0, 0.02)
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose gain and bias follow from the condition (figure 4a).
+    """Batch norm whose gain and bias depend on a condition (figure 4a).
 
-    The condition is y (B,) where `n_clusters` is given, a vector (B, n_condition) where that is,
-    and absent otherwise: then gain and bias are plain parameters.
+    The condition is y (B,) if `n_clusters` is given, and a vector (B, n_condition) if `n_condition`
+    is given. With neither there is no condition: gain and bias are plain parameters.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class ConditionalBatchNorm(nn.Module):
         return torch.addcmul(shift[:, :, None, None], x, gain[:, :, None, None])
 
     def affine(self, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and shift, (C,) or (B, C) each."""
+        """Scale and shift, (C,) each without a condition, else (B, C) each."""
         if condition is None:
             return self.weight, self.bias
         return 1 + self.gain(condition), self.shift(condition)

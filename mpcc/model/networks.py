@@ -76,23 +76,23 @@ class Generator(nn.Module):
     @in_its_precision
     def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
         entry, conditions = self._deliver(z, y)
-        # The linear layer's outputs are read as 4×4 pixels of channels, in memory order.
+        # The linear layer's outputs are in channels-last order: (4, 4, n_channels).
         h = self.first(entry).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
         for block, condition in zip(self.blocks, conditions, strict=True):
             h = block(h, condition)
         return torch.tanh(self.last(self.norm(h).relu_()))
 
     def batches(self, z: Tensor, y: Tensor | None, batch_size: int) -> Tensor:
-        """The images of one or more batches of z and y, each normalised by its own statistics.
+        """Images of one or more batches of z and y, each batch normalised by its own statistics.
 
-        The fast generator takes no gradient here, and only a len(z) divisible by batch_size.
+        The fast generator supports no gradients here, and len(z) must be divisible by batch_size.
         """
         parts = z.split(batch_size)
         labels = [None] * len(parts) if y is None else y.split(batch_size)
         return torch.cat([self(*part) for part in zip(parts, labels, strict=True)])
 
     def _deliver(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-        """What the first layer and each block get of z and y (`latent_mode`)."""
+        """The inputs that the first layer and each block get from z and y (`latent_mode`)."""
         if self.latent_mode == "plain":
             return z, [y] * len(self.blocks)
         parts = z.chunk(self.n_places, 1) if self.latent_mode == "split" else [z] * self.n_places
@@ -206,5 +206,5 @@ def build_networks(config: Config) -> tuple[Generator, Discriminator, Encoder]:
 
 
 def n_parameters(module: nn.Module) -> int:
-    """Trained values in a network."""
+    """Number of trainable values in a network."""
     return sum(p.numel() for p in module.parameters())

@@ -69,12 +69,12 @@ class Prior(nn.Module):
 
     @property
     def var(self) -> Tensor:
-        """Variance of each component and dimension apart from shared directions, (K, J)."""
+        """Variance of each component and dimension without the shared directions, (K, J)."""
         return self.log_var.exp() + self.min_std**2
 
     @property
     def sampling_std(self) -> Tensor:
-        """Standard deviation that samples have apart from shared directions, (K, J)."""
+        """Standard deviation of samples without the shared directions, (K, J)."""
         if self.published_floor:
             return (self.log_var / 2).exp() + self.min_std
         return self.var.sqrt()
@@ -89,7 +89,7 @@ class Prior(nn.Module):
 
     @property
     def covariances(self) -> Tensor:
-        """Covariance of z in each component, (K, J, J); variances, (K, J), where it is diagonal."""
+        """Covariance of z in each component, (K, J, J); if it is diagonal, the variances (K, J)."""
         var = self.sampling_std.square()
         if self.family != "low_rank_mixture":
             return var
@@ -103,19 +103,19 @@ class Prior(nn.Module):
             return torch.randint(
                 self.n_clusters, (n,), generator=rng, device=self.weight_logits.device
             )
-        # The inverse of the distribution function; torch.multinomial waits for the GPU.
+        # Inverse-CDF sampling, because torch.multinomial synchronises with the GPU.
         below = self.log_weights.exp().cumsum(0)
         u = torch.rand(n, generator=rng, device=below.device, dtype=below.dtype)
         return torch.searchsorted(below, u * below[-1], right=True).clamp_(max=len(below) - 1)
 
     def sample_z(self, y: Tensor | None, n: int, rng: torch.Generator) -> Tensor:
-        """z ~ p(z|y) by reparameterisation, (n, J): its gradient reaches means and scales."""
+        """z ~ p(z|y), (n, J), reparameterised: gradients reach means and scales. y (n,) or None."""
         device, dtype = self.weight_logits.device, self.weight_logits.dtype
         if y is None:
             return torch.randn((n, self.latent_size), generator=rng, device=device, dtype=dtype)
         mean, std = self.mean[y], self.sampling_std[y]
         if self.family == "laplace_mixture":
-            # Inverse of the distribution function; unit variance needs scale 1/sqrt(2).
+            # Inverse-CDF sampling; unit variance needs scale 1/sqrt(2).
             u = torch.rand(mean.shape, generator=rng, device=device, dtype=dtype).sub_(0.5)
             noise = -u.sign() * torch.log1p(-2 * u.abs().clamp(max=0.5 - 1e-7)) / math.sqrt(2)
         else:
@@ -159,7 +159,7 @@ class Prior(nn.Module):
         return 0.5 * (1 + math.log(2 * math.pi) + var.log()).sum(1)
 
     def _low_rank_density(self, z: Tensor) -> Tensor:
-        """`log_density` where components share directions: Woodbury's identity for the inverse."""
+        """`log_density` of a `low_rank_mixture`, its inverse covariance by Woodbury's identity."""
         difference = z[:, None] - self.mean
         along, root, log_det = self._low_rank(self.var)
         projected = torch.einsum("bkj,kjr->bkr", difference, along)[..., None]

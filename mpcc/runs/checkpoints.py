@@ -5,9 +5,9 @@
     {"iteration": ..., "rows": [...], "result": ...}
     the state of training, as torch writes it
 
-A checkpoint carries the evaluations up to its iteration, and one at the end the result, so that a
-damaged metrics.jsonl or result.json is written again from it instead of being trained again. All of
-it but the last part is read without torch. Version 1, of earlier code, has the state alone.
+A checkpoint holds the evaluations up to its iteration, and the final one also the result, so that a
+damaged metrics.jsonl or result.json is written again from it without retraining. All parts but the
+last are read without torch. Version 1, of earlier code, holds only the state.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PREVIOUS_CHECKPOINT = "checkpoint-previous.pt"
 STAGED_CHECKPOINT = "checkpoint.pt.new"
 CHECKPOINTS = (STAGED_CHECKPOINT, CHECKPOINT, PREVIOUS_CHECKPOINT)
 """Newest first. A staged one stays only after a kill between its writing and its renaming; so a
-running trial holds up to three files of this size, and one that has ended one."""
+running trial has up to three files of this size, and an ended trial has one."""
 
 _MAGIC = b"mpcc checkpoint 2\n"
 _MAGIC_1 = b"mpcc checkpoint 1\n"
@@ -53,7 +53,7 @@ class Checkpoint:
     rows: tuple[dict[str, Any], ...] | None = None
     """The evaluations up to its iteration, as metrics.jsonl had them."""
     result: dict[str, Any] | None = None
-    """How the trial ended, where it has."""
+    """How the trial ended, if it has."""
 
 
 def write_checkpoint(
@@ -64,7 +64,7 @@ def write_checkpoint(
     rows: Sequence[Mapping[str, Any]] = (),
     result: Mapping[str, Any] | None = None,
 ) -> None:
-    """Replace the checkpoint; the one before stays as a fallback. One is intact at any moment."""
+    """Replace the checkpoint; the one before stays as a fallback. At least one is always intact."""
     path = Path(path)
     head = {"iteration": iteration, "rows": list(rows), "result": result}
     write_bytes(path / STAGED_CHECKPOINT, with_hash(_MAGIC, dumps(head).encode() + b"\n" + payload))
@@ -109,7 +109,7 @@ def refuse_foreign_checkpoints(path: Path) -> None:
 
 
 def _read(file: Path) -> list[Checkpoint]:
-    """The checkpoint in a file, none without a file; RunDirError for what is no checkpoint."""
+    """The checkpoint in a file, [] without a file; RunDirError if it is not a sound checkpoint."""
     data = read_bytes(file)
     if data is None:
         if file.is_symlink():
@@ -129,7 +129,7 @@ def _read(file: Path) -> list[Checkpoint]:
 
 
 def _put_in_place(path: Path) -> None:
-    """The staged checkpoint becomes the current one, and that the one before."""
+    """Rename the staged checkpoint to the current one, and the current one to the previous one."""
     current = path / CHECKPOINT
     if current.exists():
         os.replace(current, path / PREVIOUS_CHECKPOINT)

@@ -2,8 +2,8 @@
 
     index,label,cluster,probability        `file` in place of `index` for a folder of images
 
-No label where the data has none. Sealed with the trial's result, and without a time: the same
-trial leaves the same bytes.
+Unlabelled data has no label column. The file is sealed with the trial's result and holds no time
+stamp: the same trial writes the same bytes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def csv_text(columns: dict[str, Iterable[object]]) -> str:
 
 
 def read_clusters(path: Path) -> list[dict[str, str]] | None:
-    """The rows of a finished trial's file, as text by column; None where the trial has no such
-    file. RunDirError where it is not what was recorded."""
+    """The rows of a finished trial's file, as text by column; None if the trial has no such file.
+    RunDirError if the file differs from the one that was recorded."""
     file, result = Path(path) / CLUSTERS, run_dir.read_result_record(path)
     data = read_bytes(file)
     if data is None or result is None:

@@ -1,4 +1,4 @@
-"""Which code made a number: the commit, and a hash of every module that can change it."""
+"""Which code produced a result: the commit, and a hash of every module that can change it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from functools import cache
 from pathlib import Path
 
 VERSION_VARIABLE = "MPCC_CODE_VERSION"
-"""The code's version, set by the sender where the code runs without its repository."""
+"""Environment variable with the code's version, for code that runs without its repository."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 COUNTED = ("model/", "training/", "fast/", "evaluation/", "data/image_set.py")
-"""The parts of mpcc that can change a number of a trial. What `config` says is in every key, and
-what the readers of `data` give is in the data set's fingerprint."""
+"""The parts of mpcc that can change a result of a trial. The keys cover what `config` says, and the
+data set's fingerprint covers what the readers of `data` return."""
 
 NOT_COUNTED = ("__init__.py", "pace.py", "pictures.py", "plots.py")
-"""Modules of those parts that change no number."""
+"""Modules of those parts that cannot change a result."""
 
 
 @cache
 def code_version() -> str:
-    """The git commit of this code, with `+changes` where the working tree differs.
+    """The git commit of this code, with `+changes` if mpcc or tune differ in the working tree.
 
-    Outside its repository what MPCC_CODE_VERSION says, else `unknown`.
+    Outside its repository, the value of MPCC_CODE_VERSION, else `unknown`.
     """
     root = PACKAGE.parent
     unknown = os.environ.get(VERSION_VARIABLE) or "unknown"
@@ -66,11 +66,11 @@ def code_id(files: object) -> str | None:
 
 
 def latest_code(code: str | None, equal: Mapping[str, Mapping[str, object]]) -> str | None:
-    """The last code that was found to give the same numbers; `code` itself where there is none.
+    """The `code_id` of the latest code that gave the same results; `code` itself if there is none.
 
-    equal: `code_id` -> `code`, the later one, and `trials`, on which they were found to be equal.
+    equal: `code_id` -> `code`, the id of a later code, and `trials`, on which the two were equal.
     """
-    for _ in equal:  # No more steps than that: a file that was altered may lead in a circle.
+    for _ in equal:  # At most len(equal) steps: an edited file may hold a cycle.
         if code is not None and code in equal:
             code = str(equal[code]["code"])
     return code

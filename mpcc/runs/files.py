@@ -1,4 +1,4 @@
-"""Atomic writes, and JSON sealed with a hash."""
+"""Atomic writes, locks of directories, and JSON sealed with a hash."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 2
-"""Of sealed records; earlier ones carry no seal and no number."""
+"""Version of sealed records; earlier records have no seal and no version."""
 MODEL = "model.mpcc"
-"""The model in a trial's folder; its content is `mpcc.runs.model_file`'s, which needs numpy."""
+"""File name of a trial's model; defined here because `mpcc.runs.model_file` imports numpy."""
 SEAL = "seal"
 DAMAGED = ".damaged"
-"""End of a quarantined file's name, followed by a number from the second on."""
+"""Suffix of a quarantined file, followed by a number from the second on."""
 SCRAP_SECONDS = 600.0
-"""Age from which another machine's half-written file is taken for a dead writer's."""
+"""Age after which another machine's half-written file is taken for abandoned."""
 _HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())
 _SCRAP = re.compile(r"\..+?(?:\.pid-([0-9A-Za-z-]+)-|\.)(\d+)\.tmp")
 
@@ -44,9 +44,9 @@ class BusyError(OSError):
 def exclusive(path: Path, patience: float) -> Iterator[None]:
     """Lock a directory, a run's or the cache's, against other processes; makes it if missing.
 
-    The lock is the kernel's, on the directory itself: it ends with its process and leaves no file.
-    BusyError if another process still has it after `patience` seconds. Without file locks there is
-    no protection.
+    It is a kernel lock on the directory itself: it ends with its process and leaves no file.
+    BusyError if another process still has it after `patience` seconds. A file system without locks
+    gives no protection.
     """
     end = time.monotonic() + patience
     while (folder := _locked(path)) is None:
@@ -64,7 +64,7 @@ def exclusive(path: Path, patience: float) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of a directory that is locked by us; None where another has the lock."""
+    """The descriptor of a directory that we have locked; None if another process has the lock."""
     if path.exists() and not path.is_dir():
         raise RunDirError(f"{path} is a file; choose another --out")
     path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _locked(path: Path) -> int | None:
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
-    """The object in this file, None without a file; RunDirError for what is no JSON object."""
+    """The object in this file, None without a file; RunDirError if it is not a JSON object."""
     data = read_bytes(path)
     if data is None:
         return None
@@ -111,7 +111,7 @@ def read_bytes(path: str | Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        # Other errors (rights, a disk that fails) are no damage that a new run may replace.
+        # Other errors (permissions, a failing disk) are not damage that a new run may replace.
         if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
             raise
         reason = str(error.strerror)
@@ -125,7 +125,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, sees the old or the new one whole.
-    OSError, with no scrap left behind; ENOSPC names the file."""
+    Raises OSError and leaves no temporary file; if the disk is full, the message names the file."""
     path = Path(path)
     staged = staged_path(path)
     try:
@@ -147,7 +147,7 @@ def staged_path(path: Path) -> Path:
 
 
 def dumps(value: Mapping[str, Any], indent: int | None = None) -> str:
-    """The JSON of an object as it is written: without numbers that are not finite."""
+    """The JSON of an object, with infinite and undefined numbers as strings."""
     return json.dumps(_finite(value), indent=indent, sort_keys=False, allow_nan=False)
 
 
@@ -157,7 +157,7 @@ def with_hash(magic: bytes, content: bytes) -> bytes:
 
 
 def without_hash(data: bytes, magic: bytes, name: str, what: str, hint: str = "") -> bytes:
-    """The content in the bytes of such a file; RunDirError with its name and `what` it is not."""
+    """The content of a `with_hash` file; RunDirError if it is damaged or not a `what`."""
     if not data.startswith(magic):
         raise RunDirError(f"{name} is not a {what} of this program")
     start = len(magic) + len(_hash_line(b""))
@@ -224,7 +224,7 @@ def remove_scraps(folder: Path) -> None:
             elif dead:
                 file.unlink(missing_ok=True)
         except OSError:
-            continue  # Its writer has just ended it, or the disk refuses: not the trial's fault.
+            continue  # Its writer has just finished, or the disk refuses: do not fail the trial.
 
 
 def _lives(pid: int) -> bool:
@@ -238,7 +238,7 @@ def _lives(pid: int) -> bool:
 
 
 def _content_hash(record: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
-    """A hash of what an object says, however it is laid out."""
+    """A hash of an object's content, whatever its layout as JSON."""
     try:
         text = json.dumps([record, seal], sort_keys=True, separators=(",", ":"))
     except RecursionError:

@@ -1,11 +1,11 @@
-"""The file of a trained model: what it takes to use it, without what training goes on from.
+"""The file of a trained model: what its use needs, without the state to resume training.
 
     mpcc model 1
     hash of all that follows
     {"config": ..., "iteration": ..., "tensors": [[name, shape], ...]}
     the tensors one after the other, float32, little-endian
 
-Read without pickle and without torch: nothing in it can be run.
+It is read without pickle and without torch, so it cannot run code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def model_bytes(head: Mapping[str, Any], tensors: Arrays) -> bytes:
 
 
 def read_model(data: bytes, name: str) -> tuple[dict[str, Any], Arrays]:
-    """Head and tensors of a model's file; RunDirError with its name for what is none or damaged."""
+    """Head and tensors of a model's file; RunDirError, with its name, if invalid or damaged."""
     line, _, rest = without_hash(data, _MAGIC, name, "model", "; get it again").partition(b"\n")
     try:
         head = json.loads(line)

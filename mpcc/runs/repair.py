@@ -1,7 +1,7 @@
-"""Repair a trial's run directory: damaged files are quarantined, and what a checkpoint carries is
-written again, so that nothing is trained twice that need not be.
+"""Repair a trial's run directory: quarantine damaged files, and write the records that a checkpoint
+holds again, so that nothing is retrained without need.
 
-Without torch, and quick for trials that have ended: their checkpoints are read only where the
+Imports no torch, and is quick for trials that have ended: their checkpoints are read only if the
 records beside them are damaged.
 """
 
@@ -22,7 +22,7 @@ from mpcc.runs.run_dir import CHECKPOINTS, CONFIG, CONTINUES, METRICS, PROVENANC
 def repair(path: Path, config: Config, fingerprint: str | None = None) -> list[str]:
     """Repair the directory of this trial; returns the names of the files that were damaged.
 
-    fingerprint: of the images, if known: what was made of others is quarantined.
+    fingerprint: of the images, if known; files of other images count as damaged.
     """
     path = Path(path)
     remove_scraps(path)
@@ -61,7 +61,7 @@ def _quarantine_unreadable(path: Path, config: Config) -> list[str]:
 
 
 def _quarantine_other_images(path: Path, fingerprint: str | None) -> list[str]:
-    """Quarantine all that was made of other images than those with this fingerprint."""
+    """Quarantine the records, and delete the checkpoints, of images with another fingerprint."""
     found = (run_dir.read_provenance(path).get("data") or {}).get("fingerprint")
     if fingerprint is None or found in (None, fingerprint):
         return []
@@ -84,7 +84,7 @@ def _evaluations_fit(path: Path, result: Mapping[str, Any]) -> bool:
 
 
 def _reaches(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a trial that is done has its last evaluation."""
+    """False if the trial is done and its last evaluation is missing, else True."""
     return result["state"] != run_dir.DONE or bool(
         rows and rows[-1]["iteration"] == result.get("iteration")
     )
@@ -118,9 +118,9 @@ def _restore(
 
 
 def _restore_rows(path: Path, going_on: Sequence[Checkpoint]) -> list[str]:
-    """Leave the evaluations that the newest checkpoint carries, if there is one.
+    """Make metrics.jsonl hold the newest checkpoint's evaluations; returns its name if damaged.
 
-    A checkpoint of version 1 carries none: the file's own rows serve it, or a checkpoint before it.
+    A checkpoint of version 1 has none: the file's own rows are kept, or an older checkpoint's used.
     """
     try:
         rows: list[dict[str, Any]] | None = run_dir.read_metrics(path)
@@ -129,7 +129,7 @@ def _restore_rows(path: Path, going_on: Sequence[Checkpoint]) -> list[str]:
     carried = next((list(c.rows) for c in going_on if c.rows is not None), None)
     if rows is None and carried is None:
         quarantine(path / METRICS)
-        for name in CHECKPOINTS:  # Of earlier code: only a fresh start gives the rows again.
+        for name in CHECKPOINTS:  # Of version 1: only a fresh start gives the rows again.
             (path / name).unlink(missing_ok=True)
         return [METRICS]
     if carried is None or (rows is not None and going_on[0].rows is None):

@@ -3,16 +3,16 @@
     config.json      every field of its Config
     provenance.json  code version, libraries, machine, device, data fingerprint
     metrics.jsonl    one line per evaluation
-    checkpoint.pt    the state of training, see `mpcc.runs.checkpoints`; beside it the one before
+    checkpoint.pt    the state of training, see `mpcc.runs.checkpoints`; the previous one beside it
     continues.json   iteration counts at which earlier, shorter runs ended
-    result.json      how it ended: done, diverged or failed; absent while it has not
+    result.json      how the trial ended: done, diverged, failed or pruned; absent until then
     model.mpcc       the trained model, see `mpcc.runs.model_file`; of a trial that is done
     clusters.csv.gz  the cluster of every image, see `mpcc.runs.clusters`; of a trial that is done
     *.png            pictures
 
 The record here is the truth about a trial; MLflow and the tables are views of it. Provenance and
 result are sealed with a hash, the result together with the evaluations, the model and the clusters:
-damage that can still be read as JSON does not pass for a number.
+so a damaged number is noticed even if the file is still valid JSON.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ RESULT = "result.json"
 
 DONE, DIVERGED, FAILED, PRUNED = "done", "diverged", "failed", "pruned"
 ENDED = (DONE, DIVERGED, FAILED, PRUNED)
-"""States that a result records; a search prunes what it gives up before its last iteration. A
+"""States that a result records; a search prunes trials that it stops before their last iteration. A
 trial without a result is planned, running or stopped."""
 
 
 def open_run(path: Path, config: Config) -> Path:
-    """The directory for this trial, made where it is missing.
+    """The directory for this trial, created if it is missing.
 
     RunDirError for a trial of another configuration, naming the difference, or for files of another
     program.
@@ -84,7 +84,7 @@ def check_run(path: Path, config: Config) -> bool:
 
 
 def read_config(path: Path) -> Config | None:
-    """The configuration of the trial in this directory, None if there is none; RunDirError."""
+    """The configuration of the trial in this directory, or None; RunDirError if it is invalid."""
     values = read_json(Path(path) / CONFIG)
     if values is None:
         return None
@@ -109,8 +109,8 @@ def read_trial(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]
 def read_end(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """How the trial ended, and its last evaluation, empty without one.
 
-    As `read_trial`, but of a trial that is done the other evaluations are not taken apart: the seal
-    says that they are as they were written.
+    As `read_trial`, but for a trial that is done only the last evaluation is parsed: the seal shows
+    that the others are unchanged.
     """
     result, data = read_sealed(path)
     if result is not None and SEAL in result and result["state"] == DONE:
@@ -156,8 +156,8 @@ def write_result(
 ) -> dict[str, Any]:
     """Record how a trial ended, sealed together with its evaluations; returns the record.
 
-    The rows are those that the trial has made; without them, what lies in metrics.jsonl. `files`
-    are written beside it and sealed with it.
+    rows: the trial's evaluations; None: those in metrics.jsonl. files: name -> content of files
+    that are written beside the result and sealed with it.
     """
     file = Path(path) / METRICS
     data = (read_bytes(file) or b"") if rows is None else metrics_text(rows)
@@ -169,7 +169,7 @@ def write_result(
 
 
 def earlier_iterations(path: Path) -> list[int]:
-    """Iteration counts at which this training ended before it was extended; RunDirError."""
+    """Iteration counts at which this trial ended before it was extended; RunDirError if damaged."""
     file = Path(path) / CONTINUES
     found = (read_json(file) or {}).get("iterations") or []
     if not isinstance(found, list) or not all(_is_count(n) and n for n in found):
@@ -178,7 +178,7 @@ def earlier_iterations(path: Path) -> list[int]:
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """What a trial ran on, the content of provenance.json; empty where there is none."""
+    """Content of provenance.json, what a trial ran on; empty without it, RunDirError if damaged."""
     file = Path(path) / PROVENANCE
     found = read_json(file) or {}
     if not is_sound(found):
@@ -196,12 +196,12 @@ def write_provenance(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The evaluations so far, by rising iteration, without a torn last line; RunDirError."""
+    """The evaluations, by iteration, without an incomplete last line; RunDirError if damaged."""
     return parse_metrics(path, read_bytes(Path(path) / METRICS) or b"")
 
 
 def parse_metrics(path: Path, data: bytes) -> list[dict[str, Any]]:
-    """The rows in the content of metrics.jsonl, by rising iteration, without a torn last line."""
+    """The rows in the content of metrics.jsonl, as `read_metrics`; path: for the message."""
     lines = data.split(b"\n")
     lines = lines[: -1 if not lines[-1] else None]
     rows: dict[int, dict[str, Any]] = {}
@@ -246,7 +246,7 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _misfit(values: Mapping[str, Any], fields: Mapping[str, Callable[[Any], bool]]) -> str | None:
-    """The first field whose value is not of its kind; a field may be missing."""
+    """The first field whose value has the wrong type; a field may be missing."""
     return next((n for n, fits in fields.items() if n in values and not fits(values[n])), None)
 
 

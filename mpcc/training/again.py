@@ -1,4 +1,4 @@
-"""Whether this code repeats a finished trial: it is trained anew to its first evaluation."""
+"""Whether this code reproduces a finished trial: retrain it up to its first evaluation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def differing(path: Path, data_dir: Path | None = None) -> list[str]:
     """Names of losses and metrics whose values differ when this code retrains a finished trial to
     its first evaluation.
 
-    path: its run directory, which stays as it is. What only one of the codes measures is not
-    compared. Raises as `train` does.
+    path: its run directory, which is not changed. A metric that only one of the two code versions
+    measures is not compared. Raises as `train` does.
     """
     config = run_dir.read_config(path)
     assert config is not None

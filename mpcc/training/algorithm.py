@@ -1,7 +1,7 @@
 """Algorithm 1: one iteration, and the update functions that it is made of.
 
-All random numbers of a phase are drawn at once, before its first update that needs them; so the
-images of a phase, during which G stands still, can be generated together.
+All random numbers of a phase are drawn at once, before the first update that needs them. G does not
+change during a phase, so the images of a phase can be generated together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mpcc.training.state import TrainState, as_input
 @torch.no_grad()
 def train_step(state: TrainState) -> dict[str, Tensor]:
     """One iteration of Algorithm 1. Returns losses, 0-d on the device; the caller decides when to
-    look at them."""
+    read them, because reading waits for a GPU."""
     terms = (state.updates or update_all)(state)
     state.iteration += 1
     update_average(state)
@@ -40,9 +40,9 @@ def update_all(state: TrainState) -> dict[str, Tensor]:
 
 
 def update_discriminator(state: TrainState, x: Tensor, labels: Tensor | None) -> Tensor:
-    """Lines 8-12: D learns to tell the real first half of x (2n, C, H, W) from the generated one.
+    """Lines 8-12: D learns to tell real images, x[:n] of (2n, C, H, W), from generated ones, x[n:].
 
-    labels: (2n,), if the configuration is conditional. Nothing else moves. Returns the loss, 0-d.
+    labels: (2n,), if the configuration is conditional. Only D is updated. Returns the loss, 0-d.
     """
     part = state.parts["discriminator"]
     with only_trainable(part):
@@ -93,7 +93,7 @@ def update_encoder_and_prior(state: TrainState) -> dict[str, Tensor]:
 
 
 def update_encoder(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
-    """Lines 19-27, every further encoder update: only E learns q(z|x), z (n, J), x (n, C, H, W)."""
+    """Lines 19-27, later encoder updates: only E learns q(z|x). z (n, J), x_fake (n, C, H, W)."""
     part = state.parts["encoder"]
     with only_trainable(part):
         loss = encoder_loss(state, z, x_fake)
@@ -102,7 +102,7 @@ def update_encoder(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
 
 
 def encoder_loss(state: TrainState, z: Tensor, x_fake: Tensor) -> Tensor:
-    """L_q, eq. 7, over the number of values of an image."""
+    """L_q, eq. 7, mean over the batch, divided by the number of values of an image (C·H·W); 0-d."""
     z_mean, z_log_var = state.encoder(x_fake)
     return losses.gaussian_nll(z, z_mean, z_log_var).mean() / state.config.n_values
 
@@ -115,7 +115,7 @@ def update_average(state: TrainState) -> None:
 
 
 def discriminator_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """For every update of D n real images, then n generated ones (lines 8-9), and their labels.
+    """For each update of D: n real images, then n generated ones (lines 8-9), and their labels.
 
     Real images are drawn with replacement. Labels are None unless the configuration is conditional.
     """
@@ -132,7 +132,7 @@ def discriminator_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor | 
 
 
 def encoder_batches(state: TrainState) -> Iterator[tuple[Tensor, Tensor]]:
-    """(z, x̃) for every update of E after an iteration's first, which moves the prior."""
+    """(z, x̃) for every update of E except an iteration's first, which also updates the prior."""
     n, n_updates = state.config.batch_size, state.config.n_encoder_steps - 1
     if n_updates:
         z, y = state.prior.sample(n * n_updates, state.rng)

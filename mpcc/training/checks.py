@@ -1,6 +1,6 @@
-"""Whether a configuration can be trained on these images: what would fail later is refused before.
+"""Check, before training starts, that a configuration can be trained on its images.
 
-Neither torch nor numpy, so that a command that only plans can ask.
+Imports neither torch nor numpy, so that a command that only plans can run these checks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mpcc.data import prepared
 from mpcc.data.places import DataError
 
 FEW = 1000
-"""Images that every named data set has; more clusters than these may be too many."""
+"""Every named data set has at least this many images; only more clusters may be too many."""
 
 ASKED = ("dataset", "split", "image_size", "prior", "n_clusters", "conditional")
 """The fields that `check_data` reads; for dataset=folder also image_ground and skip_damaged."""
@@ -22,7 +22,7 @@ ASKED = ("dataset", "split", "image_size", "prior", "n_clusters", "conditional")
 def check_images(config: Config, shape: Sequence[int], n_labels: int | None) -> None:
     """Raise DataError, one line, for images (N, C, H, W) that this configuration cannot train on.
 
-    n_labels: how many labels they have, None without labels.
+    n_labels: number of different labels; None if the images have none.
     """
     n_images, *size = shape
     wanted = [config.n_channels, config.image_size, config.image_size]
@@ -55,9 +55,9 @@ def check_images(config: Config, shape: Sequence[int], n_labels: int | None) -> 
 
 
 def check_data(config: Config, data_dir: Path | None) -> None:
-    """`check_images` of the data set that the configuration names, if its files are here.
+    """Apply `check_images` to the configuration's data set, if its files are on this machine.
 
-    Images that were never prepared here are read only where it may be in doubt whether they fit.
+    Images that are not in the cache are read only if it is in doubt whether they fit.
     """
     try:
         place = prepared.place_of(config, data_dir)

@@ -33,11 +33,11 @@ def check_precision(config: Config, device: torch.device) -> None:
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
-    """Set what is global to the process as this trial needs it (`Config.process_settings`)."""
+    """Set torch's process-wide settings as this trial needs them (`Config.process_settings`)."""
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
         return
-    # Sums in a fixed order, so that a trial repeats itself; cuDNN takes TF32 unless told not to.
+    # Deterministic sums make a trial reproducible; cuDNN uses TF32 unless it is turned off.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     for products in _float32_products():
@@ -46,7 +46,7 @@ def prepare_process(config: Config, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def cpu_threads(n: int) -> Iterator[None]:
-    """Within, torch computes on n threads of the CPU; afterwards as before."""
+    """Inside the block, torch uses n CPU threads; afterwards the former number is restored."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -57,8 +57,8 @@ def cpu_threads(n: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Within, a GPU multiplies float32 values as `tf32`, or as they are (any other precision). No
-    effect where it does so already: other trials of the process may be computing."""
+    """Inside the block, a GPU multiplies float32 values in TF32 (`tf32`) or in full (otherwise). A
+    setting that is already right is not touched: other trials of the process may be computing."""
     wanted = "tf32" if precision == "tf32" else "ieee"
     before = [(each, each.fp32_precision) for each in _float32_products()]
     changed = [(each, was) for each, was in before if (was == "tf32") != (wanted == "tf32")]
@@ -72,5 +72,5 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 def _float32_products() -> tuple[Any, Any]:
-    """torch's settings of what a GPU multiplies float32 in: matrices, convolutions."""
+    """torch's precision settings for float32 matrix products and convolutions on a GPU."""
     return torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""Parameters as the update functions see them: what an optimiser moves, and how.
+"""`Part`: the parameters that an update function hands to one optimiser, and its Adam step.
 
-Adam has β1 = 0, β2 = 0.999 and ε = 1e-8 throughout (Appendix C), so it keeps no first moment.
+Adam has β1 = 0, β2 = 0.999 and ε = 1e-8 throughout (Appendix C), so it needs no first moment.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Part(Protocol):
 
 @contextmanager
 def only_trainable(*parts: Part) -> Iterator[None]:
-    """Within, gradients flow into exactly these parts; outside they are off."""
+    """Inside the block, gradients flow into exactly these parts; outside it they are off."""
     leaves = [leaf for part in parts for leaf in part.leaves]
     for leaf in leaves:
         leaf.requires_grad_(True)
@@ -78,7 +78,7 @@ class ModulePart(Part):
 
     @cached_property
     def adam(self) -> torch.optim.Adam:
-        """Made when it is needed, which takes torch a second that a fast trial does without."""
+        """torch's Adam, created at first use: this takes a second, which a fast trial saves."""
         return torch.optim.Adam(self.leaves, lr=self.lr, betas=(0.0, BETA2), eps=EPS)
 
     def step(self, gradients: Sequence[Tensor]) -> None:

@@ -31,9 +31,9 @@ TIMELESS = frozenset(
 )
 """Fields that do not change how long an iteration or an evaluation takes."""
 SECONDS = 4.0
-"""How long iterations are measured, at least."""
+"""Minimum time for which iterations are measured."""
 N_SCORED = 500
-"""Generated images that are scored to see how long all of them take."""
+"""Number of generated images that are scored to estimate the time for all of them."""
 
 Shape = tuple[tuple[str, object], ...]
 
@@ -50,17 +50,17 @@ class Pace:
     """Seconds to score generated images (once, at the end); 0 when read from a record, where
     `evaluation` includes it."""
     together: int = 1
-    """Trials of one process that were measured at once."""
+    """Number of trials that were measured together in one process."""
 
 
 def shape(config: Config) -> Shape:
-    """The settings that decide how long an iteration takes."""
+    """The settings that decide how long an iteration or an evaluation takes."""
     return tuple((n, v) for n, v in config.to_dict().items() if n not in TIMELESS)
 
 
 def of_record(path: Path, device: str) -> tuple[Shape, Pace] | None:
-    """The pace of a finished trial; None where it says nothing about this machine and device.
-    device: its kind, `cpu` or `cuda`. Raises what `run_dir` raises for a damaged record."""
+    """The pace of a trial that finished on this machine and kind of device, else None.
+    device: `cpu` or `cuda`. Raises what `run_dir` raises for a damaged record."""
     result, config = run_dir.read_result(path), run_dir.read_config(path)
     provenance = run_dir.read_json(path / run_dir.PROVENANCE) or {}
     n_rows = len(run_dir.read_metrics(path))
@@ -75,7 +75,7 @@ def of_record(path: Path, device: str) -> tuple[Shape, Pace] | None:
 
 
 def main() -> None:
-    """Print the fields of `Pace`."""
+    """Measure a trial's pace and print the fields of `Pace` as JSON."""
     from mpcc.data.image_set import load
     from mpcc.evaluation.evaluate import evaluate
     from mpcc.fast.together import iterations_per_second, n_trials_for
@@ -104,13 +104,13 @@ def main() -> None:
         if not rate:
             sys.exit(f"{together} such trials do not run beside each other on this GPU")
         iteration = together / rate
-        evaluation *= together  # The host's part of it, one after the other.
+        evaluation *= together  # On the host, evaluations run one after another.
     print(json.dumps(asdict(Pace(iteration, evaluation, str(device), scores, together))))
 
 
 def seconds_of_scores(state: TrainState, evaluation: Evaluation) -> float:
-    """Seconds that scoring all generated images will take, from scoring some of them. The first
-    call fills the cache of the data set, so that the second is timed without it."""
+    """Estimated seconds to score all generated images, from scoring some of them. A first scoring,
+    which is not timed, fills the data set's cache."""
     from mpcc.evaluation.evaluate import generation_scores
 
     n = state.config.n_generated

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | None = None) -> None:
-    """Write all that resuming needs, to the bit; at the end the result as well."""
+    """Write everything that a bit-identical resume needs; at a trial's end also its result."""
     content = {
         "trial_key": state.config.trial_key,
         "iteration": state.iteration,
@@ -39,8 +39,8 @@ def write_checkpoint(path: Path, state: TrainState, result: dict[str, Any] | Non
 
 
 def restore(state: TrainState, path: Path) -> None:
-    """Restore the newest intact checkpoint; without one, warn and start at iteration 0. For an
-    ended run, restore its final model; RunDirError if that is impossible."""
+    """Restore the newest intact checkpoint, else start at iteration 0; log unusable checkpoints.
+    For an ended run, restore its final model; RunDirError if that is impossible."""
     found, damaged = quarantine_damaged(path)
     problems = list(damaged.values())
     result = run_dir.read_result(path)
@@ -123,7 +123,7 @@ def load_model(state: TrainState, content: dict[str, Any]) -> None:
 def rows_until(
     checkpoint: Checkpoint, iteration: int, state: TrainState, path: Path
 ) -> list[dict[str, Any]] | None:
-    """The evaluations up to a checkpoint; None if it is of version 1 and the file lacks some."""
+    """The evaluations up to a checkpoint; None if it has version 1 and metrics.jsonl lacks some."""
     if checkpoint.rows is not None:
         return list(checkpoint.rows)
     try:

@@ -20,15 +20,15 @@ from mpcc.training.optimiser import ModulePart, Part
 
 _global_random, _copying = threading.Lock(), threading.Lock()
 starting = threading.Lock()
-"""Held while a trial is built, and while it records its iteration. A thread's first product of
-matrices makes a handle of cuBLAS, which waits for the whole device: a recording of another trial of
-the process, made at that moment, would fail."""
+"""Lock held while a trial is built and while it records its CUDA graph. A thread's first matrix
+product creates a cuBLAS handle, which waits for the whole device: a recording that another trial of
+the process makes at that moment would fail."""
 _copies: WeakValueDictionary[tuple[str, str], ImageSet] = WeakValueDictionary()
-"""Fingerprint of a data set, device -> its copy there, for as long as a trial uses it."""
+"""(fingerprint, device) -> copy of the data set on the device, kept while a trial uses it."""
 
 
 class Updates(Protocol):
-    """Another way than `algorithm.update_all` to make the updates of an iteration."""
+    """A replacement for `algorithm.update_all`, such as a CUDA graph."""
 
     outcome: str
     """The result of `check`, in words."""
@@ -53,18 +53,18 @@ class TrainState:
     encoder: Encoder
     prior: Prior
     parts: dict[str, Part]
-    """Of `generator`, `discriminator`, `encoder` and, where the prior learns, `prior`."""
+    """By name: `generator`, `discriminator`, `encoder` and, if the prior learns, `prior`."""
     rng: torch.Generator
     average: list[Tensor]
     """Moving average of G's raw parameters, in the order of its part's `raw`."""
     held_out: ImageSet | None = None
-    """Images that are not trained on and are scored too."""
+    """Images that are not trained on but also evaluated; None if there are none."""
     updates: Updates | None = None
     """What makes the updates of an iteration; None: `algorithm.update_all`."""
     iteration: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """The evaluations so far, as metrics.jsonl must have them."""
+    """The evaluations so far, as metrics.jsonl must hold them."""
 
     @property
     def images(self) -> Tensor:
@@ -73,7 +73,7 @@ class TrainState:
 
     @property
     def labels(self) -> Tensor | None:
-        """int64 (N,), on the device; None where the data has none."""
+        """int64 (N,), on the device; None if the data has none."""
         return self.data.labels
 
     @property
@@ -116,7 +116,7 @@ def _build(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within, torch's global random stream starts at this seed, for one thread; then restored."""
+    """Seed torch's global random stream inside the block, one thread at a time; then restore it."""
     with _global_random, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it also seeds the GPU's, which another trial may be recording.
         torch.default_generator.manual_seed(seed)

@@ -36,10 +36,10 @@ from mpcc.use.trained import for_use
 
 PROGRESS_SECONDS = 1.0
 MAX_CHECKPOINT_SHARE = 0.02
-"""Largest share of time spent on checkpoints by time; checkpoint_seconds=0 checkpoints after every
-iteration."""
+"""Largest share of the time that time-based checkpoints may take; checkpoint_seconds=0 is exempt:
+it writes one at every check of the losses."""
 FLUSH_EVERY_ON_GPU = 50
-"""Iterations between looks at the losses on a GPU, where each look waits for the device."""
+"""Iterations between checks of the losses on a GPU: each check waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Progress:
     iteration: int
     iterations: int
     seconds: float
-    """Training and evaluation so far, over all attempts."""
+    """Seconds of training and evaluation so far, over all attempts."""
     state: Literal["running", "done", "diverged"]
     metrics: dict[str, Any] | None = None
     """The row of an evaluation that has just been made."""
@@ -68,16 +68,16 @@ def train(
     fingerprint: str | None = None,
     trained: Path | None = None,
 ) -> Generator[Progress]:
-    """Train one trial in its run directory, on from its last checkpoint, until it has a result.
+    """Train one trial in its run directory, from its last checkpoint on, until it has a result.
 
-    A checkpoint is written after so many seconds, or after so many iterations where they are given,
-    whichever comes first. Yields about every second and at every evaluation. Closing the iterator
-    early writes a checkpoint. A trial that has ended yields its end at once.
+    A checkpoint is due after checkpoint_seconds or, if given, checkpoint_iterations, whichever is
+    first; on a GPU, within 50 iterations. Yields about every second and at every evaluation.
+    Closing the iterator early writes a checkpoint. A done or diverged trial yields its end at once.
     fingerprint: required fingerprint of the images; DataError for another.
     trained: run directory of a trial that is done and trains the same model: that model is
       evaluated, and nothing is trained.
     Raises DataError and RunDirError, and ValueError for a device or precision that is not available
-    (one line, for the user to fix); other errors are faults of the machine or the code.
+    (one line, for the user to fix); other errors come from the infrastructure or are bugs.
     """
     path = Path(path)
     run_dir.check_run(path, config)
@@ -172,7 +172,7 @@ class _Run:
             raise
 
     def evaluate(self, terms: Mapping[str, Tensor | float], last: bool) -> Progress:
-        """Record the model's scores, or that it has diverged; the last time, its end as well.
+        """Evaluate the model; record its scores, or that it diverged, and if `last` the result.
         terms: the losses of the last iteration."""
         try:
             row = self._scores(terms, last)
@@ -197,13 +197,13 @@ class _Run:
         state.rows.append(row)
         if last:
             unavailable |= write_pictures(self.path, state, evaluation)
-            # In this order: a checkpoint at the end always has its result beside it.
+            # The result is written first, so that a final checkpoint always has its result.
             files = for_use(state, evaluation, self.files)
             self._save(self._end(run_dir.DONE, None, row, unavailable, files))
         return row
 
     def _diverged(self, cause: str) -> Progress:
-        """Record that training cannot go on."""
+        """Record that the trial diverged, with the cause."""
         self._end(run_dir.DIVERGED, cause)
         self.saved_iteration = self.state.iteration
         return self._progress(state="diverged", cause=cause)
@@ -239,7 +239,7 @@ class _Run:
         return run_dir.write_result(self.path, record, state.rows, files)
 
     def _count(self, what: str) -> None:
-        """Add the time since the last look to that of training or evaluation."""
+        """Add the seconds since self.clock was set to those of `what`, `train` or `evaluate`."""
         now = time.monotonic()
         self.state.seconds[what] += now - self.clock
         self.clock = now
@@ -265,7 +265,7 @@ class _Run:
 
 
 def first_not_finite(waiting: list[dict[str, Tensor]], iteration: int) -> str | None:
-    """The first loss of the last iterations that is not finite, in words; None where all are."""
+    """The first loss of these iterations that is not finite, in words; None if all are finite."""
     values = torch.stack([torch.stack(list(terms.values())).double() for terms in waiting])
     finite = values.isfinite()
     if bool(finite.all()):
@@ -276,7 +276,7 @@ def first_not_finite(waiting: list[dict[str, Tensor]], iteration: int) -> str | 
 
 
 def weights_hash(state: TrainState) -> str:
-    """SHA-256 of all that the parts of a trial hold."""
+    """SHA-256 of all tensors of a trial's parts: weights, singular vectors and Adam's state."""
     digest = hashlib.sha256()
     for part in state.parts.values():
         for name, tensor in part.state().items():
@@ -305,8 +305,8 @@ def check_same_images(
 def write_provenance(path: Path, state: TrainState, trained: Path | None = None) -> None:
     """Record what a reader needs to judge and repeat the trial, and where training resumes.
 
-    trained: of the trial whose model is only evaluated here; the code version that trained the
-      model is kept.
+    trained: run directory of the trial whose model is only evaluated here; the record keeps the
+      code version that trained the model.
     """
     before = run_dir.read_provenance(trained or path)
     config, image_set, device = state.config, state.image_set, state.device

@@ -1,1 +1,1 @@
-"""Using what was trained: clusters, encodings, samples and reconstructions of a finished trial."""
+"""Use a trained model: clusters, encodings, samples and reconstructions."""

@@ -29,7 +29,7 @@ a folder of single images.
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     p = OneLineParser(
         prog=own_name(),
         description="Use what was trained.",
@@ -72,9 +72,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0 done, 2 bad input, or files that cannot be read or written."""
+    """Run a command; returns the exit status: 0 done, 2 bad input or files, 130 interrupted."""
     options = parser().parse_args(argv)
-    # MLflow would ask a missing server for minutes, and log to stderr.
+    # MLflow would retry a missing server for minutes, and log to stderr.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     command: Callable[[Model, argparse.Namespace], str] = COMMANDS[options.command]
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check_out(out: Path, command: str) -> None:
-    """ValueError for an --out that cannot be written, or that writing would replace."""
+    """ValueError if --out cannot be written, or is a device or pipe that would be replaced."""
     if out.exists() and not (out.is_file() or out.is_dir()):
         raise ValueError(f"--out {out} is a device or a pipe and would be replaced; name a file")
     if command == "cluster" and out.is_dir():
@@ -105,7 +105,7 @@ def _check_out(out: Path, command: str) -> None:
 
 
 def cluster(model: Model, options: argparse.Namespace) -> str:
-    """Write file, cluster, probability and second cluster of every image; returns what it did."""
+    """Write file, cluster, probability and second cluster of every image as CSV; returns a note."""
     from mpcc.data.folder import counted
     from mpcc.runs.clusters import csv_text
     from mpcc.runs.files import write_bytes
@@ -123,7 +123,7 @@ def cluster(model: Model, options: argparse.Namespace) -> str:
 
 
 def sample(model: Model, options: argparse.Namespace) -> str:
-    """Write a sheet, or single images, drawn from a cluster or from all; returns what it did."""
+    """Write a sheet, or single images, drawn from a cluster or from all; returns a note."""
     from mpcc.evaluation.pictures import sample_sheet
 
     images = model.sample(options.n, options.cluster, options.draw_seed)
@@ -139,7 +139,7 @@ def sample(model: Model, options: argparse.Namespace) -> str:
 
 
 def reconstruct(model: Model, options: argparse.Namespace) -> str:
-    """Write a sheet of pairs, or single reconstructions; returns what it did."""
+    """Write a sheet of pairs, or single reconstructions; returns a note."""
     from mpcc.evaluation.pictures import reconstruction_sheet
 
     files, how = _images(model, options)
@@ -156,7 +156,7 @@ COMMANDS = {"cluster": cluster, "sample": sample, "reconstruct": reconstruct}
 
 
 def _images(model: Model, options: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
-    """The files that --images names, and how they are to be taken."""
+    """The files that --images names, and keyword arguments for the methods of `Model`."""
     from mpcc.data.own_images import sound_files
     from mpcc.use.images import files_of
 
@@ -168,7 +168,7 @@ def _images(model: Model, options: argparse.Namespace) -> tuple[list[Path], dict
 
 
 def _names(options: argparse.Namespace, files: list[Path]) -> list[str]:
-    """Files as seen from the one folder that was given, else as they were given."""
+    """Files relative to --images if that is one folder, else as given."""
     root = options.images[0]
     if len(options.images) == 1 and root.is_dir():
         files = [file.relative_to(root) for file in files]

@@ -28,18 +28,18 @@ from mpcc.use.images import Images, prepare
 from mpcc.use.model import FITTED, Model
 
 COLOUR, GREY = "folder", "digits"
-"""Data sets with the number of channels of your own images."""
+"""Values of `dataset` that only give the number of channels of your images: 3, 1."""
 
 
 class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
-    """Cluster images without labels, and draw new ones; trained by the code of a trial.
+    """Cluster images without labels, and draw new ones; `fit` trains one trial.
 
     n_clusters: K.
     iterations: generator updates; None: those of the preset.
-    preset: gives all other settings; `digits` takes about a minute on a core.
+    preset: gives all other settings; `digits` takes about a minute on one CPU core.
     settings: further fields of `mpcc.Config`, by full or short name, such as
       {"n_encoder_steps": 4, "eta_p": 0.01}.
-    image_size: 8, 16, 32 or 64, to which images are resized; None: the smallest that loses nothing.
+    image_size: 8, 16, 32 or 64 to resize to; None: the first not below the shorter side, or 64.
     value_range: of images that are floats; None: [0, 1].
     device: auto, cpu, cuda or cuda:N.
     random_state: an integer is the trial's seed: same seed, settings and images give bit-identical
@@ -72,7 +72,7 @@ class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Base
         self.random_state = random_state
 
     def fit(self, X: Images, y: object = None) -> MPCC:
-        """Train on the images X; y is not used. ValueError where training diverges."""
+        """Train on the images X; y is not used. ValueError if training diverges."""
         n_channels, side = _looked_at(X)
         config = self._config(n_channels, side)
         pixels = prepare(X, n_channels, config.image_size, value_range=self.value_range)
@@ -100,7 +100,8 @@ class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Base
 
     def score(self, X: Images, y: object = None) -> float:
         """I(x; y) of images and clusters in nats, 0 to log K, higher is better; y is not used."""
-        return metrics.cluster_information(np.log(self.predict_proba(X)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # A membership may be exactly 0.
+            return metrics.cluster_information(np.log(self.predict_proba(X)))
 
     def _fitted(self) -> Model:
         check_is_fitted(self, "model_")
@@ -128,7 +129,7 @@ class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Base
                 raise ValueError(f"settings may not hold {name}: {why}")
             own.add(full_name(name))
             changes[full_name(name)] = value
-        # A grid of numpy's ranges holds numpy's numbers.
+        # A parameter grid made with numpy holds numpy numbers.
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in changes.items()}
         config = base.override(**plain)
         if config.prior == "normal":
@@ -137,7 +138,7 @@ class MPCC(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Base
 
 
 def _looked_at(X: Images) -> tuple[int, int]:
-    """Channels of the images and the shorter of their sides; they are checked when prepared."""
+    """Number of channels and shorter side, from the shape of X; DataError for another shape."""
     shape = tuple(getattr(X, "shape", ()))
     if len(shape) == 3:
         return 1, min(shape[1:])

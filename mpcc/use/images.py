@@ -1,4 +1,4 @@
-"""Images of any kind as the model was trained on them; refusals say what to do, in one line."""
+"""Prepare images of any kind as for training; errors say, in one line, what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Images: TypeAlias = "NDArray[Any] | Tensor | Dataset[Any] | Sequence[Any] | str 
 CHUNK = 4096
 """Images that are converted at once; a bound on memory."""
 MIN_SIDE = 4
-"""Fewer pixels mean that an axis was taken for another."""
+"""A side with fewer pixels means that the axes are in another order."""
 ROUNDING = 1e-6
 """Share of the range by which floats may lie beyond it."""
 
@@ -50,10 +50,10 @@ def prepare(
     """The images as uint8 (N, n_channels, size, size), the middle square resized as for training.
 
     images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8, bool or floats; a
-      Dataset or list whose items are images, PIL images or tuples starting with one; files; a
-      folder, whose images are taken by name, those of subfolders too.
+      Dataset or list whose items are images, PIL images or tuples starting with one; a list of
+      files; a folder, with its subfolders, sorted by name.
     value_range: of floats, [0, 1] if not given; integers other than uint8 need it.
-    ground: what a transparent image is laid on, as in training (`image_ground`).
+    ground: background colour under transparent pixels, as in training (`image_ground`).
     inverted: whether to exchange dark and bright; None refuses images that, by the `levels` of the
       training images, seem to need it, and images that are nearly black.
     DataError, one line, for invalid images.
@@ -112,7 +112,7 @@ def _parts(
     images: Images, n_channels: int, value_range: tuple[float, float] | None, ground: str
 ) -> Iterator[NDArray[np.uint8]]:
     """The images as uint8 (n, n_channels, H, W), in parts that may differ in height and width."""
-    # Lists in a list are numbers: an array.
+    # A list of lists holds numbers: it is an array.
     listed = isinstance(images, (list, tuple)) and not isinstance(next(iter(images), None), list)
     if listed or isinstance(images, Dataset):
         if not isinstance(images, Sized):
@@ -130,8 +130,8 @@ def _parts(
 
 
 def _read(files: list[Path], n_channels: int, size: int, ground: str) -> tuple[Pixels, int]:
-    """Files as training reads them, (N, n_channels, size, size), and their brightest level. What is
-    converted is logged."""
+    """Files as training reads them, (N, n_channels, size, size), and their brightest level.
+    Conversions are logged."""
     found = np.empty((len(files), n_channels, size, size), np.uint8)
     brightest = np.zeros(len(files), np.uint8)
 
@@ -175,13 +175,13 @@ def _array(images: Any) -> NDArray[Any]:
         images = images.float() if images.dtype == torch.bfloat16 else images
     try:
         return np.asarray(images)
-    except (TypeError, ValueError, RuntimeError) as error:  # Sparse, or of several sizes.
+    except (TypeError, ValueError, RuntimeError) as error:  # Sparse, or of unequal sizes.
         kind = type(images).__name__
         raise DataError(f"a {kind} gives no array ({message_of(error, 200)})") from None
 
 
 def _in_colours(image: NDArray[np.uint8], n_channels: int, name: str) -> NDArray[np.uint8]:
-    """A colour image (3, H, W) with the channels of the model."""
+    """An RGB image (3, H, W) as (n_channels, H, W); DataError if colours would be lost."""
     if n_channels == 3:
         return image
     if (image != image[:1]).any():
@@ -190,7 +190,7 @@ def _in_colours(image: NDArray[np.uint8], n_channels: int, name: str) -> NDArray
 
 
 def _with_channels(array: NDArray[Any], n_channels: int) -> NDArray[Any]:
-    """The array as (N, C, H, W), whatever its values; DataError where it is none of images."""
+    """The array as (N, C, H, W), values unchecked; DataError if type or shape do not fit images."""
     shape = tuple(array.shape)
     wanted = "(N, H, W), (N, H, W, 1) or (N, 1, H, W)"
     if n_channels != 1:
@@ -221,7 +221,7 @@ def _with_channels(array: NDArray[Any], n_channels: int) -> NDArray[Any]:
 
 
 def _check_values(array: NDArray[Any], value_range: tuple[float, float] | None) -> None:
-    """Refuse values that cannot be those of pixels."""
+    """DataError if the values cannot be pixels, such as floats beyond value_range."""
     if array.dtype == bool:
         return
     low, high = array.min(), array.max()
@@ -263,7 +263,7 @@ def _as_bytes(array: NDArray[Any], value_range: tuple[float, float] | None) -> N
 
 
 def _check_range(value_range: Any) -> None:
-    """DataError for what is not two rising numbers."""
+    """DataError unless value_range is two finite, rising numbers."""
     try:
         first, last = map(float, value_range)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Whether images are as bright as those of training: inverted and nearly black ones are refused."""
+"""Checks of brightness against the training images: inverted or nearly black ones are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPREADS = 4.0
 """Images count as inverted only if their mean level is this many standard deviations (of an image's
 mean level) from the training images'."""
 NEARLY_BLACK = 16
-"""Level of 255 that no pixel exceeds where values of 0 to 1 or 0 to 16 are taken for bytes."""
+"""Level (of 255) that no pixel exceeds if values of 0 to 1, or 0 to 16, are taken for uint8."""
 
 
 class Levels(NamedTuple):
@@ -25,13 +25,13 @@ class Levels(NamedTuple):
 
     @classmethod
     def of(cls, images: Tensor) -> Levels:
-        """Of uint8 images (N, C, H, W)."""
+        """The levels of uint8 images (N, C, H, W)."""
         each = images.flatten(1).sum(1, dtype=torch.int64).double() / images[0].numel()
         return cls(float(each.mean()), float(each.std(correction=0)))
 
 
 def refuse_nearly_black(brightest: int, levels: Levels | None) -> None:
-    """DataError for images with no level above NEARLY_BLACK, unless those of training are so."""
+    """DataError if 0 < brightest <= NEARLY_BLACK, unless the training images' mean is, too."""
     if 0 < brightest <= NEARLY_BLACK and (levels is None or levels.mean > NEARLY_BLACK):
         raise DataError(
             f"the images are nearly black: none has a value above {brightest} of 255; give floats "
@@ -41,7 +41,7 @@ def refuse_nearly_black(brightest: int, levels: Levels | None) -> None:
 
 
 def refuse_inverted(pixels: Tensor, levels: Levels) -> None:
-    """DataError where images are as far from the training images as their negatives are near."""
+    """DataError if the images' mean level is far from the training images', and nearer inverted."""
     mean = Levels.of(pixels).mean
     away, away_inverted = abs(mean - levels.mean), abs(255 - mean - levels.mean)
     if away_inverted < away and away > SPREADS * levels.spread:

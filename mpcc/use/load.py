@@ -1,4 +1,4 @@
-"""From the folder of a trial, or of a sweep, or from MLflow, to a model."""
+"""Load a model from its file, from the folder of a trial or of a sweep, or from MLflow."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 TRIALS, PLAN = "trials", "sweep.json"
 SCORE = "cluster_information"
-"""What `cell="best"` goes by, I(x; y) in nats: it needs no labels."""
+"""The metric by which `cell="best"` chooses: I(x; y) in nats, which needs no labels."""
 
 
 def load(
     path: str | Path, cell: str | None = None, *, seed: int = 0, device: str = "auto"
 ) -> Model:
-    """The model of a trial's folder, finished or on its way, or of one trial of a sweep's folder.
+    """The model of a trial, finished or still running, or of one trial of a sweep.
 
-    path: a folder, a model's file, or the address of a model in MLflow: `runs:/ID` of a trial's
-      run, `models:/NAME/VERSION` or `models:/ID` as MLflow's pages have it. MLflow is where
-      MLFLOW_TRACKING_URI says.
+    path: the folder, a model's file, or the address of a model in MLflow: `runs:/ID` of a trial's
+      run, `models:/NAME/VERSION` or `models:/ID` as MLflow's pages show it.
+      MLFLOW_TRACKING_URI says where MLflow is.
     cell: of a sweep, `best` (the greatest mean I(x; y) of the seeds that are done), a cell's key,
       or settings that one cell alone has, such as `esteps=4,eta_p=0.01`.
-    seed: of the cell's trials.
+    seed: of the trial within the cell.
     device: auto, cpu, cuda or cuda:N.
-    A trial that is done gives the model of its last evaluation, to the bit; another the one of its
-    newest checkpoint. ValueError, one line, for what cannot be loaded.
+    A trial that is done gives the model of its last evaluation, to the bit; any other trial gives
+    that of its newest checkpoint. ValueError, one line, if the model cannot be loaded.
     """
     from mpcc.training.device import resolve_device
     from mpcc.use.trained import model_of, model_of_checkpoint
@@ -59,7 +59,7 @@ def load(
             f"the trial in {path} diverged ({result.get('cause')}): load another seed or cell"
         )
     data = model_data(path, result)
-    if data is None:  # Of earlier code, or not at its end.
+    if data is None:  # A trial of earlier code, or not at its end.
         return model_of_checkpoint(path, config, where)
     return model_of(data, str(path), where)
 
@@ -79,7 +79,7 @@ def _load_pyfunc(path: str) -> Model:
 
 
 def _from_mlflow(address: str) -> bytes:
-    """The file of a model that MLflow has."""
+    """The bytes of a model's file in MLflow."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         import mlflow
@@ -149,7 +149,7 @@ def best_cell(path: Path, cells: Collection[str] | None = None) -> str:
     values: dict[str, list[float]] = {}
     data = set()
     unsound, dropped = set(), set[str]()
-    with suppress(RunDirError, KeyError, TypeError):  # Without a sound plan all count.
+    with suppress(RunDirError, KeyError, TypeError):  # Without a sound plan, all cells count.
         plan: Any = read_json(path / PLAN) or {}
         dropped = {*plan.get("dropped", ())}
         cells = {cell["key"] for cell in plan["cells"]} if cells is None else cells
@@ -175,9 +175,9 @@ def best_cell(path: Path, cells: Collection[str] | None = None) -> str:
 
 
 def _named(trials: dict[Path, Config], cell: str, path: Path) -> str:
-    """The one cell with this key, or its beginning, or with these settings.
+    """The key of the one cell with this key, its first digits or these settings; else RunDirError.
 
-    Of cells whose models are the same, evaluated in several ways, the last.
+    Of cells that differ only in their evaluation, the last one begun is taken.
     """
     by_time = sorted(trials, key=lambda folder: (folder / run_dir.CONFIG).stat().st_mtime)
     cells = {trials[folder].cell_key: trials[folder] for folder in by_time}

@@ -40,9 +40,9 @@ class Model:
     The methods take images as `mpcc.use.images.prepare` does and prepare them as training did:
     uint8 or float arrays and tensors (N, H, W), (N, H, W, C) or (N, C, H, W), a torch Dataset, a
     list of files, or a folder. `**how`: floats are within `value_range`, [0, 1] by default;
-    `inverted` True inverts the images, None refuses images that seem to be inverted. An image gives
-    the same bits whatever other images it comes with, on one kind of processor. DataError, one
-    line, for invalid images; ValueError for clusters of a model that has none.
+    `inverted` True inverts the images, None refuses images that seem to be inverted. On one kind
+    of processor, an image's results are bit-identical whatever other images it comes with.
+    DataError, one line, for invalid images; ValueError for clusters of a model that has none.
     """
 
     config: Config
@@ -52,7 +52,7 @@ class Model:
     encoder: Encoder
     prior: Prior
     label_names: tuple[str, ...] = ()
-    """Of the data set that it was trained on; empty where that has no labels."""
+    """Of the data set that it was trained on; empty if that has no labels."""
     levels: Levels | None = None
     """How bright that data set's images are; None for a trial of earlier code."""
     about: str = "a model"
@@ -65,7 +65,7 @@ class Model:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what it draws."""
+        """(C, H, W) of the images that it generates."""
         return self.config.n_channels, self.config.image_size, self.config.image_size
 
     @property
@@ -74,7 +74,7 @@ class Model:
         return self.prior.weight_logits.device
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its file, and read on the device that is there then."""
+        """Pickle the model as its file; unpickling puts it on the best device of that machine."""
         from mpcc.use.trained import bytes_of, unpickled
 
         return unpickled, (bytes_of(self), self.about)
@@ -103,12 +103,12 @@ class Model:
     def encode(
         self, images: Images, log_var: bool = False, **how: Any
     ) -> Floats | tuple[Floats, Floats]:
-        """Mean of q(z|x) of each image, (N, J); with `log_var` its log-variance beside it."""
+        """Mean of q(z|x) of each image, (N, J); with `log_var` a pair, its log-variance second."""
         means, log_vars = self._in_batches(self._encoded, self.prepare(images, **how))
         return (means.numpy(), log_vars.numpy()) if log_var else means.numpy()
 
     def sample(self, n: int, cluster: int | None = None, seed: int = 0) -> Pixels:
-        """n images (n, C, H, W) drawn from one cluster, or from p(y) where none is given."""
+        """n images, uint8 (n, C, H, W), from this cluster, or from p(y) if none is given."""
         if (n := index(n)) < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         if cluster is not None:
@@ -125,13 +125,13 @@ class Model:
         return self._draw(z, y)
 
     def reconstruct(self, images: Images, **how: Any) -> Pixels:
-        """Each image as the model has it, (N, C, H, W): drawn from its mean and its cluster."""
+        """Each image reconstructed from its mean of q(z|x) and its cluster, uint8 (N, C, H, W)."""
         return self._draw(*self._latent(self.prepare(images, **how)))
 
     def interpolate(self, a: Images, b: Images, n: int = 8, **how: Any) -> Pixels:
-        """n images (n, C, H, W) on the straight line in latent space from image a to image b.
+        """n images, uint8 (n, C, H, W), on the line in latent space from image a to image b.
 
-        The ends are the reconstructions of a and b; each is drawn in its own likeliest cluster.
+        The ends are the reconstructions of a and b; each point gets its own most likely cluster.
         """
         if (n := index(n)) < 2:
             raise ValueError(f"n must be at least 2, got {n}")
@@ -216,7 +216,7 @@ class Model:
 
 @contextlib.contextmanager
 def as_trained(config: Config, device: torch.device) -> Iterator[None]:
-    """Within, torch computes as in the trial, to the last bit; afterwards as before."""
+    """Inside the block, torch computes as in the trial, to the last bit; afterwards as before."""
     if device.type == "cpu":
         with cpu_threads(config.cpu_threads):
             yield

@@ -1,4 +1,4 @@
-"""From training to a model and its file, and back from the file."""
+"""Make a model and its file from a training state, and a model from a file or checkpoint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def for_use(
 
 
 def bytes_of(model: Model) -> bytes:
-    """The file of a model: all tensors by name (fast layers: the normalised weight)."""
+    """The bytes of a model's file: all tensors by name (fast layers: the normalised weight)."""
     found: dict[str, Tensor] = {}
     for prefix in NETWORKS:
         network = getattr(model, prefix)
@@ -76,11 +76,11 @@ def bytes_of(model: Model) -> bytes:
 
 
 def model_of(data: bytes, name: str, device: torch.device) -> Model:
-    """The model in the content of a file; RunDirError with its name for what cannot be one."""
+    """The model in the bytes of a file; RunDirError, with its name, if they are no valid model."""
     head, arrays = read_model(data, name)
     try:
         config, levels = from_record(head["config"]), head["levels"]
-        with torch.device("meta"):  # Weights come from the file, and a false size costs nothing.
+        with torch.device("meta"):  # Weights come from the file; here a wrong size needs no memory.
             generator, encoder = Generator(config), Encoder(config, trunk(config))
         with seeded(0):
             prior = build_prior(config)
@@ -104,7 +104,7 @@ def model_of(data: bytes, name: str, device: torch.device) -> Model:
 
 
 def unpickled(data: bytes, name: str) -> Model:
-    """The model of a pickle, on the device that is best here."""
+    """The model of a pickle, on the GPU if there is one, else on the CPU."""
     return model_of(data, name, resolve_device("auto"))
 
 

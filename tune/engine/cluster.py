@@ -56,7 +56,7 @@ class ClusterConnection:
     """The cluster at `auto` or HOST:PORT; this machine must be one of its nodes."""
 
     def __init__(self, address: str, variables: Mapping[str, str]) -> None:
-        """variables: those of the environment of every worker."""
+        """variables: the environment variables of every worker."""
         environment.apply(local=False)
         self._address, self._variables = address, variables
         self._answered: dict[str, float] = {}
@@ -94,7 +94,7 @@ class ClusterConnection:
         return None
 
     def stop(self) -> None:
-        """Disconnect; the cluster's nodes end our workers and live on."""
+        """Disconnect; the cluster ends our workers and keeps running."""
         disconnect(SHUTDOWN_SECONDS)
 
     def kill(self) -> None:
@@ -125,7 +125,7 @@ def check_listening(address: str) -> None:
 def check_cluster(address: str) -> None:
     """EngineError if no cluster answers at the address, or if it refuses our token.
 
-    `ray status` asks in a process of its own, which ends after 41 s. `ray.init` would try, and
+    `ray status` asks in a process of its own, which gives up after 41 s. `ray.init` would try, and
     print, for 20 s; it would never end if something other than a cluster listens.
     """
     environment.apply(local=False)
@@ -150,7 +150,7 @@ def refusal(address: str, text: str) -> EngineError:
         return EngineError(
             f"what listens at {address} does not answer as a Ray cluster: correct --address"
         )
-    # The second comes from `ray.init`, where the head has answered but no node is here.
+    # The second comes from `ray.init`, if the head has answered but this machine is no node.
     if "Could not find any running Ray" in text or "Failed to connect to Ray cluster" in text:
         return EngineError(
             f"this machine is no node of a Ray cluster at {address}: run the command on a node of "
@@ -295,7 +295,7 @@ def alive_nodes() -> list[dict[str, Any]]:
 def _weights_available(data_dir: Path | str | None) -> bool:
     """Return whether the driver or the data's remote has the Inception weights.
 
-    Then every node must have them. If nobody has them, the cells of IS, FID and KID say so.
+    If so, every node must have them; if not, the table cells of IS, FID and KID say so.
     """
     with contextlib.suppress(inception.InceptionMissing):
         return inception.find_weights().is_file()

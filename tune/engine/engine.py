@@ -1,4 +1,4 @@
-"""The engine: trials are submitted, events come out of its queue; Ray and Tune work in between.
+"""The engine: the loop submits trials and receives events; Ray and Tune run the trials.
 
 A sweep is a Ray Tune run of `MPCCTrainable` in a thread of the engine's own. The thread connects to
 Ray, asks the nodes whether they are ready, and runs Tune until the engine is closed.
@@ -94,7 +94,7 @@ class Engine:
             self.kill()
 
     def submit(self, *specs: TrialSpec) -> None:
-        """Run trials as soon as there is room for them; those of one call may share a process."""
+        """Run trials as soon as there is room for them; trials of one call may share a process."""
         if specs:
             self._queue.put(list(specs))
 
@@ -123,13 +123,13 @@ class Engine:
 
         Returns False if no trial is running.
         """
-        self._queue.stopped = True  # Else Tune gives the process of a stopped trial another one.
+        self._queue.stopped = True  # Else Tune starts another trial in the place of a stopped one.
         self._queue.close()
         self._stop.ask()
         return bool(self._running)
 
     def problem(self) -> str | None:
-        """Say why no further event will come; None while the engine works."""
+        """Return why no further event will come; None while the engine works."""
         if self.error is not None:
             return message_of(self.error, 200)
         found = self._connection.problem()
@@ -169,7 +169,7 @@ class Engine:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _prepare(self) -> None:
-        """Choose GPU shares and groups by what Ray has; EngineError if no trial could start."""
+        """Choose GPU shares and groups by Ray's resources; EngineError if no trial could start."""
         import ray
 
         settings = self._settings

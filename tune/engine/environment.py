@@ -1,4 +1,4 @@
-"""Environment variables of Ray and Tune: the one list. Ray reads most of them when it is imported.
+"""All environment variables set for Ray and Tune. Ray reads most of them when it is imported.
 
 Head, driver and workers of a local Ray see the same values. LOCAL is applied only to a Ray that we
 start; a cluster keeps its own values, apart from RAY_AUTH_MODE.
@@ -27,13 +27,13 @@ ALWAYS = {
 }
 LOCAL = {
     "RAY_AUTH_MODE": "token",  # Other users of this machine cannot run code as us.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # All sockets on the loopback: no other machine can.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Loopback sockets: unreachable from other machines.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # A worker without a GPU may still count them.
     "RAY_prestart_worker_first_driver": "0",  # Tune does not use workers started ahead.
 }
 CLUSTER = {
     "RAY_gcs_server_request_timeout_seconds": "15",  # For `ray.init` to find a node here.
-    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # Trials' variables may be those of `ray job submit` too.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # `ray job submit` may have set trials' variables too.
 }
 DROPPED = ("TUNE_RESULT_DIR", "RAY_CLIENT_MODE", "RAY_LOG_TO_STDERR")
 """Variables of other projects: the first makes Tune raise, the others change the driver."""

@@ -1,4 +1,4 @@
-"""Tells a trial's own errors, which are recorded, from errors of the infrastructure.
+"""Distinguishes a trial's own errors, which are recorded, from errors of the infrastructure.
 
 An infrastructure error is transient: Ray runs the trial again from its checkpoint. A full disk and
 a broken connection are such errors. MLflow is never a cause, since workers do not log to it.

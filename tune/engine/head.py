@@ -51,7 +51,7 @@ class LocalHead:
     """A Ray on this machine that no other machine and no other user can reach."""
 
     def __init__(self, variables: Mapping[str, str] = MappingProxyType({})) -> None:
-        """variables: those of the environment of every worker."""
+        """variables: the environment variables of every worker."""
         self._variables = variables
         self._folder: Path | None = None
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -77,7 +77,7 @@ class LocalHead:
             with (folder / "head.log").open("wb") as log:
                 self._supervisor = subprocess.Popen(
                     guard + command,
-                    # A copy: with our own, another thread that sets a variable makes this fail.
+                    # A copy: `os.environ` itself fails here if a thread sets a variable meanwhile.
                     # Workers inherit it.
                     env={**os.environ, **self._variables},
                     stdin=subprocess.DEVNULL,

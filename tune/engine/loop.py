@@ -10,7 +10,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
@@ -32,7 +31,7 @@ DOWNLOAD_SECONDS = 60.0
 """How long the end of a sweep waits for records from the remote, or from a slow shared disk."""
 ELSEWHERE_SECONDS = 2.0
 """Seconds between two checks of a trial that another process trains."""
-EVENT_SECONDS, RECORD_SECONDS = 0.2, 0.02
+EVENT_SECONDS, RECORD_SECONDS = 0.2, 0.05
 """How long the loop waits for an event before it handles signals, the display and the lock; and
 before it looks again for the record of a trial that has just ended."""
 
@@ -64,7 +63,7 @@ class Loop:
         self._awaited: dict[str, float] = {}
         """Key of an ended trial without its record -> since when; inf: it is shown as stopped."""
         self._arrived: SimpleQueue[Event] = SimpleQueue()
-        """From the download thread: ENDED as recorded; HANDED_BACK, trained elsewhere no longer."""
+        """Events of the download thread: ENDED as recorded; HANDED_BACK if no process trains it."""
         self._plan = self.source.plan
         self._downloads = Downloads(self.store.download)
         self._warned = False
@@ -77,7 +76,6 @@ class Loop:
         """
         ready = self._ready()
         if not ready:
-            self._finish()
             return True
         n_trials = self.states.n_trials
         log(f"{len(ready)} of {n_trials} trials to run; starting Ray …")
@@ -90,14 +88,10 @@ class Loop:
         with engine:
             self._submit(ready)
             whole = self._loop()
-            if whole:
-                self._finish()  # MLflow gets the rest while Ray ends.
-            else:
+            if not whole:
                 engine.kill()
         self.signals.kill = None
         self._apply_rest()
-        if not whole:
-            self._finish()
         if isinstance(engine.error, EngineError) and self.signals.number is None:
             raise engine.error
         return whole
@@ -109,7 +103,7 @@ class Loop:
             self._report()
             problem = self._problem()
             if problem is not None:
-                if not isinstance(self._engine.error, EngineError):  # That says what to do.
+                if not isinstance(self._engine.error, EngineError):  # Its message says what to do.
                     log(f"{problem}; run the same command again")
                 return False
             if self.signals.number is not None:
@@ -270,15 +264,8 @@ class Loop:
                 problem = self._downloads.problem
                 self._apply(Event(key, EventKind.STOPPED, State.STOPPED, cause=problem))
 
-    def _finish(self) -> None:
-        """Write the plan, and have the last delivery to MLflow begin."""
-        if not self.lock.lost:
-            with suppress(OSError):  # The plan then only lacks the fingerprint of the images.
-                self.store.write_plan(self.store.with_recorded_images(self.source.plan))
-        self.tracker.finish()
-
     def _apply_rest(self) -> None:
-        """Apply the queued events and the records that still arrive; stop all other trials."""
+        """Apply queued events and late records; mark the trials still running as stopped."""
         self._receive_all(0)
         if not self.lock.lost:
             timed_out = math.inf in self._awaited.values()

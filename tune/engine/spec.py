@@ -24,7 +24,7 @@ DEFAULT_GPU_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Settings:
-    """The place and the way in which the trials of a sweep run."""
+    """Where and how the trials of a sweep run."""
 
     out: Path
     uri: str

@@ -1,4 +1,4 @@
-"""The parent of a local Ray: ends every process of Ray when the driver ends, however that ends.
+"""The parent of a local Ray: ends all its processes when the driver ends, in whatever way.
 
 Run as a script in a session of its own, `python supervisor.py DRIVER_PID FOLDER COMMAND ...`. Ray
 gives each worker a process group of its own, so the session is what all processes of Ray have in
@@ -53,7 +53,7 @@ def kill_session(session: int, seconds: float = KILL_SECONDS) -> bool:
 def main(driver: int, folder: str, command: list[str]) -> int:
     """Run the command until it ends or the driver ends, then end its session."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A handler, not SIG_IGN: the command would inherit that.
+        # A handler, because the command would inherit SIG_IGN.
         signal.signal(number, lambda *_: None)
     supervisor = os.getpid()
     if os.fork() == 0:  # A second watcher, in case this process is killed as well.
@@ -67,7 +67,7 @@ def main(driver: int, folder: str, command: list[str]) -> int:
         time.sleep(LOOK_SECONDS)
     code = head.poll()
     kill_session(supervisor)
-    if code is None:  # Else the driver reads there why Ray has ended.
+    if code is None:  # Else the driver needs the log that says why Ray has ended.
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if code is None else abs(code)
 

@@ -12,11 +12,11 @@
 
 `param_space` holds `preset` and any fields of `mpcc.config.Config`. A step is one evaluation, its
 result the row of metrics that `python -m mpcc` writes; Tune keeps the checkpoints, so schedulers
-that stop trials early and `Tuner.restore` work. Data sets are found by MPCC_DATA_DIR.
+that stop trials early and `Tuner.restore` work. MPCC_DATA_DIR names the data folder.
 
 In a sweep of ours `config["sweep"]` holds the `TrialSpec` of each trial that shares the process. A
-step then ends after about a second too, so that a stop is heard, and the run directory's checkpoint
-is the only one.
+step then also ends after about a second, so that a stop request takes effect soon, and the only
+checkpoint is the run directory's.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MPCCTrainable(tune.Trainable):
     """Trains MPCC; see the module's documentation for the two forms of `config`."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take up the trial, or the trials of a group. ValueError names a setting that is wrong."""
+        """Prepare the trial, or the trials of a group. ValueError names a setting that is wrong."""
         self._run: OwnRun | TrialWorker | GroupWorker
         specs = config.get(SWEEP)
         if specs is None:
@@ -83,14 +83,14 @@ class MPCCTrainable(tune.Trainable):
             self._run.load(Path(str(checkpoint)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take up another trial in this process, which saves the time of its start."""
+        """Prepare another trial in this process, which saves the start of a new process."""
         self.cleanup()
         faults.free_gpu_memory()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
-        """Stop where the trial stands; in a sweep the trainer writes a checkpoint."""
+        """Stop the training; in a sweep the trainer writes a checkpoint."""
         self._run.release()
 
 
@@ -102,7 +102,7 @@ def config_of(values: Mapping[str, Any]) -> Config:
 
 
 class OwnRun:
-    """A trial under a Tuner of the user's own, in a run directory that ends with the process."""
+    """A trial under a Tuner of the user's own, in a temporary run directory."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

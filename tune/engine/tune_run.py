@@ -1,4 +1,4 @@
-"""Trials on their way into Tune, and events on their way out: a Searcher, a Callback, a Stopper."""
+"""How trials get into Tune and events out of it: a Searcher, a Callback, a Stopper."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TrialQueue(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Forget a trial that Tune has ended; events say how."""
+        """Forget a trial that Tune has ended; its events tell how it ended."""
         self._live.discard(trial_id)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
@@ -87,7 +87,7 @@ def grouped(specs: Sequence[TrialSpec], size: int, n_gpus: int) -> list[list[Tri
     """Return the trials in groups of at most `size` that may share a process, in their order.
 
     The groups are as even as possible, because the last trial of a group keeps a whole GPU to
-    itself; there are enough groups to keep every GPU busy. An exclusive trial is alone in its own.
+    itself; there are enough groups to keep every GPU busy. An exclusive trial is a group by itself.
     """
     kinds: dict[Any, list[TrialSpec]] = {}
     for spec in specs:
@@ -131,7 +131,7 @@ class EventCallback(Callback):
         self._attempts: Counter[str] = Counter()
         """Tune's trial id -> how often a process started the trial."""
         self._early_failures: Counter[str] = Counter()
-        """Key -> how often Tune failed the trial before its attempts were used."""
+        """Key -> how often Tune failed the trial before its attempts were used up."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Report each trial of the group as started."""
@@ -170,7 +170,7 @@ class EventCallback(Callback):
                 event = Event(spec.key, EventKind.HANDED_BACK, State.PLANNED, cause=text)
             elif cause is None:
                 event = Event(spec.key, EventKind.STOPPED, State.STOPPED, cause=text)
-            elif spec.co_located:  # Each runs alone next, which shows which one it was.
+            elif spec.co_located:  # Each runs alone next, which shows which one failed.
                 event = Event(spec.key, EventKind.EXCLUSIVE, State.PLANNED, cause=cause)
             else:
                 event = Event(
@@ -189,7 +189,7 @@ class EventCallback(Callback):
 
 
 class StopRequest(Stopper):
-    """Stops every trial at its next result once it is asked to, and soon after in any case."""
+    """Once asked, stops each trial at its next result, or after STOP_ALL_SECONDS without one."""
 
     def __init__(self) -> None:
         self._since = math.inf

@@ -1,7 +1,7 @@
 """One trial of a sweep in a worker process, a step of about a second at a time.
 
-The trial's run directory is the record; the event that a step returns carries its news to the
-driver. Ray runs a trial again when its process dies, and the trainer resumes from its checkpoint.
+The trial's run directory is the record; each step returns an event that informs the driver. Ray
+runs a trial again when its process dies, and the trainer resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ ATTEMPTS = 3
 RETRY_SECONDS = 2.0
 """Wait after an infrastructure error before Ray tries again: a disk may have room by then."""
 BUSY_SECONDS = 15.0
-"""How long to wait for a process that has the trial: a dead driver's worker ends within seconds."""
+"""How long to wait for a process that trains the trial: a dead driver's worker ends in seconds."""
 
 
 class TrialWorker:
     """A trial on its way from its last checkpoint to its result."""
 
     def __init__(self, spec: TrialSpec) -> None:
-        """Take up the trial; nothing is read or written yet."""
+        """Prepare the trial; nothing is read or written yet."""
         self.spec = spec
         self._path = Path(spec.run_dir)
         self._scratch: Path | None = None
@@ -70,7 +70,7 @@ class TrialWorker:
                 return self._failed(error)
 
     def release(self) -> None:
-        """Stop where the trial stands; the trainer writes a checkpoint.
+        """Stop the training; the trainer writes a checkpoint.
 
         The node's copy of a run directory that lies on a remote is removed.
         """
@@ -107,7 +107,7 @@ class TrialWorker:
                 self._lock.enter_context(exclusive(self._path, BUSY_SECONDS))
             except BusyError:
                 return Event(spec.key, EventKind.ELSEWHERE, cause="another process")
-        if self._path.is_dir():  # A process that was killed may have left anything.
+        if self._path.is_dir():  # A killed process may have left damaged files.
             repair(self._path, spec.config, spec.fingerprint)
         run_dir.open_run(self._path, spec.config)
         event = self._ended() or self._prune()
@@ -116,7 +116,7 @@ class TrialWorker:
         return event
 
     def _ended(self) -> Event | None:
-        """Return the event of a result that exists, also one that an earlier process wrote."""
+        """Return the trial's end if it has a result, which an earlier process may have written."""
         result = run_dir.read_result(self._path)
         if result is None:
             return None
@@ -159,7 +159,7 @@ class TrialWorker:
         )
 
     def _event(self, progress: Progress) -> Event:
-        """Return the news of a step, and finish the record of a trial that has ended."""
+        """Return the event of a step, and finish the record of a trial that has ended."""
         key, state, row = self.spec.key, State(progress.state), progress.metrics
         if state == State.RUNNING:
             pruned = self._prune() if row is not None else None
@@ -178,7 +178,7 @@ class TrialWorker:
         return self._ended()
 
     def _failed(self, error: Exception) -> Event:
-        """Record the trial's own fault; raise an infrastructure error again."""
+        """Record an error of the trial's own; raise an infrastructure error again."""
         self._stop_training()
         cause, spec = faults.trial_cause(error), self.spec
         if cause is None:
@@ -240,7 +240,7 @@ class GroupWorker:
 
 
 def _events(worker: TrialWorker) -> Generator[Event]:
-    """Yield every event of a trial; closed early, it lets the trial write a checkpoint."""
+    """Yield every event of a trial; if this is closed early, the trial writes a checkpoint."""
     try:
         ended = False
         while not ended:

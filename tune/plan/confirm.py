@@ -1,7 +1,7 @@
 """`--confirm`: cells that were chosen by their results are planned again on fresh seeds.
 
-The mean of the best of several cells is too high by the choice itself (the winner's curse); quote
-the mean over seeds that took no part in the choice.
+The best of several cells looks too good on the seeds that chose it (the winner's curse); quote the
+mean over seeds that took no part in the choice.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from mpcc.config import Config
 PROCESS_BYTES = 600 * 10**6
 """Memory of a trial's process before its first iteration: torch, Ray, images (0.54 GB measured)."""
 ACTIVATIONS = 30
-"""How many maps of a full-width layer for one batch training and evaluation hold at their peak."""
+"""Peak number of a batch's full-width feature maps in memory, in training and evaluation."""
 
 
 def cost(config: Config) -> float:

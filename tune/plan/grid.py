@@ -32,7 +32,7 @@ Axis = list[dict[str, object]]
 
 @dataclass(frozen=True)
 class Grid:
-    """A parsed `--grid`: its text in one spelling, its axes, and the seeds that it names."""
+    """A parsed `--grid`: its text in a standard form, its axes, and the seeds that it names."""
 
     text: str
     axes: list[Axis]
@@ -59,7 +59,7 @@ def default_levels(field: str, preset: str) -> tuple[object, ...] | None:
     levels: dict[str, Sequence[object]] = {
         **dict(zip(TABLE1, zip(*table1_rows(preset), strict=True), strict=True)),
         "prior_entropy_weight": (0.0, _two_digits(weight / 10), weight, _two_digits(weight * 10)),
-        # 25, 50, 64 where the preset has the paper's 50; Appendix D has 64 fail.
+        # 25, 50, 64 if the preset has the paper's 50; in Appendix D training fails at 64.
         "batch_size": (max(2, size // 2), size, round(size * 1.28)),
     }
     return tuple(dict.fromkeys(levels[field])) if field in levels else None

@@ -27,7 +27,7 @@ and the latent code at every block."""
 
 
 def cells(base: Config, start: Mapping[str, object], names: Sequence[str]) -> list[Cell]:
-    """The full model and the model without each of these parts; without names, of all it has.
+    """The full model and the model without each of the parts `names`; by default all that it has.
 
     start: the full model's changes of the base settings. PlanError, in one line, for a name that is
     unknown or given twice, or that leaves nothing out of this model.

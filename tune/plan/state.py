@@ -51,7 +51,7 @@ class Status:
 
 
 class EventKind(StrEnum):
-    """The kinds of an `Event`."""
+    """The kinds of an `Event`; `it` is the event's trial."""
 
     STARTED = "started"
     """A worker has started it, or started it again."""
@@ -131,7 +131,7 @@ class States(Mapping[str, Status]):
         self.n_trials = max(self.n_trials, len(self))
 
     def apply(self, event: Event) -> None:
-        """Follow an event of a trial that is known here."""
+        """Update the status of a known trial by an event."""
         before = self[event.key]
         status = replace(before, state=event.state, cause=event.cause)
         if event.iteration is not None:
@@ -160,7 +160,7 @@ class States(Mapping[str, Status]):
         return self._trials[key]
 
     def trials(self) -> list[Trial]:
-        """All of them, in the order in which they came."""
+        """All trials, in the order in which they came."""
         return list(self._trials.values())
 
     def running(self) -> frozenset[str]:

@@ -29,8 +29,8 @@ def extends_from(store: Store, plan: Plan, trial: Trial) -> int | None:
 def extend(store: Store, plan: Plan, trial: Trial) -> None:
     """Start this trial's run directory from that of fewer iterations, if there is one.
 
-    The earlier one moves to `earlier/`, without its checkpoints. After a kill at any moment the
-    next call repeats all of it, or only the move.
+    The earlier directory moves to `earlier/`, without its checkpoints. If the process is killed at
+    any moment, the next call repeats all steps, or only the move.
     """
     n = extends_from(store, plan, trial)
     if n is None:
@@ -117,7 +117,7 @@ def _start_from(earlier: Path, path: Path, config: Config, n: int) -> None:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """A free path beside a run directory; the new one made there replaces it when it is whole."""
+    """A free path beside a run directory; what is made there replaces the directory at the end."""
     new = path.with_name(f".{path.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     yield new

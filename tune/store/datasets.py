@@ -16,9 +16,9 @@ FETCHED = "fetched"
 
 
 def folder_on_node(data_dir: Path | str | None, dataset: str) -> Path | None:
-    """The folder of data files on this machine; what a remote holds of the data set is fetched.
+    """The folder of data files on this machine; a data set in a remote is downloaded first.
 
-    Trials that start together wait for one of them to fetch. DataError for files that are missing
+    Of trials that start together one downloads, others wait. DataError for files that are missing
     or damaged, RemoteError if the remote does not answer.
     """
     from mpcc.data.cache import locked  # numpy comes with it

@@ -37,7 +37,7 @@ OURS = (LOCK, CLAIM, CLAIMS, REMEMBERED, COPY, "drivers")
 FOLDER = "folder"
 """The key in storage.json of the inode of the folder that wrote it; a copy has another inode."""
 FIRST_SECONDS = 8.0
-"""How long a command asks its remote again at the start."""
+"""How long a command retries its remote at the start."""
 
 
 class Store:
@@ -198,7 +198,7 @@ class Store:
     def reset(self, trial: Trial, state: State) -> None:
         """Make an ended trial run again: a diverged one afresh, others from their checkpoint."""
         names = [run_dir.RESULT]
-        if state == State.DIVERGED:  # In this order: a kill leaves it diverged, or planned.
+        if state == State.DIVERGED:  # In this order: a kill leaves it diverged, or it starts anew.
             names = [*run_dir.CHECKPOINTS, run_dir.RESULT, run_dir.METRICS]
         for name in names:
             if self.remote is not None:

@@ -42,7 +42,7 @@ WATCH_SECONDS = 30.0
 LOOK_SECONDS, REMOTE_LOOK_SECONDS = 0.2, 0.5
 """Seconds between two readings of a claim; processes that take it at once write it within these."""
 PATIENCE_SECONDS = 4.0
-"""How long a slow remote is retried when a claim is written, and waited for on leaving."""
+"""How long a slow remote is retried for a claim, and waited for when claims are withdrawn."""
 
 
 class LockError(ValueError):
@@ -174,7 +174,7 @@ class Claims:
 def sweep_lock(store: Store, log: Callable[[str], object] = lambda text: None) -> Iterator[Claims]:
     """Hold the right to run a sweep until the context or the process ends.
 
-    log: is given a line before a claim is watched, which takes 30 s. LockError, which names the
+    log: called with a line before a claim is watched, for 30 s. LockError, which names the
     owner, if another driver works on the sweep.
     """
     from filelock import FileLock
@@ -182,7 +182,7 @@ def sweep_lock(store: Store, log: Callable[[str], object] = lambda text: None) -
     store.out.mkdir(parents=True, exist_ok=True)
     kernel = FileLock(store.out / LOCK, thread_local=False, fallback_to_soft=False)
     try:
-        kernel.acquire(timeout=0.3)  # Its owner may just be about to write its claim.
+        kernel.acquire(timeout=0.3)  # The lock's owner may be about to write its claim.
     except TimeoutError:
         raise LockError(str(store.out), "--out", sweep_owner(store.out)) from None
     except OSError:  # A file system without locks.
@@ -209,9 +209,9 @@ def sweep_lock(store: Store, log: Callable[[str], object] = lambda text: None) -
 
 @contextmanager
 def trial_lock(store: Store, key: str) -> Iterator[Claims]:
-    """The right to train one trial without a driver, until the context ends or its process does.
+    """Hold the right to train one trial without a driver, until the context or the process ends.
 
-    BusyError where a living process, or the sweep's driver, has the trial.
+    BusyError if another living process, or the sweep's driver, trains the trial.
     """
     with Claims() as claims:
         claim = trial_claim(store.files(PATIENCE_SECONDS), key)
@@ -243,7 +243,7 @@ def trial_claim(files: Remote, key: str) -> Claim:
 
 
 def trained_elsewhere(out: Path, remote: str | None, key: str) -> str | None:
-    """The living process that trains a trial without a driver; None if none, or this one, does."""
+    """The living process, other than this one, that trains a trial without a driver; or None."""
     if remote is None and not (out / CLAIMS).is_dir():
         return None
     owner = trial_claim(Remote(remote or str(out), PATIENCE_SECONDS), key).owner()
@@ -264,8 +264,8 @@ def claimed(store: Store) -> set[str]:
 def sweep_owner(out: Path, remote: Remote | None = None) -> Owner | None:
     """The driver of the sweep; None if there is none, or no folder of the remote yet.
 
-    A driver of another machine counts while its claim exists: only a driver that wants to replace
-    it waits the half minute that shows whether it lives.
+    A driver of another machine counts while its claim exists: only a driver that wants to take over
+    watches the claim for the half minute that shows whether its owner lives.
     """
     claims: list[bytes | None] = []
     with suppress(OSError, RunDirError):

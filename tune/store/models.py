@@ -26,15 +26,15 @@ class Models:
 
     @cached_property
     def _trials(self) -> dict[str, list[str]]:
-        """`training_key` -> keys of the trials, as the folder was at the first look."""
+        """`training_key` -> keys of the trials, read from the folder once."""
         found: dict[str, list[str]] = {}
         for config in recorded_configs(self._folder):
             found.setdefault(training_key(config), []).append(config.trial_key)
         return found
 
     def others(self, trial: Trial) -> tuple[str, ...]:
-        """Keys of the trials with the same model as this one: of the folder, and of all that were
-        asked about before."""
+        """Keys of the other trials with the same model: those in the folder, and those that were
+        passed to earlier calls."""
         keys = self._trials.setdefault(trial.training_key, [])
         if trial.key not in keys:
             keys.append(trial.key)

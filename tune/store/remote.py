@@ -1,7 +1,7 @@
 """Files that every machine of a cluster reaches: a folder, or an object store (s3://, gs://).
 
-By pyarrow's file systems, with their usual credentials: environment variables, profiles, the role
-of a machine. Files are small enough to be read and written whole, and are seen whole or not at all.
+It uses pyarrow's file systems with their usual credentials (environment variables, profiles, the
+role of a machine). Files are small, and are read and written whole or not at all.
 """
 
 from __future__ import annotations
@@ -160,17 +160,13 @@ class Remote:
 
 
 def is_address(text: object) -> bool:
-    """Whether this names an object store and no folder."""
+    """Whether this names an object store, not a folder."""
     return isinstance(text, str) and "://" in text
 
 
 def checked_address(text: str) -> str:
     """The address that `--storage` means, a path made absolute. ValueError for other text."""
-    if re.match(r"(s3|gs|gcs)://(?!anonymous@)[^/]*@", text):
-        raise ValueError(
-            "--storage must hold no credentials: give them by AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or the role of the machine"
-        )
+    refuse_credentials("--storage", text)
     if re.match(r"(s3|gs|gcs)://[a-z0-9]", text):
         return text.rstrip("/")
     text = text.removeprefix("file://")
@@ -186,6 +182,15 @@ def checked_address(text: str) -> str:
     if not there.is_dir():
         raise ValueError(f"--storage {path}: {there} is a file; name a folder")
     return str(path)
+
+
+def refuse_credentials(option: str, address: str) -> None:
+    """ValueError, which does not repeat them, if an object store's address holds credentials."""
+    if re.match(r"\w+://(?!anonymous@)[^/]*@", address):
+        raise ValueError(
+            f"{option} must hold no credentials: give them by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or the role of the machine"
+        )
 
 
 def _error(address: str, error: Exception) -> RemoteError:

@@ -20,8 +20,8 @@ def with_equal_code(
 ) -> Plan:
     """The plan, with the earlier code versions that reproduce this version's numbers.
 
-    One trial of each kind is trained anew to its first evaluation. Where all its losses and metrics
-    are those of the record, tables count both codes as one.
+    One trial of each kind is trained anew to its first evaluation. If all its losses and metrics
+    equal the record's, tables treat both code versions as one.
     """
     equal, now = dict(plan.equal_code or {}), code_id(code_fingerprints())
     codes: dict[str, dict[object, Trial]] = {}
@@ -34,7 +34,7 @@ def with_equal_code(
     for code, kinds in codes.items():
         log(f"other code: training {len(kinds)} finished trials anew, to their first evaluation")
         for trial in kinds.values():
-            from mpcc.training.again import differing  # torch: only where it is asked for
+            from mpcc.training.again import differing  # torch: only when it is needed
 
             names = differing(store.trial_dir(trial.key), data_dir)
             if names:

@@ -4,7 +4,7 @@ A worker trains in a scratch folder of its node, downloads what earlier attempts
 remote, and uploads each file that it has written; so a trial whose machine is lost resumes on
 another one. The driver downloads the records, which are all files but the checkpoints, into the
 sweep's folder. Either way a copy keeps the order that `mpcc.runs.run_dir` promises: evaluations
-before the checkpoint that stands on them, the result before the last checkpoint.
+before the checkpoint that comes after them, the result before the last checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOCAL = (run_dir.PREVIOUS_CHECKPOINT, run_dir.STAGED_CHECKPOINT, OWNER, MLFLOW, 
 SCRATCH = "mpcc-trial-"
 """The start of a scratch folder's name; the machine and the process id follow."""
 PAUSE_SECONDS = 10.0
-"""Pause before the next impatient upload after one has failed."""
+"""Pause after a failed upload, before the next one that is not patient."""
 THREADS = 8
 
 
@@ -62,7 +62,7 @@ def copy(
 
 
 def trial_files(place: Remote, key: str = "") -> dict[str, Stored]:
-    """The files of a trial, or of all trials, that belong into a remote."""
+    """The files of a trial, or of all trials, that belong in a remote."""
     return {
         name: about
         for name, about in place.list(f"{TRIALS}/{key}".rstrip("/")).items()
@@ -81,7 +81,7 @@ class Upload:
         self._sent: dict[str, Stored] | None = None
 
     def download(self) -> None:
-        """Once: make this the attempt that may write, and get the files of earlier attempts."""
+        """At the first call, become the attempt that may write, and get earlier attempts' files."""
         if self._sent is None:  # Else what is here may be newer than what was sent.
             self._claim.write()
             files = trial_files(self._remote, self._key)
@@ -109,7 +109,7 @@ class Upload:
 
 
 def download(remote: Remote, scratch: Path, key: str) -> None:
-    """Get a remote's files of another trial, only to read them."""
+    """Download the files of another trial from a remote, only to read them."""
     copy(remote, Remote(str(scratch), 0.0), trial_files(remote, key), {})
 
 

@@ -2,8 +2,8 @@
 
 A point is a cell of the plan with the search's seeds; its value is the mean over them. Point n is
 drawn from the points up to n - ahead and from nothing else, whatever has ended since, with a random
-stream of its own. So the points are a function of the plan and the records: with any number of
-workers, or killed and resumed, a search is the same search.
+stream of its own. So the points are a function of the plan and the records, and do not depend on
+the number of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ DRAWS, RANDOM_FROM = 40, 15
 
 OPTUNA = {
     State.PLANNED: "RUNNING",
-    State.FAILED: "FAIL",  # It says nothing of the settings.
+    State.FAILED: "FAIL",  # It says nothing about the settings.
     State.DIVERGED: "PRUNED",  # It is worse than any value.
     State.PRUNED: "PRUNED",
     State.DONE: "COMPLETE",
 }
-"""State of a point -> its name in Optuna. A point has the first of these that one of its seeds has,
-`planned` until all of them have ended."""
+"""State of a point -> its name in Optuna. A point is `planned` until all its seeds have ended; then
+its state is the first of these that one of the seeds has."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Point:
     reason: str = ""
     """Why it is not done: the states of its seeds, or how one of them ended."""
     collapsed: bool = False
-    """Whether the model of a seed has collapsed: any other point is better."""
+    """Whether the model of a seed has collapsed: points without a collapse rank above it."""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -124,7 +124,7 @@ def _candidates(
     """Values for the next point, in the order in which they are tried."""
     if not points:
         own = {axis.field: getattr(base, axis.field) for axis in search.space.axes}
-        with contextlib.suppress(ValueError):  # of Optuna, where they lie outside of the space.
+        with contextlib.suppress(ValueError):  # from Optuna, if they lie outside the space.
             frozen(search, Point(0, Cell(base, own), State.PLANNED))
             yield own
     n = search.rests_on(len(points))

@@ -62,7 +62,7 @@ RISES_WITH_K = {
     "cluster_information": "it is log K at best",
     "acc_majority": "clusters of one image each would have all of it",
 }
-"""Objective that more clusters improve by themselves -> the reason."""
+"""Objective that more clusters alone improve -> the reason."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Search:
         return tuple(name for name in self.objectives if name in NEED_LABELS)
 
     def rests_on(self, number: int) -> int:
-        """The number of first points whose results decide this point's settings and pruning."""
+        """How many points, from the first on, decide this point's settings and pruning."""
         return max(0, number - self.ahead + 1)
 
     def trials(self) -> list[Trial]:
@@ -215,7 +215,7 @@ def check_here(search: Search, base: Config, data_dir: Path | str | None) -> Non
 
 
 def warnings(search: Search) -> list[str]:
-    """Warnings of objectives that the space improves by itself, one line each."""
+    """Warnings about objectives that a larger n_clusters alone improves, one line each."""
     return [
         f"More clusters make {name} better by themselves ({reason}): the search will lean to a "
         "large n_clusters; cluster_information_share can be compared over them"

@@ -1,8 +1,8 @@
 """The trials of a search, as they become ready: a `tune.plan.source.TrialSource`.
 
-The loop reports the end of a trial as its record has it, and evaluations are read from the record.
-So neither a report that was lost with a worker nor the order of reports changes a point or a
-pruning rule.
+The loop reports the end of a trial as it is recorded, and evaluations are read from the record. So
+points and pruning rules do not depend on the order of reports, or on reports that were lost with a
+worker.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class SearchSource:
     """The trials of a plan's search; it draws points, and writes nothing but the study."""
 
     def __init__(self, store: Store, plan: Plan, writer: Executor | None = None) -> None:
-        """Read the records, and draw every point that can be drawn by them.
+        """Read the records, and draw every point that can be drawn from them.
 
         writer: if given, it writes study.db after each change.
         """
         self._store, self._writer = store, writer
         self.plan, self.search = plan, search_of(plan)
-        """Both have all points so far; the loop writes the plan before it starts their trials."""
+        """Both hold all points so far; the loop writes the plan before it starts their trials."""
         self.points: list[Point] = []
         self.finished = False
         self._trials = self.search.trials()
@@ -56,8 +56,8 @@ class SearchSource:
     def ready(self, states: Mapping[str, Status]) -> list[Trial]:
         """The trials of open points that have not ended and were not returned before.
 
-        With pruning, a trial waits for all trials behind its bounds: after a repair or `--retry`
-        some may be running again.
+        With pruning, a trial waits until all trials that decide its bounds have ended: after a
+        repair or `--retry` some may be running again.
         """
         before = self.ended()
         known = self._draw(states)

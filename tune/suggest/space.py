@@ -1,4 +1,4 @@
-"""The space of a search: ranges and choices of settings, from words or a TOML file, as plain data.
+"""The space of a search: ranges and choices of settings, from options or a TOML file, as data.
 
     eta_p=1e-3..2e-2:log      any number between, evenly on a logarithmic scale
     esteps=1..6               whole numbers, since the setting is one
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE, BOUNDS = "space", ("low", "high")
 RANGE = re.compile(r"(?P<low>[^:]+?)\.\.(?P<high>[^:]+)(?P<log>:log)?(:step=(?P<step>[1-9]\d*))?")
 DIGITS = 3
-"""Drawn floats are rounded to these digits, so that the printed value is exactly the value used."""
+"""Drawn floats have this many significant digits, so that the printed value is the value used."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Space:
                 raise ValueError(f"{name} is given twice in the space")
 
     def __str__(self) -> str:
-        """The space in one spelling, as it is typed after --space."""
+        """The space in its standard form, as it is typed after --space."""
         return " ".join(f"{axis.name}={axis.text}" for axis in self.axes)
 
     def points(self) -> Iterator[dict[str, object]]:

@@ -44,7 +44,7 @@ def write_study(store: Store, search: Search, points: Sequence[Point]) -> None:
             cause: BaseException = error
             while (earlier := cause.__cause__ or cause.__context__) is not None:
                 cause = earlier
-            # SQLite's word for a lock, a full disk, missing permissions: the file itself is sound.
+            # SQLite's error for a lock, a full disk, missing permissions: the file itself is sound.
             if last or isinstance(cause, sqlite3.OperationalError):
                 raise OSError(f"{file} cannot be written: {cause}") from None
             file.unlink(missing_ok=True)

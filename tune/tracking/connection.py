@@ -1,6 +1,6 @@
 """The connection to MLflow, and the SQLite file in which MLflow keeps a sweep by default.
 
-That is a view of the run directories: if the file is damaged, a new one is filled. MLflow makes its
+The file only repeats the run directories: if it is damaged, a new one is filled. MLflow makes its
 tables in some forty steps and cannot go on if it was killed between two of them, so a new file is
 made in another folder first.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mpcc.runs.files import quarantine
+from mpcc.shell import without_password
 from tune.store.transfer import scratch_dir
 from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, first_line
 
@@ -25,7 +26,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    # No connection outlives its use: one to a file that was moved away would write there.
+    # Connections end after use: one to a file that was moved would write to the moved file.
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -59,15 +60,16 @@ def check_reachable(uri: str, out: Path, preset: str, *, begun: bool) -> str | N
         return None
     try:
         client, experiment = open_experiment(uri, out, preset)
-        client.set_experiment_tag(experiment, *KIND)  # Writes, which it may not be allowed to.
+        client.set_experiment_tag(experiment, *KIND)  # A write, which may be forbidden.
         return None
     except Exception as error:  # whatever a database or a server can raise
         problem = first_line(error)
     if begun:
         return problem
     raise ValueError(
-        f"MLflow at {uri} cannot be written to ({problem}): repair it, correct --tracking-uri, or "
-        f"leave that out (a SQLite file in {out}) and deliver later with --sync --tracking-uri"
+        f"MLflow at {without_password(uri)} cannot be written to ({problem}): repair it, correct "
+        f"--tracking-uri, or leave that out (a SQLite file in {out}) and deliver later with --sync "
+        "--tracking-uri"
     )
 
 

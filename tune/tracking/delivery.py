@@ -1,7 +1,7 @@
-"""Brings MLflow up to the records of a sweep: asks MLflow for its runs, and sends what they lack.
+"""Brings MLflow up to date with a sweep: asks MLflow for its runs, and sends what they lack.
 
-A run's tags tell all that was sent, its evaluations by their number and a digest, and are set last.
-A run that has the tags that it should have is left alone. Models follow after all runs, each with
+A run's tags describe all that was sent (evaluations by their number and a digest) and are set last,
+so a run with the right tags is complete and is left alone. Models follow after all runs, each with
 a tag of its own.
 """
 
@@ -138,7 +138,7 @@ class Delivery:
     def _best_cell(self, trials: Trials) -> str | None:
         """The key of the best cell once every trial has ended; None if there is none."""
         if self.running is None and ENDED.issuperset(status.state for _, status in trials):
-            with suppress(RunDirError):  # Several data sets, or nothing is done.
+            with suppress(RunDirError):  # Several data sets, or no finished trial.
                 return best_cell(self.store.out)
         return None
 
@@ -191,7 +191,7 @@ class Delivery:
             )
             for run in page:
                 key = run.data.tags.get("trial_key", SWEEP)
-                if key in runs:  # Made by a request that was given up.
+                if key in runs:  # Made by a request that seemed to fail.
                     client.delete_run(run.info.run_id)
                 else:
                     runs[key] = run
@@ -216,7 +216,7 @@ class Delivery:
         run = self.runs[key]
         run_id, start, held = run.info.run_id, run.info.start_time, run.data
         status, sent = STATUS.get(wanted.tags["state"], "KILLED"), 0
-        if status == "RUNNING":  # In the end all rows are sent: some may have been made again.
+        if status == "RUNNING":  # At the end all rows are sent: some may have been recomputed.
             sent = int(held.tags.get("rows", "0").partition(" ")[0])
         params = [
             Param(name, value if isinstance(value, str) else json.dumps(value))

@@ -5,7 +5,7 @@ A model's files there are `model.mpcc`, which mpcc loads, and MLflow's descripti
 
 from __future__ import annotations
 
-import platform
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -77,7 +77,7 @@ def _environment() -> dict[str, object]:
 
     # This package is on no index.
     packages = [f"mlflow=={__version__}", "torch", "numpy", "pillow"]
-    python = f"python={platform.python_version()}"
+    python = f"python={'.'.join(map(str, sys.version_info[:3]))}"
     return {
         "name": "mlflow-env",
         "channels": ["conda-forge"],

@@ -31,7 +31,7 @@ class Tracker:
         self.extend(plan)
 
     def log(self, event: Event) -> None:
-        """Note an event. For an end, the record must already be in the folder."""
+        """Queue an event. If the trial has ended, its record must already be in the folder."""
         if event.row is not None or event.kind != EventKind.PROGRESS:
             self._messages.put(event)
 
@@ -39,18 +39,14 @@ class Tracker:
         """Use the plan, which has more trials now."""
         self._messages.put(plan)
 
-    def finish(self) -> None:
-        """Begin the last delivery: no trial runs any more."""
-        self._messages.put(None)
-        self._closing.set()
-
     def close(self, deadline: float) -> str | None:
-        """Finish, and wait for the last delivery until `deadline` (time.monotonic).
+        """Make one last delivery, and wait for it until `deadline` (time.monotonic).
 
-        Returns why the delivery fails, None if it is complete.
+        No trial runs any more. Returns why the delivery fails, None if it is complete.
         """
         seconds = max(0.0, deadline - time.monotonic())
-        self.finish()
+        self._messages.put(None)
+        self._closing.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
             return self.problem or f"no answer within {seconds:.0f} s"

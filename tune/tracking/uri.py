@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mpcc.options import usable
+from mpcc.shell import without_password
 from tune.plan.plan import MLFLOW
 from tune.store.plan_file import readable
 
@@ -22,12 +23,12 @@ def default_uri(out: Path) -> str:
 
 
 def recorded_uri(uri: str, out: Path) -> str:
-    """The URI as mlflow.json holds it: that of the sweep's own database names no folder."""
-    return f"{SQLITE}{DATABASE}" if uri == default_uri(out) else uri
+    """The URI as mlflow.json holds it: no password, and no folder of the sweep's own database."""
+    return f"{SQLITE}{DATABASE}" if uri == default_uri(out) else without_password(uri)
 
 
 def damage_of(uri: str) -> str | None:
-    """The damage of the database at a SQLite URI, seen by its first bytes; None if it is sound.
+    """The damage of the database at a SQLite URI, by its first bytes; None if it seems sound.
 
     An empty file counts as sound: SQLite takes it for a new database.
     """
@@ -61,7 +62,7 @@ def checked_uri(uri: str) -> str:
         return uri
     raise ValueError(
         f"--tracking-uri must start with sqlite:///, http://, https://, postgresql:// or mysql://, "
-        f"got '{uri}'"
+        f"got '{without_password(uri)}'"
     )
 
 
@@ -74,11 +75,11 @@ def ui_hint(uri: str, out: Path, program: str = "mlflow") -> list[str]:
     known = experiment.isdigit()
     page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if known else ""
     if uri.startswith("http"):
-        return [f"open {uri.rstrip('/')}{page}"]
+        return [f"open {without_password(uri).rstrip('/')}{page}"]
     return [
         # Without the job execution it starts in seconds; MLflow's start page shows no runs.
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(program)} server "
-        f"--backend-store-uri {shlex.quote(uri)} --workers 1 --port 5000",
+        f"--backend-store-uri {shlex.quote(without_password(uri))} --workers 1 --port 5000",
         f"then open http://localhost:5000{page}",
     ]
 
@@ -91,5 +92,5 @@ def read_record(out: Path, uri: str) -> Mapping[str, object]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not empty, at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in without_password(str(error)).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]

@@ -80,7 +80,7 @@ def of_sweep(
 
 
 def of_trial(store: Store, plan: Plan, trial: Trial, status: Status, rows: Iterable[Row]) -> Wanted:
-    """The content of a trial's run. rows: its evaluations; the later of one iteration counts."""
+    """The content of a trial's run. rows: its evaluations; of equal iterations the last counts."""
     folder, cell = store.trial_dir(trial.key), trial.cell
     known = {row["iteration"]: row for row in map(_numbers, rows)}
     evaluations = [known[iteration] for iteration in sorted(known)]
@@ -122,7 +122,7 @@ def _source(plan: Plan, code: str) -> dict[str, str]:
 
 
 def _numbers(row: Row) -> Evaluation:
-    """A row as MLflow gets it, without `seconds`: a repeated row would differ.
+    """A row as MLflow gets it, without `seconds`, in which a repeated row would differ.
 
     MLflow would store infinity as 1.8e308, so it becomes NaN; it takes no @ in a name.
     """
