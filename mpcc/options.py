@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -62,10 +63,10 @@ def usable(text: str | Path) -> Path:
         found = Path(os.path.expanduser(text))
         if str(found).startswith("~") and not os.path.lexists(found):
             raise RuntimeError
-        found.resolve()
-        found.exists()
-    except RuntimeError:  # Path.resolve raises it for a symlink loop, too.
-        raise ValueError(f"'{shown}' cannot be resolved: unknown user, or a symlink loop") from None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found.stat()  # Raises for a symlink loop, too.
+    except RuntimeError:
+        raise ValueError(f"'{shown}' cannot be resolved: unknown user") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"'{shown}' cannot be a path: {reason}") from None

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from mpcc.config import PRESETS
 from mpcc.data.files import DataError
 from mpcc.data.image_set import load
+from mpcc.options import usable
 from mpcc.use.images import files_of, prepare
 from mpcc.use.levels import Levels
 
@@ -196,6 +197,15 @@ def test_a_file_called_like_a_users_home_is_a_file(
     assert files_of("~/00.png") == files_of(["~/00.png"]) == [at_home]
     with pytest.raises(ValueError, match="'~y.png' cannot be resolved"):
         files_of("~y.png")
+
+
+def test_a_loop_of_links_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / "a" / "x.png"):
+        with pytest.raises(ValueError, match="a.* cannot be a path: Too many levels"):
+            usable(path)
+    assert usable(tmp_path / "c" / "x.png") == tmp_path / "c" / "x.png"
 
 
 def test_files_are_converted_as_for_training_and_that_is_said(
