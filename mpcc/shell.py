@@ -53,8 +53,9 @@ def one_line(error: Exception) -> str:
 
 
 def message_of(error: BaseException, limit: int | None = None) -> str:
-    """An error's message in one line, cut to `limit` characters; its type's name if it is empty."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    """An error's message in one line, without passwords, cut to `limit` characters; its type's name
+    if it is empty."""
+    return " ".join(without_password(str(error)).split())[:limit] or type(error).__name__
 
 
 def without_password(text: str) -> str:

@@ -262,7 +262,8 @@ BAD = {
     "two sources": ["--runs", ".", "--mlflow", "sqlite:///x.db"],
     "sweep of a folder": ["--runs", ".", "--sweep", "digits"],
     "no such data base": ["--mlflow", "sqlite:///nowhere.db"],
-    "no such server kind": ["--mlflow", "ftp://x"],
+    "no such server kind": ["--mlflow", "ftp://ada:secret@x"],
+    "no driver of a database": ["--mlflow", "mysql+none://ada:secret@x/db"],
     "no archive": ["--export", "supplement.pdf"],
     "archive and folder": ["--export", "supplement.zip", "--out", "tables"],
     "archive and check": ["--export", "supplement.zip", "--check"],
@@ -284,6 +285,7 @@ def test_usage_error_is_one_line_and_writes_nothing(
         assert make_tables.main(arguments) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("make_tables: ") and error.count("\n") == 1
+    assert "secret" not in error
     assert list(tmp_path.iterdir()) == []
 
 

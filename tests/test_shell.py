@@ -63,6 +63,7 @@ def test_a_script_runs_as_it_is_printed_from_any_folder(
 def test_a_password_in_an_address_is_not_shown(text: str, told: str) -> None:
     assert shell.without_password(text).endswith(told.removeprefix("..."))
     assert "secret" not in told
+    assert shell.one_line(ValueError(text)) == shell.without_password(text)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_with_what_to_do(

@@ -17,7 +17,7 @@ from mpcc.config import REMOVED, full_name, parse_value
 from mpcc.evaluation.metrics import TEST
 from mpcc.runs import run_dir
 from mpcc.runs.files import SEAL
-from mpcc.shell import message_of, without_password
+from mpcc.shell import message_of
 from tune.plan.plan import MLFLOW, PLAN, TRIALS
 
 _PICTURE = "samples.png"
@@ -36,16 +36,14 @@ def fetch(uri: str, folder: Path, name: str | None = None, *, curves: bool = Fal
         return _lay_out(client, _parent(client, uri, name), folder, curves)
     except (MlflowException, OSError) as error:
         reason = message_of(error, 200)
-        server = without_password(uri)
-        raise LoadError(f"MLflow at {server} does not answer as it should: {reason}") from None
+        raise LoadError(f"MLflow at {uri} does not answer as it should: {reason}") from None
 
 
 def _client(uri: str) -> Any:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise LoadError(f"{uri} is no database; MLflow's is <sweep>/mlflow.db by default")
     if not uri.startswith(("sqlite:///", "http://", "https://", "postgresql", "mysql")):
-        got = without_password(uri)
-        raise LoadError(f"--mlflow must be sqlite:///FILE or the URL of a server, got '{got}'")
+        raise LoadError(f"--mlflow must be sqlite:///FILE or the URL of a server, got '{uri}'")
     for key, value in {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -59,7 +57,11 @@ def _client(uri: str) -> Any:
 
     for logger in ("mlflow", "alembic", "mlflow.store.db.utils", "alembic.runtime.migration"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)  # The process's own tracking URI stays as it is.
+    try:
+        return MlflowClient(tracking_uri=uri)  # The process's own tracking URI stays as it is.
+    except Exception as error:  # such as a database's driver that is not installed
+        reason = message_of(error, 200)
+        raise LoadError(f"MLflow at {uri} cannot be opened: {reason}") from None
 
 
 def _search(client: Any, text: str) -> Iterator[Any]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from mpcc.runs.files import quarantine
-from mpcc.shell import without_password
 from tune.store.transfer import scratch_dir
 from tune.tracking.uri import ARTIFACTS, SQLITE, default_uri, file_of, first_line
 
@@ -67,9 +66,8 @@ def check_reachable(uri: str, out: Path, preset: str, *, begun: bool) -> str | N
     if begun:
         return problem
     raise ValueError(
-        f"MLflow at {without_password(uri)} cannot be written to ({problem}): repair it, correct "
-        f"--tracking-uri, or leave that out (a SQLite file in {out}) and deliver later with --sync "
-        "--tracking-uri"
+        f"MLflow at {uri} cannot be written to ({problem}): repair it, correct --tracking-uri, or "
+        f"leave that out (a SQLite file in {out}) and deliver later with --sync --tracking-uri"
     )
 
 

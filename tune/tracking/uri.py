@@ -62,7 +62,7 @@ def checked_uri(uri: str) -> str:
         return uri
     raise ValueError(
         f"--tracking-uri must start with sqlite:///, http://, https://, postgresql:// or mysql://, "
-        f"got '{without_password(uri)}'"
+        f"got '{uri}'"
     )
 
 
